@@ -1,0 +1,30 @@
+"""Boxes and cameras: the only place that knows a box layout or a frame of reference."""
+
+from bevkd2.structures.boxes3d import Boxes3D, wrap_angle
+from bevkd2.structures.cameras import (
+    CAMERA_NAMES,
+    invert_pose,
+    lidar2img_matrix,
+    pose_matrix,
+    project_points,
+    quaternion_to_matrix,
+    quaternion_yaw,
+    scale_intrinsics,
+)
+from bevkd2.structures.global_boxes import GlobalBoxes, from_global, to_global
+
+__all__ = [
+    "CAMERA_NAMES",
+    "Boxes3D",
+    "GlobalBoxes",
+    "from_global",
+    "invert_pose",
+    "lidar2img_matrix",
+    "pose_matrix",
+    "project_points",
+    "quaternion_to_matrix",
+    "quaternion_yaw",
+    "scale_intrinsics",
+    "to_global",
+    "wrap_angle",
+]

@@ -1,0 +1,131 @@
+"""Camera order, poses and projections.
+
+Poses are float64 numpy (global coordinates reach kilometres); what a network reads is torch. Pixel coordinates are
+continuous: pixel (i, j) covers [j, j + 1) x [i, i + 1), so resizing an image multiplies them by the ratio of the sizes,
+and padding on the right and at the bottom changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Array = npt.NDArray[np.float64]
+
+CAMERA_NAMES = (
+    "CAM_FRONT",
+    "CAM_FRONT_RIGHT",
+    "CAM_FRONT_LEFT",
+    "CAM_BACK",
+    "CAM_BACK_LEFT",
+    "CAM_BACK_RIGHT",
+)
+
+
+def quaternion_to_matrix(rotation: Sequence[float] | Array) -> Array:
+    """Rotation matrix of a quaternion.
+
+    Args:
+        rotation: (4,) w, x, y, z; normalised here, as nuScenes stores rounded numbers.
+
+    Returns:
+        (3, 3) float64.
+
+    Raises:
+        ValueError: for a quaternion of zero length or with NaN.
+    """
+    q = np.asarray(rotation, dtype=np.float64)
+    norm = float(np.linalg.norm(q))
+    if not norm > 0:
+        raise ValueError(f"rotation {q.tolist()} is no quaternion: its length is {norm}, expected 1")
+    w, x, y, z = q / norm
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
+def quaternion_yaw(rotation: Sequence[float] | Array) -> float:
+    """Heading of the rotated x axis on the xy plane, in radians in (-pi, pi], of a quaternion w, x, y, z."""
+    matrix = quaternion_to_matrix(rotation)
+    return math.atan2(matrix[1, 0], matrix[0, 0])
+
+
+def pose_matrix(translation: Sequence[float] | Array, rotation: Sequence[float] | Array) -> Array:
+    """Rigid transform from a sensor's (or the ego's) frame to its parent.
+
+    Args:
+        translation: (3,) metres.
+        rotation: (4,) quaternion w, x, y, z.
+
+    Returns:
+        (4, 4) float64.
+    """
+    matrix = np.eye(4)
+    matrix[:3, :3] = quaternion_to_matrix(rotation)
+    matrix[:3, 3] = translation
+    return matrix
+
+
+def invert_pose(pose: Array) -> Array:
+    """Inverse of a (4, 4) rigid transform, without a general matrix inversion."""
+    inverse = np.eye(4)
+    inverse[:3, :3] = pose[:3, :3].T
+    inverse[:3, 3] = -pose[:3, :3].T @ pose[:3, 3]
+    return inverse
+
+
+def scale_intrinsics(intrinsics: Array, scale_x: float, scale_y: float) -> Array:
+    """Intrinsics of a resized image.
+
+    Args:
+        intrinsics: (..., 3, 3) pinhole matrices in pixels of the original image.
+        scale_x: new width / old width.
+        scale_y: new height / old height.
+
+    Returns:
+        (..., 3, 3) in pixels of the resized image.
+    """
+    return intrinsics * np.array([scale_x, scale_y, 1.0])[:, None]
+
+
+def lidar2img_matrix(intrinsics: Array, cam2lidar: Array) -> Array:
+    """Projection from LIDAR_TOP to pixels.
+
+    Args:
+        intrinsics: (3, 3) pinhole matrix in pixels.
+        cam2lidar: (4, 4) rigid transform, ego motion between the two stamps included.
+
+    Returns:
+        (4, 4) float64: applied to (x, y, z, 1) in metres it gives (u * depth, v * depth, depth, 1).
+    """
+    padded = np.eye(4)
+    padded[:3, :3] = intrinsics
+    return padded @ invert_pose(cam2lidar)
+
+
+def project_points(points: Tensor, lidar2img: Tensor) -> tuple[Tensor, Tensor]:
+    """Project points into images.
+
+    Args:
+        points: (..., P, 3) metres, in the frame that `lidar2img` starts from.
+        lidar2img: (..., 4, 4), leading dimensions broadcast against those of `points`.
+
+    Returns:
+        uv: (..., P, 2) continuous pixel coordinates (x, y). Meaningless where the depth is not positive.
+        depth: (..., P) metres along the optical axis; a point is in front of the camera where it is positive.
+    """
+    rotation, translation = lidar2img[..., :3, :3], lidar2img[..., :3, 3]
+    projected = points @ rotation.transpose(-1, -2) + translation.unsqueeze(-2)
+    depth = projected[..., 2]
+    # Points on or behind the image plane divide by 1e-5 m (BEVFormer's epsilon) instead of by nothing or backwards.
+    uv = projected[..., :2] / torch.clamp(depth, min=1e-5).unsqueeze(-1)
+    return uv, depth

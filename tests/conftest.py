@@ -1,0 +1,18 @@
+"""Fixtures that every room's tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The directory with golden/ and real/, named by BEVKD2_SHARED."""
+    root = os.environ.get("BEVKD2_SHARED")
+    if not root:
+        pytest.skip("BEVKD2_SHARED is not set: it names the directory that holds golden/ and real/")
+    return Path(root)
