@@ -41,9 +41,9 @@ class Boxes3D:
     For nuScenes the frame is LIDAR_TOP: x right, y forward, z up.
 
     Attributes:
-        tensor: (N, 7) or (N, 9) floating point: x, y, z of the gravity centre, length (along the heading), width,
-            height in metres, yaw in radians counter-clockwise about z from +x, and with nine columns the velocity
-            vx, vy in m/s.
+        tensor: (N, 7) or (N, 9) floating point: x, y, z of the gravity centre, length (along the heading),
+            width, height in metres, yaw in radians counter-clockwise about z from +x, and with nine columns
+            the velocity vx, vy in m/s.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -159,8 +159,8 @@ class Boxes3D:
         """The eight corners, in nuscenes-devkit's order.
 
         Returns:
-            (N, 8, 3) in metres. Seen along the heading, 0 to 3 are the front face: left top, right top, right bottom,
-            left bottom; 4 to 7 are the rear face in the same order.
+            (N, 8, 3) in metres. Seen along the heading, 0 to 3 are the front face: left top, right top, right
+            bottom, left bottom; 4 to 7 are the rear face in the same order.
         """
         signs = self.tensor.new_tensor(_CORNER_SIGNS)
         offsets = 0.5 * signs * self.size[:, None, :]
@@ -173,7 +173,8 @@ class Boxes3D:
         """Which gravity centres lie strictly within an axis-aligned range.
 
         Args:
-            limits: (x_min, y_min, x_max, y_max) in metres, or with z (x_min, y_min, z_min, x_max, y_max, z_max).
+            limits: (x_min, y_min, x_max, y_max) in metres, or with z (x_min, y_min, z_min, x_max, y_max,
+                z_max).
 
         Returns:
             (N,) bool.
@@ -191,8 +192,9 @@ class Boxes3D:
     def transform(self, matrix: Tensor) -> Boxes3D:
         """Express the boxes in another frame.
 
-        Boxes stay upright: of a tilting rotation, centres feel all of it, headings and velocities the projection of
-        the rotated vector on the new xy plane (nuscenes-devkit's `quaternion_yaw` does the same).
+        Boxes stay upright: of a tilting rotation, centres feel all of it, headings and velocities the
+        projection of the rotated vector on the new xy plane (nuscenes-devkit's `quaternion_yaw` does the
+        same).
 
         Args:
             matrix: (4, 4) rigid transform from the boxes' frame to the new one.

@@ -1,8 +1,8 @@
 """Camera order, poses and projections.
 
-Poses are float64 numpy (global coordinates reach kilometres); what a network reads is torch. Pixel coordinates are
-continuous: pixel (i, j) covers [j, j + 1) x [i, i + 1), so resizing an image multiplies them by the ratio of the sizes,
-and padding on the right and at the bottom changes nothing.
+Poses are float64 numpy (global coordinates reach kilometres); what a network reads is torch. Pixel
+coordinates are continuous: pixel (i, j) covers [j, j + 1) x [i, i + 1), so resizing an image multiplies them
+by the ratio of the sizes, and padding on the right and at the bottom changes nothing.
 """
 
 from __future__ import annotations
@@ -126,6 +126,7 @@ def project_points(points: Tensor, lidar2img: Tensor) -> tuple[Tensor, Tensor]:
     rotation, translation = lidar2img[..., :3, :3], lidar2img[..., :3, 3]
     projected = points @ rotation.transpose(-1, -2) + translation.unsqueeze(-2)
     depth = projected[..., 2]
-    # Points on or behind the image plane divide by 1e-5 m (BEVFormer's epsilon) instead of by nothing or backwards.
+    # Points on or behind the image plane divide by 1e-5 m (BEVFormer's epsilon) instead of by nothing or
+    # backwards.
     uv = projected[..., :2] / torch.clamp(depth, min=1e-5).unsqueeze(-1)
     return uv, depth

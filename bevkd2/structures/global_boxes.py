@@ -37,8 +37,8 @@ class GlobalBoxes:
 def from_global(boxes: GlobalBoxes, lidar2global: Array) -> Boxes3D:
     """Express the devkit's boxes in the lidar frame.
 
-    The heading is that of the box's length axis projected on the lidar's xy plane: what little tilt there is between
-    the frames is dropped, as in the devkit's `quaternion_yaw`. NaN velocities stay NaN.
+    The heading is that of the box's length axis projected on the lidar's xy plane: what little tilt there is
+    between the frames is dropped, as in the devkit's `quaternion_yaw`. NaN velocities stay NaN.
 
     Args:
         boxes: N boxes in the global frame.
@@ -89,8 +89,9 @@ def _multiply_yaw(quaternion: Array, yaw: Array) -> Array:
 def _matrix_to_quaternion(matrix: Array) -> Array:
     """Unit quaternion w, x, y, z of a (3, 3) rotation.
 
-    The quaternion is the eigenvector of the largest eigenvalue of a symmetric 4 x 4 matrix: Bar-Itzhack, "New Method for
-    Extracting the Quaternion from a Rotation Matrix", 2000, eq. 13-14. It has no special cases near a half turn.
+    The quaternion is the eigenvector of the largest eigenvalue of a symmetric 4 x 4 matrix: Bar-Itzhack, "New
+    Method for Extracting the Quaternion from a Rotation Matrix", 2000, eq. 13-14. It has no special cases
+    near a half turn.
     """
     (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = matrix
     k = np.array(

@@ -72,7 +72,8 @@ def test_scaled_intrinsics_scale_the_projection(sx, sy):
 
 
 def test_a_synthetic_camera_sees_what_is_in_front_of_it():
-    # Looks along the lidar's +y: camera x = lidar x, camera y = -lidar z, camera z = lidar y; one metre ahead.
+    # Looks along the lidar's +y: camera x = lidar x, camera y = -lidar z, camera z = lidar y; one metre
+    # ahead.
     cam2lidar = np.array([[1.0, 0, 0, 0], [0, 0, 1, 1], [0, -1, 0, 0], [0, 0, 0, 1]])
     intrinsics = np.array([[100.0, 0, 80], [0, 100, 45], [0, 0, 1]])
     lidar2img = torch.from_numpy(lidar2img_matrix(intrinsics, cam2lidar))

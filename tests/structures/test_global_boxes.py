@@ -70,7 +70,8 @@ def test_real_frame_equals_the_devkits_boxes(shared_dir):
     for row, box in zip(ours.tensor.numpy(), devkit_boxes, strict=True):
         np.testing.assert_allclose(row[:3], box.center, atol=1e-4)
         np.testing.assert_allclose(row[[4, 3, 5]], box.wlh, atol=1e-6)
-        # The real lidar is tilted by a degree: the corners of the upright box stay within two percent of its size.
+        # The real lidar is tilted by a degree: the corners of the upright box stay within two percent of its
+        # size.
         corners = Boxes3D(torch.from_numpy(row[None, :7])).corners()[0].numpy()
         np.testing.assert_allclose(corners, box.corners().T, atol=0.02 * float(np.linalg.norm(box.wlh)))
     back = to_global(ours, lidar2global)
