@@ -1,0 +1,234 @@
+"""Every configuration key with its default, its unit and its legal values.
+
+Keys that exist in Detectron2 carry Detectron2's names and meaning. A distillation method's node
+(``DISTILL.<NAME>``) is added by the method's own ``add_config`` (see :mod:`bevkd2.distill.methods`).
+"""
+
+from __future__ import annotations
+
+import fvcore.common.config as fvcore_config
+
+from bevkd2.config.node import CfgNode as CN  # noqa: N817  (Detectron2's customary alias)
+from bevkd2.config.plugins import extend_config
+
+
+def get_cfg() -> CN:
+    """Returns a fresh copy of the default configuration."""
+    cfg = CN()
+    cfg.VERSION = 2
+    add_bevkd2_config(cfg)
+    return cfg
+
+
+def add_bevkd2_config(cfg: fvcore_config.CfgNode) -> None:
+    """Adds every key of bevkd2 to ``cfg``, which may have begun as Detectron2's own tree.
+
+    Args:
+        cfg: a config node; keys of the same name are overwritten, others are left alone.
+    """
+    cfg.OUTPUT_DIR = "output"
+    cfg.SEED = -1  # < 0: a fresh seed for every run, logged
+    cfg.CUDNN_BENCHMARK = False
+    for name in ("MODEL", "INPUT", "DATASETS", "DATALOADER", "SOLVER", "TEST"):
+        if name not in cfg:
+            cfg[name] = CN()
+    _add_model(cfg.MODEL)
+    _add_bevformer(cfg.MODEL)
+    _add_data(cfg)
+    _add_solver(cfg.SOLVER)
+    _add_test(cfg.TEST)
+    _add_distill(cfg)
+    extend_config(cfg)
+
+
+def _node(parent: fvcore_config.CfgNode, name: str) -> fvcore_config.CfgNode:
+    if name not in parent:
+        parent[name] = CN()
+    return parent[name]
+
+
+def _add_model(model: fvcore_config.CfgNode) -> None:
+    model.META_ARCHITECTURE = "BEVFormer"
+    model.DEVICE = (
+        "auto"  # "auto": a GPU where one is visible, else the CPU (logged) | "cuda" | "cuda:1" | "cpu"
+    )
+    model.WEIGHTS = ""  # a checkpoint of the whole model; every key must match, but for ALLOW_MISSING
+    model.ALLOW_MISSING = []  # key prefixes that WEIGHTS may lack
+    model.PIXEL_FORMAT = "RGB"  # channel order in which the body was trained: "RGB" | "BGR"
+    model.PIXEL_MEAN = [123.675, 116.28, 103.53]  # in the order of PIXEL_FORMAT, 0..255
+    model.PIXEL_STD = [58.395, 57.12, 57.375]
+    model.SIZE_DIVISIBILITY = 32  # images are padded, right and bottom, to a multiple of it (pixels)
+
+    backbone = _node(model, "BACKBONE")
+    backbone.NAME = "build_resnet_backbone"  # a name in BACKBONE_REGISTRY
+    backbone.WEIGHTS = ""  # local file (.pth, .safetensors) that initialises the body alone
+    backbone.FREEZE_AT = 2  # stages frozen, the stem counted as the first; 0: none
+    backbone.CHECKPOINTING = False  # recompute the body's stages in the backward pass to save memory
+
+    resnets = _node(model, "RESNETS")
+    resnets.DEPTH = 50  # 10 (one basic block a stage) | 18 | 34 | 50 | 101 | 152
+    resnets.STEM_OUT_CHANNELS = 64
+    resnets.RES2_OUT_CHANNELS = 256  # 64 for basic blocks (depth 10, 18, 34); doubles with every stage
+    resnets.NUM_GROUPS = 1  # ResNeXt: 32 or 64
+    resnets.WIDTH_PER_GROUP = 64  # ResNeXt-101 32x8d: 8
+    resnets.STRIDE_IN_1X1 = False  # True: caffe style
+    resnets.DEFORM_ON_PER_STAGE = [False, False, False, False]  # res2..res5: DCNv2 in every 3x3
+    resnets.NORM = (
+        "FrozenBN"  # "FrozenBN": running statistics, affine fixed in frozen stages only | "BN" | "GN"
+    )
+    resnets.OUT_FEATURES = ["res5"]
+
+    timm = _node(model, "TIMM")
+    timm.NAME = ""  # for NAME: build_timm_backbone; any timm model that gives features
+    timm.OUT_INDICES = [3]
+
+    fpn = _node(model, "FPN")
+    fpn.IN_FEATURES = ["res5"]
+    fpn.OUT_CHANNELS = 256
+    fpn.NUM_OUTS = 1  # levels beyond IN_FEATURES are made by stride-2 convolutions on the coarsest output
+    fpn.NORM = ""  # "" | "BN" | "GN"
+
+    grid_mask = _node(model, "GRID_MASK")
+    grid_mask.ENABLED = True  # training only, on the current frame
+    grid_mask.PROB = 0.7
+    grid_mask.RATIO = 0.5
+    grid_mask.MODE = 1
+
+
+def _add_bevformer(model: fvcore_config.CfgNode) -> None:
+    bev = _node(model, "BEVFORMER")
+    bev.NUM_CLASSES = 10
+    bev.NUM_CAMERAS = 6
+    bev.EMBED_DIM = 256
+    bev.NUM_HEADS = 8
+    bev.FFN_DIM = 512
+    bev.DROPOUT = 0.1
+    bev.BEV_SHAPE = [50, 50]  # rows (y), columns (x)
+    bev.PC_RANGE = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]  # metres: x0 y0 z0 x1 y1 z1, LIDAR_TOP frame
+    bev.POST_CENTER_RANGE = [-61.2, -61.2, -10.0, 61.2, 61.2, 10.0]  # metres; detections outside are dropped
+    bev.ENCODER_LAYERS = 3
+    bev.DECODER_LAYERS = 6
+    bev.NUM_QUERIES = 900
+    bev.QUERY_INIT = "random"  # "random" (the paper's) | "grid": reference points start on a regular BEV grid
+    bev.NUM_FEATURE_LEVELS = 4  # rows of the level embedding (the published models keep 4 even for one level)
+    bev.PILLAR_POINTS = 4  # 3D reference points in a pillar
+    bev.SPATIAL_POINTS = 8  # sampling points a level; a multiple of PILLAR_POINTS
+    bev.TEMPORAL_POINTS = 4
+    bev.DECODER_POINTS = 4
+    bev.USE_CAN_BUS = True  # add an embedding of the 18-vector to the BEV queries
+    bev.USE_SHIFT = True  # shift the temporal reference points by the ego motion
+    bev.ROTATE_PREV_BEV = True
+    bev.MAX_DETECTIONS = 300
+    bev.SCORE_THRESHOLD = 0.0
+
+    # Faults of the published code that the published weights were trained with (docs/design.md).
+    legacy = _node(bev, "LEGACY")
+    legacy.ALIASED_SHIFT = False  # the current frame's temporal reference points are shifted too
+    legacy.ROTATE_CENTER = []  # x, y in cells; []: the grid's centre. Published tiny and small used [100, 100]
+    legacy.PADDING_VISIBLE = False  # points that project into the padding count as visible
+
+    loss = _node(bev, "LOSS")
+    loss.CLS_WEIGHT = 2.0
+    loss.FOCAL_ALPHA = 0.25
+    loss.FOCAL_GAMMA = 2.0
+    loss.BOX_WEIGHT = 0.25
+    loss.CODE_WEIGHTS = [
+        1.0,
+        1.0,
+        1.0,
+        1.0,
+        1.0,
+        1.0,
+        1.0,
+        1.0,
+        0.2,
+        0.2,
+    ]  # of cx cy logw logl cz logh sin cos vx vy
+    loss.CENTER_WEIGHT = 1.0  # multiplies the code weights of cx and cy in the loss (not in matching)
+
+    # Dense supervision in training only, as BEVFormer v2 and others use; 0: off, as in the paper's configs.
+    aux = _node(bev, "AUX")
+    aux.BEV_HEATMAP_WEIGHT = 0.0
+    aux.IMAGE_HEATMAP_WEIGHT = 0.0
+
+
+def _add_data(cfg: fvcore_config.CfgNode) -> None:
+    inp = cfg.INPUT
+    inp.CAMERAS = [
+        "CAM_FRONT",
+        "CAM_FRONT_RIGHT",
+        "CAM_FRONT_LEFT",
+        "CAM_BACK",
+        "CAM_BACK_LEFT",
+        "CAM_BACK_RIGHT",
+    ]
+    inp.IMAGE_SCALE = 0.5  # resize factor of both image sides; the intrinsics follow
+    inp.PHOTOMETRIC = True  # brightness, contrast, saturation, hue, channel order; training only
+    inp.QUEUE_LENGTH = 3  # key frames in a training sample: the current one and QUEUE_LENGTH - 1 of history
+
+    data = cfg.DATASETS
+    data.FORMAT = "nuscenes"
+    data.ROOT = "data/nuscenes"
+    data.VERSION = "v1.0-trainval"
+    data.TRAIN = ("train",)  # names of splits, official ones or those of the root's splits.json
+    data.TEST = ("val",)
+    data.CACHE_DIR = (
+        ""  # of the compact index; "": <ROOT>/.bevkd2_cache, or the user's cache where ROOT is read-only
+    )
+
+    cfg.DATALOADER.NUM_WORKERS = 4  # a rank
+    cfg.DATALOADER.CACHE_IMAGES = False  # keep decoded, resized images in memory: for small worlds
+
+
+def _add_solver(solver: fvcore_config.CfgNode) -> None:
+    solver.IMS_PER_BATCH = 8  # samples a step, over all ranks
+    solver.MAX_ITER = 84408  # 24 epochs of nuScenes at 8 samples a step (24 x 3,517)
+    solver.OPTIMIZER = "ADAMW"
+    solver.BASE_LR = 2e-4
+    solver.BACKBONE_MULTIPLIER = 0.1  # factor of BASE_LR for the image body
+    solver.WEIGHT_DECAY = 0.01  # on every parameter, as published
+    solver.LR_SCHEDULER_NAME = "WarmupCosineLR"  # | "WarmupMultiStepLR"
+    solver.LR_HOLD_ITERS = 1  # the schedule moves every so many iterations; published: once an epoch (3517)
+    solver.BASE_LR_END = 2e-7  # cosine's last value
+    solver.STEPS = (60000, 80000)
+    solver.GAMMA = 0.1
+    solver.WARMUP_ITERS = 500
+    solver.WARMUP_FACTOR = 1.0 / 3
+    solver.WARMUP_METHOD = "linear"  # | "constant"
+    solver.CHECKPOINT_PERIOD = 3517
+    solver.CHECKPOINTS_TO_KEEP = 3  # periodic ones; model_best and model_final stay
+    clip = _node(solver, "CLIP_GRADIENTS")
+    clip.ENABLED = True
+    clip.CLIP_VALUE = 35.0  # largest L2 norm over all parameters
+    clip.NORM_TYPE = 2.0
+    amp = _node(solver, "AMP")
+    amp.ENABLED = False
+    amp.DTYPE = "bfloat16"  # | "float16" (with a loss scaler)
+
+
+def _add_test(test: fvcore_config.CfgNode) -> None:
+    test.EVAL_PERIOD = 0  # iterations between evaluations; 0: at the end only
+    test.BEST_METRIC = "bbox/NDS"  # which checkpoint is kept as model_best
+    test.EXPECTED_RESULTS = []  # [["bbox", "mAP", 0.252, 0.002]]: --eval-only fails beyond the tolerance
+    test.PRINT_PERIOD = 50  # iterations between console lines
+
+
+def _add_distill(cfg: fvcore_config.CfgNode) -> None:
+    cfg.DISTILL = CN()
+    cfg.DISTILL.STUDENT = CN()
+    cfg.DISTILL.STUDENT.META_ARCHITECTURE = (
+        "BEVFormer"  # of the model inside MODEL.META_ARCHITECTURE: Distiller
+    )
+    teacher = cfg.DISTILL.TEACHER = CN()
+    teacher.CONFIG = ""  # the teacher's YAML, relative to the YAML that names it
+    teacher.WEIGHTS = ""  # its checkpoint, relative likewise; every key must match
+    teacher.OPTS = []  # KEY VALUE overrides of the teacher's config
+    teacher.RESOLVED = CN(new_allowed=True)  # filled by the set-up from CONFIG and OPTS, and dumped
+    teacher.DTYPE = "float32"  # | "bfloat16" | "float16": autocast of the teacher's forward pass
+    teacher.EVALUATE = False  # score the teacher on DATASETS.TEST before training, and log it
+    cfg.DISTILL.METHODS = []  # names in DISTILL_REGISTRY
+    cfg.DISTILL.FACTOR = 0.01  # multiplies every method's WEIGHT (paper 1, Eq. 9)
+    inherit = cfg.DISTILL.INHERIT = CN()
+    inherit.MODE = "off"  # "freeze" (the paper's) | "init" (its ablation) | "off"
+    inherit.PARAMS = ["bev_queries", "bev_position", "object_queries"]
+    inherit.RESIZE = ""  # "": different BEV grids are an error | "bilinear"

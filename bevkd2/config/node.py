@@ -1,0 +1,173 @@
+"""A CfgNode that reads YAML safely and explains what is wrong with a key or a value."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import fvcore.common.config as fvcore_config
+import yaml
+
+BASE_KEY = "_BASE_"
+# Keys whose value is a path relative to the YAML file that names it, as _BASE_ is.
+_RELATIVE_TO_FILE = (("DISTILL", "TEACHER", "CONFIG"),)
+
+
+class CfgNode(fvcore_config.CfgNode):
+    """fvcore's CfgNode; YAML is always loaded safely, unknown keys and wrong types are named errors."""
+
+    def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
+        """Merges a YAML file and, below it, the files that its ``_BASE_`` names.
+
+        Args:
+            cfg_filename: path of the YAML file.
+            allow_unsafe: kept for Detectron2's signature; True is refused.
+
+        Raises:
+            ValueError: unsafe loading asked for, YAML tags, or a value of the wrong type.
+            KeyError: an unknown key, with the nearest known one.
+        """
+        if allow_unsafe:
+            raise ValueError("allow_unsafe=True is refused: a config file must not run code; use plain YAML")
+        self.merge_from_other_cfg(CfgNode(_load_yaml(Path(cfg_filename), seen=())), source=str(cfg_filename))
+
+    def merge_from_other_cfg(
+        self, cfg_other: fvcore_config.CfgNode, source: str = "the other config"
+    ) -> None:
+        """Merges ``cfg_other``; ``source`` names it in errors."""
+        super().merge_from_other_cfg(_checked(cfg_other, self, source, prefix=""))
+
+    def merge_from_list(self, cfg_list: Sequence[Any]) -> None:
+        """Merges ``[KEY, VALUE, KEY, VALUE, ...]``, the trailing options of the command line."""
+        if len(cfg_list) % 2:
+            raise ValueError(
+                f"options come in pairs KEY VALUE, found {len(cfg_list)} words: {list(cfg_list)}"
+            )
+        for key, value in zip(cfg_list[::2], cfg_list[1::2], strict=True):
+            node, leaf = _find(self, str(key))
+            node[leaf] = _coerce(node[leaf], self._decode_cfg_value(value), f"command line option {key}")
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
+        """Returns the merged content of ``filename`` and its bases, loaded safely."""
+        if allow_unsafe:
+            raise ValueError("allow_unsafe=True is refused: a config file must not run code; use plain YAML")
+        return _load_yaml(Path(filename), seen=())
+
+
+def load_config(path: str | Path, options: Sequence[Any] = ()) -> CfgNode:
+    """Returns the default config merged with a YAML file and ``KEY VALUE`` options.
+
+    Args:
+        path: the YAML file.
+        options: alternating keys and values, as on the command line.
+    """
+    from bevkd2.config.defaults import get_cfg
+
+    cfg = get_cfg()
+    cfg.merge_from_file(str(path))
+    cfg.merge_from_list(list(options))
+    return cfg
+
+
+def _load_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"config file {path} does not exist; --config-file takes the path of a YAML file"
+        )
+    if path.resolve() in seen:
+        chain = " -> ".join(str(p) for p in (*seen, path))
+        raise ValueError(f"config file {path} is its own {BASE_KEY}: {chain}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"config file {path} is not plain YAML ({error}); Python tags and other objects are refused"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"config file {path} holds a {type(content).__name__}, expected a mapping of keys")
+    base_names = content.pop(BASE_KEY, [])
+    merged: dict[str, Any] = {}
+    for name in [base_names] if isinstance(base_names, str) else base_names:
+        _merge_dicts(_load_yaml(_relative_to(path, name), (*seen, path.resolve())), merged)
+    for keys in _RELATIVE_TO_FILE:
+        _resolve_path(content, keys, path)
+    _merge_dicts(content, merged)
+    return merged
+
+
+def _relative_to(path: Path, name: str) -> Path:
+    target = Path(name).expanduser()
+    return target if target.is_absolute() else path.parent / target
+
+
+def _resolve_path(content: dict[str, Any], keys: tuple[str, ...], path: Path) -> None:
+    node: Any = content
+    for key in keys[:-1]:
+        node = node.get(key) if isinstance(node, dict) else None
+    if isinstance(node, dict) and node.get(keys[-1]):
+        node[keys[-1]] = str(_relative_to(path, node[keys[-1]]))
+
+
+def _merge_dicts(source: dict[str, Any], target: dict[str, Any]) -> None:
+    for key, value in source.items():
+        if isinstance(value, dict) and isinstance(target.get(key), dict):
+            _merge_dicts(value, target[key])
+        else:
+            target[key] = value
+
+
+def _checked(
+    other: fvcore_config.CfgNode, known: fvcore_config.CfgNode, source: str, prefix: str
+) -> fvcore_config.CfgNode:
+    """Returns a copy of ``other`` whose every key is in ``known`` and whose values have its types."""
+    result = CfgNode()
+    for key, value in other.items():
+        if key not in known:
+            if not known.is_new_allowed():
+                raise KeyError(_unknown(prefix + key, list(known), prefix, source))
+            result[key] = value
+        elif isinstance(known[key], fvcore_config.CfgNode):
+            if not isinstance(value, fvcore_config.CfgNode):
+                raise ValueError(f"{source}: {prefix}{key} is a node of keys, found the value {value!r}")
+            result[key] = _checked(value, known[key], source, f"{prefix}{key}.")
+        else:
+            result[key] = _coerce(known[key], known._decode_cfg_value(value), f"{source}: {prefix}{key}")
+    return result
+
+
+def _coerce(old: Any, new: Any, name: str) -> Any:
+    """Returns ``new`` as the type of ``old`` where no information is lost, else raises."""
+    if old is None or type(old) is type(new):
+        return new
+    if isinstance(old, float) and type(new) is int:
+        return float(new)
+    if isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)):
+        return type(old)(new)
+    raise ValueError(
+        f"{name}: expected {type(old).__name__} as in {old!r}, found {type(new).__name__} {new!r}"
+    )
+
+
+def _find(cfg: fvcore_config.CfgNode, dotted: str) -> tuple[fvcore_config.CfgNode, str]:
+    """Returns the node that holds the key ``A.B.C`` and the key's last part."""
+    node: Any = cfg
+    parts = dotted.split(".")
+    for depth, part in enumerate(parts):
+        prefix = "".join(f"{p}." for p in parts[:depth])
+        if not isinstance(node, fvcore_config.CfgNode) or part not in node:
+            names = list(node) if isinstance(node, fvcore_config.CfgNode) else []
+            raise KeyError(_unknown(dotted, names, prefix, "command line option"))
+        if depth < len(parts) - 1:
+            node = node[part]
+    if isinstance(node[parts[-1]], fvcore_config.CfgNode):
+        raise ValueError(f"command line option {dotted} is a node of keys: {', '.join(node[parts[-1]])}")
+    return node, parts[-1]
+
+
+def _unknown(key: str, known: list[str], prefix: str, source: str) -> str:
+    leaf = key[len(prefix) :].split(".")[0]
+    near = difflib.get_close_matches(leaf, known, n=3, cutoff=0.5) or sorted(known)
+    return f"{source}: unknown config key {key!r}; near it stand: {', '.join(prefix + name for name in near)}"

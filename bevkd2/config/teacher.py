@@ -1,0 +1,54 @@
+"""The teacher's config inside the student's: read once, embedded in what is dumped."""
+
+from __future__ import annotations
+
+from fvcore.common.config import CfgNode as FvcoreNode
+
+from bevkd2.config.defaults import get_cfg
+from bevkd2.config.node import CfgNode, load_config
+
+# What the mapper decides once for both models (DESIGN: one geometry for teacher and student).
+_SHARED = (("INPUT", "IMAGE_SCALE"), ("INPUT", "CAMERAS"))
+
+
+def resolve_teacher(cfg: FvcoreNode) -> None:
+    """Reads ``DISTILL.TEACHER.CONFIG`` with its ``OPTS`` and embeds the result in ``cfg``.
+
+    The result stands in ``DISTILL.TEACHER.RESOLVED``, and CONFIG is emptied, so that a dumped config.yaml needs
+    no second file. A config that was dumped so, and names no CONFIG, is left as it is.
+
+    Args:
+        cfg: the student's config, not frozen.
+
+    Raises:
+        ValueError: teacher and student would need different inputs, or no teacher is named.
+    """
+    node = cfg.DISTILL.TEACHER
+    if node.CONFIG:
+        teacher = load_config(node.CONFIG, node.OPTS)
+        node.RESOLVED = CfgNode({"MODEL": teacher.MODEL.clone(), "INPUT": teacher.INPUT.clone()})
+        node.CONFIG = ""
+        node.OPTS = []
+    elif not node.RESOLVED:
+        raise ValueError("DISTILL.TEACHER.CONFIG is empty; name the teacher's YAML file")
+    for section, key in _SHARED:
+        ours, theirs = cfg[section][key], node.RESOLVED[section][key]
+        if ours != theirs:
+            raise ValueError(
+                f"{section}.{key}: the teacher's is {theirs}, the student's is {ours}; both see the same images, "
+                f"so make them equal (DISTILL.TEACHER.OPTS overrides the teacher's)"
+            )
+
+
+def teacher_config(cfg: FvcoreNode) -> CfgNode:
+    """Returns a whole config for the teacher alone: the resolved MODEL and INPUT on top of ``cfg``'s rest."""
+    teacher = get_cfg()
+    for section in ("DATASETS", "DATALOADER", "TEST"):
+        teacher[section] = cfg[section].clone()
+    teacher.MODEL = cfg.DISTILL.TEACHER.RESOLVED.MODEL.clone()
+    teacher.INPUT = cfg.INPUT.clone()
+    teacher.MODEL.WEIGHTS = cfg.DISTILL.TEACHER.WEIGHTS or teacher.MODEL.WEIGHTS
+    teacher.MODEL.DEVICE = cfg.MODEL.DEVICE
+    teacher.OUTPUT_DIR = cfg.OUTPUT_DIR
+    teacher.SEED = cfg.SEED
+    return teacher
