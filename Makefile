@@ -1,0 +1,46 @@
+# make demo | test | lint | cuda | build | clean. Everything runs in $(VENV), which is made on first use.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+
+.PHONY: install build demo test lint cuda bench clean
+.DELETE_ON_ERROR:
+
+install: $(STAMP)
+
+# torch first: the extension is built against the torch that it will run with, without build isolation.
+$(STAMP): pyproject.toml setup.py $(SOURCES)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "bevkd2 needs Python 3.10 or newer; name one with make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet torch torchvision "setuptools>=70" wheel ninja pybind11
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[dev]"
+	touch $@
+
+build: $(STAMP)
+	$(BIN)/python setup.py build_ext --inplace
+
+demo: $(STAMP)
+	$(BIN)/python tools/demo.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+
+cuda: $(STAMP)
+	$(BIN)/python csrc/compile_cuda.py
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/bench_ms_deform_attn.py
+	$(BIN)/python benchmarks/bench_train_step.py
+
+clean:
+	rm -rf build output .pytest_cache .mypy_cache .ruff_cache
+	find bevkd2 -name '*.so' -delete

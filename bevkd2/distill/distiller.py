@@ -1,0 +1,172 @@
+"""The meta-architecture around a frozen teacher and a student."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+
+from bevkd2.checkpoint import load_state, load_strict
+from bevkd2.config import teacher_config
+from bevkd2.d2 import META_ARCH_REGISTRY, configurable, get_event_storage
+from bevkd2.distill.inherit import inherit, verify_inherited
+from bevkd2.distill.methods import DISTILL_REGISTRY, DistillMethod
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@META_ARCH_REGISTRY.register()
+class Distiller(nn.Module):
+    """Trains a student on its own losses and on what a frozen teacher knows (structured distillation, Eq. 9).
+
+    total = detection losses + ``factor`` * sum over methods of ``weight`` * loss
+
+    The teacher stands outside module registration: it moves with ``.to``, but is in no state dict, no optimizer
+    and no DDP bucket; it is in eval mode and without gradient whatever ``.train()`` is called.
+    In eval mode the Distiller is the student.
+
+    Args:
+        student: a detector with preprocess, targets, extract, losses and inference.
+        teacher: another, its weights loaded.
+        methods: distillation methods by name.
+        weights: each method's weight.
+        factor: multiplies all weights; 0.01 in the paper.
+        teacher_dtype: autocast type of the teacher's forward pass; float32 switches autocast off.
+        inherit_mode, inherit_params, inherit_resize: see :func:`bevkd2.distill.inherit.inherit`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        student: nn.Module,
+        teacher: nn.Module,
+        methods: Mapping[str, DistillMethod],
+        weights: Mapping[str, float],
+        factor: float = 0.01,
+        teacher_dtype: torch.dtype = torch.float32,
+        inherit_mode: str = "off",
+        inherit_params: Sequence[str] = (),
+        inherit_resize: str = "",
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.methods = nn.ModuleDict(methods)
+        self.weights = dict(weights)
+        self.factor = factor
+        self.teacher_dtype = teacher_dtype
+        self.inherit_mode = inherit_mode
+        self.inherit_resize = inherit_resize
+        self._unregistered = (teacher.requires_grad_(False).eval(),)
+        self.wants = frozenset().union(*(method.reads for method in methods.values()))
+        self.inherited = tuple(inherit(student, teacher, inherit_params, inherit_mode, inherit_resize))
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Builds student, teacher (loaded, every key matched) and methods from a config."""
+        node = cfg.DISTILL
+        if node.TEACHER.DTYPE not in _DTYPES:
+            raise ValueError(f"DISTILL.TEACHER.DTYPE: {node.TEACHER.DTYPE!r} is not one of {', '.join(_DTYPES)}")
+        methods = {name: DISTILL_REGISTRY.get(name) for name in node.METHODS}
+        return {
+            "student": _build(student_config(cfg)),
+            "teacher": build_teacher(cfg),
+            "methods": {name: method(node[method.node]) for name, method in methods.items()},
+            "weights": {name: node[method.node].WEIGHT for name, method in methods.items()},
+            "factor": node.FACTOR,
+            "teacher_dtype": _DTYPES[node.TEACHER.DTYPE],
+            "inherit_mode": node.INHERIT.MODE,
+            "inherit_params": node.INHERIT.PARAMS,
+            "inherit_resize": node.INHERIT.RESIZE,
+        }
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The frozen teacher."""
+        return self._unregistered[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the student's parameters are."""
+        return next(self.student.parameters()).device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Returns weighted losses by name in training, the student's detections in eval mode.
+
+        Args:
+            batched_inputs: samples as the mapper emits them.
+        """
+        if not self.training:
+            return self.student(batched_inputs)
+        self.teacher.eval()
+        with torch.no_grad(), self._teacher_autocast():
+            inputs = self.teacher.preprocess(batched_inputs)
+            knowledge_t = self.teacher.extract(inputs, self.wants)
+        inputs = self.student.preprocess(batched_inputs)
+        knowledge_s = self.student.extract(inputs, self.wants)
+        losses = dict(self.student.losses(knowledge_s, self.student.targets(batched_inputs, inputs)))
+        for name, method in self.methods.items():
+            losses.update(self._weigh(name, method(knowledge_s, knowledge_t)))
+        return losses
+
+    def _weigh(self, name: str, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        storage = get_event_storage()
+        storage.put_scalars(smoothing_hint=True, **{f"distill_raw/{k}": v.detach().item() for k, v in raw.items()})
+        return {f"loss_distill_{k}": self.factor * self.weights[name] * v for k, v in raw.items()}
+
+    def _teacher_autocast(self) -> torch.autocast:
+        enabled = self.teacher_dtype != torch.float32
+        return torch.autocast(self.device.type, dtype=self.teacher_dtype if enabled else None, enabled=enabled)
+
+    def verify_inherited(self) -> None:
+        """Checks that frozen, inherited parameters equal the teacher's; raises RuntimeError where not."""
+        if self.inherit_mode == "freeze":
+            verify_inherited(self.student, self.teacher, self.inherited, self.inherit_resize)
+
+    def checkpoint_parts(self) -> dict[str, nn.Module]:
+        """Returns what a checkpoint holds: the plain student, and the methods' adapters."""
+        return {"model": self.student, "distill": self.methods}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
+        self.teacher._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+
+def student_config(cfg: CfgNode) -> CfgNode:
+    """Returns the plain student's config: ``cfg`` with the student's own meta-architecture."""
+    student = cfg.clone()
+    student.defrost()
+    student.MODEL.META_ARCHITECTURE = cfg.DISTILL.STUDENT.META_ARCHITECTURE
+    return student
+
+
+def build_teacher(cfg: CfgNode) -> nn.Module:
+    """Builds the teacher that ``cfg.DISTILL.TEACHER`` names and loads its weights, every key matched.
+
+    Raises:
+        ValueError: no weights are named, or they are not this architecture's (keys are named).
+        FileNotFoundError: the weights are not there.
+    """
+    config = teacher_config(cfg)
+    path = config.MODEL.WEIGHTS
+    if not path:
+        raise ValueError("DISTILL.TEACHER.WEIGHTS is empty; name the teacher's checkpoint (.pth or .safetensors)")
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"DISTILL.TEACHER.WEIGHTS: {path} does not exist; train the teacher's config with tools/train_net.py, or "
+            f"convert published weights with tools/import_weights.py"
+        )
+    teacher = _build(config)
+    load_strict(teacher, load_state(path), source=f"DISTILL.TEACHER.WEIGHTS {path}")
+    count = sum(1 for _ in teacher.state_dict())
+    logging.getLogger(__name__).info("teacher: all %d tensors of %s loaded", count, path)
+    return teacher
+
+
+def _build(cfg: CfgNode) -> nn.Module:
+    return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)

@@ -1,0 +1,46 @@
+"""BEV response distillation (structured distillation, Eq. 7-8)."""
+
+from __future__ import annotations
+
+from fvcore.common.config import CfgNode as FvcoreNode
+from torch import Tensor
+
+from bevkd2.distill.methods.base import DistillMethod, register_method
+from bevkd2.modeling.knowledge import BEVKnowledge, Knowledge
+from bevkd2.ops import bev_response_l2
+
+
+@register_method
+class BEVResponse(DistillMethod):
+    """L2 between the BEV responses, the mean absolute BEV embedding over the channels; widths may differ.
+
+    Cells that no camera sees do not count.
+
+    Args:
+        cfg: the method's node: REDUCTION (see :func:`bevkd2.ops.bev_response_l2`).
+    """
+
+    node = "BEV_RESPONSE"
+
+    def __init__(self, cfg: FvcoreNode) -> None:
+        super().__init__()
+        self.reduction = cfg.REDUCTION
+
+    @classmethod
+    def add_config(cls, node: FvcoreNode) -> None:
+        """Adds WEIGHT and REDUCTION."""
+        super().add_config(node)
+        node.REDUCTION = "norm"  # "norm" (the paper's Eq. 8) | "sum" | "cell" | "mean"
+
+    def forward(self, student: Knowledge, teacher: Knowledge) -> dict[str, Tensor]:
+        """Returns ``{"bev_response": loss}``; both must be a BEV detector's with the same BEV grid."""
+        assert isinstance(student, BEVKnowledge) and isinstance(teacher, BEVKnowledge)
+        assert student.bev_embed is not None and teacher.bev_embed is not None
+        if student.bev_shape != teacher.bev_shape:
+            raise ValueError(
+                f"DISTILL.{self.node}: the student's BEV grid is {student.bev_shape}, the teacher's "
+                f"{teacher.bev_shape} (rows, columns); use the same MODEL.BEVFORMER.BEV_SHAPE"
+            )
+        mask = student.seen_by_any_camera()
+        loss = bev_response_l2(student.bev_embed, teacher.bev_embed, mask, reduction=self.reduction)
+        return {"bev_response": loss}
