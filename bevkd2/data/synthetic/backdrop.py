@@ -1,0 +1,214 @@
+"""What is behind the boxes: the road with its markings and shadows, the sky, the haze."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from bevkd2.data.synthetic.near_plane import NEAR, clip_near, project
+from bevkd2.data.synthetic.rig import Sensor
+from bevkd2.data.synthetic.scene import LANE_WIDTH, Scene
+from bevkd2.data.synthetic.textures import PANORAMA_ELEVATION, PANORAMA_SHAPE, noise_tile, panorama
+
+Array = npt.NDArray[np.float64]
+Image = npt.NDArray[np.float32]
+
+_ASPHALT = np.array([96, 97, 100], dtype=np.float32)
+_KERB = np.array([150, 148, 143], dtype=np.float32)
+_PAVEMENT = np.array([132, 128, 122], dtype=np.float32)
+_PAINT = np.array([225, 224, 215], dtype=np.float32)
+_KERB_WIDTH = 0.3
+_PAVEMENT_WIDTH = 2.5
+_LINE_WIDTH = 0.18
+# A dash and the gap after it, metres.
+_DASH, _DASH_PERIOD = 3.0, 9.0
+_SHADOW = 0.55
+# Texels of ground noise to a metre.
+_GRAIN = 4.0
+# Rays that meet the ground farther away than this show the horizon's haze.
+_FARTHEST = 400.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rays:
+    """Where the rays of a camera go, in the ego's frame; fixed for the scene.
+
+    Attributes:
+        ground: (h, w) bool, rays that meet the ground.
+        xy: (2, k) meeting points in metres, of the rays in `ground`.
+        footprint: (k,) lateral size of a ray on the ground, metres.
+        inverse_depth: (h, w) 1/m along the optical axis; 0 in the sky.
+        length: (h, w) length of the ray to depth 1.
+        azimuth: (s,) column of the panorama for an ego that heads to the global x axis, of the rays not in
+            `ground`.
+        elevation: (s,) row of the panorama.
+    """
+
+    ground: npt.NDArray[np.bool_]
+    xy: Image
+    footprint: Image
+    inverse_depth: Image
+    length: Image
+    azimuth: Image
+    elevation: npt.NDArray[np.int32]
+
+
+class Backdrop:
+    """Ground, sky and haze of one scene."""
+
+    def __init__(
+        self, scene: Scene, rng: np.random.Generator, image_size: tuple[int, int], supersampling: int
+    ) -> None:
+        """Paint what does not change within the scene.
+
+        Args:
+            scene: gives the road, the rig and the light.
+            rng: for grain and skyline.
+            image_size: (width, height) of the final image in pixels.
+            supersampling: rays along each side of a pixel.
+        """
+        self._scene = scene
+        self._supersampling = supersampling
+        self._noise = noise_tile(rng)
+        self._panorama = panorama(scene.light, rng)
+        self._verge = rng.uniform([95, 100, 75], [135, 130, 100]).astype(np.float32)
+        self._rays = {
+            s.channel: _trace_rays(s, image_size, supersampling)
+            for s in scene.rig
+            if s.intrinsics is not None
+        }
+        self._shadows = [_shadow_outline(item.size, item.yaw, scene.light.sun) for item in scene.objects]
+
+    def render(
+        self, camera: Sensor, ego2global: Array, global2camera: Array, time: float
+    ) -> tuple[Image, Image]:
+        """Draw ground, shadows and sky.
+
+        Args:
+            camera: of the rig.
+            ego2global: (4, 4) pose of the ego.
+            global2camera: (4, 4) pose of the camera, inverted.
+            time: seconds.
+
+        Returns:
+            canvas: (h, w, 3) RGB in 0..255, supersampled, without haze.
+            inverse_depth: (h, w) 1/m along the optical axis; 0 in the sky.
+        """
+        rays = self._rays[camera.channel]
+        canvas = np.empty((*rays.ground.shape, 3), dtype=np.float32)
+        rotation = ego2global[:2, :2].astype(np.float32)
+        x, y = rotation @ rays.xy + ego2global[:2, 3:].astype(np.float32)
+        color = self._ground_color(x, y, rays.footprint)
+        lit = self._shadow_mask(camera, global2camera, time, rays.ground.shape)[rays.ground] == 0
+        canvas[rays.ground] = np.where(lit[:, None], color, color * _SHADOW)
+        heading = np.arctan2(ego2global[1, 0], ego2global[0, 0])
+        columns = PANORAMA_SHAPE[1]
+        azimuth = (rays.azimuth + heading * columns / (2 * np.pi)).astype(np.int32) % columns
+        canvas[~rays.ground] = self._panorama[rays.elevation, azimuth]
+        return canvas, rays.inverse_depth.copy()
+
+    def add_haze(self, camera: Sensor, canvas: Image, inverse_depth: Image) -> None:
+        """Blend everything but the sky with the haze, in place.
+
+        Args:
+            camera: of the rig.
+            canvas: (h, w, 3) RGB in 0..255.
+            inverse_depth: (h, w) 1/m along the optical axis; 0 in the sky.
+        """
+        light = self._scene.light
+        solid = inverse_depth > 0
+        distance = self._rays[camera.channel].length[solid] / inverse_depth[solid]
+        left = np.exp(-distance / np.float32(light.haze_distance))[:, None]
+        haze = (light.haze_color * 255).astype(np.float32)
+        canvas[solid] = haze + left * (canvas[solid] - haze)
+
+    def _ground_color(self, x: Image, y: Image, footprint: Image) -> Image:
+        """(k, 3) RGB of points of the ground, without shadow."""
+        road = self._scene.road
+        along, lateral = road.coordinates(x, y)
+        right, left = road.edges
+        outside = np.maximum(right - lateral, lateral - left)
+        zone = np.digitize(outside, [0.0, _KERB_WIDTH, _KERB_WIDTH + _PAVEMENT_WIDTH])
+        color = np.stack([_ASPHALT, _KERB, _PAVEMENT, self._verge])[zone]
+        size = self._noise.shape[0]
+        grain = self._noise[(x * _GRAIN).astype(np.int32) % size, (y * _GRAIN).astype(np.int32) % size]
+        fade = np.minimum(1.0, 0.15 / footprint)
+        color *= (1 + 0.22 * fade * grain)[:, None]
+        paint = self._paint_cover(along, lateral, outside, footprint)[:, None]
+        return color + paint * (_PAINT - color)
+
+    def _paint_cover(self, along: Image, lateral: Image, outside: Image, footprint: Image) -> Image:
+        """(k,) share of each ray's footprint that lane markings cover."""
+        lane = (lateral - self._scene.road.edges[0]) / LANE_WIDTH
+        nearest = np.rint(lane)
+        distance = np.abs(lane - nearest) * LANE_WIDTH
+        # Edge lines are solid and lie inside the road; the others are dashed.
+        edge = np.abs(outside + 0.25)
+        dashed = (along % _DASH_PERIOD < _DASH) & (outside < -1.0)
+        distance = np.minimum(edge, np.where(dashed, distance, np.float32(np.inf)))
+        cover = np.clip((_LINE_WIDTH / 2 - distance) / footprint + 0.5, 0, 1)
+        return cover * np.minimum(1, _LINE_WIDTH / footprint)
+
+    def _shadow_mask(
+        self, camera: Sensor, global2camera: Array, time: float, shape: tuple[int, ...]
+    ) -> npt.NDArray[np.uint8]:
+        """(h, w) 1 where the shadow of a box falls on the ground."""
+        assert camera.intrinsics is not None
+        mask = np.zeros(shape, dtype=np.uint8)
+        for item, outline in zip(self._scene.objects, self._shadows, strict=True):
+            ground = np.zeros((len(outline), 3))
+            ground[:, :2] = outline + item.center(time)[:2]
+            corners = ground @ global2camera[:3, :3].T + global2camera[:3, 3]
+            if corners[:, 2].max() <= NEAR:
+                continue
+            pixels = self._supersampling * project(clip_near(corners), camera.intrinsics) - 0.5
+            # OpenCV takes fixed-point coordinates; far outside the image they need no precision but must not
+            # overflow.
+            fixed = np.rint(np.clip(pixels, -4000, 12000) * 16).astype(np.int32)
+            cv2.fillConvexPoly(mask, fixed, (1,), lineType=cv2.LINE_8, shift=4)
+        return mask
+
+
+def _shadow_outline(size: Array, yaw: float, sun: Array) -> Array:
+    """(k, 2) outline of a box's shadow on the ground, about the box's centre, global axes, metres."""
+    cos, sin = np.cos(yaw), np.sin(yaw)
+    base = (
+        0.5 * size[:2] * np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) @ np.array([[cos, sin], [-sin, cos]])
+    )
+    roof = base - size[2] / sun[2] * sun[:2]
+    hull = cv2.convexHull(np.concatenate([base, roof]).astype(np.float32))
+    return hull[:, 0].astype(np.float64)
+
+
+def _trace_rays(camera: Sensor, image_size: tuple[int, int], supersampling: int) -> _Rays:
+    width, height = (supersampling * side for side in image_size)
+    u = (np.arange(width) + 0.5) / supersampling
+    v = (np.arange(height) + 0.5) / supersampling
+    pixels = np.stack([*np.meshgrid(u, v), np.ones((height, width))], axis=-1)
+    assert camera.intrinsics is not None
+    rays = pixels @ np.linalg.inv(camera.intrinsics).T
+    directions = rays @ camera.sensor2ego[:3, :3].T
+    length = np.linalg.norm(directions, axis=-1)
+    lens = camera.translation
+    # Depth at which the ray meets z = 0; rays that rise, or meet it too far away, show the sky.
+    with np.errstate(divide="ignore"):
+        depth = np.where(directions[..., 2] < 0, -lens[2] / directions[..., 2], np.inf)
+    ground = depth * length < _FARTHEST
+    points = lens[:2, None] + depth[ground] * directions[ground][:, :2].T
+    sky = directions[~ground]
+    azimuth = np.arctan2(sky[:, 1], sky[:, 0]) * PANORAMA_SHAPE[1] / (2 * np.pi)
+    elevation = np.arcsin(sky[:, 2] / length[~ground]) / PANORAMA_ELEVATION
+    rows = np.clip((1 - elevation) * PANORAMA_SHAPE[0], 0, PANORAMA_SHAPE[0] - 1).astype(np.int32)
+    footprint = depth[ground] / (camera.intrinsics[0, 0] * supersampling)
+    return _Rays(
+        ground=ground,
+        xy=points.astype(np.float32),
+        footprint=footprint.astype(np.float32),
+        inverse_depth=np.where(ground, 1 / depth, 0).astype(np.float32),
+        length=length.astype(np.float32),
+        azimuth=azimuth.astype(np.float32),
+        elevation=rows,
+    )

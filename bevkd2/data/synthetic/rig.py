@@ -1,0 +1,102 @@
+"""The sensor rig: six cameras and LIDAR_TOP, placed much as on nuScenes's cars."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from bevkd2.structures import CAMERA_NAMES, pose_matrix
+
+Array = npt.NDArray[np.float64]
+
+# Camera: yaw (degrees, counter-clockwise from forward), horizontal field of view (degrees), position in the
+# ego frame (metres), and when it fires relative to the lidar's key frame (microseconds; a spinning lidar
+# triggers the cameras one after the other).
+_MOUNTS: dict[str, tuple[float, float, tuple[float, float, float], int]] = {
+    "CAM_FRONT": (0.0, 70.0, (1.70, 0.0, 1.51), -35_000),
+    "CAM_FRONT_RIGHT": (-55.0, 70.0, (1.55, -0.49, 1.50), -27_000),
+    "CAM_FRONT_LEFT": (55.0, 70.0, (1.52, 0.49, 1.51), -43_000),
+    "CAM_BACK": (180.0, 110.0, (0.03, 0.0, 1.58), -10_000),
+    "CAM_BACK_LEFT": (110.0, 70.0, (1.03, 0.48, 1.59), -1_000),
+    "CAM_BACK_RIGHT": (-110.0, 70.0, (1.02, -0.48, 1.56), -20_000),
+}
+# Height of the horizon in the image, as a share of the image height from the top.
+_HORIZON = 0.45
+# From camera axes (x right, y down, z forward) to ego axes (x forward, y left, z up), for a camera that looks
+# forward: a third of a turn about (-1, 1, -1).
+_AXES_QUATERNION = np.array([0.5, -0.5, 0.5, -0.5])
+
+
+@dataclasses.dataclass(frozen=True)
+class Sensor:
+    """One calibrated sensor.
+
+    Attributes:
+        channel: nuScenes's name of it.
+        translation: (3,) position in the ego frame, metres.
+        rotation: (4,) quaternion w, x, y, z from the sensor's frame to the ego's.
+        intrinsics: (3, 3) pinhole matrix in pixels; None for the lidar.
+        delay: microseconds from the key frame to this sensor's exposure.
+    """
+
+    channel: str
+    translation: Array
+    rotation: Array
+    intrinsics: Array | None
+    delay: int
+
+    @property
+    def sensor2ego(self) -> Array:
+        """(4, 4) rigid transform."""
+        return pose_matrix(self.translation, self.rotation)
+
+
+def euler_quaternion(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> Array:
+    """Quaternion w, x, y, z of Rz(yaw) Ry(pitch) Rx(roll), angles in radians."""
+    cy, sy = math.cos(yaw / 2), math.sin(yaw / 2)
+    cp, sp = math.cos(pitch / 2), math.sin(pitch / 2)
+    cr, sr = math.cos(roll / 2), math.sin(roll / 2)
+    return np.array(
+        [
+            cy * cp * cr + sy * sp * sr,
+            cy * cp * sr - sy * sp * cr,
+            cy * sp * cr + sy * cp * sr,
+            sy * cp * cr - cy * sp * sr,
+        ]
+    )
+
+
+def make_rig(rng: np.random.Generator, image_size: tuple[int, int]) -> list[Sensor]:
+    """A rig as one car carries it: the nominal one with small errors of mounting.
+
+    Args:
+        rng: generator of the scene.
+        image_size: (width, height) in pixels.
+
+    Returns:
+        LIDAR_TOP, then the cameras in the project's order.
+    """
+    # The lidar's x axis points to the right, and it leans a little, as nuScenes's does.
+    lidar_angles = np.radians([-90.0, 0.2, -1.3]) + np.radians(0.1) * rng.standard_normal(3)
+    rig = [Sensor("LIDAR_TOP", np.array([0.94, 0.0, 1.84]), euler_quaternion(*lidar_angles), None, 0)]
+    return rig + [_make_camera(rng, name, image_size) for name in CAMERA_NAMES]
+
+
+def _make_camera(rng: np.random.Generator, name: str, image_size: tuple[int, int]) -> Sensor:
+    yaw, fov, position, delay = _MOUNTS[name]
+    width, height = image_size
+    focal = 0.5 * width / math.tan(math.radians(fov) / 2) * (1 + 0.005 * rng.standard_normal())
+    intrinsics = np.array([[focal, 0.0, width / 2], [0.0, focal, _HORIZON * height], [0.0, 0.0, 1.0]])
+    yaw_error, pitch, roll = np.radians(0.3) * rng.standard_normal(3)
+    turn = euler_quaternion(math.radians(yaw) + yaw_error, pitch, roll)
+    translation = np.array(position) + 0.01 * rng.standard_normal(3)
+    return Sensor(name, translation, _multiply(turn, _AXES_QUATERNION), intrinsics, delay)
+
+
+def _multiply(a: Array, b: Array) -> Array:
+    """Product of two quaternions w, x, y, z."""
+    w = a[0] * b[0] - a[1:] @ b[1:]
+    return np.concatenate([[w], a[0] * b[1:] + b[0] * a[1:] + np.cross(a[1:], b[1:])])
