@@ -1,0 +1,151 @@
+"""Checkpoints of a training: the plain model's weights, its training's own, and the trainer's state."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from fvcore.common.checkpoint import Checkpointer as _FvcoreCheckpointer
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from bevkd2.checkpoint.io import CheckpointFileError, load_file, model_state, replace_atomically, save_file
+from bevkd2.checkpoint.strict import load_strict
+from bevkd2.d2 import comm
+
+_logger = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class HasCheckpointParts(Protocol):
+    """A model that is more than what should be deployed, such as a student with its distillation adapters."""
+
+    def checkpoint_parts(self) -> dict[str, nn.Module]:
+        """Returns modules by the checkpoint's key; ``model`` is the one that is deployed."""
+        ...
+
+
+class Checkpointer(_FvcoreCheckpointer):
+    """fvcore's Checkpointer with strict keys and with files that are read safely and written atomically.
+
+    A file holds ``model`` (the deployed model's keys), further parts of the model such as ``distill``
+    (adapters), and one entry for each checkpointable, such as ``trainer``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        save_to_disk: bool | None = None,
+        allow_missing: Sequence[str] = (),
+        tag_last: bool = True,
+        **checkpointables: Any,
+    ) -> None:
+        """Takes apart the model.
+
+        Args:
+            model: a model, in DistributedDataParallel or not; see :class:`HasCheckpointParts`.
+            save_dir: folder of the checkpoints.
+            save_to_disk: by default, on the main process only.
+            allow_missing: prefixes of the model's keys that :meth:`load` does not insist on, but where it
+                resumes (MODEL.ALLOW_MISSING).
+            tag_last: make every file that is saved the one that a resumed training starts from.
+            checkpointables: objects with ``state_dict`` and ``load_state_dict``.
+        """
+        inner = model.module if isinstance(model, DistributedDataParallel) else model
+        parts = dict(inner.checkpoint_parts()) if isinstance(inner, HasCheckpointParts) else {"model": inner}
+        main = parts.pop("model")
+        self.allow_missing = tuple(allow_missing)
+        self.tag_last = tag_last
+        super().__init__(
+            main,
+            save_dir,
+            save_to_disk=comm.is_main_process() if save_to_disk is None else save_to_disk,
+            **parts,
+            **checkpointables,
+        )
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Writes ``<save_dir>/<name>.pth``.
+
+        Args:
+            name: the file's name without suffix.
+            kwargs: further plain values to store, such as ``iteration``.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        content = {"model": self.model.state_dict()}
+        content.update({key: item.state_dict() for key, item in self.checkpointables.items()})
+        path = Path(self.save_dir) / f"{name}.pth"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({**content, **kwargs}, path)
+        _logger.info("checkpoint saved: %s", path)
+        if self.tag_last:
+            self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Makes a file in ``save_dir`` the one that a resumed training starts from."""
+        text = last_filename_basename.encode()
+        replace_atomically(Path(self.save_dir) / "last_checkpoint", lambda file: file.write(text))
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Loads the model, every key matched, and the checkpointables.
+
+        Args:
+            path: a ``.pth`` or ``.safetensors`` file; empty: nothing is loaded.
+            checkpointables: names of those to load; by default all, and then the file must have them, and
+                ``allow_missing`` does not hold.
+
+        Returns:
+            Entries of the file that nothing asked for.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            CheckpointFileError: it is damaged, unsafe, or lacks an entry.
+            StateDictMismatchError: a key of the model does not match.
+        """
+        if not path:
+            _logger.info("no checkpoint is named; the model starts from its initialisation")
+            return {}
+        content = load_file(path)
+        wanted = list(self.checkpointables) if checkpointables is None else checkpointables
+        absent = [key for key in wanted if key not in content]
+        if absent:
+            raise CheckpointFileError(
+                f"{path} lacks {', '.join(absent)} (it has {', '.join(map(str, list(content)[:10]))}), so a "
+                f"training cannot be resumed from it; to start from its weights, set MODEL.WEIGHTS and leave "
+                f"out --resume"
+            )
+        allowed = () if checkpointables is None else self.allow_missing
+        load_strict(self.model, model_state(content, path), path, allowed)
+        content.pop("model", None)
+        for key in wanted:
+            self._load_checkpointable(key, content.pop(key), path)
+        _logger.info("loaded %s from %s", ", ".join(["model", *wanted]), path)
+        return content
+
+    def _load_checkpointable(self, key: str, state: Any, path: str) -> None:
+        target = self.checkpointables[key]
+        if isinstance(target, nn.Module):
+            load_strict(target, state, f"{path}: {key}")
+        else:
+            target.load_state_dict(state)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Resumes from the last checkpoint in ``save_dir``, or loads the model alone from ``path``.
+
+        Args:
+            path: the file to load where nothing is resumed; may be empty.
+            resume: whether to look for a last checkpoint; where there is none, ``path`` is loaded.
+
+        Returns:
+            As :meth:`load`.
+        """
+        if resume and self.has_checkpoint():
+            return self.load(self.get_checkpoint_file())
+        if resume:
+            _logger.warning("nothing to resume: %s has no last_checkpoint; starting anew", self.save_dir)
+        return self.load(path, checkpointables=[])

@@ -1,0 +1,191 @@
+"""Weights and checkpoints on disk: read without running code from them, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file as load_safetensors
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
+SUFFIXES = (".pth", ".safetensors")
+
+# What torch.load(weights_only=True) reads back besides containers and tensors.
+_PLAIN_TYPES = (str, bytes, bool, int, float, type(None), torch.dtype, torch.device, torch.Size)
+
+
+class CheckpointFileError(ValueError):
+    """A file that is not a checkpoint, is damaged, or holds more than tensors and plain values."""
+
+
+def load_file(path: str | Path) -> dict[str, Any]:
+    """Reads a ``.pth`` or ``.safetensors`` file to the CPU; nothing in the file is executed.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its content: a state dict, or a checkpoint with keys such as ``model`` and ``trainer``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointFileError: another suffix, a damaged file, or one that holds arbitrary Python objects.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise CheckpointFileError(
+            f"{path}: files ending in {path.suffix or 'no suffix'!r} are not read, since unpickling runs "
+            f"code; expected {' or '.join(SUFFIXES)}. {_conversion_help(path)}"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
+    if not isinstance(content, dict):
+        raise CheckpointFileError(f"{path} holds a {type(content).__name__}, expected a dict of tensors")
+    return content
+
+
+def save_file(content: dict[str, Any], path: str | Path) -> None:
+    """Writes a checkpoint atomically: after a crash there is the old file or the new one, never half of one.
+
+    Args:
+        content: what to write; for ``.safetensors`` a flat dict of tensors. Numpy numbers become Python's.
+        path: a ``.pth`` or ``.safetensors`` file; its folder must exist.
+
+    Raises:
+        CheckpointFileError: another suffix.
+        TypeError: a value that could not be read back safely; the message names its key.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        tensors = {name: tensor.detach().contiguous() for name, tensor in content.items()}
+        replace_atomically(path, lambda file: file.write(safetensors_bytes(tensors)))
+    elif path.suffix == ".pth":
+        plain = _plain(content, key="")
+        replace_atomically(path, lambda file: torch.save(plain, file))
+    else:
+        raise CheckpointFileError(f"{path}: a checkpoint's name must end in {' or '.join(SUFFIXES)}")
+
+
+def load_state(path: str | Path) -> dict[str, Tensor]:
+    """Reads the model's weights from a checkpoint or a bare state dict.
+
+    Args:
+        path: a ``.pth`` or ``.safetensors`` file.
+
+    Returns:
+        Tensors by name, on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointFileError: it is damaged, unsafe, or holds no weights.
+    """
+    return model_state(load_file(path), path)
+
+
+def model_state(content: dict[str, Any], source: str | Path) -> dict[str, Tensor]:
+    """Returns the model's state dict in what :func:`load_file` read.
+
+    Args:
+        content: a checkpoint with the key ``model``, or a bare state dict.
+        source: the file, for errors.
+
+    Raises:
+        CheckpointFileError: neither of the two.
+    """
+    state = content["model"] if isinstance(content.get("model"), dict) else content
+    strangers = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+    if strangers or not state:
+        raise CheckpointFileError(
+            f"{source} has no weights: expected tensors by name, or a key 'model' with them, found "
+            f"{', '.join(strangers[:10]) or 'nothing'}. {_conversion_help(Path(source))}"
+        )
+    return state
+
+
+def replace_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Writes a file beside ``path``, flushes it to the disk, and renames it to ``path``.
+
+    Args:
+        path: the file to make or replace.
+        write: writes the content into the open binary file that it is given.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _flush_directory(path.parent)
+
+
+def _flush_directory(directory: Path) -> None:
+    """Makes a rename survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        return load_safetensors(path)
+    except SafetensorError as error:
+        raise CheckpointFileError(f"{path} is damaged or not a safetensors file: {error}") from error
+
+
+def _read_pth(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointFileError(
+            f"{path} is refused: it is damaged, or holds Python objects besides tensors, and reading those "
+            f"would run code from the file ({_first_line(error)}). {_conversion_help(path)}"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        # What torch's reader and unpickler raise on truncated or garbled files.
+        raise CheckpointFileError(
+            f"{path} is damaged or not a PyTorch file ({type(error).__name__}: {_first_line(error)}); "
+            f"copy or download it again"
+        ) from error
+
+
+def _conversion_help(path: Path) -> str:
+    target = path.with_suffix(".safetensors").name
+    return (
+        "If you trust its origin, convert it once where its code is installed: "
+        f"safetensors.torch.save_file(state_dict_of_tensors, {target!r})"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or ["no message"])[0]
+
+
+def _plain(value: Any, key: str) -> Any:
+    """Returns ``value`` with numpy's numbers as Python's; refuses what could not be read back safely."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if isinstance(value, dict):
+        return {name: _plain(item, f"{key}.{name}" if key else str(name)) for name, item in value.items()}
+    if type(value) in (list, tuple, set):
+        return type(value)(_plain(item, f"{key}[{i}]") for i, item in enumerate(value))
+    if isinstance(value, (Tensor, *_PLAIN_TYPES)):
+        return value
+    raise TypeError(
+        f"checkpoint entry {key} is a {type(value).__qualname__}, which could not be read back safely; "
+        f"state_dict() must return tensors, numbers, strings, lists and dicts"
+    )
