@@ -39,9 +39,12 @@ class StateDictMismatchError(ValueError):
             if keys
         )
         super().__init__(
-            f"{source} does not fit {model}: {found}. It was saved from another architecture, or with another "
-            f"number of classes, width or grid: use the config that it was trained with; tools/import_weights.py "
-            f"converts published weights, and MODEL.ALLOW_MISSING lists key prefixes that MODEL.WEIGHTS may lack"
+            f"{source} does not fit {model}: {found}. It was saved from another architecture, or with "
+            "another "
+            "number of classes, width or grid: use the config that it was trained with; "
+            "tools/import_weights.py "
+            "converts published weights, and MODEL.ALLOW_MISSING lists key prefixes that MODEL.WEIGHTS may "
+            "lack"
         )
 
 
@@ -62,7 +65,8 @@ def load_strict(
     """
     if "" in allow_missing:
         raise ValueError(
-            f"MODEL.ALLOW_MISSING holds an empty prefix ({list(allow_missing)}), which matches every key"
+            f"MODEL.ALLOW_MISSING holds an empty prefix ({list(allow_missing)}), which matches every key; "
+            f"name the part of the model that the file lacks"
         )
     own = module.state_dict()
     absent = [name for name in own if name not in state]
