@@ -1,0 +1,225 @@
+"""The promises of the Distiller, on a real BEVFormer of toy size."""
+
+import pytest
+import torch
+
+import bevkd2.modeling  # noqa: F401  (registers the meta-architectures)
+from bevkd2.checkpoint import save_file
+from bevkd2.config import get_cfg, resolve_teacher
+from bevkd2.d2 import META_ARCH_REGISTRY, EventStorage
+from bevkd2.distill import Distiller, student_config
+
+METHODS = ["TemporalAttention", "SpatialAttention", "BEVResponse"]
+NO_DROPOUT = ("MODEL.BEVFORMER.DROPOUT", 0.0)
+
+
+def build(cfg):
+    return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+
+
+@pytest.fixture
+def teacher_files(tmp_path, tiny_cfg):
+    """Writes a teacher's YAML and checkpoint; returns a function that makes a Distiller config."""
+    torch.manual_seed(0)
+    save_file({"model": build(tiny_cfg()).state_dict()}, tmp_path / "teacher.pth")
+    (tmp_path / "teacher.yaml").write_text(tiny_cfg().dump())
+
+    def make(*options, mode="freeze"):
+        cfg = tiny_cfg()
+        cfg.MODEL.META_ARCHITECTURE = "Distiller"
+        cfg.DISTILL.TEACHER.CONFIG = str(tmp_path / "teacher.yaml")
+        cfg.DISTILL.TEACHER.WEIGHTS = str(tmp_path / "teacher.pth")
+        cfg.DISTILL.METHODS = METHODS
+        cfg.DISTILL.INHERIT.MODE = mode
+        cfg.merge_from_list(options)
+        resolve_teacher(cfg)
+        return cfg
+
+    return make
+
+
+def train_losses(model, batch):
+    with EventStorage():
+        return model.train()(batch)
+
+
+def test_an_identical_student_has_nothing_to_learn(teacher_files, samples):
+    model = build(teacher_files())
+    model.student.load_state_dict(model.teacher.state_dict())
+    model.train()
+    for module in model.student.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    with EventStorage():
+        losses = model(samples(0, 1))
+    distill = {k: v.item() for k, v in losses.items() if k.startswith("loss_distill")}
+    assert distill == {
+        "loss_distill_temporal_attention": 0.0,
+        "loss_distill_spatial_attention": 0.0,
+        "loss_distill_bev_response": 0.0,
+    }
+    assert all(v > 0 for k, v in losses.items() if k.startswith("loss_cls"))
+
+
+def test_one_step_moves_every_trainable_parameter_and_no_inherited_one(teacher_files, samples):
+    model = build(teacher_files())
+    before = {k: v.clone() for k, v in model.named_parameters()}
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=1e-3)
+    sum(train_losses(model, samples(0, 1)).values()).backward()
+    optimizer.step()
+    inherited = {id(p) for p in model.student.inheritable().values()}
+    moved = {k: not torch.equal(before[k], v) for k, v in model.named_parameters()}
+    frozen = {k for k, v in model.named_parameters() if id(v) in inherited}
+    assert len(frozen) == 4
+    assert {k for k, v in moved.items() if not v} == frozen
+    model.verify_inherited()
+
+
+def test_init_inherits_and_trains(teacher_files):
+    model = build(teacher_files(mode="init"))
+    for name, parameter in model.student.inheritable().items():
+        assert torch.equal(parameter, model.teacher.inheritable()[name]) and parameter.requires_grad
+    model.verify_inherited()  # nothing is frozen, nothing to verify
+
+
+def test_verification_finds_a_moved_query(teacher_files):
+    model = build(teacher_files())
+    with torch.no_grad():
+        model.student.inheritable()["object_queries"].add_(1.0)
+    with pytest.raises(RuntimeError, match="object_queries differs"):
+        model.verify_inherited()
+
+
+def test_the_teacher_is_frozen_and_outside(teacher_files, samples):
+    model = build(teacher_files())
+    model.train()
+    model.teacher.train()
+    losses = train_losses(model, samples(1))
+    assert not model.teacher.training and not any(m.training for m in model.teacher.modules())
+    sum(losses.values()).backward()
+    assert all(p.grad is None and not p.requires_grad for p in model.teacher.parameters())
+    ours = {id(p) for p in model.teacher.parameters()}
+    assert not ours & {id(p) for p in model.parameters()}
+    assert all(key.startswith(("student.", "methods.")) for key in model.state_dict())
+    model.to(torch.float64)
+    assert next(model.teacher.parameters()).dtype == torch.float64
+
+
+def test_the_student_alone_is_what_a_checkpoint_holds(teacher_files, tiny_cfg):
+    model = build(teacher_files())
+    parts = model.checkpoint_parts()
+    assert set(parts) == {"model", "distill"}
+    plain = build(student_config(teacher_files()))
+    plain.load_state_dict(parts["model"].state_dict())
+
+
+def test_evaluation_is_the_students(teacher_files, samples):
+    model = build(teacher_files()).eval()
+    batch = samples(0, 1)
+    with torch.no_grad():
+        got = model(batch)
+        model.student.eval()
+        expected = build_like(model.student)(batch)
+    assert torch.equal(got[0]["scores"], expected[0]["scores"])
+    assert torch.equal(got[1]["boxes"].tensor, expected[1]["boxes"].tensor)
+
+
+def build_like(student):
+    """Returns a copy of ``student`` without its stream of earlier frames."""
+    import copy
+
+    return copy.deepcopy(student)
+
+
+def test_switches_and_weights(teacher_files, samples):
+    batch = samples(0, 1)
+    torch.manual_seed(3)
+    full = build(teacher_files("DISTILL.BEV_RESPONSE.WEIGHT", 2.0))
+    torch.manual_seed(3)
+    half = build(teacher_files("DISTILL.METHODS", ["BEVResponse"]))
+    torch.manual_seed(3)
+    none = build(teacher_files("DISTILL.METHODS", []))
+    a, b, c = (train_losses(m, batch) for m in (full, half, none))
+    assert not [k for k in c if k.startswith("loss_distill")]
+    assert [k for k in b if k.startswith("loss_distill")] == ["loss_distill_bev_response"]
+    torch.testing.assert_close(a["loss_distill_bev_response"], 2 * b["loss_distill_bev_response"])
+    assert a["loss_distill_bev_response"] > 0
+
+
+def test_raw_values_go_to_the_storage(teacher_files, samples):
+    model = build(teacher_files("DISTILL.FACTOR", 0.5)).train()
+    with EventStorage() as storage:
+        losses = model(samples(1))
+    raw = storage.latest()["distill_raw/bev_response"][0]
+    assert losses["loss_distill_bev_response"].item() == pytest.approx(0.5 * raw, rel=1e-6)
+
+
+def test_a_bfloat16_teacher_teaches_nearly_the_same(teacher_files, samples):
+    batch = samples(0, 1)
+    torch.manual_seed(3)
+    exact = train_losses(build(teacher_files()), batch)
+    torch.manual_seed(3)
+    coarse = train_losses(build(teacher_files("DISTILL.TEACHER.DTYPE", "bfloat16")), batch)
+    name = "loss_distill_bev_response"
+    assert coarse[name] != exact[name]
+    assert coarse[name].dtype == torch.float32
+    torch.testing.assert_close(coarse[name], exact[name], rtol=0.1, atol=0.0)
+    torch.testing.assert_close(coarse["loss_cls"], exact["loss_cls"], rtol=0.0, atol=0.0)
+
+
+def test_a_batch_of_two_is_two_batches_of_one(teacher_files, samples):
+    """The losses of a batch are the mean of its samples', where the reduction is by sample."""
+    model = build(teacher_files("DISTILL.BEV_RESPONSE.REDUCTION", "sum", mode="off")).train()
+    for module in model.student.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    with EventStorage():
+        both, first, second = (model(samples(*seeds)) for seeds in ((0, 1), (0,), (1,)))
+    for name in ("temporal_attention", "spatial_attention", "bev_response"):
+        key = f"loss_distill_{name}"
+        torch.testing.assert_close(both[key], (first[key] + second[key]) / 2, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (("DISTILL.TEACHER.WEIGHTS", ""), ValueError, "DISTILL.TEACHER.WEIGHTS is empty"),
+        (("DISTILL.TEACHER.WEIGHTS", "nowhere.pth"), FileNotFoundError, "nowhere.pth does not exist"),
+        (
+            ("DISTILL.TEACHER.OPTS", ["MODEL.BEVFORMER.NUM_CLASSES", 7]),
+            ValueError,
+            r"teacher\.pth[\s\S]*cls",
+        ),
+        (
+            ("DISTILL.TEACHER.OPTS", ["MODEL.BEVFORMER.ENCODER_LAYERS", 3]),
+            ValueError,
+            r"teacher\.pth[\s\S]*missing",
+        ),
+        (("DISTILL.TEACHER.DTYPE", "float8"), ValueError, "float8.*bfloat16"),
+        (("DISTILL.METHODS", ["BEVResponze"]), KeyError, "BEVResponze"),
+        (
+            ("MODEL.BEVFORMER.BEV_SHAPE", [4, 4]),
+            ValueError,
+            r"teacher bev_queries is \(48, 16\), student's is \(16, 16\)",
+        ),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_an_error(teacher_files, options, error, message):
+    with pytest.raises(error, match=message):
+        build(teacher_files(*options))
+
+
+def test_a_teacher_that_sees_other_images_is_an_error(teacher_files):
+    with pytest.raises(ValueError, match=r"INPUT.IMAGE_SCALE: the teacher's is 0.8, the student's is 0.5"):
+        teacher_files("DISTILL.TEACHER.OPTS", ["INPUT.IMAGE_SCALE", 0.8])
+
+
+def test_the_dumped_config_embeds_the_teacher(teacher_files, tmp_path):
+    cfg = teacher_files()
+    (tmp_path / "dumped.yaml").write_text(cfg.dump())
+    (tmp_path / "teacher.yaml").unlink()
+    again = get_cfg()
+    again.merge_from_file(str(tmp_path / "dumped.yaml"))
+    resolve_teacher(again)
+    assert isinstance(build(again), Distiller)
