@@ -1,21 +1,20 @@
-"""The stock hooks: timing, writing, checkpoints, learning rate, evaluation, memory."""
+"""The stock hooks: callbacks, timing, writing, learning rate, evaluation, memory, and those that save."""
 
 import datetime
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from fvcore.common.checkpoint import Checkpointer
-from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
 from fvcore.common.param_scheduler import ParamScheduler
 from fvcore.common.timer import Timer
 from torch.optim.lr_scheduler import LRScheduler as _LRScheduler
 
 from bevkd2.d2.embedded import comm
+from bevkd2.d2.embedded.checkpoint_hooks import BestCheckpointer, PeriodicCheckpointer
+from bevkd2.d2.embedded.periods import due, due_before_end, succeeded
 from bevkd2.d2.embedded.results import flatten_results_dict
 from bevkd2.d2.embedded.scheduler import LRMultiplier
 from bevkd2.d2.embedded.train_loop import HookBase, TrainerBase
@@ -35,22 +34,6 @@ __all__ = [
 _logger = logging.getLogger("detectron2.engine.hooks")
 
 Callback = Callable[[TrainerBase], Any] | None
-
-
-def _due(trainer: TrainerBase, period: int) -> bool:
-    """Whether the step just done is a period's last or the training's last."""
-    return (trainer.iter + 1) % period == 0 or trainer.iter == trainer.max_iter - 1
-
-
-def _due_before_end(trainer: TrainerBase, period: int) -> bool:
-    """Whether the step just done is a period's last, and not the training's: that is left to after_train."""
-    done = trainer.iter + 1
-    return period > 0 and done % period == 0 and done != trainer.max_iter
-
-
-def _succeeded(trainer: TrainerBase) -> bool:
-    """Whether, in after_train, the training came to its end."""
-    return trainer.iter + 1 >= trainer.max_iter
 
 
 class CallbackHook(HookBase):
@@ -179,7 +162,7 @@ class PeriodicWriter(HookBase):
 
     def after_step(self) -> None:
         """Write, if it is time."""
-        if _due(self.trainer, self._period):
+        if due(self.trainer, self._period):
             for writer in self._writers:
                 writer.write()
 
@@ -188,97 +171,6 @@ class PeriodicWriter(HookBase):
         for writer in self._writers:
             writer.write()
             writer.close()
-
-
-class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
-    """fvcore's PeriodicCheckpointer as a hook: ``model_0004999.pth``, ..., ``model_final.pth``."""
-
-    def before_train(self) -> None:
-        """Learn when the training ends."""
-        self.max_iter = self.trainer.max_iter
-
-    def after_step(self) -> None:
-        """Save, if it is time."""
-        self.step(self.trainer.iter)
-
-
-class BestCheckpointer(HookBase):
-    """Save the model whenever a metric is the best so far; goes after the hook that evaluates."""
-
-    def __init__(
-        self,
-        eval_period: int,
-        checkpointer: Checkpointer,
-        val_metric: str,
-        mode: str = "max",
-        file_prefix: str = "model_best",
-    ) -> None:
-        """Set what to watch.
-
-        Args:
-            eval_period: the EvalHook's period.
-            checkpointer: saves the model.
-            val_metric: name of the scalar in the storage, e.g. ``bbox/NDS``.
-            mode: ``max`` or ``min``.
-            file_prefix: name of the checkpoint.
-
-        Raises:
-            AssertionError: the mode is not one of the two.
-        """
-        if mode not in ("max", "min"):
-            raise AssertionError(f"BestCheckpointer: mode is '{mode}'; 'max' and 'min' are the known ones")
-        self._period = eval_period
-        self._checkpointer = checkpointer
-        self._val_metric = val_metric
-        self._sign = 1.0 if mode == "max" else -1.0
-        self._file_prefix = file_prefix
-        self.best_metric: float | None = None
-        self.best_iter: int | None = None
-
-    def after_step(self) -> None:
-        """Look at the metric, when the EvalHook has just run."""
-        if _due_before_end(self.trainer, self._period):
-            self._check()
-
-    def after_train(self) -> None:
-        """Look at the last evaluation, if the training did not fail."""
-        if _succeeded(self.trainer):
-            self._check()
-
-    def _check(self) -> None:
-        if self._val_metric not in self.trainer.storage.latest():
-            _logger.warning(
-                f"Given val metric {self._val_metric} does not seem to be computed/stored. "
-                "Will not be checkpointing based on it."
-            )
-            return
-        metric, iteration = self.trainer.storage.latest()[self._val_metric]
-        best, best_iter = self.best_metric, self.best_iter
-        if not math.isfinite(metric) or (best is not None and self._sign * (metric - best) <= 0):
-            _logger.info(
-                f"Not saving as latest eval score for {self._val_metric} is {metric:0.5f}, "
-                f"not better than best score {best} @ iteration {best_iter}."
-            )
-            return
-        self.best_metric, self.best_iter = metric, iteration  # first: the checkpoint holds this hook's state
-        self._checkpointer.save(self._file_prefix, iteration=iteration)
-        if best is None:
-            _logger.info(f"Saved first model at {metric:0.5f} @ {iteration} steps")
-        else:
-            _logger.info(
-                f"Saved best model as latest eval score for {self._val_metric} is {metric:0.5f}, "
-                f"better than last best score {best:0.5f} @ iteration {best_iter}."
-            )
-
-    def state_dict(self) -> dict[str, Any]:
-        """The best so far, so that a resumed run does not overwrite a better model."""
-        if self.best_metric is None:
-            return {}
-        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
-        self.best_metric, self.best_iter = state_dict["best_metric"], state_dict["best_iter"]
 
 
 class LRScheduler(HookBase):
@@ -370,12 +262,12 @@ class EvalHook(HookBase):
 
     def after_step(self) -> None:
         """Evaluate, if it is time."""
-        if _due_before_end(self.trainer, self._period):
+        if due_before_end(self.trainer, self._period):
             self._do_eval()
 
     def after_train(self) -> None:
         """Evaluate, and drop the function: closures often keep the trainer alive."""
-        if self._eval_after_train and _succeeded(self.trainer):
+        if self._eval_after_train and succeeded(self.trainer):
             self._do_eval()
         self._func = None
 
@@ -415,7 +307,7 @@ class TorchMemoryStats(HookBase):
 
     def after_step(self) -> None:
         """Log, if it is time, and start a new peak."""
-        if self._runs >= self._max_runs or not _due(self.trainer, self._period):
+        if self._runs >= self._max_runs or not due(self.trainer, self._period):
             return
         if not torch.cuda.is_available():
             return

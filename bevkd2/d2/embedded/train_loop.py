@@ -108,7 +108,7 @@ class TrainerBase:
                 self.before_step()
                 self.run_step()
                 self.after_step()
-            self.iter += 1  # tells after_train that the training did not fail
+            self.iter = max_iter  # tells after_train that the training did not fail
 
     def before_train(self) -> None:
         """Call the hooks' before_train."""

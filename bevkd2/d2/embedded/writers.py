@@ -120,7 +120,7 @@ class CommonMetricPrinter(EventWriter):
     def write(self) -> None:
         """Log the line, unless the training is over."""
         storage = get_event_storage()
-        if storage.iter == self._max_iter:
+        if self._max_iter is not None and storage.iter >= self._max_iter:
             return
         eta = self._eta(storage)
         # scripts that read logs split on these names and blanks

@@ -1,0 +1,31 @@
+"""One process of the job that test_comm.py starts; rank and size come from the environment."""
+
+import torch
+from torch import distributed as dist
+
+from bevkd2.d2 import comm
+
+
+def main() -> None:
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    comm.create_local_process_group(2)
+    comm.create_local_process_group(2)
+    assert (comm.get_world_size(), comm.get_rank(), comm.is_main_process()) == (2, rank, rank == 0)
+    assert (comm.get_local_rank(), comm.get_local_size()) == (rank, 2)
+    assert comm.all_gather({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
+    assert comm.gather("ab"[rank]) == (["a", "b"] if rank == 0 else [])
+    assert comm.gather("ab"[rank], dst=1) == (["a", "b"] if rank == 1 else [])
+    torch.manual_seed(rank)
+    assert len(set(comm.all_gather(comm.shared_random_seed()))) == 1
+    names = ["a", "b"] if rank == 0 else ["b", "a"]
+    values = {name: torch.tensor(float("ab".index(name) + rank)) for name in names}
+    for average, expected in ((True, {"a": 0.5, "b": 1.5}), (False, {"a": 1.0, "b": 3.0})):
+        reduced = comm.reduce_dict(values, average=average)
+        assert rank != 0 or {name: value.item() for name, value in reduced.items()} == expected
+    comm.synchronize()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
