@@ -1,0 +1,15 @@
+"""Compiled ops with their autograd, and the distillation losses. Needs the compiled library; see library.py."""
+
+from .distill_loss import attention_l2, bev_response_l2, masked_l2
+from .ms_deform_attn import ms_deform_attn
+from .ms_deform_attn_fused import ms_deform_attn_fused
+from .ms_deform_attn_ragged import ms_deform_attn_ragged
+
+__all__ = [
+    "attention_l2",
+    "bev_response_l2",
+    "masked_l2",
+    "ms_deform_attn",
+    "ms_deform_attn_fused",
+    "ms_deform_attn_ragged",
+]

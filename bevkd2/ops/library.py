@@ -1,0 +1,47 @@
+"""Loads the compiled ops. Importing this module defines torch.ops.bevkd2."""
+
+from pathlib import Path
+
+import torch
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+CPU_LIBRARY = _PACKAGE / "_C.abi3.so"
+CUDA_LIBRARY = _PACKAGE / "_C_cuda.abi3.so"
+
+
+def load(cpu_library: Path, cuda_library: Path) -> bool:
+    """Load the ops.
+
+    Args:
+        cpu_library: the library with the schemas and the CPU kernels; it must be there.
+        cuda_library: the library with the CUDA kernels; it is loaded where it is built and torch has CUDA.
+
+    Returns:
+        Whether CUDA kernels were loaded.
+
+    Raises:
+        ImportError: the CPU library is missing or does not load; the message says how to build it.
+    """
+    if not cpu_library.exists():
+        raise ImportError(
+            f"bevkd2's compiled ops are missing: {cpu_library} does not exist. Build them in the source tree with "
+            "`make build`, or `pip install --no-build-isolation -e .`."
+        )
+    _load_one(cpu_library)
+    if torch.version.cuda is None or not cuda_library.exists():
+        return False
+    _load_one(cuda_library)
+    return True
+
+
+def _load_one(path: Path) -> None:
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        raise ImportError(
+            f"bevkd2's compiled ops do not load with torch {torch.__version__}: {error}. Build them again with "
+            "`make build`, or `pip install --no-build-isolation -e .`; they need torch >= 2.10."
+        ) from error
+
+
+HAS_CUDA = load(CPU_LIBRARY, CUDA_LIBRARY)

@@ -1,0 +1,204 @@
+"""Multi-scale deformable attention with references, offsets and the softmax inside, and its weights in the open."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .arguments import (
+    SpatialShapes,
+    check_dense_levels,
+    check_sampling,
+    check_value,
+    level_shapes,
+    refuse_double_backward,
+    refuse_nondeterminism,
+    to_coordinates,
+)
+from .ms_deform_attn import ms_deform_attn_reference
+
+_OP = "ms_deform_attn_fused"
+ReferenceMode = Literal["level", "pillar"]
+
+
+def ms_deform_attn_fused(
+    value: Tensor,
+    spatial_shapes: SpatialShapes,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    *,
+    reference_mode: ReferenceMode = "level",
+    return_weights: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Multi-scale deformable attention from offsets and logits (Deformable DETR, arXiv 2010.04159, Eq. 3).
+
+    The location of a point on level l is reference + offset / (w_l, h_l). Reference modes:
+      "level": level l uses reference l (or the only one). References (x, y, w, h) follow Deformable DETR's rule for
+        boxes, where an offset is a share of the box: (x, y) + offset / P * (w, h) * 0.5.
+      "pillar": point p uses reference p % R, the R heights of a BEV pillar (BEVFormer, arXiv 2203.17270, Eq. 3-4).
+
+    Args:
+        value: (B, S, H, D), float64, float32, float16 or bfloat16; S is all levels' pixels, level by level, row-major.
+        spatial_shapes: (h, w) of each level; see ms_deform_attn.
+        reference_points: (B, Q, R, 2 or 4), normalised to [0, 1].
+        sampling_offsets: (B, Q, H, L, P, 2) (x, y), in pixels of each level.
+        attention_logits: (B, Q, H, L, P); the softmax is over a head's L * P points jointly.
+        reference_mode: see above.
+        return_weights: also return the softmaxed weights. They are differentiable.
+
+    Returns:
+        (B, Q, H * D) in value's dtype; with return_weights also (B, Q, H, L, P) in float32 (float64 beside float64).
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit.
+        RuntimeError: a CUDA tensor where the CUDA ops are not built.
+    """
+    check_value(_OP, value)
+    shapes = level_shapes(_OP, spatial_shapes)
+    check_dense_levels(_OP, value, shapes)
+    check_sampling(
+        _OP, value, ("sampling_offsets", "attention_logits"), sampling_offsets, attention_logits, 2
+    )
+    levels = len(shapes) // 2
+    if attention_logits.shape[0] != value.shape[0] or attention_logits.shape[3] != levels:
+        raise ValueError(
+            f"{_OP}: attention_logits is {tuple(attention_logits.shape)}; expected (B, Q, H, L, P) with value's batch "
+            f"of {value.shape[0]} and spatial_shapes' {levels} levels"
+        )
+    _check_references(reference_points, attention_logits, reference_mode)
+    references, offsets, logits = to_coordinates(
+        _OP,
+        value,
+        reference_points=reference_points,
+        sampling_offsets=sampling_offsets,
+        attention_logits=attention_logits,
+    )
+    out, weights = torch.ops.bevkd2.ms_deform_attn_fused(
+        value, shapes, references, offsets, logits, reference_mode == "pillar", return_weights
+    )
+    return (out, weights) if return_weights else out
+
+
+def _check_references(references: Tensor, logits: Tensor, mode: str) -> None:
+    if mode not in ("level", "pillar"):
+        raise ValueError(f"{_OP}: reference_mode is {mode!r}; expected 'level' or 'pillar'")
+    shape = tuple(references.shape)
+    if len(shape) != 4 or shape[:2] != tuple(logits.shape[:2]) or shape[3] not in (2, 4) or shape[2] < 1:
+        raise ValueError(
+            f"{_OP}: reference_points is {shape}; expected {tuple(logits.shape[:2])} + (R, 2 or 4)"
+        )
+    if mode == "level" and shape[2] not in (1, logits.shape[3]):
+        raise ValueError(
+            f"{_OP}: reference_points is {shape}; with reference_mode='level' expected 1 or {logits.shape[3]} (one a "
+            "level) references"
+        )
+    if mode == "pillar" and shape[3] != 2:
+        raise ValueError(
+            f"{_OP}: reference_points is {shape}; reference_mode='pillar' takes (x, y), not boxes"
+        )
+
+
+@torch.library.register_fake("bevkd2::ms_deform_attn_fused")
+def _fake(
+    value: Tensor,
+    shapes: list[int],
+    references: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    pillar: bool,
+    return_weights: bool,
+) -> tuple[Tensor, Tensor]:
+    out = value.new_empty(logits.shape[0], logits.shape[1], value.shape[2] * value.shape[3])
+    return out, logits.new_empty(logits.shape if return_weights else (0,))
+
+
+@torch.library.register_fake("bevkd2::ms_deform_attn_fused_backward")
+def _fake_backward(
+    grad_out: Tensor,
+    grad_weights: Tensor | None,
+    value: Tensor,
+    shapes: list[int],
+    references: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    pillar: bool,
+    need_value: bool,
+    need_references: bool,
+    need_offsets: bool,
+    need_logits: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wanted = (
+        (value, need_value),
+        (references, need_references),
+        (offsets, need_offsets),
+        (logits, need_logits),
+    )
+    grads = [tensor.new_empty(tensor.shape if need else (0,)) for tensor, need in wanted]
+    return grads[0], grads[1], grads[2], grads[3]
+
+
+def _setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    value, ctx.shapes, references, offsets, logits, ctx.pillar, ctx.return_weights = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(value, references, offsets, logits)
+
+
+def _backward(ctx, grad_out: Tensor | None, grad_weights: Tensor | None) -> tuple[Tensor | None, ...]:
+    value, references, offsets, logits = ctx.saved_tensors
+    needs = [ctx.needs_input_grad[i] for i in (0, 2, 3, 4)]
+    if grad_out is None:  # only the weights were used, and they depend on the logits alone
+        grad_out = value.new_zeros(logits.shape[0], logits.shape[1], value.shape[2] * value.shape[3])
+    if needs[0]:
+        refuse_nondeterminism(_OP, value)
+    grads = torch.ops.bevkd2.ms_deform_attn_fused_backward(
+        grad_out,
+        grad_weights if ctx.return_weights else None,
+        value,
+        ctx.shapes,
+        references,
+        offsets,
+        logits,
+        ctx.pillar,
+        *needs,
+    )
+    value_grad, *others = (grad if need else None for grad, need in zip(grads, needs, strict=True))
+    return value_grad, None, *others, None, None
+
+
+torch.library.register_autograd("bevkd2::ms_deform_attn_fused", _backward, setup_context=_setup_context)
+refuse_double_backward("ms_deform_attn_fused_backward")
+
+
+def ms_deform_attn_fused_reference(
+    value: Tensor,
+    spatial_shapes: SpatialShapes,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    *,
+    reference_mode: ReferenceMode = "level",
+    return_weights: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The same in plain torch: slow, and what the tests hold the op to. Arguments as the op's."""
+    shapes = level_shapes(_OP, spatial_shapes)
+    points = attention_logits.shape[-1]
+    references = reference_points[:, :, None]  # (B, Q, 1, R, 2 or 4)
+    if reference_mode == "pillar":
+        anchors = torch.arange(points, device=value.device) % reference_points.shape[2]
+        locations = references[:, :, :, None, anchors] + sampling_offsets / _sizes(shapes, sampling_offsets)
+    elif reference_points.shape[3] == 2:
+        locations = references[:, :, :, :, None] + sampling_offsets / _sizes(shapes, sampling_offsets)
+    else:
+        boxes = references[:, :, :, :, None]
+        locations = boxes[..., :2] + sampling_offsets / points * boxes[..., 2:] * 0.5
+    weights = attention_logits.flatten(-2).softmax(-1).view_as(attention_logits)
+    out = ms_deform_attn_reference(value, spatial_shapes, None, locations, weights)
+    return (out, weights) if return_weights else out
+
+
+def _sizes(shapes: list[int], like: Tensor) -> Tensor:
+    """(w, h) of each level as (L, 1, 2)."""
+    return torch.tensor([[shapes[2 * i + 1], shapes[2 * i]] for i in range(len(shapes) // 2)]).to(like)[
+        :, None
+    ]

@@ -1,0 +1,89 @@
+// Eight floats in an AVX2 register; the same members as vec_plain.h, which says what they do. Included inside a
+// namespace and a target("avx2,fma,f16c") region; see cpu.cpp.
+
+template <typename A>
+struct Vec;
+
+template <>
+struct Vec<float> {
+  static constexpr int size = 8;
+  __m256 v;
+
+  struct Mask {
+    __m256 v;
+    Mask operator&(const Mask& o) const { return {_mm256_and_ps(v, o.v)}; }
+  };
+
+  static Vec set1(float a) { return {_mm256_set1_ps(a)}; }
+  static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  static Vec load(const Half* p) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+  }
+  static Vec load(const BFloat16* p) {  // bfloat16 is the upper half of a float
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16))};
+  }
+  void store(float* p) const { _mm256_storeu_ps(p, v); }
+  Vec operator+(const Vec& o) const { return {_mm256_add_ps(v, o.v)}; }
+  Vec operator-(const Vec& o) const { return {_mm256_sub_ps(v, o.v)}; }
+  Vec operator*(const Vec& o) const { return {_mm256_mul_ps(v, o.v)}; }
+  static Vec fma(const Vec& a, const Vec& b, const Vec& c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+  static Vec max(const Vec& a, const Vec& b) { return {_mm256_max_ps(a.v, b.v)}; }
+  static Vec min(const Vec& a, const Vec& b) { return {_mm256_min_ps(a.v, b.v)}; }
+  Vec floor() const { return {_mm256_floor_ps(v)}; }
+
+  // exp by 2^n * p(r), |r| <= ln(2) / 2, Taylor to the seventh power (relative error below 2e-7). max and min
+  // return their second operand where one is NaN, so NaN stays NaN.
+  Vec exp() const {
+    const __m256 lowest = _mm256_set1_ps(-87.33654F), highest = _mm256_set1_ps(88.72283F);
+    const __m256 x = _mm256_min_ps(highest, _mm256_max_ps(lowest, v));
+    const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504F)), _MM_FROUND_TO_NEAREST_INT);
+    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375F), x);  // ln(2) in two pieces
+    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4F), r);
+    __m256 p = _mm256_set1_ps(1.0F / 5040);
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0F / 720));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0F / 120));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0F / 24));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0F / 6));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.5F));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0F));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0F));
+    const __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    const __m256 result = _mm256_mul_ps(p, _mm256_castsi256_ps(exponent));
+    return {_mm256_andnot_ps(_mm256_cmp_ps(v, lowest, _CMP_LT_OQ), result)};
+  }
+
+  Mask operator<(const Vec& o) const { return {_mm256_cmp_ps(v, o.v, _CMP_LT_OQ)}; }
+  Mask operator<=(const Vec& o) const { return {_mm256_cmp_ps(v, o.v, _CMP_LE_OQ)}; }
+  Vec where(const Mask& m) const { return {_mm256_and_ps(v, m.v)}; }
+  static void store_mask(const Mask& m, int32_t* p) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_castps_si256(m.v));
+  }
+  static void store_pixels(const Vec& x, const Vec& y, const int32_t* start, const int32_t* width, int32_t* p) {
+    const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(width));
+    const __m256i s = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(start));
+    const __m256i row = _mm256_add_epi32(s, _mm256_mullo_epi32(_mm256_cvttps_epi32(y.v), w));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_add_epi32(row, _mm256_cvttps_epi32(x.v)));
+  }
+  static __m128 halves(const __m256& a) { return _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1)); }
+  float sum() const {
+    __m128 s = halves(v);
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+  }
+  float highest() const {
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+  }
+  static void store_sums(const Vec& a, const Vec& b, const Vec& c, const Vec& d, float* p) {
+    const __m256 ab = _mm256_hadd_ps(a.v, b.v), cd = _mm256_hadd_ps(c.v, d.v);
+    _mm_storeu_ps(p, halves(_mm256_hadd_ps(ab, cd)));
+  }
+  static void load_pairs(const float* p, Vec& x, Vec& y) {
+    const __m256 a = _mm256_loadu_ps(p), b = _mm256_loadu_ps(p + 8);
+    const __m256 low = _mm256_permute2f128_ps(a, b, 0x20), high = _mm256_permute2f128_ps(a, b, 0x31);
+    x.v = _mm256_shuffle_ps(low, high, 0x88);
+    y.v = _mm256_shuffle_ps(low, high, 0xDD);
+  }
+};

@@ -1,0 +1,116 @@
+"""Compiled ops of bevkd2. The package's metadata is in pyproject.toml; this file only says what to compile.
+
+Two libraries on the LibTorch stable ABI, loaded with torch.ops.load_library:
+  bevkd2/_C.abi3.so       every schema, and the CPU kernels; always built
+  bevkd2/_C_cuda.abi3.so  the CUDA kernels; see cuda_decision()
+
+Environment: FORCE_CUDA=1 builds the CUDA library without a visible GPU, FORCE_CUDA=0 never builds it,
+TORCH_CUDA_ARCH_LIST replaces the architectures below, MAX_JOBS limits the compiler processes.
+"""
+
+import os
+import sys
+
+from setuptools import setup
+
+# torch 2.10: the first release whose stable ABI has everything that csrc/ uses.
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+CXX_FLAGS = ["-O3", "-fvisibility=hidden", STABLE_ABI]
+NVCC_FLAGS = ["-O3", "-Xcompiler=-fvisibility=hidden", STABLE_ABI, "-DUSE_CUDA"]
+# A100, H100/H200, B200; newer ones run the last one's PTX.
+CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
+CPU_SOURCES = ["csrc/bindings.cpp", "csrc/ms_deform_attn/cpu.cpp"]
+CUDA_SOURCES = ["csrc/ms_deform_attn/cuda.cu"]
+COMMANDS_THAT_COMPILE = {
+    "build",
+    "build_ext",
+    "bdist_wheel",
+    "editable_wheel",
+    "develop",
+    "install",
+    "bdist_egg",
+}
+
+
+def say(message: str) -> None:
+    print(f"bevkd2 setup: {message}", file=sys.stderr)
+
+
+def cuda_decision(torch: object, cuda_home: str | None) -> tuple[bool, str]:
+    """Whether to build the CUDA library, and why. That some nvcc is on PATH is never a reason."""
+    forced = os.environ.get("FORCE_CUDA")
+    if forced == "0":
+        return False, "FORCE_CUDA=0"
+    if torch.version.cuda is None:
+        if forced == "1":
+            sys.exit(
+                "bevkd2 setup: FORCE_CUDA=1, but this torch is built without CUDA; install a CUDA build of torch."
+            )
+        return False, "this torch is built without CUDA"
+    if forced == "1":
+        if cuda_home is None:
+            sys.exit(
+                "bevkd2 setup: FORCE_CUDA=1, but no nvcc was found; install the CUDA toolkit or set CUDA_HOME."
+            )
+        return True, "FORCE_CUDA=1"
+    if not torch.cuda.is_available():
+        return False, "no GPU is visible (FORCE_CUDA=1 builds it anyway)"
+    if cuda_home is None:
+        return False, "a GPU is visible, but there is no nvcc; install the CUDA toolkit or set CUDA_HOME"
+    found = nvcc_major(cuda_home)
+    if found != torch.version.cuda.split(".")[0]:
+        return (
+            False,
+            f"nvcc is CUDA {found}, torch is built for {torch.version.cuda} (FORCE_CUDA=1 overrides)",
+        )
+    return True, "a GPU and a matching nvcc are there"
+
+
+def nvcc_major(cuda_home: str) -> str:
+    import subprocess
+
+    report = subprocess.run(
+        [f"{cuda_home}/bin/nvcc", "--version"], capture_output=True, text=True, check=True
+    ).stdout
+    return report.split("release ")[1].split(".")[0]
+
+
+def extensions() -> tuple[list, dict]:
+    """ext_modules and cmdclass. A module on another API (pybind11, without torch) is one more entry of this list."""
+    try:
+        import torch
+        from torch.utils import cpp_extension
+    except ModuleNotFoundError:
+        sys.exit(
+            "bevkd2 setup: torch is not installed here, and the ops compile against it. Install torch >= 2.10 first, "
+            "then run: pip install --no-build-isolation -e ."
+        )
+    modules = [
+        cpp_extension.CppExtension(
+            "bevkd2._C",
+            CPU_SOURCES,
+            extra_compile_args={"cxx": CXX_FLAGS},
+            py_limited_api=True,
+        )
+    ]
+    cuda, reason = cuda_decision(torch, cpp_extension.CUDA_HOME)
+    say(f"torch {torch.__version__}; CPU library: yes; CUDA library: {'yes' if cuda else 'no'} ({reason})")
+    if cuda:
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+        say(f"CUDA architectures: {os.environ['TORCH_CUDA_ARCH_LIST']}")
+        modules.append(
+            cpp_extension.CUDAExtension(
+                "bevkd2._C_cuda",
+                CUDA_SOURCES,
+                extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
+                py_limited_api=True,
+            )
+        )
+    return modules, {"build_ext": cpp_extension.BuildExtension}
+
+
+if COMMANDS_THAT_COMPILE & set(sys.argv):
+    ext_modules, cmdclass = extensions()
+    setup(ext_modules=ext_modules, cmdclass=cmdclass)
+else:
+    setup()  # metadata and source distributions need no torch
