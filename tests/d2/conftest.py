@@ -59,3 +59,19 @@ class Toy(torch.nn.Module):
 def toy_trainer() -> SimpleTrainer:
     model = Toy()
     return SimpleTrainer(model, [1.0] * 100, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+@pytest.fixture
+def fake_cuda_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA memory statistics of 1 to 4 MB, with or without a GPU."""
+    numbers = {
+        "memory_allocated": 1,
+        "max_memory_allocated": 2,
+        "memory_reserved": 3,
+        "max_memory_reserved": 4,
+    }
+    for name, megabytes in numbers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda size=megabytes * 2**20: size)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_summary", lambda: "summary")
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)

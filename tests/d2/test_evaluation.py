@@ -59,6 +59,10 @@ def test_no_result_is_an_empty_dict():
     assert inference_on_dataset(lambda inputs: inputs, [1], None) == {}
 
 
+def test_no_batches():
+    assert inference_on_dataset(Temporal(), [], Collect({"bbox": {}})) == {"bbox": {}}
+
+
 def test_several_evaluators():
     first, second = Collect({"a": 1}), Collect({"b": 2})
     assert inference_on_dataset(lambda inputs: -inputs, [1, 2], [first, second]) == {"a": 1, "b": 2}

@@ -1,5 +1,7 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bevkd2.d2 import EventStorage, get_event_storage, has_event_storage
 
@@ -53,6 +55,18 @@ def test_window_is_in_iterations_not_in_numbers():
     for storage.iter in (0, 10, 18, 19):
         storage.put_scalar("rare", storage.iter)
     assert [storage.count_samples("rare", size) for size in (1, 2, 10, 20)] == [1, 2, 3, 4]
+
+
+@given(
+    iterations=st.lists(st.integers(0, 60), min_size=1, max_size=30).map(sorted),
+    window=st.integers(1, 70),
+)
+def test_count_is_that_of_the_last_window(iterations, window):
+    storage = EventStorage()
+    for storage.iter in iterations:
+        storage.put_scalar("loss", 1.0)
+    expected = sum(iteration > iterations[-1] - window for iteration in iterations)
+    assert storage.count_samples("loss", window) == expected
 
 
 def test_name_scope():

@@ -187,7 +187,13 @@ def test_failed_training_is_not_evaluated(toy_trainer):
     assert calls == []
 
 
-def test_memory_statistics(toy_trainer, engine_log):
-    train(toy_trainer, TorchMemoryStats(period=2, max_runs=2), iterations=8)
-    lines = [line for line in engine_log if "max_reserved_mem" in line]
-    assert len(lines) == (2 if torch.cuda.is_available() else 0)
+def test_memory_statistics(toy_trainer, engine_log, fake_cuda_memory):
+    train(toy_trainer, TorchMemoryStats(period=2), iterations=3)
+    sizes = " max_reserved_mem: 4MB  reserved_mem: 3MB  max_allocated_mem: 2MB  allocated_mem: 1MB "
+    assert engine_log[1:] == [f" iter: 1 {sizes}", f" iter: 2 {sizes}"]
+
+
+def test_no_memory_statistics_without_cuda(toy_trainer, engine_log, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    train(toy_trainer, TorchMemoryStats(period=1), iterations=3)
+    assert len(engine_log) == 1
