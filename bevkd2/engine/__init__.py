@@ -1,0 +1,27 @@
+"""Training and evaluation: the trainer, its hooks, the command line, and processes."""
+
+from bevkd2.engine.build import build_hooks, build_trainer, create_ddp_model, train
+from bevkd2.engine.defaults import default_argument_parser, default_setup, load_args, setup
+from bevkd2.engine.evaluation import evaluate, load_for_evaluation
+from bevkd2.engine.launch import launch
+from bevkd2.engine.solver import build_lr_schedule, build_optimizer
+from bevkd2.engine.trainer import DistillTrainer, NonFiniteGradientError, NonFiniteLossError
+
+__all__ = [
+    "DistillTrainer",
+    "NonFiniteGradientError",
+    "NonFiniteLossError",
+    "build_hooks",
+    "build_lr_schedule",
+    "build_optimizer",
+    "build_trainer",
+    "create_ddp_model",
+    "default_argument_parser",
+    "default_setup",
+    "evaluate",
+    "launch",
+    "load_args",
+    "load_for_evaluation",
+    "setup",
+    "train",
+]

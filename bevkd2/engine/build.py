@@ -1,0 +1,192 @@
+"""From a config to a trainer with its hooks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from bevkd2.checkpoint import Checkpointer
+from bevkd2.config import teacher_config
+from bevkd2.d2 import (
+    BestCheckpointer,
+    CommonMetricPrinter,
+    EvalHook,
+    EventWriter,
+    HookBase,
+    IterationTimer,
+    JSONWriter,
+    LRScheduler,
+    PeriodicCheckpointer,
+    PeriodicWriter,
+    TensorboardXWriter,
+    comm,
+    verify_results,
+)
+from bevkd2.data.loader import build_train_loader
+from bevkd2.engine.evaluation import evaluate
+from bevkd2.engine.hooks import EvaluateTeacher, InheritsWeights, PeakMemory, ProgressBar, VerifyInherited
+from bevkd2.engine.solver import build_lr_schedule, build_optimizer
+from bevkd2.engine.trainer import DistillTrainer
+
+_logger = logging.getLogger(__name__)
+_AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+Evaluate = Callable[..., Mapping[str, Any]]
+BuildLoader = Callable[..., Iterable[list[dict[str, Any]]]]
+
+
+def train(
+    cfg: CfgNode,
+    model: nn.Module,
+    *,
+    resume: bool = False,
+    build_loader: BuildLoader = build_train_loader,
+    evaluate: Evaluate = evaluate,
+) -> Mapping[str, Any]:
+    """Trains a model by its config, and holds the last scores to TEST.EXPECTED_RESULTS.
+
+    Args:
+        cfg: the config.
+        model: as ``build_model`` returns it.
+        resume: continue from the last checkpoint in OUTPUT_DIR, where there is one.
+        build_loader: called as ``build_loader(cfg, start_iter=...)``; returns endless batches.
+        evaluate: called as ``evaluate(cfg, model)``; scores a model, not in DistributedDataParallel.
+
+    Returns:
+        The scores of the last evaluation.
+    """
+    last: dict[str, Any] = {}
+
+    def evaluate_and_keep(cfg: CfgNode, model: nn.Module, **kwargs: Any) -> Mapping[str, Any]:
+        results = evaluate(cfg, model, **kwargs)
+        last.clear()
+        last.update(results)
+        return results
+
+    trainer = build_trainer(cfg, model, resume=resume, build_loader=build_loader, evaluate=evaluate_and_keep)
+    trainer.train(trainer.start_iter, cfg.SOLVER.MAX_ITER)
+    if comm.is_main_process():
+        verify_results(cfg, last)
+    return last
+
+
+def build_trainer(
+    cfg: CfgNode,
+    model: nn.Module,
+    *,
+    resume: bool = False,
+    build_loader: BuildLoader = build_train_loader,
+    evaluate: Evaluate = evaluate,
+) -> DistillTrainer:
+    """Builds optimizer, trainer and hooks, and loads MODEL.WEIGHTS or the last checkpoint.
+
+    Args:
+        cfg, model, resume, build_loader, evaluate: see :func:`train`.
+
+    Returns:
+        A trainer whose ``start_iter`` is where it should start.
+    """
+    trainer = DistillTrainer(
+        create_ddp_model(model),
+        lambda start_iter: build_loader(cfg, start_iter=start_iter),
+        build_optimizer(cfg, model),
+        amp_dtype=_amp_dtype(cfg),
+        max_grad_norm=cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE
+        if cfg.SOLVER.CLIP_GRADIENTS.ENABLED
+        else float("inf"),
+        grad_norm_type=cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE,
+        seed=max(cfg.SEED, 0),
+    )
+    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, allow_missing=cfg.MODEL.ALLOW_MISSING, trainer=trainer)
+    trainer.register_hooks(build_hooks(cfg, model, trainer, checkpointer, evaluate))
+    resuming = resume and checkpointer.has_checkpoint()
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    if resuming:
+        trainer.start_iter = trainer.iter + 1  # the checkpoint names the iteration that was done last
+    _log_model(model)
+    return trainer
+
+
+def build_hooks(
+    cfg: CfgNode, model: nn.Module, trainer: DistillTrainer, checkpointer: Checkpointer, evaluate: Evaluate
+) -> list[HookBase | None]:
+    """Builds the hooks in the order in which they must run.
+
+    Args:
+        cfg: the config.
+        model: the model, not in DistributedDataParallel.
+        trainer: the trainer that they are for.
+        checkpointer: saves model and trainer.
+        evaluate: see :func:`train`.
+    """
+    save_period, eval_period = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD
+    best = Checkpointer(model, cfg.OUTPUT_DIR, tag_last=False, trainer=trainer)
+    main = comm.is_main_process()
+    return [
+        IterationTimer(),
+        PeakMemory(next(model.parameters()).device, cfg.TEST.PRINT_PERIOD),
+        LRScheduler(trainer.optimizer, build_lr_schedule(cfg)),
+        VerifyInherited(model, (save_period, eval_period)) if isinstance(model, InheritsWeights) else None,
+        _teacher_hook(cfg, model, evaluate),
+        # Saving goes before evaluating: what makes an evaluation fail can be looked at.
+        PeriodicCheckpointer(checkpointer, save_period, max_to_keep=cfg.SOLVER.CHECKPOINTS_TO_KEEP)
+        if main
+        else None,
+        EvalHook(eval_period, lambda: evaluate(cfg, model)),
+        BestCheckpointer(eval_period, best, cfg.TEST.BEST_METRIC) if main else None,
+        PeriodicWriter(_writers(cfg), period=cfg.TEST.PRINT_PERIOD) if main else None,
+        ProgressBar() if main and _wants_bar() else None,
+    ]
+
+
+def create_ddp_model(model: nn.Module) -> nn.Module:
+    """Wraps a model in DistributedDataParallel where there are several processes.
+
+    Every trainable parameter must take part in every step's losses, also on samples without boxes.
+    """
+    if comm.get_world_size() == 1:
+        return model
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    return DistributedDataParallel(
+        model, device_ids=[comm.get_local_rank()] if on_gpu else None, broadcast_buffers=False
+    )
+
+
+def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:
+    name = cfg.SOLVER.AMP.DTYPE
+    if name not in _AMP_DTYPES:
+        raise ValueError(f"SOLVER.AMP.DTYPE: {name!r} is unknown; expected one of {', '.join(_AMP_DTYPES)}")
+    return _AMP_DTYPES[name] if cfg.SOLVER.AMP.ENABLED else None
+
+
+def _teacher_hook(cfg: CfgNode, model: nn.Module, evaluate: Evaluate) -> HookBase | None:
+    if cfg.MODEL.META_ARCHITECTURE != "Distiller" or not cfg.DISTILL.TEACHER.EVALUATE:
+        return None
+    return EvaluateTeacher(lambda: evaluate(teacher_config(cfg), model.teacher, folder="inference/teacher"))
+
+
+def _writers(cfg: CfgNode) -> list[EventWriter]:
+    return [
+        CommonMetricPrinter(cfg.SOLVER.MAX_ITER),
+        JSONWriter(str(Path(cfg.OUTPUT_DIR) / "metrics.json")),
+        TensorboardXWriter(cfg.OUTPUT_DIR),
+    ]
+
+
+def _wants_bar() -> bool:
+    return sys.stdout.isatty() or os.environ.get("BEVKD2_PROGRESS") == "1"
+
+
+def _log_model(model: nn.Module) -> None:
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    _logger.info("%s: %d parameters are trained, %d are frozen", type(model).__name__, trained, frozen)

@@ -1,0 +1,195 @@
+"""The command line and what a run sets up before it builds anything."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import secrets
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from fvcore.common.config import CfgNode as FvcoreNode
+
+import bevkd2.modeling  # registers the meta-architectures  # noqa: F401
+from bevkd2.checkpoint.io import replace_atomically
+from bevkd2.config import CfgNode, get_cfg, import_plugin, load_config, resolve_teacher
+from bevkd2.d2 import comm, seed_all_rng
+from bevkd2.distill import student_config
+from bevkd2.engine.run_log import environment_report, log_to, why_no_gpu
+
+_logger = logging.getLogger(__name__)
+
+_EPILOG = """
+Examples:
+
+Train on 8 GPUs of one machine:
+    $ {prog} --config-file configs/distill_r50.yaml --num-gpus 8
+
+Change options of the config:
+    $ {prog} --config-file configs/distill_r50.yaml DATASETS.ROOT /data/nuscenes SOLVER.BASE_LR 0.0001
+
+Go on after an interruption, or evaluate:
+    $ {prog} --config-file configs/distill_r50.yaml --resume
+    $ {prog} --config-file configs/distill_r50.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
+
+Train on two machines:
+    (machine 0)$ {prog} --num-gpus 8 --num-machines 2 --machine-rank 0 --dist-url tcp://HOST:PORT ...
+    (machine 1)$ {prog} --num-gpus 8 --num-machines 2 --machine-rank 1 --dist-url tcp://HOST:PORT ...
+"""
+
+
+def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
+    """Builds the parser of Detectron2's command line, with ``--import`` added.
+
+    Args:
+        epilog: examples of usage.
+    """
+    parser = argparse.ArgumentParser(
+        epilog=epilog or _EPILOG.format(prog=sys.argv[0]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-file", default="", metavar="FILE", help="path to config file")
+    parser.add_argument("--resume", action="store_true", help="continue from OUTPUT_DIR/last_checkpoint")
+    parser.add_argument("--eval-only", action="store_true", help="perform evaluation only")
+    parser.add_argument("--num-gpus", type=int, default=1, help="number of gpus *per machine*")
+    parser.add_argument("--num-machines", type=int, default=1, help="total number of machines")
+    parser.add_argument(
+        "--machine-rank", type=int, default=0, help="the rank of this machine (unique per machine)"
+    )
+    # One port a user, not a free one: an orphan of an earlier job shows up as a port that is taken.
+    port = 2**15 + 2**14 + hash(os.getuid()) % 2**14
+    parser.add_argument(
+        "--dist-url",
+        default=f"tcp://127.0.0.1:{port}",
+        help="initialization URL of the process group, or 'auto' on one machine",
+    )
+    parser.add_argument(
+        "--import",
+        dest="plugins",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="import a package before the config is read; may be repeated",
+    )
+    parser.add_argument(
+        "opts",
+        default=[],
+        nargs=argparse.REMAINDER,
+        help="options of the config as KEY VALUE pairs, at the end",
+    )
+    return parser
+
+
+def load_args(args: argparse.Namespace) -> CfgNode:
+    """Returns the config that a command line names, before anything is set up.
+
+    Args:
+        args: of :func:`default_argument_parser`.
+    """
+    for package in args.plugins:
+        import_plugin(package)
+    if args.config_file:
+        return load_config(args.config_file, args.opts)
+    cfg = get_cfg()
+    cfg.merge_from_list(args.opts)
+    return cfg
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Imports plugins, reads the config, and sets the run up.
+
+    Args:
+        args: of :func:`default_argument_parser`.
+
+    Returns:
+        The frozen config, nothing in it left to be decided.
+    """
+    cfg = load_args(args)
+    if args.eval_only and cfg.MODEL.META_ARCHITECTURE == "Distiller":
+        cfg = student_config(cfg)  # the student is evaluated; the teacher need not even be there
+    default_setup(cfg, args)
+    cfg.freeze()
+    return cfg
+
+
+def default_setup(cfg: FvcoreNode, args: argparse.Namespace) -> None:
+    """Opens the log, decides device and seed, embeds the teacher, writes config.yaml and seeds generators.
+
+    Args:
+        cfg: the config, not frozen; MODEL.DEVICE, SEED and DISTILL.TEACHER are resolved in place.
+        args: the command line, of which ``resume`` and ``eval_only`` are read, and all is logged.
+
+    Raises:
+        ValueError: a device that is not there, or a teacher that does not fit.
+    """
+    output_dir = Path(cfg.OUTPUT_DIR)
+    if comm.is_main_process():
+        output_dir.mkdir(parents=True, exist_ok=True)
+    comm.synchronize()
+    log_to(output_dir, comm.get_rank())
+    _logger.info("environment:\n%s", environment_report())
+    _logger.info("rank %d of %d processes; command line: %s", comm.get_rank(), comm.get_world_size(), args)
+
+    cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
+    cfg.SEED = _resolve_seed(cfg.SEED, output_dir / "config.yaml" if args.resume else None)
+    if cfg.MODEL.META_ARCHITECTURE == "Distiller":
+        resolve_teacher(cfg)
+    _write_config(cfg, output_dir / "inference" if args.eval_only else output_dir)
+    seed_all_rng(cfg.SEED + comm.get_rank())
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
+
+
+def resolve_device(device: str) -> str:
+    """Returns the device that MODEL.DEVICE stands for.
+
+    Args:
+        device: ``auto``, ``cuda``, ``cuda:N`` or ``cpu``.
+
+    Raises:
+        ValueError: a GPU is asked for and is not there; or one GPU by number, for several processes.
+    """
+    available = torch.cuda.is_available()
+    if device == "auto":
+        device = "cuda" if available else "cpu"
+        _logger.info("MODEL.DEVICE auto: %s", device if available else f"cpu, since {why_no_gpu()}")
+        return device
+    kind = torch.device(device)
+    if kind.type != "cuda":
+        return device
+    if not available:
+        raise ValueError(
+            f"MODEL.DEVICE is {device!r}, but {why_no_gpu()}; add MODEL.DEVICE cpu to run on the CPU"
+        )
+    if kind.index is not None and kind.index >= torch.cuda.device_count():
+        raise ValueError(
+            f"MODEL.DEVICE is {device!r}, but PyTorch sees {torch.cuda.device_count()} GPUs, numbered from 0"
+        )
+    if kind.index is not None and comm.get_world_size() > 1:
+        raise ValueError(
+            f"MODEL.DEVICE is {device!r}, but each process has a GPU of its own; set MODEL.DEVICE cuda"
+        )
+    return device
+
+
+def _resolve_seed(seed: int, earlier_config: Path | None) -> int:
+    """Returns the seed of the run: as configured, else as in the run that is resumed, else a fresh one."""
+    if seed < 0 and comm.is_main_process():
+        if earlier_config is not None and earlier_config.is_file():
+            seed = yaml.safe_load(earlier_config.read_text(encoding="utf-8")).get("SEED", seed)
+            _logger.info("SEED %d: of the run that is resumed", seed)
+        if seed < 0:
+            seed = secrets.randbelow(2**31)
+            _logger.info("SEED %d: drawn for this run", seed)
+    return comm.all_gather(seed)[0]
+
+
+def _write_config(cfg: FvcoreNode, directory: Path) -> None:
+    if not comm.is_main_process():
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    text = cfg.dump()
+    replace_atomically(directory / "config.yaml", lambda file: file.write(text.encode()))
+    _logger.info("running with the config %s:\n%s", directory / "config.yaml", text)

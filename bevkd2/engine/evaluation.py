@@ -1,0 +1,99 @@
+"""Scoring a model on the test splits of a config."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from bevkd2.checkpoint import Checkpointer
+from bevkd2.d2 import DatasetEvaluator, comm, inference_on_dataset, print_csv_format
+from bevkd2.data.loader import build_test_loader
+from bevkd2.evaluation.nuscenes import NuScenesEvaluator
+
+_logger = logging.getLogger(__name__)
+
+
+def build_evaluator(cfg: CfgNode, split: str, output_dir: Path) -> DatasetEvaluator:
+    """Builds the evaluator of a split.
+
+    Args:
+        cfg: the config; reads DATASETS.
+        split: one of DATASETS.TEST.
+        output_dir: where results are written.
+    """
+    return NuScenesEvaluator(cfg, split, output_dir)
+
+
+def evaluate(
+    cfg: CfgNode,
+    model: nn.Module,
+    *,
+    folder: str = "inference",
+    build_loader: Callable[[CfgNode, str], Any] = build_test_loader,
+    build_evaluator: Callable[[CfgNode, str, Path], DatasetEvaluator] = build_evaluator,
+) -> OrderedDict[str, Any]:
+    """Scores a model on every split of DATASETS.TEST; all processes take part.
+
+    Args:
+        cfg: the config.
+        model: a model, not in DistributedDataParallel; in eval mode meanwhile.
+        folder: where in OUTPUT_DIR results are written, one folder a split where there are several.
+        build_loader: (cfg, split) -> iterable of batches with a length.
+        build_evaluator: (cfg, split, output folder) -> evaluator.
+
+    Returns:
+        Task -> metric -> score where there is one split, else split -> task -> metric -> score; empty but on
+        the main process.
+
+    Raises:
+        ValueError: DATASETS.TEST is empty.
+    """
+    splits = list(cfg.DATASETS.TEST)
+    if not splits:
+        raise ValueError("DATASETS.TEST is empty; name the splits to evaluate on, such as ('val',)")
+    results: OrderedDict[str, Any] = OrderedDict()
+    for split in splits:
+        output_dir = Path(cfg.OUTPUT_DIR) / folder / (split if len(splits) > 1 else "")
+        if comm.is_main_process():
+            output_dir.mkdir(parents=True, exist_ok=True)
+        evaluator = build_evaluator(cfg, split, output_dir)
+        scores = inference_on_dataset(model, build_loader(cfg, split), evaluator)
+        if comm.is_main_process():
+            _logger.info("results on %s:", split)
+            print_csv_format(scores)
+            results[split] = scores
+    return OrderedDict(results[splits[0]]) if len(splits) == 1 and results else results
+
+
+def load_for_evaluation(cfg: CfgNode, model: nn.Module, *, resume: bool) -> None:
+    """Loads the weights that are to be scored, every key matched.
+
+    Args:
+        cfg: the config; reads MODEL.WEIGHTS, MODEL.ALLOW_MISSING and OUTPUT_DIR.
+        model: the model.
+        resume: take the last checkpoint in OUTPUT_DIR, not MODEL.WEIGHTS.
+
+    Raises:
+        ValueError: no weights are named, or there is no checkpoint to resume from.
+    """
+    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, allow_missing=cfg.MODEL.ALLOW_MISSING)
+    if resume and not checkpointer.has_checkpoint():
+        raise ValueError(
+            f"--eval-only --resume: OUTPUT_DIR {cfg.OUTPUT_DIR} has no last_checkpoint; train first, or "
+            "leave out "
+            f"--resume and set MODEL.WEIGHTS"
+        )
+    path = checkpointer.get_checkpoint_file() if resume else cfg.MODEL.WEIGHTS
+    if not path:
+        raise ValueError(
+            "--eval-only has no weights to evaluate: add MODEL.WEIGHTS path/to/model_final.pth, or --resume "
+            "for the "
+            "last checkpoint in OUTPUT_DIR"
+        )
+    checkpointer.load(path, checkpointables=[])

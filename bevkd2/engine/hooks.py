@@ -1,0 +1,138 @@
+"""Hooks of a distillation training, beside the stock ones of ``bevkd2.d2.hooks``."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from tqdm import tqdm
+
+from bevkd2.d2 import HookBase, comm, flatten_results_dict
+
+_logger = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class InheritsWeights(Protocol):
+    """A model with parameters that must stay equal to another's."""
+
+    def verify_inherited(self) -> None:
+        """Raises RuntimeError where a frozen, inherited parameter has moved."""
+        ...
+
+
+class VerifyInherited(HookBase):
+    """Verifies inherited parameters before every checkpoint and evaluation, and at the end.
+
+    Goes before the hooks that save and evaluate, so that what they see is verified.
+    """
+
+    def __init__(self, model: InheritsWeights, periods: tuple[int, ...]) -> None:
+        """Sets when to look.
+
+        Args:
+            model: the model.
+            periods: iterations between two checkpoints, evaluations, ...; 0 stands for never.
+        """
+        self._model = model
+        self._periods = [period for period in periods if period > 0]
+
+    def before_train(self) -> None:
+        """Verifies what was built or loaded."""
+        self._model.verify_inherited()
+
+    def after_step(self) -> None:
+        """Verifies, if a period ends here, or the training."""
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter or any(done % period == 0 for period in self._periods):
+            self._model.verify_inherited()
+
+
+class EvaluateTeacher(HookBase):
+    """Scores the teacher before the first step; its metrics are logged as ``teacher/...``."""
+
+    def __init__(self, evaluate: Callable[[], Mapping[str, Any]]) -> None:
+        """Takes the function; all processes must have this hook.
+
+        Args:
+            evaluate: scores the teacher and returns task -> metric -> score.
+        """
+        self._evaluate = evaluate
+
+    def before_train(self) -> None:
+        """Scores the teacher, but not again where a training resumes."""
+        if self.trainer.start_iter > 0:
+            return
+        _logger.info("evaluating the teacher")
+        for name, value in flatten_results_dict(self._evaluate()).items():
+            self.trainer.storage.put_scalar(f"teacher/{name}", value, smoothing_hint=False)
+        comm.synchronize()
+
+
+class PeakMemory(HookBase):
+    """Puts ``max_mem_mb`` (MiB) into the storage: peak of GPU memory in tensors, or of the resident set."""
+
+    def __init__(self, device: torch.device, period: int) -> None:
+        """Sets what to watch.
+
+        Args:
+            device: where the model is.
+            period: iterations between two looks.
+        """
+        self._device = device
+        self._period = period
+
+    def before_train(self) -> None:
+        """Forgets the peak of what came before; the CPU's cannot be forgotten."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+
+    def after_step(self) -> None:
+        """Looks, if it is time."""
+        done = self.trainer.iter + 1
+        if done % self._period == 0 or done == self.trainer.max_iter:
+            self.trainer.storage.put_scalar("max_mem_mb", peak_memory_mb(self._device), smoothing_hint=False)
+
+    def after_train(self) -> None:
+        """Logs the peak."""
+        kind = "GPU memory in tensors" if self._device.type == "cuda" else "resident set"
+        _logger.info("peak memory: %.0f MiB (%s)", peak_memory_mb(self._device), kind)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Returns the peak of GPU memory in tensors, or of this process's resident set, in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes on macOS, KiB on Linux
+
+
+class ProgressBar(HookBase):
+    """A bar with the time that is left, for a person at a terminal."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+
+    def before_train(self) -> None:
+        """Opens the bar, at the iteration where the training starts."""
+        trainer = self.trainer
+        self._bar = tqdm(
+            total=trainer.max_iter, initial=trainer.start_iter, unit="it", desc="training", leave=False
+        )
+
+    def after_step(self) -> None:
+        """Moves the bar."""
+        assert self._bar is not None
+        latest = self.trainer.storage.latest()
+        if "total_loss" in latest:
+            self._bar.set_postfix_str(f"loss {latest['total_loss'][0]:.4g}", refresh=False)
+        self._bar.update()
+
+    def after_train(self) -> None:
+        """Closes the bar."""
+        if self._bar is not None:
+            self._bar.close()

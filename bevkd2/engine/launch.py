@@ -1,0 +1,152 @@
+"""Starting one process a GPU, or taking part in a job that torchrun started."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from bevkd2.d2 import comm
+
+DEFAULT_TIMEOUT = timedelta(minutes=30)
+
+
+def launch(
+    main_func: Callable[..., Any],
+    num_gpus_per_machine: int,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+    args: tuple[Any, ...] = (),
+    timeout: timedelta = DEFAULT_TIMEOUT,
+    device: str = "auto",
+) -> Any:
+    """Calls ``main_func(*args)`` in every process of the job.
+
+    Under torchrun the processes exist already; the process group is joined and the numbers here must not ask
+    for others. Else ``num_gpus_per_machine`` processes are spawned, or none where the job has one.
+
+    Args:
+        main_func: picklable where processes are spawned.
+        num_gpus_per_machine: processes on this machine.
+        num_machines: machines; ``launch`` is called on each.
+        machine_rank: this one's number.
+        dist_url: where the processes meet, e.g. ``tcp://10.0.0.1:29500``; ``auto``: a free port of this
+            machine.
+        args: arguments of ``main_func``.
+        timeout: how long a process waits for the others.
+        device: the config's MODEL.DEVICE; ``cpu`` makes CPU processes that talk over gloo.
+
+    Returns:
+        What ``main_func`` returns, where it ran in this process; None where processes were spawned.
+
+    Raises:
+        ValueError: more processes than GPUs, or numbers that contradict torchrun.
+    """
+    on_cpu = device.startswith("cpu")
+    if "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return _join_torchrun(main_func, args, num_gpus_per_machine, timeout, on_cpu)
+    world_size = num_machines * num_gpus_per_machine
+    if world_size == 1:
+        return main_func(*args)
+    if not on_cpu:
+        _check_gpus(num_gpus_per_machine, f"--num-gpus {num_gpus_per_machine}")
+    if dist_url == "auto":
+        if num_machines > 1:
+            raise ValueError(
+                "--dist-url auto finds a port of one machine; name the first machine's tcp://HOST:PORT"
+            )
+        dist_url = f"tcp://127.0.0.1:{_free_port()}"
+    mp.start_processes(
+        _spawned,
+        args=(main_func, args, num_gpus_per_machine, world_size, machine_rank, dist_url, timeout, on_cpu),
+        nprocs=num_gpus_per_machine,
+        start_method="spawn",
+    )
+    return None
+
+
+def _spawned(
+    local_rank: int,
+    main_func: Callable[..., Any],
+    args: tuple[Any, ...],
+    per_machine: int,
+    world_size: int,
+    machine_rank: int,
+    dist_url: str,
+    timeout: timedelta,
+    on_cpu: bool,
+) -> None:
+    if on_cpu and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // per_machine))  # else each takes all cores
+    rank = machine_rank * per_machine + local_rank
+    _run(
+        main_func,
+        args,
+        {"init_method": dist_url, "world_size": world_size, "rank": rank, "timeout": timeout},
+        local_rank,
+        per_machine,
+        on_cpu,
+    )
+
+
+def _join_torchrun(
+    main_func: Callable[..., Any], args: tuple[Any, ...], asked: int, timeout: timedelta, on_cpu: bool
+) -> Any:
+    per_machine = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    if asked not in (1, per_machine):
+        raise ValueError(
+            f"--num-gpus {asked} under a torchrun with {per_machine} processes a machine; leave --num-gpus "
+            "out and set "
+            f"torchrun's --nproc-per-node"
+        )
+    if not on_cpu and (per_machine > 1 or torch.cuda.is_available()):
+        _check_gpus(per_machine, f"torchrun --nproc-per-node {per_machine}")
+    local_rank = int(os.environ["LOCAL_RANK"])
+    gpu = not on_cpu and torch.cuda.is_available()
+    return _run(main_func, args, {"timeout": timeout}, local_rank, per_machine, on_cpu=not gpu)
+
+
+def _run(
+    main_func: Callable[..., Any],
+    args: tuple[Any, ...],
+    group: dict[str, Any],
+    local_rank: int,
+    per_machine: int,
+    on_cpu: bool,
+) -> Any:
+    """Joins the process group, calls the function, and leaves the group if it succeeded.
+
+    After a failure the group is left to the exit of the process: taking it down would wait for ranks that may
+    be in the middle of a collective call.
+    """
+    if not on_cpu:
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("gloo" if on_cpu else "nccl", **group)
+    comm.create_local_process_group(per_machine)
+    comm.synchronize()
+    result = main_func(*args)
+    comm.synchronize()
+    dist.destroy_process_group()
+    return result
+
+
+def _check_gpus(wanted: int, by: str) -> None:
+    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted > visible:
+        raise ValueError(
+            f"{by} asks for {wanted} GPUs, but PyTorch sees {visible}; lower it, look at nvidia-smi and "
+            f"CUDA_VISIBLE_DEVICES, or add MODEL.DEVICE cpu for {wanted} processes on the CPU"
+        )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,105 @@
+"""What a run writes about itself: the log's handlers, and the report on its environment."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import platform
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from tabulate import tabulate
+from termcolor import colored
+from tqdm import tqdm
+
+import bevkd2
+from bevkd2.d2 import PROVIDER
+
+# The engine logs as detectron2 whichever provider stands behind bevkd2.d2.
+_LOGGERS = ("bevkd2", "detectron2", "fvcore", "iopath")
+_DATE_FORMAT = "%m/%d %H:%M:%S"
+
+
+class _ConsoleHandler(logging.Handler):
+    """Writes to stdout, above a progress bar where one is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+
+
+class _ConsoleFormatter(logging.Formatter):
+    """Colours the prefix on a terminal and marks what is more than information."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's name)
+        prefix = colored(f"[{record.asctime} {record.name}]:", "green")
+        mark = colored(record.levelname, "red") + " " if record.levelno >= logging.WARNING else ""
+        return f"{prefix} {mark}{record.message}"
+
+    def usesTime(self) -> bool:  # noqa: N802
+        return True
+
+
+def log_to(output_dir: str | Path, rank: int = 0) -> None:
+    """Sends the project's log to ``output_dir/log.txt`` and, on rank 0, to stdout.
+
+    The handlers sit on the root logger, so warnings of other libraries are kept too, and a second call
+    (another run in the same process) replaces those of the first.
+
+    Args:
+        output_dir: an existing folder; its log is added to.
+        rank: this process; others than 0 write ``log.txt.rank<N>`` and not to stdout.
+    """
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if (h.name or "").startswith("bevkd2.")]:
+        root.removeHandler(handler)
+        handler.close()
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.INFO)
+    file = logging.FileHandler(Path(output_dir) / (f"log.txt.rank{rank}" if rank else "log.txt"))
+    file.setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", _DATE_FORMAT))
+    file.name = "bevkd2.file"
+    root.addHandler(file)
+    if rank == 0:
+        console = _ConsoleHandler()
+        console.setFormatter(_ConsoleFormatter(datefmt=_DATE_FORMAT))
+        console.name = "bevkd2.console"
+        root.addHandler(console)
+
+
+def environment_report() -> str:
+    """Returns a table of what a result may depend on, the provider of the engine first."""
+    rows = [
+        ("bevkd2.d2 provider", PROVIDER),
+        ("bevkd2", f"{bevkd2.__version__} at {Path(bevkd2.__file__).parent}"),
+        ("Python", platform.python_version()),
+        ("platform", platform.platform()),
+        ("numpy", np.__version__),
+        ("PyTorch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
+        *((name, _version(name)) for name in ("torchvision", "timm", "fvcore", "nuscenes-devkit")),
+        ("GPUs", ", ".join(_gpus()) or f"none ({why_no_gpu()})"),
+    ]
+    if torch.cuda.is_available():
+        rows.append(("CUDA, cuDNN", f"{torch.version.cuda}, {torch.backends.cudnn.version()}"))
+    return tabulate(rows)
+
+
+def why_no_gpu() -> str:
+    """Returns the likely reason why PyTorch sees no GPU."""
+    if torch.version.cuda is None:
+        return "this PyTorch was built without CUDA"
+    return (
+        f"this PyTorch was built for CUDA {torch.version.cuda}, but no driver or no visible device was found"
+    )
+
+
+def _gpus() -> list[str]:
+    return [f"{i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,113 @@
+"""The optimizer and the learning-rate schedule that a config asks for."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from fvcore.common.config import CfgNode
+from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler, ParamScheduler
+from torch import nn
+
+from bevkd2.d2 import WarmupParamScheduler
+
+# Parameters that SOLVER.BACKBONE_MULTIPLIER slows: the image body of a plain model, and of a Distiller's
+# student.
+_BODY_PREFIXES = ("image_backbone.", "student.image_backbone.")
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """Builds AdamW over the trainable parameters, with a slower image body.
+
+    Args:
+        cfg: the config; reads SOLVER.
+        model: the model, not in DistributedDataParallel.
+
+    Raises:
+        ValueError: an optimizer of another name, or nothing to train.
+    """
+    solver = cfg.SOLVER
+    if solver.OPTIMIZER != "ADAMW":
+        raise ValueError(f"SOLVER.OPTIMIZER: {solver.OPTIMIZER!r} is unknown; expected 'ADAMW'")
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not trainable:
+        raise ValueError(f"{type(model).__name__} has no trainable parameter; is everything frozen?")
+    body = [p for name, p in trainable if name.startswith(_BODY_PREFIXES)]
+    rest = [p for name, p in trainable if not name.startswith(_BODY_PREFIXES)]
+    groups = [
+        {"params": rest, "lr": solver.BASE_LR},
+        {"params": body, "lr": solver.BASE_LR * solver.BACKBONE_MULTIPLIER},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY
+    )
+
+
+def build_lr_schedule(cfg: CfgNode) -> ParamScheduler:
+    """Builds the factor of the learning rate over the training, warm-up included.
+
+    Args:
+        cfg: the config; reads SOLVER.
+
+    Returns:
+        A function of the progress iteration / MAX_ITER.
+
+    Raises:
+        ValueError: an unknown schedule, or steps that are not increasing iterations of this training.
+    """
+    solver = cfg.SOLVER
+    schedule = HeldParamScheduler(_decay(solver), solver.MAX_ITER, solver.LR_HOLD_ITERS)
+    return WarmupParamScheduler(
+        schedule,
+        warmup_factor=solver.WARMUP_FACTOR if solver.WARMUP_ITERS else 1.0,
+        warmup_length=min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0),
+        warmup_method=solver.WARMUP_METHOD,
+    )
+
+
+def _decay(solver: CfgNode) -> ParamScheduler:
+    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":
+        return CosineParamScheduler(1.0, solver.BASE_LR_END / solver.BASE_LR)
+    if solver.LR_SCHEDULER_NAME != "WarmupMultiStepLR":
+        raise ValueError(
+            f"SOLVER.LR_SCHEDULER_NAME: {solver.LR_SCHEDULER_NAME!r} is unknown; "
+            f"expected 'WarmupCosineLR' or 'WarmupMultiStepLR'"
+        )
+    steps = list(solver.STEPS)
+    if steps != sorted(set(steps)) or any(not 0 < step < solver.MAX_ITER for step in steps):
+        raise ValueError(
+            f"SOLVER.STEPS: {steps} must be increasing iterations between 0 and SOLVER.MAX_ITER "
+            f"({solver.MAX_ITER})"
+        )
+    values = [solver.GAMMA**power for power in range(len(steps) + 1)]
+    return MultiStepParamScheduler(values, milestones=steps, num_updates=solver.MAX_ITER)
+
+
+class HeldParamScheduler(ParamScheduler):
+    """A schedule that moves only every so many iterations, as one that is stepped once an epoch does."""
+
+    def __init__(self, schedule: ParamScheduler, max_iter: int, hold_iters: int) -> None:
+        """Wraps a schedule.
+
+        Args:
+            schedule: a function of the progress in [0, 1].
+            max_iter: iterations of the whole training.
+            hold_iters: iterations between two moves; the published models': one epoch.
+
+        Raises:
+            ValueError: ``hold_iters`` is not positive.
+        """
+        if hold_iters < 1:
+            raise ValueError(
+                f"SOLVER.LR_HOLD_ITERS: {hold_iters} must be at least 1 (1: the schedule always moves)"
+            )
+        self._schedule = schedule
+        self._max_iter = max_iter
+        self._hold_iters = hold_iters
+
+    def __call__(self, where: float) -> float:
+        """Returns the schedule's value at the beginning of the hold that ``where`` falls into."""
+        iteration = where * self._max_iter
+        # where came from a division, so an iteration may arrive a rounding error below itself
+        held = math.floor((iteration + self.WHERE_EPSILON) / self._hold_iters) * self._hold_iters
+        return self._schedule(held / self._max_iter)

@@ -1,0 +1,192 @@
+"""The training step: autocast, finite losses or none, clipped gradients; everything else is a hook."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bevkd2.d2 import SimpleTrainer, comm
+
+_SHOWN = 10  # names that an error lists
+
+
+class NonFiniteLossError(FloatingPointError):
+    """A loss was NaN or infinite; the weights were not touched by this step."""
+
+
+class NonFiniteGradientError(FloatingPointError):
+    """All losses were finite, but a gradient was not; the weights were not touched by this step."""
+
+
+class DistillTrainer(SimpleTrainer):
+    """Trains a model that returns a dict of losses, on any device.
+
+    A step draws its random numbers from (seed, rank, iteration) alone. So a resumed training goes on as if it
+    had never stopped, on every rank, and an evaluation in between changes nothing.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        build_loader: Callable[[int], Iterable[list[dict[str, Any]]]],
+        optimizer: torch.optim.Optimizer,
+        *,
+        amp_dtype: torch.dtype | None = None,
+        max_grad_norm: float = float("inf"),
+        grad_norm_type: float = 2.0,
+        seed: int = 0,
+        gather_metric_period: int = 1,
+    ) -> None:
+        """Sets the model to training mode.
+
+        Args:
+            model: takes a list of samples, returns scalar losses by name; may be in DistributedDataParallel.
+            build_loader: start iteration -> endless iterable of the batches from that iteration on.
+            optimizer: over the trainable parameters.
+            amp_dtype: autocast type of the forward pass: bfloat16, float16 (which also scales the loss) or
+                None.
+            max_grad_norm: largest norm of all gradients together; they are scaled down to it.
+            grad_norm_type: p of that norm.
+            seed: what every step's random numbers derive from.
+            gather_metric_period: iterations between two gatherings of losses from all ranks.
+        """
+        super().__init__(model, (), optimizer, gather_metric_period)
+        self._build_loader = build_loader
+        self._device_type = next(model.parameters()).device.type
+        self.amp_dtype = amp_dtype
+        self.max_grad_norm = max_grad_norm
+        self.grad_norm_type = grad_norm_type
+        self.seed = seed
+        self.grad_scaler = torch.amp.GradScaler(self._device_type, enabled=amp_dtype == torch.float16)
+
+    def train(self, start_iter: int, max_iter: int) -> None:
+        """Runs the iterations [start_iter, max_iter), on the data that belong to them.
+
+        Args:
+            start_iter: 0, or one after the last iteration of the checkpoint that was loaded.
+            max_iter: one past the last one.
+        """
+        if start_iter < max_iter:
+            self.reset_data_loader(lambda: self._build_loader(start_iter))
+        super().train(start_iter, max_iter)
+
+    def run_step(self) -> None:
+        """Does one iteration.
+
+        Raises:
+            NonFiniteLossError: a loss is NaN or infinite.
+            NonFiniteGradientError: a gradient is, while the losses are finite (float16 skips the step
+                instead).
+        """
+        assert self.model.training, "the model was left in eval mode"
+        seed_step(self.seed, comm.get_rank(), self.iter)
+        start = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self._device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+            losses = self.model(batch)
+        self.grad_scaler.scale(sum(losses.values())).backward()
+        # Checked after the backward pass is queued, not before, so that a GPU does not wait for the check;
+        # and so that with several processes all of them meet the NaN, in the averaged gradients, and none
+        # waits for ever.
+        values = self._check_losses(losses, batch)
+        self.after_backward()
+        grad_norm = self._clip_gradients()
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+        self._write_metrics(values, data_time)
+        if math.isfinite(grad_norm):  # float16 skips steps whose gradients overflow
+            self.storage.put_scalar("grad_norm", grad_norm)
+        if self.grad_scaler.is_enabled():
+            self.storage.put_scalar("[metric]grad_scale", self.grad_scaler.get_scale())
+
+    def _check_losses(
+        self, losses: Mapping[str, Tensor], batch: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Tensor]:
+        """Returns the losses on the CPU, copied at once."""
+        values = torch.stack([loss.detach().float() for loss in losses.values()]).cpu()
+        finite = torch.isfinite(values)
+        if not finite.all():
+            bad = [
+                f"{name}={v:g}"
+                for name, v, ok in zip(losses, values.tolist(), finite.tolist(), strict=True)
+                if not ok
+            ]
+            tokens = ", ".join(str(sample.get("sample_token", "without a token")) for sample in batch)
+            raise NonFiniteLossError(
+                f"iteration {self.iter}: {', '.join(bad)} on the samples {tokens}. The weights were not "
+                "updated and "
+                "the last checkpoint stands. Look at these samples; if they are sound, lower SOLVER.BASE_LR "
+                "or "
+                f"lengthen SOLVER.WARMUP_ITERS, or try SOLVER.AMP.ENABLED False"
+            )
+        return dict(zip(losses, values.unbind(), strict=True))
+
+    def _clip_gradients(self) -> float:
+        """Scales the gradients down to ``max_grad_norm``; returns their norm before that."""
+        self.grad_scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.max_grad_norm, self.grad_norm_type).item()
+        if not math.isfinite(norm) and not self.grad_scaler.is_enabled():
+            raise NonFiniteGradientError(
+                f"iteration {self.iter}: the gradients' norm is {norm}, though all losses are finite; not "
+                "finite are "
+                "those of "
+                f"{', '.join(self._non_finite_gradients()) or 'no single parameter (the norm overflows)'}. "
+                "The weights were not updated and the last checkpoint stands. With several processes, "
+                "another "
+                f"rank's log may name a loss"
+            )
+        return norm
+
+    def _non_finite_gradients(self) -> list[str]:
+        named = self.model.named_parameters()
+        names = [name for name, p in named if p.grad is not None and not p.grad.isfinite().all()]
+        return names[:_SHOWN] + ([f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else [])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The loop's, the hooks', the optimizer's and the loss scaler's state."""
+        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: the optimizer had other parameters.
+        """
+        try:
+            super().load_state_dict(state_dict)
+        except ValueError as error:
+            raise ValueError(
+                f"the checkpoint's optimizer does not fit this model's trainable parameters ({error}); "
+                "resume with "
+                "the config of the first run (FREEZE_AT, DISTILL.METHODS and DISTILL.INHERIT.MODE decide "
+                "what is "
+                f"trained), or start a new run with MODEL.WEIGHTS"
+            ) from error
+        if self.grad_scaler.is_enabled() and state_dict["grad_scaler"]:
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def seed_step(seed: int, rank: int, iteration: int) -> None:
+    """Seeds Python's, numpy's and torch's generators for one iteration of one process.
+
+    Args:
+        seed: the run's seed, not negative.
+        rank: the process.
+        iteration: the iteration.
+    """
+    # SeedSequence mixes the three, so that neighbouring numbers give unrelated streams.
+    state = int(np.random.SeedSequence((seed, rank, iteration)).generate_state(1, np.uint64)[0])
+    torch.manual_seed(state)
+    random.seed(state)
+    np.random.seed(state % 2**32)
