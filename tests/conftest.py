@@ -16,3 +16,11 @@ def shared_dir() -> Path:
     if not root:
         pytest.skip("BEVKD2_SHARED is not set: it names the directory that holds golden/ and real/")
     return Path(root)
+
+
+@pytest.fixture(scope="session")
+def fixture_world(tmp_path_factory: pytest.TempPathFactory):
+    """A tiny nuScenes-layout world that tests share and do not change."""
+    from tests.data.nuscenes_fixture import FixtureWorld
+
+    return FixtureWorld(tmp_path_factory.mktemp("world"))

@@ -1,0 +1,119 @@
+"""The 18 numbers a frame that BEVFormer calls can_bus: where the ego is and how it moves."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from nuscenes.can_bus.can_bus_api import NuScenesCanBus
+
+from bevkd2.structures import quaternion_to_matrix, quaternion_yaw
+
+Array = npt.NDArray[np.float64]
+
+CAN_BUS_SIZE = 18
+_MOTION = slice(7, 16)  # acceleration, rotation rate, velocity: what the CAN bus knows better than poses do
+
+
+class CanBus:
+    """The CAN bus expansion of a dataset, where it is installed."""
+
+    def __init__(self, root: str | Path) -> None:
+        """Look for `root`/can_bus; it may be absent."""
+        self._api = NuScenesCanBus(dataroot=str(root)) if (Path(root) / "can_bus").is_dir() else None
+
+    def has_scene(self, scene_name: str) -> bool:
+        """Whether there are pose messages of a scene.
+
+        The devkit lists scenes whose messages are missing or wrong; those count as absent.
+        """
+        if self._api is None or not re.fullmatch(r"scene-\d{4}", scene_name):
+            return False
+        listed = int(scene_name[-4:]) in self._api.can_blacklist
+        return not listed and (Path(self._api.can_dir) / f"{scene_name}_pose.json").is_file()
+
+    def motion(self, scene_name: str, timestamps: Array) -> Array:
+        """Acceleration, rotation rate and velocity at the given times.
+
+        Args:
+            scene_name: a scene for which `has_scene` holds.
+            timestamps: (F,) microseconds.
+
+        Returns:
+            (F, 9): per time those of the last pose message at or before it (of the first, if there is none
+            before).
+        """
+        assert self._api is not None
+        messages = self._api.get_messages(scene_name, "pose", print_warnings=False)
+        times = np.array([message["utime"] for message in messages])
+        rows = np.array([[*m["accel"], *m["rotation_rate"], *m["vel"]] for m in messages], dtype=np.float64)
+        return rows[np.maximum(np.searchsorted(times, timestamps, side="right") - 1, 0)]
+
+
+def can_bus_vectors(translations: Array, rotations: Array, motion: Array) -> Array:
+    """Assemble the 18-vectors of a scene.
+
+    Args:
+        translations: (F, 3) ego positions in the global frame, metres.
+        rotations: (F, 4) ego quaternions w, x, y, z.
+        motion: (F, 9) acceleration (m/s^2), rotation rate (rad/s), velocity (m/s) in the ego frame.
+
+    Returns:
+        (F, 18) absolute values: position, quaternion, motion, yaw in radians in [0, 2 pi), yaw in degrees.
+    """
+    out = np.zeros((len(translations), CAN_BUS_SIZE))
+    out[:, :3] = translations
+    out[:, 3:7] = rotations
+    out[:, _MOTION] = motion
+    yaw = np.array([quaternion_yaw(q) for q in rotations]) % (2 * math.pi)
+    out[:, 16] = yaw
+    out[:, 17] = np.rad2deg(yaw)
+    return out
+
+
+def motion_from_poses(translations: Array, rotations: Array, timestamps: Array) -> Array:
+    """Acceleration, rotation rate and velocity of the ego by finite differences of its poses.
+
+    The differences look back, as those of a car on the road must. A scene's first frame has nothing behind
+    it: it takes over the second frame's velocity and rotation rate, and its acceleration is zero, as is the
+    second's. A scene of one frame gets zeros.
+
+    Args:
+        translations: (F, 3) ego positions in the global frame, metres, in order of time.
+        rotations: (F, 4) ego quaternions w, x, y, z.
+        timestamps: (F,) microseconds.
+
+    Returns:
+        (F, 9): acceleration (m/s^2, without gravity), rotation rate (rad/s), velocity (m/s), in the ego frame
+        (x forward, y left, z up).
+    """
+    count = len(translations)
+    if count < 2:
+        return np.zeros((count, 9))
+    matrices = np.stack([quaternion_to_matrix(q) for q in rotations])
+    dt = np.diff(timestamps.astype(np.float64))[:, None] * 1e-6
+    velocity = _first_repeated(np.diff(translations, axis=0) / dt)
+    acceleration = np.concatenate([np.zeros((1, 3)), np.diff(velocity, axis=0) / dt])
+    relative = np.einsum("fji,fjk->fik", matrices[:-1], matrices[1:])  # the turn, seen from the earlier ego
+    rate = _first_repeated(np.stack([_rotation_vector(turn) for turn in relative]) / dt)
+    into_ego = matrices.transpose(0, 2, 1)
+    return np.concatenate(
+        [np.einsum("fij,fj->fi", into_ego, acceleration), rate, np.einsum("fij,fj->fi", into_ego, velocity)],
+        axis=1,
+    )
+
+
+def _first_repeated(rows: Array) -> Array:
+    return np.concatenate([rows[:1], rows])
+
+
+def _rotation_vector(matrix: Array) -> Array:
+    """Axis times angle (radians) of a (3, 3) rotation of less than half a turn."""
+    skew = (matrix - matrix.T)[[2, 0, 1], [1, 2, 0]] / 2
+    sine = float(np.linalg.norm(skew))
+    if sine == 0.0:
+        return np.zeros(3)
+    return skew / sine * math.atan2(sine, (np.trace(matrix) - 1) / 2)

@@ -1,0 +1,136 @@
+"""Data loaders from a config."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from bevkd2.d2 import DatasetCatalog, comm
+from bevkd2.data.image_cache import ImageCache
+from bevkd2.data.mapper import NuScenesMapper
+from bevkd2.data.nuscenes import register_nuscenes
+from bevkd2.data.nuscenes_index import NuScenesIndex, concatenate
+from bevkd2.data.samplers import SceneSampler, TrainingSampler
+
+
+class MappedDataset(Dataset[dict[str, Any]]):
+    """An index seen through a mapper.
+
+    A sample is a function of (frame, position) and the seed, whichever worker makes it: runs with different
+    numbers of workers, and resumed ones, see the same augmentation.
+    """
+
+    def __init__(self, index: NuScenesIndex, mapper: NuScenesMapper, seed: int, cache_images: bool) -> None:
+        """Combine index and mapper.
+
+        Args:
+            index: the frames.
+            mapper: makes samples of them.
+            seed: of the augmentation.
+            cache_images: keep decoded, resized images in memory.
+        """
+        self.index, self.mapper, self._seed = index, mapper, seed
+        self._cache = None
+        if cache_images and len(index):
+            shape = (len(index.cameras), 3, *mapper.image_size(index, 0, 0))
+            self._cache = ImageCache(len(index), shape)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        """Make a sample of (frame, position in the run)."""
+        frame, position = key
+        rng = np.random.default_rng([self._seed, position])
+        return self.mapper(self.index, frame, rng, self._cache)
+
+
+def dataset_name(cfg: Any, split: str) -> str:
+    """Name of a split in the catalogs; registers it where it is not.
+
+    Args:
+        cfg: the config, of which DATASETS and INPUT.CAMERAS are read.
+        split: name of the split.
+
+    Returns:
+        The name.
+
+    Raises:
+        ValueError: DATASETS.FORMAT is unknown.
+    """
+    data = cfg.DATASETS
+    if data.FORMAT != "nuscenes":
+        raise ValueError(f"DATASETS.FORMAT is {data.FORMAT!r}, expected 'nuscenes'")
+    cameras = tuple(cfg.INPUT.CAMERAS)
+    name = "/".join([data.ROOT, data.VERSION, split, *cameras])
+    register_nuscenes(name, data.ROOT, data.VERSION, split, data.CACHE_DIR, cameras)
+    return name
+
+
+def build_train_loader(cfg: Any, start_iter: int = 0) -> DataLoader[dict[str, Any]]:
+    """The endless training loader of this rank.
+
+    Args:
+        cfg: the config.
+        start_iter: iterations that are done; the loader goes on where a run that had made them would be.
+
+    Returns:
+        A loader of lists of SOLVER.IMS_PER_BATCH / world size samples.
+
+    Raises:
+        ValueError: the batch cannot be divided among the ranks, or there are no frames.
+    """
+    world_size, total = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
+    if total <= 0 or total % world_size:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {total}, expected a positive multiple of the {world_size} processes"
+        )
+    index = concatenate([DatasetCatalog.get(dataset_name(cfg, split)) for split in cfg.DATASETS.TRAIN])
+    seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    dataset = MappedDataset(index, NuScenesMapper(cfg, is_train=True), seed, cfg.DATALOADER.CACHE_IMAGES)
+    sampler = TrainingSampler(len(index), seed, comm.get_rank(), world_size, start_iter * total)
+    return _loader(dataset, sampler, total // world_size, cfg.DATALOADER.NUM_WORKERS)
+
+
+def build_test_loader(cfg: Any, split: str) -> DataLoader[dict[str, Any]]:
+    """The test loader of this rank: its scenes, frame by frame in order.
+
+    Args:
+        cfg: the config.
+        split: one of DATASETS.TEST.
+
+    Returns:
+        A loader of lists of one sample.
+    """
+    index = DatasetCatalog.get(dataset_name(cfg, split))
+    dataset = MappedDataset(index, NuScenesMapper(cfg, is_train=False), 0, cfg.DATALOADER.CACHE_IMAGES)
+    sampler = SceneSampler(index.scenes(), comm.get_rank(), comm.get_world_size())
+    return _loader(dataset, sampler, 1, cfg.DATALOADER.NUM_WORKERS)
+
+
+def _loader(
+    dataset: MappedDataset, sampler: TrainingSampler | SceneSampler, batch_size: int, num_workers: int
+) -> DataLoader[dict[str, Any]]:
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=_as_list,
+        worker_init_fn=_one_thread,
+        # Forked workers share the image cache's memory with this process.
+        multiprocessing_context="fork" if num_workers else None,
+        persistent_workers=False,
+    )
+
+
+def _as_list(batch: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return list(batch)
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)

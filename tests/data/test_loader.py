@@ -1,0 +1,112 @@
+import itertools
+
+import pytest
+import torch
+
+from bevkd2.config import get_cfg
+from bevkd2.data import build_test_loader, build_train_loader, dataset_name
+from bevkd2.data import loader as loader_module
+from tests.data.nuscenes_fixture import VERSION
+
+
+@pytest.fixture
+def cfg(fixture_world):
+    cfg = get_cfg()
+    cfg.DATASETS.ROOT = str(fixture_world.root)
+    cfg.DATASETS.VERSION = VERSION
+    cfg.DATASETS.TRAIN = ("both",)
+    cfg.DATASETS.TEST = ("both",)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.SOLVER.IMS_PER_BATCH = 2
+    cfg.SEED = 7
+    return cfg
+
+
+def batches(cfg, n, start_iter=0):
+    return list(itertools.islice(iter(build_train_loader(cfg, start_iter)), n))
+
+
+def assert_same(a, b):
+    assert [s["sample_token"] for s in a] == [s["sample_token"] for s in b]
+    for x, y in zip(a, b, strict=True):
+        assert torch.equal(x["images"], y["images"])
+        assert [h["sample_token"] for h in x["history"]] == [h["sample_token"] for h in y["history"]]
+
+
+def test_batches_are_lists_of_samples(cfg):
+    batch = batches(cfg, 1)[0]
+    assert isinstance(batch, list) and len(batch) == 2
+    assert batch[0]["images"].shape == (6, 3, 18, 32)
+
+
+def test_workers_do_not_change_the_augmentation(cfg):
+    alone = batches(cfg, 4)
+    cfg.DATALOADER.NUM_WORKERS = 2
+    for a, b in zip(alone, batches(cfg, 4), strict=True):
+        assert_same(a, b)
+    cfg.SEED = 8
+    assert not torch.equal(alone[0][0]["images"], batches(cfg, 1)[0][0]["images"])
+
+
+def test_resumed_loader_goes_on(cfg):
+    whole = batches(cfg, 6)
+    for a, b in zip(whole[4:], batches(cfg, 2, start_iter=4), strict=True):
+        assert_same(a, b)
+
+
+def test_ranks_split_the_batch(cfg, monkeypatch):
+    whole = batches(cfg, 3)
+    monkeypatch.setattr(loader_module.comm, "get_world_size", lambda: 2)
+    dealt = []
+    for rank in range(2):
+        monkeypatch.setattr(loader_module.comm, "get_rank", lambda rank=rank: rank)
+        dealt.append(batches(cfg, 3))
+    for a, b, c in zip(whole, *dealt, strict=True):
+        assert_same(a, b + c)
+    cfg.SOLVER.IMS_PER_BATCH = 3
+    with pytest.raises(
+        ValueError, match="IMS_PER_BATCH is 3, expected a positive multiple of the 2 processes"
+    ):
+        build_train_loader(cfg)
+
+
+def test_test_loader_is_in_order(cfg):
+    samples = [batch[0] for batch in build_test_loader(cfg, "both")]
+    assert [s["sample_token"] for s in samples] == ["s0f0", "s0f1", "s0f2", "s1f0", "s1f1", "s1f2"]
+    assert all(s["history"] == [] for s in samples)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_cached_images_change_nothing(cfg, workers):
+    plain = batches(cfg, 7)
+    cfg.DATALOADER.CACHE_IMAGES = True
+    cfg.DATALOADER.NUM_WORKERS = workers
+    for a, b in zip(plain, batches(cfg, 7), strict=True):
+        assert_same(a, b)
+
+
+def test_workers_fill_one_cache(cfg):
+    cfg.DATALOADER.CACHE_IMAGES = True
+    cfg.DATALOADER.NUM_WORKERS = 2
+    cfg.DATASETS.TRAIN = ("first",)
+    loader = build_train_loader(cfg)
+    list(itertools.islice(iter(loader), 4))
+    filled = loader.dataset._cache._filled
+    assert filled.shape == (3,) and filled.all()
+
+
+def test_several_training_splits(cfg):
+    cfg.DATASETS.TRAIN = ("first", "both")
+    assert len(build_train_loader(cfg).dataset) == 9
+
+
+def test_unknown_format(cfg):
+    cfg.DATASETS.FORMAT = "waymo"
+    with pytest.raises(ValueError, match=r"DATASETS\.FORMAT is 'waymo', expected 'nuscenes'"):
+        dataset_name(cfg, "both")
+
+
+def test_fewer_cameras(cfg):
+    cfg.INPUT.CAMERAS = ["CAM_BACK", "CAM_FRONT"]
+    sample = batches(cfg, 1)[0][0]
+    assert sample["images"].shape[0] == 2 and sample["lidar2img"].shape == (2, 4, 4)
