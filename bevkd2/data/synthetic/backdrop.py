@@ -25,19 +25,20 @@ _PAVEMENT_WIDTH = 2.5
 _LINE_WIDTH = 0.18
 # A dash and the gap after it, metres.
 _DASH, _DASH_PERIOD = 3.0, 9.0
-_SHADOW = 0.55
+_SHADOW = np.float32(0.55)
 # Texels of ground noise to a metre.
 _GRAIN = 4.0
 # Rays that meet the ground farther away than this show the horizon's haze.
 _FARTHEST = 400.0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Rays:
     """Where the rays of a camera go, in the ego's frame; fixed for the scene.
 
     Attributes:
-        ground: (h, w) bool, rays that meet the ground.
+        ground: (k,) flat indices of the rays that meet the ground.
+        sky: (s,) flat indices of the others.
         xy: (2, k) meeting points in metres, of the rays in `ground`.
         footprint: (k,) lateral size of a ray on the ground, metres.
         inverse_depth: (h, w) 1/m along the optical axis; 0 in the sky.
@@ -47,7 +48,8 @@ class _Rays:
         elevation: (s,) row of the panorama.
     """
 
-    ground: npt.NDArray[np.bool_]
+    ground: npt.NDArray[np.intp]
+    sky: npt.NDArray[np.intp]
     xy: Image
     footprint: Image
     inverse_depth: Image
@@ -98,17 +100,17 @@ class Backdrop:
             inverse_depth: (h, w) 1/m along the optical axis; 0 in the sky.
         """
         rays = self._rays[camera.channel]
-        canvas = np.empty((*rays.ground.shape, 3), dtype=np.float32)
+        canvas = np.empty((rays.length.size, 3), dtype=np.float32)
         rotation = ego2global[:2, :2].astype(np.float32)
         x, y = rotation @ rays.xy + ego2global[:2, 3:].astype(np.float32)
         color = self._ground_color(x, y, rays.footprint)
-        lit = self._shadow_mask(camera, global2camera, time, rays.ground.shape)[rays.ground] == 0
-        canvas[rays.ground] = np.where(lit[:, None], color, color * _SHADOW)
+        shadow = self._shadow_mask(camera, global2camera, time, rays.length.shape).reshape(-1)[rays.ground]
+        canvas[rays.ground] = color * np.where(shadow, _SHADOW, np.float32(1))[:, None]
         heading = np.arctan2(ego2global[1, 0], ego2global[0, 0])
         columns = PANORAMA_SHAPE[1]
         azimuth = (rays.azimuth + heading * columns / (2 * np.pi)).astype(np.int32) % columns
-        canvas[~rays.ground] = self._panorama[rays.elevation, azimuth]
-        return canvas, rays.inverse_depth.copy()
+        canvas[rays.sky] = self._panorama[rays.elevation, azimuth]
+        return canvas.reshape(*rays.length.shape, 3), rays.inverse_depth.copy()
 
     def add_haze(self, camera: Sensor, canvas: Image, inverse_depth: Image) -> None:
         """Blend everything but the sky with the haze, in place.
@@ -119,11 +121,14 @@ class Backdrop:
             inverse_depth: (h, w) 1/m along the optical axis; 0 in the sky.
         """
         light = self._scene.light
-        solid = inverse_depth > 0
-        distance = self._rays[camera.channel].length[solid] / inverse_depth[solid]
-        left = np.exp(-distance / np.float32(light.haze_distance))[:, None]
+        rate = self._rays[camera.channel].length / np.float32(light.haze_distance)
+        # The sky, at inverse depth 0, keeps its colour; the small number keeps the division finite there.
+        left = np.exp(-rate / np.maximum(inverse_depth, np.float32(1e-6)))
+        left[inverse_depth == 0] = 1
         haze = (light.haze_color * 255).astype(np.float32)
-        canvas[solid] = haze + left * (canvas[solid] - haze)
+        canvas -= haze
+        canvas *= left[..., None]
+        canvas += haze
 
     def _ground_color(self, x: Image, y: Image, footprint: Image) -> Image:
         """(k, 3) RGB of points of the ground, without shadow."""
@@ -204,7 +209,8 @@ def _trace_rays(camera: Sensor, image_size: tuple[int, int], supersampling: int)
     rows = np.clip((1 - elevation) * PANORAMA_SHAPE[0], 0, PANORAMA_SHAPE[0] - 1).astype(np.int32)
     footprint = depth[ground] / (camera.intrinsics[0, 0] * supersampling)
     return _Rays(
-        ground=ground,
+        ground=np.flatnonzero(ground),
+        sky=np.flatnonzero(~ground),
         xy=points.astype(np.float32),
         footprint=footprint.astype(np.float32),
         inverse_depth=np.where(ground, 1 / depth, 0).astype(np.float32),

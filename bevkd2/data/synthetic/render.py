@@ -2,8 +2,8 @@
 
 A face is a parallelogram: a corner O and two edges U, V. The pixel (u, v) looks along r = K^-1 (u, v, 1) and
 meets the face where O + s U + t V = depth * r, that is [U V O] (s, t, 1) = depth * r. So q = [U V O]^-1 r =
-(s, t, 1) / depth is linear in the pixel: q2 is the inverse depth for the depth buffer, q0 / q2 and q1 / q2 are
-the place on the face. Nothing is clipped: what is behind the near plane has a q2 that is negative or too large.
+(s, t, 1) / depth is linear in the pixel: q2 is the inverse depth for the depth buffer, q0 / q2 and q1 / q2
+are the place on the face. Nothing is clipped: behind the near plane, q2 is negative or too large.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _FACE_FRAMES = np.array(
 _CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class View:
     """One rendered image.
 

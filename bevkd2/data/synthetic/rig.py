@@ -30,7 +30,7 @@ _HORIZON = 0.45
 _AXES_QUATERNION = np.array([0.5, -0.5, 0.5, -0.5])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Sensor:
     """One calibrated sensor.
 

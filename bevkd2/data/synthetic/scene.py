@@ -29,7 +29,7 @@ _SIZE_SIGMA = 0.08
 _ALIGNED_SHARE = 0.6
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class EgoPath:
     """A drive along an arc at constant speed, in the global frame.
 
@@ -54,7 +54,7 @@ class EgoPath:
         return self.origin + chord * np.array([math.cos(middle), math.sin(middle)]), self.heading + turn
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Road:
     """A road of parallel lanes along the ego's path; the ego drives in the rightmost one.
 
@@ -82,7 +82,7 @@ class Road:
             (along, lateral) in metres, of the same shape and dtype.
         """
         cos, sin = math.cos(self.path.heading), math.sin(self.path.heading)
-        dx, dy = x - self.path.origin[0], y - self.path.origin[1]
+        dx, dy = x - float(self.path.origin[0]), y - float(self.path.origin[1])
         radius = 1 / self.path.curvature
         sign = math.copysign(1.0, radius)
         forward, left = cos * dx + sin * dy, cos * dy - sin * dx
@@ -91,7 +91,7 @@ class Road:
         return along, lateral
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class WorldObject:
     """A box that stands on the ground and moves along a straight line.
 
@@ -118,7 +118,7 @@ class WorldObject:
         return np.array([*(self.position + time * self.velocity), self.size[2] / 2])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Light:
     """Sun and air of a scene.
 
@@ -135,7 +135,7 @@ class Light:
     haze_color: Array
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Scene:
     """Everything that a scene's images and annotations are made from.
 

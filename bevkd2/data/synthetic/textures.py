@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -164,7 +165,12 @@ def noise_tile(rng: np.random.Generator, size: int = 256) -> Image:
     tile = np.zeros((size, size), dtype=np.float32)
     for cells in (8, 32, 64, 256):
         octave = rng.uniform(-0.5, 0.5, size=(cells, cells)).astype(np.float32)
-        tile += np.kron(octave, np.ones((size // cells, size // cells), dtype=np.float32))
+        step = size // cells
+        # One wrapped cell on each side makes the interpolation periodic.
+        wide = cv2.resize(
+            np.pad(octave, 1, mode="wrap"), None, fx=step, fy=step, interpolation=cv2.INTER_LINEAR
+        )
+        tile += wide[step : step + size, step : step + size]
     return tile / 2
 
 
@@ -184,7 +190,7 @@ def panorama(light: Light, rng: np.random.Generator) -> Image:
     sky = light.haze_color.astype(np.float32) * (1 - elevation) + zenith * elevation
     sky = np.broadcast_to(sky, (rows, columns, 3)).copy()
     clouds = noise_tile(rng)[: rows * 2 : 2][:, np.arange(columns) // 4][..., None]
-    sky += np.clip(clouds - 0.05, 0, None) * 0.25 * elevation
+    sky += np.clip(clouds, 0, None) * 0.5 * elevation
     # Buildings and trees: runs of columns of one height and one grey.
     ends = np.cumsum(rng.integers(8, 40, size=columns // 8))
     run = np.searchsorted(ends, np.arange(columns), side="right")

@@ -1,0 +1,64 @@
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+SCRIPT = REPOSITORY / "tools" / "make_synthetic.py"
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("make_synthetic", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A world made as a user makes it."""
+    root = tmp_path_factory.mktemp("tool") / "world"
+    options = (
+        "--train-scenes 1 --val-scenes 1 --seed 7 --difficulty hard --image-size 64x32 --frames 2 --workers 1"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, str(SCRIPT), "--out", str(root), *options.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "synthetic_train, synthetic_val" in done.stdout
+    return root
+
+
+def test_the_arguments_reach_the_configuration(world):
+    config = json.loads((world / "synthetic.json").read_text())["config"]
+    assert config["seed"] == 7
+    assert config["image_size"] == [64, 32]
+    assert config["hue_sigma"] == 0.12
+    assert config["num_train_scenes"] == config["num_val_scenes"] == 1
+
+
+def test_another_configuration_is_refused_with_the_way_out(world, tool, capsys):
+    assert tool.main(["--out", str(world), "--train-scenes", "1", "--val-scenes", "1"]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--frames", "1"], "frames_per_scene is 1"), (["--workers", "0"], "workers is 0")],
+)
+def test_a_value_out_of_range_is_named(arguments, message, tool, tmp_path, capsys):
+    assert tool.main(["--out", str(tmp_path / "world"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "world").exists()
+
+
+@pytest.mark.parametrize("size", ["big", "176", "176x", "-5x64"])
+def test_a_bad_image_size_is_named(size, tool, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        tool.main(["--out", str(tmp_path / "world"), f"--image-size={size}"])
+    assert "expected WIDTHxHEIGHT" in capsys.readouterr().err
