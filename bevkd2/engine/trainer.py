@@ -134,8 +134,11 @@ class DistillTrainer(SimpleTrainer):
     def _clip_gradients(self) -> float:
         """Scales the gradients down to ``max_grad_norm``; returns their norm before that."""
         self.grad_scaler.unscale_(self.optimizer)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self.max_grad_norm, self.grad_norm_type).item()
+        parameters = [
+            p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
+        total = nn.utils.get_total_norm([p.grad for p in parameters], self.grad_norm_type)
+        norm = total.item()
         if not math.isfinite(norm) and not self.grad_scaler.is_enabled():
             raise NonFiniteGradientError(
                 f"iteration {self.iter}: the gradients' norm is {norm}, though all losses are finite; not "
@@ -146,6 +149,7 @@ class DistillTrainer(SimpleTrainer):
                 "another "
                 f"rank's log may name a loss"
             )
+        nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, total)
         return norm
 
     def _non_finite_gradients(self) -> list[str]:
