@@ -9,7 +9,9 @@ from torch import Tensor
 
 @dataclasses.dataclass
 class Knowledge:
-    """Fields that every detector can fill. B samples, N cameras (1 for monocular), Q queries or locations, K classes.
+    """Fields that every detector can fill.
+
+    B samples, N cameras (1 for monocular), Q queries or locations, K classes.
 
     A field is None unless it is cheap or was named in ``wants``.
     """
@@ -42,7 +44,10 @@ class TemporalState:
 
 @dataclasses.dataclass
 class BEVKnowledge(Knowledge):
-    """Fields of a bird's-eye-view detector. H x W cells, row-major; M heads, L levels, P points, D decoder layers."""
+    """Fields of a bird's-eye-view detector.
+
+    H x W cells, row-major; M heads, L levels, P points, D decoder layers.
+    """
 
     bev_embed: Tensor | None = None
     """(B, H*W, C): the encoder's output."""
@@ -51,11 +56,11 @@ class BEVKnowledge(Knowledge):
     bev_mask: Tensor | None = None
     """(B, N, H*W) bool: camera n sees at least one reference point of the pillar."""
     temporal_attention: list[Tensor] | None = None
-    """For every encoder layer, (B, H*W, M, 2, 1, P) float32 after softmax; dimension 3 is the queue: previous, current.
-    Wanted by "temporal_attention"."""
+    """For every encoder layer, (B, H*W, M, 2, 1, P) float32 after softmax; dimension 3 is the queue:
+    previous, current. Wanted by "temporal_attention"."""
     spatial_attention: list[Tensor] | None = None
-    """For every encoder layer, (B, H*W, M, L, P) float32 after softmax over L*P. It depends on the cell alone, so
-    it is the same for every camera that sees the cell. Wanted by "spatial_attention"."""
+    """For every encoder layer, (B, H*W, M, L, P) float32 after softmax over L*P. It depends on the cell
+    alone, so it is the same for every camera that sees the cell. Wanted by "spatial_attention"."""
     class_logits: Tensor | None = None
     """(D, B, Q, K)."""
     box_codes: Tensor | None = None
@@ -63,7 +68,8 @@ class BEVKnowledge(Knowledge):
     bev_heatmap: Tensor | None = None
     """(B, K, H, W) logits of the auxiliary BEV head; None where the model has none."""
     image_heatmap: Tensor | None = None
-    """(B*N, K, h, w) logits of the auxiliary image head on the finest FPN level; None where the model has none."""
+    """(B*N, K, h, w) logits of the auxiliary image head on the finest FPN level; None where the model has
+    none."""
     state: TemporalState | None = None
     """For the next frame."""
 

@@ -1,0 +1,6 @@
+"""Detectors and their parts; importing this room registers the bodies and the meta-architectures."""
+
+from bevkd2.modeling.knowledge import WANTS, BEVKnowledge, Knowledge, TemporalState
+from bevkd2.modeling.meta_arch import BEVFormer
+
+__all__ = ["WANTS", "BEVFormer", "BEVKnowledge", "Knowledge", "TemporalState"]

@@ -1,0 +1,46 @@
+"""Normalisation layers by name."""
+
+from __future__ import annotations
+
+from torch import nn
+
+NORMS = ("FrozenBN", "BN", "GN")
+
+
+class FrozenStatsBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation by the running statistics even in training; its affine part can still learn.
+
+    This is how the published detectors treat their bodies: batches of few images have poor statistics.
+    """
+
+    def train(self, mode: bool = True) -> FrozenStatsBatchNorm2d:
+        """Stays in eval mode whatever is asked."""
+        return super().train(False)
+
+
+def make_norm(name: str, channels: int) -> nn.Module:
+    """A normalisation layer.
+
+    Args:
+        name: "FrozenBN" | "BN" | "GN" (32 groups, or the largest power of two that divides the channels).
+        channels: C.
+
+    Raises:
+        ValueError: another name.
+    """
+    if name == "FrozenBN":
+        return FrozenStatsBatchNorm2d(channels).train()
+    if name == "BN":
+        return nn.BatchNorm2d(channels)
+    if name == "GN":
+        groups = 32
+        while channels % groups:
+            groups //= 2
+        return nn.GroupNorm(groups, channels)
+    raise ValueError(f"normalisation {name!r} is unknown, expected one of {', '.join(NORMS)}")
+
+
+def freeze_parameters(module: nn.Module) -> None:
+    """Lets no parameter of the module learn."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)

@@ -1,0 +1,1 @@
+"""BEVFormer's parts."""

@@ -1,0 +1,224 @@
+"""The object decoder: queries read the bird's-eye view and refine their boxes layer by layer."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bevkd2.modeling.bev.encoder import FeedForward
+from bevkd2.modeling.bev.initialization import init_deformable_attention
+from bevkd2.ops import ms_deform_attn_fused
+
+CODE_SIZE = 10
+
+
+@dataclasses.dataclass
+class DecoderOutput:
+    """D layers, B samples, Q object queries, K classes."""
+
+    class_logits: Tensor
+    """(D, B, Q, K) float32."""
+    box_codes: Tensor
+    """(D, B, Q, 10) float32: see :mod:`bevkd2.modeling.box_coders`."""
+    states: list[Tensor]
+    """(B, Q, C), one a layer."""
+    reference_points: list[Tensor]
+    """(B, Q, 3) float32 x, y, z as fractions of the range: the initial ones, then after every layer."""
+
+
+def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Logit of probabilities, both x and 1 - x kept at least ``eps``."""
+    x = x.clamp(0, 1)
+    return (x.clamp(min=eps) / (1 - x).clamp(min=eps)).log()
+
+
+class DeformableCrossAttention(nn.Module):
+    """Deformable attention of object queries on one grid, with the residual."""
+
+    def __init__(self, *, embed_dim: int, num_heads: int, num_points: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads, self.num_points = num_heads, num_points
+        self.sampling_offsets = nn.Linear(embed_dim, num_heads * num_points * 2)
+        self.attention_weights = nn.Linear(embed_dim, num_heads * num_points)
+        self.value_proj = nn.Linear(embed_dim, embed_dim)
+        self.output_proj = nn.Linear(embed_dim, embed_dim)
+        self.dropout = nn.Dropout(dropout)
+        init_deformable_attention(
+            self.sampling_offsets,
+            self.attention_weights,
+            self.value_proj,
+            self.output_proj,
+            num_heads=num_heads,
+            num_points=num_points,
+        )
+
+    def forward(
+        self, query: Tensor, position: Tensor, bev: Tensor, reference_xy: Tensor, bev_shape: tuple[int, int]
+    ) -> Tensor:
+        """(B, Q, C) queries and positions, (B, H*W, C) grid, (B, Q, 2) references -> (B, Q, C)."""
+        located = query + position
+        points = (self.num_heads, 1, self.num_points)
+        attended = ms_deform_attn_fused(
+            self.value_proj(bev).unflatten(-1, (self.num_heads, -1)),
+            [bev_shape],
+            reference_xy.unsqueeze(2),
+            self.sampling_offsets(located).unflatten(-1, (*points, 2)),
+            self.attention_weights(located).unflatten(-1, points),
+        )
+        return query + self.dropout(self.output_proj(attended))
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, deformable cross-attention, feed-forward; each followed by a LayerNorm."""
+
+    def __init__(
+        self, *, embed_dim: int, num_heads: int, num_points: int, ffn_dim: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.self_attention = nn.MultiheadAttention(embed_dim, num_heads, dropout=dropout, batch_first=True)
+        self.dropout = nn.Dropout(dropout)
+        self.self_norm = nn.LayerNorm(embed_dim)
+        self.cross_attention = DeformableCrossAttention(
+            embed_dim=embed_dim, num_heads=num_heads, num_points=num_points, dropout=dropout
+        )
+        self.cross_norm = nn.LayerNorm(embed_dim)
+        self.ffn = FeedForward(embed_dim, ffn_dim, dropout)
+        self.ffn_norm = nn.LayerNorm(embed_dim)
+        nn.init.xavier_uniform_(self.self_attention.out_proj.weight)
+
+    def forward(
+        self, query: Tensor, position: Tensor, bev: Tensor, reference_xy: Tensor, bev_shape: tuple[int, int]
+    ) -> Tensor:
+        """(B, Q, C) -> (B, Q, C)."""
+        located = query + position
+        attended, _ = self.self_attention(located, located, query, need_weights=False)
+        query = self.self_norm(query + self.dropout(attended))
+        query = self.cross_norm(self.cross_attention(query, position, bev, reference_xy, bev_shape))
+        return self.ffn_norm(self.ffn(query))
+
+
+class ObjectDecoder(nn.Module):
+    """Deformable DETR's decoder on the bird's-eye view, with box refinement (BEVFormer, section 3.5)."""
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        num_layers: int,
+        num_heads: int,
+        num_points: int,
+        ffn_dim: int,
+        dropout: float,
+        num_classes: int,
+        pc_range: Sequence[float],
+    ) -> None:
+        """Build the layers and the prediction branches.
+
+        Args:
+            embed_dim: C.
+            num_layers: D.
+            num_heads: M.
+            num_points: sampling points of the cross-attention.
+            ffn_dim: hidden channels of the feed-forward part.
+            dropout: probability, everywhere.
+            num_classes: K.
+            pc_range: x0, y0, z0, x1, y1, z1 in metres that reference points are fractions of.
+        """
+        super().__init__()
+        self.layers = nn.ModuleList(
+            DecoderLayer(
+                embed_dim=embed_dim,
+                num_heads=num_heads,
+                num_points=num_points,
+                ffn_dim=ffn_dim,
+                dropout=dropout,
+            )
+            for _ in range(num_layers)
+        )
+        self.reference_points = nn.Linear(embed_dim, 3)
+        nn.init.xavier_uniform_(self.reference_points.weight)
+        nn.init.zeros_(self.reference_points.bias)
+        self.class_branches = nn.ModuleList(_class_branch(embed_dim, num_classes) for _ in range(num_layers))
+        self.box_branches = nn.ModuleList(_box_branch(embed_dim) for _ in range(num_layers))
+        limits = torch.tensor(list(pc_range), dtype=torch.float32)
+        self.register_buffer("range_low", limits[:3], persistent=False)
+        self.register_buffer("range_extent", limits[3:] - limits[:3], persistent=False)
+
+    def forward(self, object_queries: Tensor, bev: Tensor, bev_shape: tuple[int, int]) -> DecoderOutput:
+        """Decodes objects.
+
+        Args:
+            object_queries: (Q, 2C): position first, then content.
+            bev: (B, H*W, C).
+            bev_shape: (H, W).
+        """
+        position, query = (part[None].expand(len(bev), -1, -1) for part in object_queries.chunk(2, dim=-1))
+        reference = self.reference_points(position).float().sigmoid()
+        states, references, logits, codes = [], [reference], [], []
+        for layer, class_branch, box_branch in zip(
+            self.layers, self.class_branches, self.box_branches, strict=True
+        ):
+            query = layer(query, position, bev, reference[..., :2], bev_shape)
+            code, center = self._refine(box_branch(query).float(), reference)
+            logits.append(class_branch(query).float())
+            codes.append(code)
+            states.append(query)
+            reference = center.detach()
+            references.append(reference)
+        return DecoderOutput(torch.stack(logits), torch.stack(codes), states, references)
+
+    def _refine(self, output: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+        """Moves the reference by the branch's output; returns the box code (metres) and the new reference."""
+        move = torch.cat([output[..., 0:2], output[..., 4:5]], dim=-1)
+        center = (inverse_sigmoid(reference) + move).sigmoid()
+        metres = center * self.range_extent + self.range_low
+        code = torch.cat([metres[..., :2], output[..., 2:4], metres[..., 2:], output[..., 5:]], dim=-1)
+        return code, center
+
+    @torch.no_grad()
+    def init_grid_queries(self, object_queries: Tensor) -> None:
+        """Lets the initial reference points cover the range as a regular grid, at half its height.
+
+        The first three position channels of a query become its reference's logits, and the reference layer
+        starts as the projection on them; everything stays learnable and keeps the published shapes.
+
+        Args:
+            object_queries: (Q, 2C), changed in place.
+        """
+        count = len(object_queries)
+        columns = math.ceil(math.sqrt(count))
+        rows = math.ceil(count / columns)
+        index = torch.arange(count, device=object_queries.device)
+        x = (index % columns + 0.5) / columns
+        y = (torch.div(index, columns, rounding_mode="floor") + 0.5) / rows
+        object_queries[:, :3] = inverse_sigmoid(torch.stack([x, y, torch.full_like(x, 0.5)], dim=-1))
+        nn.init.zeros_(self.reference_points.weight)
+        nn.init.eye_(self.reference_points.weight[:, :3])
+
+
+def _class_branch(embed_dim: int, num_classes: int) -> nn.Sequential:
+    branch = nn.Sequential(
+        nn.Linear(embed_dim, embed_dim),
+        nn.LayerNorm(embed_dim),
+        nn.ReLU(),
+        nn.Linear(embed_dim, embed_dim),
+        nn.LayerNorm(embed_dim),
+        nn.ReLU(),
+        nn.Linear(embed_dim, num_classes),
+    )
+    nn.init.constant_(branch[-1].bias, -math.log((1 - 0.01) / 0.01))  # prior probability 0.01 (focal loss)
+    return branch
+
+
+def _box_branch(embed_dim: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(embed_dim, embed_dim),
+        nn.ReLU(),
+        nn.Linear(embed_dim, embed_dim),
+        nn.ReLU(),
+        nn.Linear(embed_dim, CODE_SIZE),
+    )

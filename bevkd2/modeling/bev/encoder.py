@@ -1,0 +1,179 @@
+"""The BEV encoder: camera features and history in, bird's-eye-view embedding out."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from bevkd2.modeling.bev.projection import VisiblePairs
+from bevkd2.modeling.bev.spatial_attention import SpatialCrossAttention
+from bevkd2.modeling.bev.temporal_attention import History, TemporalSelfAttention
+
+
+@dataclasses.dataclass
+class EncoderOutput:
+    """B samples, Q cells."""
+
+    bev_embed: Tensor
+    """(B, Q, C)."""
+    temporal_attention: list[Tensor] | None
+    """One (B, Q, M, 2, 1, P) a layer, where asked for."""
+    spatial_attention: list[Tensor] | None
+    """One (B, Q, M, L, P) a layer, where asked for."""
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a residual."""
+
+    def __init__(self, embed_dim: int, hidden_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(embed_dim, hidden_dim)
+        self.linear2 = nn.Linear(hidden_dim, embed_dim)
+        self.dropout = nn.Dropout(dropout)
+        for linear in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(linear.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return x + self.dropout(self.linear2(self.dropout(self.linear1(x).relu())))
+
+
+class EncoderLayer(nn.Module):
+    """Temporal self-attention, spatial cross-attention, feed-forward; each followed by a LayerNorm."""
+
+    def __init__(
+        self,
+        temporal_attention: TemporalSelfAttention,
+        spatial_attention: SpatialCrossAttention,
+        ffn: FeedForward,
+        embed_dim: int,
+    ) -> None:
+        super().__init__()
+        self.temporal_attention = temporal_attention
+        self.temporal_norm = nn.LayerNorm(embed_dim)
+        self.spatial_attention = spatial_attention
+        self.spatial_norm = nn.LayerNorm(embed_dim)
+        self.ffn = ffn
+        self.ffn_norm = nn.LayerNorm(embed_dim)
+
+    def forward(
+        self,
+        query: Tensor,
+        position: Tensor,
+        tokens: Tensor,
+        spatial_shapes: list[tuple[int, int]],
+        pairs: VisiblePairs,
+        history: History,
+        wants: tuple[bool, bool] = (False, False),
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Runs the layer.
+
+        Args:
+            query: (B, Q, C).
+            position: (Q, C).
+            tokens: (B*N, S, C).
+            spatial_shapes: (h, w) of every level.
+            pairs: what every camera sees.
+            history: previous BEV and initial queries.
+            wants: whether to return temporal and spatial attention weights.
+
+        Returns:
+            The new query, the temporal and the spatial attention weights (or None).
+        """
+        query, temporal = self.temporal_attention(query, position, history, return_weights=wants[0])
+        query = self.temporal_norm(query)
+        query, spatial = self.spatial_attention(query, tokens, spatial_shapes, pairs, return_weights=wants[1])
+        return self.ffn_norm(self.ffn(self.spatial_norm(query))), temporal, spatial
+
+
+class BEVEncoder(nn.Module):
+    """BEVFormer's encoder (BEVFormer, section 3.1)."""
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        num_layers: int,
+        num_heads: int,
+        ffn_dim: int,
+        dropout: float,
+        bev_shape: tuple[int, int],
+        num_cameras: int,
+        num_levels: int,
+        num_level_embeddings: int,
+        temporal_points: int,
+        spatial_points: int,
+    ) -> None:
+        """Build the layers.
+
+        Args:
+            embed_dim: C.
+            num_layers: encoder layers.
+            num_heads: M.
+            ffn_dim: hidden channels of the feed-forward part.
+            dropout: probability, everywhere.
+            bev_shape: rows (y) and columns (x) of the grid.
+            num_cameras: N.
+            num_levels: L, feature levels that are read.
+            num_level_embeddings: rows of the level table, at least L.
+            temporal_points: sampling points of each queue.
+            spatial_points: sampling points a level.
+        """
+        super().__init__()
+        self.camera_embeddings = nn.Parameter(torch.randn(num_cameras, embed_dim))
+        self.level_embeddings = nn.Parameter(torch.randn(num_level_embeddings, embed_dim))
+        common = {"embed_dim": embed_dim, "num_heads": num_heads, "dropout": dropout}
+        self.layers = nn.ModuleList(
+            EncoderLayer(
+                TemporalSelfAttention(**common, num_points=temporal_points, bev_shape=bev_shape),
+                SpatialCrossAttention(**common, num_levels=num_levels, num_points=spatial_points),
+                FeedForward(embed_dim, ffn_dim, dropout),
+                embed_dim,
+            )
+            for _ in range(num_layers)
+        )
+
+    def forward(
+        self,
+        queries: Tensor,
+        position: Tensor,
+        features: list[Tensor],
+        pairs: VisiblePairs,
+        history: History,
+        *,
+        want_temporal: bool = False,
+        want_spatial: bool = False,
+    ) -> EncoderOutput:
+        """Runs all layers.
+
+        Args:
+            queries: (B, Q, C), without position.
+            position: (Q, C).
+            features: (B, N, C, h, w), one a level, finest first.
+            pairs: what every camera sees.
+            history: previous BEV and queries.
+            want_temporal: keep every layer's temporal attention weights.
+            want_spatial: keep every layer's spatial attention weights.
+        """
+        tokens, spatial_shapes = self._flatten(features)
+        temporal, spatial = [], []
+        bev = queries
+        for layer in self.layers:
+            bev, temporal_weights, spatial_weights = layer(
+                bev, position, tokens, spatial_shapes, pairs, history, (want_temporal, want_spatial)
+            )
+            temporal.append(temporal_weights)
+            spatial.append(spatial_weights)
+        return EncoderOutput(bev, temporal if want_temporal else None, spatial if want_spatial else None)
+
+    def _flatten(self, features: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Adds camera and level embeddings; returns (B*N, S, C) and the levels' shapes."""
+        tokens = []
+        for level, feature in enumerate(features):
+            camera = self.camera_embeddings[:, None]
+            flat = feature.flatten(3).transpose(2, 3)  # (B, N, h*w, C)
+            tokens.append(flat + camera.to(flat.dtype) + self.level_embeddings[level].to(flat.dtype))
+        shapes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
+        return torch.cat(tokens, dim=2).flatten(0, 1), shapes

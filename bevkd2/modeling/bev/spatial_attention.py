@@ -1,0 +1,88 @@
+"""Spatial cross-attention: every cell looks into the cameras that see its pillar."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from bevkd2.modeling.bev.initialization import init_deformable_attention
+from bevkd2.modeling.bev.projection import VisiblePairs
+from bevkd2.ops import ms_deform_attn_ragged
+
+
+class SpatialCrossAttention(nn.Module):
+    """Deformable attention on the visible (camera, cell) pairs, averaged over the cameras (BEVFormer, Eq. 3).
+
+    Sampling point p belongs to reference point p % Z of the pillar. A cell that no camera sees gets the
+    output projection's bias.
+    """
+
+    def __init__(
+        self, *, embed_dim: int, num_heads: int, num_levels: int, num_points: int, dropout: float
+    ) -> None:
+        """Make the projections.
+
+        Args:
+            embed_dim: C.
+            num_heads: M.
+            num_levels: L, feature levels.
+            num_points: P, sampling points a level; a multiple of the pillar's reference points.
+            dropout: probability, of the output.
+        """
+        super().__init__()
+        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
+        per_query = num_heads * num_levels * num_points
+        self.sampling_offsets = nn.Linear(embed_dim, per_query * 2)
+        self.attention_weights = nn.Linear(embed_dim, per_query)
+        self.value_proj = nn.Linear(embed_dim, embed_dim)
+        self.output_proj = nn.Linear(embed_dim, embed_dim)
+        self.dropout = nn.Dropout(dropout)
+        init_deformable_attention(
+            self.sampling_offsets,
+            self.attention_weights,
+            self.value_proj,
+            self.output_proj,
+            num_heads=num_heads,
+            num_points=num_points,
+        )
+
+    def forward(
+        self,
+        query: Tensor,
+        features: Tensor,
+        spatial_shapes: list[tuple[int, int]],
+        pairs: VisiblePairs,
+        return_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attends and adds the residual.
+
+        Args:
+            query: (B, Q, C), without positional term.
+            features: (B*N, S, C): every camera's levels, flattened and concatenated.
+            spatial_shapes: (h, w) of every level.
+            pairs: of this frame.
+            return_weights: also return the attention weights.
+
+        Returns:
+            output: (B, Q, C).
+            weights: (B, Q, M, L, P) float32 after softmax over L*P, or None.
+        """
+        batch, cells, _ = query.shape
+        points = (self.num_heads, self.num_levels, self.num_points)
+        offsets = self.sampling_offsets(query).flatten(0, 1).unflatten(-1, (*points, 2))
+        logits = self.attention_weights(query).flatten(0, 1).unflatten(-1, points)
+        value = self.value_proj(features).unflatten(-1, (self.num_heads, -1))
+        attended = ms_deform_attn_ragged(
+            value,
+            spatial_shapes,
+            pairs.reference_points,
+            offsets,
+            logits,
+            pairs.row_splits,
+            pairs.row_value,
+            return_weights=return_weights,
+        )
+        attended, weights = attended if return_weights else (attended, None)
+        output = self.output_proj(attended.unflatten(0, (batch, cells)))
+        if weights is not None:
+            weights = weights.unflatten(0, (batch, cells))
+        return query + self.dropout(output), weights

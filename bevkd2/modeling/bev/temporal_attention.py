@@ -1,0 +1,114 @@
+"""Temporal self-attention: every cell looks at the previous bird's-eye view and at the present one."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from bevkd2.modeling.bev.initialization import init_deformable_attention
+from bevkd2.ops import ms_deform_attn_fused
+
+NUM_QUEUES = 2  # previous, current
+
+
+@dataclasses.dataclass
+class History:
+    """What the layers of one forward pass share about the past. B samples, Q = H*W cells."""
+
+    queue: Tensor | None
+    """(B, 2, Q, C): the previous BEV, turned into the present's frame, and the encoder's initial queries;
+    rows without history are never read. None where no sample has any."""
+    exists: list[bool]
+    """Which samples have one."""
+    reference_points: Tensor
+    """(B, 2, Q, 2) float32: x, y as fractions of the grid; the previous frame's are shifted by the ego
+    motion."""
+
+    def queue_for(self, query: Tensor) -> Tensor:
+        """(B, 2, Q, C) to attend to: without history, twice the running ``query`` (B, Q, C)."""
+        running = query.unsqueeze(1).expand(-1, NUM_QUEUES, -1, -1)
+        if self.queue is None:
+            return running
+        if all(self.exists):
+            return self.queue
+        exists = torch.tensor(self.exists, device=query.device)
+        return torch.where(exists[:, None, None, None], self.queue.to(query.dtype), running)
+
+
+class TemporalSelfAttention(nn.Module):
+    """Deformable attention over a queue of two grids (BEVFormer, section 3.4, Eq. 5).
+
+    A sample without history attends twice to its own running queries. Each sample of a batch is treated by
+    itself, whatever the others have.
+    """
+
+    def __init__(
+        self, *, embed_dim: int, num_heads: int, num_points: int, bev_shape: tuple[int, int], dropout: float
+    ) -> None:
+        """Make the projections.
+
+        Args:
+            embed_dim: C.
+            num_heads: M.
+            num_points: P, sampling points of each queue.
+            bev_shape: rows (y) and columns (x) of the grid.
+            dropout: probability, of the output.
+        """
+        super().__init__()
+        self.num_heads, self.num_points, self.bev_shape = num_heads, num_points, bev_shape
+        per_query = num_heads * NUM_QUEUES * num_points
+        self.sampling_offsets = nn.Linear(NUM_QUEUES * embed_dim, per_query * 2)
+        self.attention_weights = nn.Linear(NUM_QUEUES * embed_dim, per_query)
+        self.value_proj = nn.Linear(embed_dim, embed_dim)
+        self.output_proj = nn.Linear(embed_dim, embed_dim)
+        self.dropout = nn.Dropout(dropout)
+        init_deformable_attention(
+            self.sampling_offsets,
+            self.attention_weights,
+            self.value_proj,
+            self.output_proj,
+            num_heads=num_heads,
+            num_points=num_points,
+        )
+
+    def forward(
+        self, query: Tensor, position: Tensor, history: History, return_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attends and adds the residual.
+
+        Args:
+            query: (B, Q, C).
+            position: (Q, C).
+            history: of this forward pass.
+            return_weights: also return the attention weights.
+
+        Returns:
+            output: (B, Q, C).
+            weights: (B, Q, M, 2, 1, P) float32 after softmax over P, or None.
+        """
+        batch = len(query)
+        queue = history.queue_for(query)
+        context = torch.cat([queue[:, 0], query + position], dim=-1)
+        offsets = self._by_queue(self.sampling_offsets(context), 2)
+        logits = self._by_queue(self.attention_weights(context)).squeeze(-1)
+        value = self.value_proj(queue).flatten(0, 1).unflatten(-1, (self.num_heads, -1))
+        attended = ms_deform_attn_fused(
+            value,
+            [self.bev_shape],
+            history.reference_points.flatten(0, 1).unsqueeze(2),
+            offsets,
+            logits,
+            return_weights=return_weights,
+        )
+        attended, weights = attended if return_weights else (attended, None)
+        mean = attended.unflatten(0, (batch, NUM_QUEUES)).mean(1)
+        if weights is not None:
+            weights = weights.unflatten(0, (batch, NUM_QUEUES)).permute(0, 2, 3, 1, 4, 5)
+        return query + self.dropout(self.output_proj(mean)), weights
+
+    def _by_queue(self, projected: Tensor, last: int = 1) -> Tensor:
+        """(B, Q, M*2*P*last), laid out head, queue, point -> (B*2, Q, M, 1, P, last)."""
+        shaped = projected.unflatten(-1, (self.num_heads, NUM_QUEUES, 1, self.num_points, last))
+        return shaped.permute(0, 3, 1, 2, 4, 5, 6).flatten(0, 1)

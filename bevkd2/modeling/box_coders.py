@@ -1,0 +1,126 @@
+"""Between boxes and the ten numbers that the head predicts; decoding without NMS.
+
+A code is cx, cy, log w, log l, cz, log h, sin, cos, vx, vy in metres and m/s, of the gravity centre. Its
+yaw is that of mmdet3d before 1.0, in which the published models were trained: -yaw - pi/2, w before l.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bevkd2.structures import Boxes3D, wrap_angle
+
+
+def encode_boxes(boxes: Boxes3D) -> Tensor:
+    """Codes of boxes.
+
+    Args:
+        boxes: n boxes with velocity.
+
+    Returns:
+        (n, 10).
+
+    Raises:
+        ValueError: a number that is not finite, or a size that is not positive.
+    """
+    x = boxes.tensor
+    if not bool(torch.isfinite(x).all()) or not bool((boxes.size > 0).all()):
+        bad = int((~torch.isfinite(x).all(1) | ~(boxes.size > 0).all(1)).nonzero()[0])
+        raise ValueError(f"box {bad} is {x[bad].tolist()}: expected finite numbers and positive sizes")
+    yaw = -boxes.yaw - math.pi / 2
+    length, width, height = boxes.size.log().unbind(1)
+    return torch.stack(
+        [x[:, 0], x[:, 1], width, length, x[:, 2], height, yaw.sin(), yaw.cos(), x[:, 7], x[:, 8]], dim=1
+    )
+
+
+def decode_codes(codes: Tensor) -> Boxes3D:
+    """Boxes of codes.
+
+    Args:
+        codes: (n, 10).
+
+    Returns:
+        n boxes with velocity, yaw in [-pi, pi).
+    """
+    yaw = wrap_angle(-torch.atan2(codes[:, 6], codes[:, 7]) - math.pi / 2)
+    width, length, height = codes[:, 2].exp(), codes[:, 3].exp(), codes[:, 5].exp()
+    return Boxes3D(
+        torch.stack(
+            [codes[:, 0], codes[:, 1], codes[:, 4], length, width, height, yaw, codes[:, 8], codes[:, 9]],
+            dim=1,
+        )
+    )
+
+
+def to_mmdet3d(boxes: Boxes3D, *, bottom: bool) -> Tensor:
+    """Boxes in the layout of mmdet3d before 1.0.
+
+    Args:
+        boxes: n boxes with velocity.
+        bottom: z of the bottom face instead of the gravity centre.
+
+    Returns:
+        (n, 9): x, y, z, w, l, h, yaw, vx, vy.
+    """
+    x = boxes.tensor
+    z = boxes.bottom_center[:, 2] if bottom else x[:, 2]
+    yaw = wrap_angle(-boxes.yaw - math.pi / 2)
+    return torch.stack([x[:, 0], x[:, 1], z, x[:, 4], x[:, 3], x[:, 5], yaw, x[:, 7], x[:, 8]], dim=1)
+
+
+def from_mmdet3d(tensor: Tensor, *, bottom: bool) -> Boxes3D:
+    """Inverse of :func:`to_mmdet3d`, (n, 9) -> n boxes."""
+    x, y, z, width, length, height, yaw, vx, vy = tensor.unbind(1)
+    z = z + height / 2 if bottom else z
+    yaw = wrap_angle(-yaw - math.pi / 2)
+    return Boxes3D(torch.stack([x, y, z, length, width, height, yaw, vx, vy], dim=1))
+
+
+def decode_detections(
+    class_logits: Tensor,
+    box_codes: Tensor,
+    *,
+    max_detections: int,
+    score_threshold: float = 0.0,
+    post_center_range: Sequence[float],
+) -> tuple[Boxes3D, Tensor, Tensor]:
+    """Detections of one sample: the best (query, class) pairs, without NMS.
+
+    Where no score exceeds the threshold, it is lowered by tenths until one does, as published; below 0.01
+    all pass.
+
+    Args:
+        class_logits: (Q, K).
+        box_codes: (Q, 10).
+        max_detections: most detections.
+        score_threshold: a score must be greater; 0: no threshold.
+        post_center_range: x0, y0, z0, x1, y1, z1 in metres; gravity centres on or within it are kept.
+
+    Returns:
+        Boxes, scores (k,) in descending order and labels (k,) int64.
+    """
+    num_classes = class_logits.shape[1]
+    probabilities = class_logits.float().sigmoid().flatten()
+    scores, index = probabilities.topk(min(max_detections, len(probabilities)))
+    labels, queries = index % num_classes, index // num_classes
+    boxes = decode_codes(box_codes.float()[queries])
+    low, high = boxes.tensor.new_tensor(post_center_range).chunk(2)
+    keep = ((boxes.center >= low) & (boxes.center <= high)).all(1)
+    if score_threshold > 0:
+        keep &= _above(scores, score_threshold)
+    return boxes[keep], scores[keep], labels[keep]
+
+
+def _above(scores: Tensor, threshold: float) -> Tensor:
+    mask = scores > threshold
+    while not bool(mask.any()):
+        threshold *= 0.9
+        if threshold < 0.01:
+            return torch.ones_like(mask)
+        mask = scores >= threshold
+    return mask

@@ -1,0 +1,1 @@
+"""Necks: what stands between the image body and the detector."""

@@ -1,0 +1,93 @@
+"""Feature pyramid network (Lin et al., arXiv 1612.03144)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bevkd2.d2 import ShapeSpec
+from bevkd2.modeling.backbones.norms import make_norm
+
+
+class ConvNorm(nn.Module):
+    """A convolution and an optional normalisation."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, norm: str) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=not norm)
+        nn.init.xavier_uniform_(self.conv.weight)
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
+        self.norm = make_norm(norm, out_channels) if norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C', H', W')."""
+        return self.norm(self.conv(x))
+
+
+class FPN(nn.Module):
+    """Lateral 1x1, top-down nearest, 3x3; extra levels by stride-2 convolutions on the coarsest output."""
+
+    def __init__(
+        self,
+        input_shape: dict[str, ShapeSpec],
+        *,
+        in_features: Sequence[str],
+        out_channels: int,
+        num_outs: int,
+        norm: str = "",
+    ) -> None:
+        """Build the convolutions.
+
+        Args:
+            input_shape: of the body's features, by name.
+            in_features: the names to read, finest first.
+            out_channels: C of every output.
+            num_outs: levels; those beyond ``in_features`` are extra ones.
+            norm: "" | "BN" | "GN".
+
+        Raises:
+            ValueError: an unknown feature name, or fewer outputs than inputs.
+        """
+        super().__init__()
+        missing = [name for name in in_features if name not in input_shape]
+        if missing:
+            raise ValueError(
+                f"MODEL.FPN.IN_FEATURES: the body has no {missing}, only {list(input_shape)}; "
+                "name them in MODEL.RESNETS.OUT_FEATURES (or MODEL.TIMM.OUT_INDICES)"
+            )
+        if num_outs < len(in_features):
+            raise ValueError(
+                f"MODEL.FPN.NUM_OUTS is {num_outs}, expected at least the {len(in_features)} levels of "
+                "MODEL.FPN.IN_FEATURES"
+            )
+        self.in_features = list(in_features)
+        self.lateral_convs = nn.ModuleList(
+            ConvNorm(input_shape[name].channels, out_channels, 1, 1, norm) for name in in_features
+        )
+        extra = num_outs - len(self.in_features)
+        strides = [1] * len(self.in_features) + [2] * extra
+        self.output_convs = nn.ModuleList(
+            ConvNorm(out_channels, out_channels, 3, stride, norm) for stride in strides
+        )
+        self.strides = [input_shape[name].stride for name in in_features]
+        for _ in range(extra):
+            self.strides.append(self.strides[-1] * 2)
+
+    def forward(self, features: dict[str, Tensor]) -> list[Tensor]:
+        """Body features, name -> (N, C_f, h, w), to ``num_outs`` levels (N, C, h, w), finest first."""
+        laterals = [
+            conv(features[name]) for name, conv in zip(self.in_features, self.lateral_convs, strict=True)
+        ]
+        for level in range(len(laterals) - 1, 0, -1):
+            finer = laterals[level - 1]
+            laterals[level - 1] = finer + F.interpolate(
+                laterals[level], size=finer.shape[-2:], mode="nearest"
+            )
+        outs = [conv(x) for conv, x in zip(self.output_convs, laterals, strict=False)]
+        for index, conv in enumerate(self.output_convs[len(laterals) :]):
+            # The published models have no ReLU before the first extra convolution.
+            outs.append(conv(outs[-1] if index == 0 else outs[-1].relu()))
+        return outs
