@@ -126,6 +126,7 @@ def _add_bevformer(model: fvcore_config.CfgNode) -> None:
     legacy.ALIASED_SHIFT = False  # the current frame's temporal reference points are shifted too
     legacy.ROTATE_CENTER = []  # x, y in cells; []: the grid's centre. Published tiny and small used [100, 100]
     legacy.PADDING_VISIBLE = False  # points that project into the padding count as visible
+    legacy.UNWRAPPED_YAW = False  # a change of yaw across north is embedded as nearly 360 degrees
 
     loss = _node(bev, "LOSS")
     loss.CLS_WEIGHT = 2.0
