@@ -189,7 +189,7 @@ def test_a_batch_of_two_is_two_batches_of_one(teacher_files, samples):
         (
             ("DISTILL.TEACHER.OPTS", ["MODEL.BEVFORMER.NUM_CLASSES", 7]),
             ValueError,
-            r"teacher\.pth[\s\S]*cls",
+            r"teacher\.pth[\s\S]*class_branches",
         ),
         (
             ("DISTILL.TEACHER.OPTS", ["MODEL.BEVFORMER.ENCODER_LAYERS", 3]),

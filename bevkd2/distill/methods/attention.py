@@ -26,7 +26,7 @@ class _AttentionDistillation(DistillMethod):
     field: ClassVar[str]
 
     def __init__(self, cfg: FvcoreNode) -> None:
-        super().__init__()
+        super().__init__(cfg)
         self.reduction = cfg.REDUCTION
         self.layer_map = cfg.LAYER_MAP
 

@@ -29,6 +29,9 @@ class DistillMethod(nn.Module):
     reads: ClassVar[frozenset[str]] = frozenset()
     """The costly fields of :class:`Knowledge` that it needs, of those that ``WANTS`` lists."""
 
+    def __init__(self, cfg: FvcoreNode) -> None:
+        super().__init__()
+
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         if unknown := cls.reads - WANTS:

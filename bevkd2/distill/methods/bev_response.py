@@ -23,7 +23,7 @@ class BEVResponse(DistillMethod):
     node = "BEV_RESPONSE"
 
     def __init__(self, cfg: FvcoreNode) -> None:
-        super().__init__()
+        super().__init__(cfg)
         self.reduction = cfg.REDUCTION
 
     @classmethod
