@@ -45,11 +45,11 @@ class FPN(nn.Module):
             input_shape: of the body's features, by name.
             in_features: the names to read, finest first.
             out_channels: C of every output.
-            num_outs: levels; those beyond ``in_features`` are extra ones.
+            num_outs: levels; those beyond ``in_features`` are extra ones, and fewer are the finest ones.
             norm: "" | "BN" | "GN".
 
         Raises:
-            ValueError: an unknown feature name, or fewer outputs than inputs.
+            ValueError: an unknown feature name, or no output.
         """
         super().__init__()
         missing = [name for name in in_features if name not in input_shape]
@@ -58,21 +58,18 @@ class FPN(nn.Module):
                 f"MODEL.FPN.IN_FEATURES: the body has no {missing}, only {list(input_shape)}; "
                 "name them in MODEL.RESNETS.OUT_FEATURES (or MODEL.TIMM.OUT_INDICES)"
             )
-        if num_outs < len(in_features):
-            raise ValueError(
-                f"MODEL.FPN.NUM_OUTS is {num_outs}, expected at least the {len(in_features)} levels of "
-                "MODEL.FPN.IN_FEATURES"
-            )
+        if num_outs < 1:
+            raise ValueError(f"MODEL.FPN.NUM_OUTS is {num_outs}, expected 1 level at least")
         self.in_features = list(in_features)
         self.lateral_convs = nn.ModuleList(
             ConvNorm(input_shape[name].channels, out_channels, 1, 1, norm) for name in in_features
         )
-        extra = num_outs - len(self.in_features)
-        strides = [1] * len(self.in_features) + [2] * extra
+        extra = max(num_outs - len(self.in_features), 0)
+        strides = [1] * (num_outs - extra) + [2] * extra
         self.output_convs = nn.ModuleList(
             ConvNorm(out_channels, out_channels, 3, stride, norm) for stride in strides
         )
-        self.strides = [input_shape[name].stride for name in in_features]
+        self.strides = [input_shape[name].stride for name in in_features[:num_outs]]
         for _ in range(extra):
             self.strides.append(self.strides[-1] * 2)
 
@@ -86,7 +83,7 @@ class FPN(nn.Module):
             laterals[level - 1] = finer + F.interpolate(
                 laterals[level], size=finer.shape[-2:], mode="nearest"
             )
-        outs = [conv(x) for conv, x in zip(self.output_convs, laterals, strict=False)]
+        outs = [conv(x) for conv, x in zip(self.output_convs, laterals, strict=False)]  # the shorter of the two
         for index, conv in enumerate(self.output_convs[len(laterals) :]):
             # The published models have no ReLU before the first extra convolution.
             outs.append(conv(outs[-1] if index == 0 else outs[-1].relu()))
