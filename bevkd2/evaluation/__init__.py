@@ -1,0 +1,5 @@
+"""Scores."""
+
+from bevkd2.evaluation.nuscenes import NuScenesEvaluator
+
+__all__ = ["NuScenesEvaluator"]

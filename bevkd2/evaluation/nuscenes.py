@@ -1,0 +1,191 @@
+"""The official nuScenes detection score, by nuscenes-devkit."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import json
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nuscenes.eval.common.config import config_factory
+from nuscenes.eval.detection.constants import TP_METRICS
+from nuscenes.eval.detection.data_classes import DetectionConfig, DetectionMetrics
+from nuscenes.eval.detection.evaluate import DetectionEval
+from nuscenes.eval.detection.utils import category_to_detection_name
+from tabulate import tabulate
+
+from bevkd2.d2 import DatasetEvaluator, comm, configurable
+from bevkd2.data.nuscenes_layout import CLASS_NAMES
+from bevkd2.data.nuscenes_tables import NuScenesTables, scenes_of_split
+from bevkd2.evaluation.nuscenes_results import SampleDetections, write_results
+
+logger = logging.getLogger(__name__)
+
+_TP_NAMES = dict(zip(TP_METRICS, ("mATE", "mASE", "mAOE", "mAVE", "mAAE"), strict=True))
+# What the devkit does not define: traffic cones have no heading, and neither they nor barriers move or have
+# attributes.
+_UNDEFINED = {
+    "traffic_cone": ("orient_err", "vel_err", "attr_err"),
+    "barrier": ("vel_err", "attr_err"),
+}
+
+
+class NuScenesEvaluator(DatasetEvaluator):
+    """Collect detections, write `results_nusc.json`, and score it as the nuScenes benchmark does."""
+
+    @configurable
+    def __init__(self, *, root: str | Path, version: str, split: str, output_dir: str | Path) -> None:
+        """Choose what to score against.
+
+        Args:
+            root: the dataset's root directory.
+            version: name of the tables.
+            split: an official split or one of the version's `splits.json`; all its samples must be processed.
+            output_dir: gets `results_nusc.json` and `metrics_summary.json`.
+        """
+        self._root, self._version, self._split = str(root), version, split
+        self._output_dir = Path(output_dir)
+        self._config: DetectionConfig = config_factory("detection_cvpr_2019")
+        self._detections: dict[str, SampleDetections] = {}
+
+    @classmethod
+    def from_config(cls, cfg: Any, split: str, output_dir: str | Path) -> dict[str, Any]:
+        """Read root and version from a config."""
+        return {
+            "root": cfg.DATASETS.ROOT,
+            "version": cfg.DATASETS.VERSION,
+            "split": split,
+            "output_dir": output_dir,
+        }
+
+    def reset(self) -> None:
+        """Forget all detections."""
+        self._detections = {}
+
+    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
+        """Take in the detections of a batch.
+
+        Args:
+            inputs: samples, of which sample_token, lidar2global and ego2global are read.
+            outputs: for each of them boxes (Boxes3D in LIDAR_TOP), scores (K,) and labels (K,).
+        """
+        for sample, found in zip(inputs, outputs, strict=True):
+            self._detections[sample["sample_token"]] = SampleDetections(
+                boxes=found["boxes"].to("cpu"),
+                scores=found["scores"].detach().cpu().double().numpy(),
+                labels=found["labels"].cpu().numpy(),
+                lidar2global=np.asarray(sample["lidar2global"], dtype=np.float64),
+                ego2global=np.asarray(sample["ego2global"], dtype=np.float64),
+            )
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """Score what all processes collected.
+
+        Returns:
+            On the main process {"bbox": metrics}, else None. As the devkit gives them: mAP, NDS and
+            AP_<class> in [0, 1]; mATE in metres, mASE 1 - IoU, mAOE in radians, mAVE in m/s, mAAE 1 -
+            accuracy.
+
+        Raises:
+            ValueError: samples of the split are missing or foreign, or detections are not finite.
+        """
+        gathered = comm.gather(self._detections, dst=0)
+        if not comm.is_main_process():
+            return None
+        started = time.perf_counter()
+        detections = {token: found for part in gathered for token, found in part.items()}
+        tables = _tables(self._root, self._version, _newest_change(self._root, self._version))
+        self._check_samples(tables, set(detections))
+        self._output_dir.mkdir(parents=True, exist_ok=True)
+        path = self._output_dir / "results_nusc.json"
+        count = write_results(path, detections, self._config.class_range)
+        metrics = self._score(tables, path, count, set(detections))
+        summary = self._output_dir / "metrics_summary.json"
+        summary.write_text(json.dumps(metrics.serialize(), indent=2))
+        scores = _scores(metrics)
+        logger.info(
+            "nuScenes score of %s (%d samples, %d boxes, %.1f s):\n%s",
+            self._split,
+            len(detections),
+            count,
+            time.perf_counter() - started,
+            _table(metrics, scores),
+        )
+        return OrderedDict(bbox=scores)
+
+    def _check_samples(self, tables: NuScenesTables, tokens: set[str]) -> None:
+        scenes = set(scenes_of_split(tables, self._split))
+        names = {scene["token"]: scene["name"] for scene in tables.scene}
+        expected = {s["token"] for s in tables.sample if names[s["scene_token"]] in scenes}
+        if tokens != expected:
+            example = next(iter(expected - tokens or tokens - expected))
+            raise ValueError(
+                f"split {self._split!r} of {self._version} has {len(expected)} samples; "
+                f"{len(expected - tokens)} of "
+                f"them were not evaluated and {len(tokens - expected)} others were (e.g. {example!r}). The "
+                "score "
+                "needs the whole split: use build_test_loader with this split"
+            )
+
+    def _score(self, tables: NuScenesTables, path: Path, count: int, tokens: set[str]) -> DetectionMetrics:
+        # The devkit fails where one side has no boxes at all; what it would say is known.
+        annotated = any(
+            record["sample_token"] in tokens and category_to_detection_name(record["category_name"])
+            for record in tables.sample_annotation
+        )
+        if not annotated or count == 0:
+            what = "detections in range" if annotated else "annotations of the ten classes"
+            logger.warning("split %s has no %s: every AP is zero", self._split, what)
+            return _no_match(self._config)
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that `verbose` does not silence
+            evaluation = DetectionEval(
+                tables, self._config, str(path), self._split, str(self._output_dir), verbose=False
+            )
+        metrics, _ = evaluation.evaluate()
+        return metrics
+
+
+@functools.lru_cache(maxsize=1)
+def _tables(root: str, version: str, _change: int) -> NuScenesTables:
+    """The tables, read once in a process; `_change` tells states of the files apart."""
+    return NuScenesTables(root, version)
+
+
+def _newest_change(root: str, version: str) -> int:
+    return max((path.stat().st_mtime_ns for path in (Path(root) / version).glob("*.json")), default=0)
+
+
+def _no_match(config: DetectionConfig) -> DetectionMetrics:
+    """What the devkit gives for a class without matches, for all classes."""
+    metrics = DetectionMetrics(config)
+    for name in config.class_names:
+        for threshold in config.dist_ths:
+            metrics.add_label_ap(name, threshold, 0.0)
+        for error in TP_METRICS:
+            metrics.add_label_tp(name, error, float("nan") if error in _UNDEFINED.get(name, ()) else 1.0)
+    return metrics
+
+
+def _scores(metrics: DetectionMetrics) -> dict[str, float]:
+    scores = {"mAP": float(metrics.mean_ap), "NDS": float(metrics.nd_score)}
+    scores.update({_TP_NAMES[name]: float(error) for name, error in metrics.tp_errors.items()})
+    scores.update({f"AP_{name}": float(metrics.mean_dist_aps[name]) for name in CLASS_NAMES})
+    return scores
+
+
+def _table(metrics: DetectionMetrics, scores: dict[str, float]) -> str:
+    """Per-class AP and true positive errors, and their means, as text."""
+    rows = [
+        [name, scores[f"AP_{name}"], *(metrics.get_label_tp(name, error) for error in TP_METRICS)]
+        for name in CLASS_NAMES
+    ]
+    rows.append(["mean", scores["mAP"], *(scores[name] for name in _TP_NAMES.values())])
+    headers = ["class", "AP", "ATE (m)", "ASE", "AOE (rad)", "AVE (m/s)", "AAE"]
+    return f"{tabulate(rows, headers=headers, floatfmt='.3f')}\nNDS {scores['NDS']:.4f}"

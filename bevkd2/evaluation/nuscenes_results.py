@@ -1,0 +1,145 @@
+"""Detections in the official nuScenes results format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bevkd2.data.nuscenes_layout import CLASS_NAMES
+from bevkd2.structures import Boxes3D, to_global
+
+MAX_BOXES = 500
+"""A sample may have no more boxes than this in the official evaluation; those of lowest score go."""
+
+MOVING_SPEED = 0.2
+"""m/s above which an object counts as moving, as in the published evaluation of BEVFormer."""
+
+_VEHICLES = ("car", "truck", "construction_vehicle", "bus", "trailer")
+_CYCLES = ("motorcycle", "bicycle")
+_MOVING_ATTRIBUTE = {
+    **dict.fromkeys(_VEHICLES, "vehicle.moving"),
+    **dict.fromkeys(_CYCLES, "cycle.with_rider"),
+    "pedestrian": "pedestrian.moving",
+}
+_RESTING_ATTRIBUTE = {
+    **dict.fromkeys(_VEHICLES, "vehicle.parked"),
+    "bus": "vehicle.stopped",
+    **dict.fromkeys(_CYCLES, "cycle.without_rider"),
+    "pedestrian": "pedestrian.standing",
+}
+_META = {
+    "use_camera": True,
+    "use_lidar": False,
+    "use_radar": False,
+    "use_map": False,
+    "use_external": False,
+}
+
+
+@dataclass(frozen=True)
+class SampleDetections:
+    """What a model found in a sample, with what it takes to express it in the global frame.
+
+    Attributes:
+        boxes: Boxes3D (K, 9) in LIDAR_TOP, on the CPU.
+        scores: (K,) in [0, 1].
+        labels: (K,) index into CLASS_NAMES.
+        lidar2global: (4, 4) float64.
+        ego2global: (4, 4) float64 at the lidar's time.
+    """
+
+    boxes: Boxes3D
+    scores: npt.NDArray[np.float64]
+    labels: npt.NDArray[np.int64]
+    lidar2global: npt.NDArray[np.float64]
+    ego2global: npt.NDArray[np.float64]
+
+
+def attribute_of(class_name: str, speed: float) -> str:
+    """The attribute that a detection gets by rule.
+
+    Args:
+        class_name: one of CLASS_NAMES.
+        speed: m/s.
+
+    Returns:
+        A nuScenes attribute; "" for barriers and traffic cones, which have none.
+    """
+    return (_MOVING_ATTRIBUTE if speed > MOVING_SPEED else _RESTING_ATTRIBUTE).get(class_name, "")
+
+
+def sample_results(
+    sample_token: str, detections: SampleDetections, class_range: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """A sample's entry in the results file.
+
+    Args:
+        sample_token: the sample.
+        detections: what was found in it.
+        class_range: per class the distance from the ego in metres beyond which boxes are not evaluated, and
+            so dropped.
+
+    Returns:
+        At most MAX_BOXES dicts, best score first.
+
+    Raises:
+        ValueError: a box or score is not finite; names the sample.
+    """
+    finite = np.isfinite(detections.boxes.tensor.numpy()).all() and np.isfinite(detections.scores).all()
+    if not finite:
+        raise ValueError(
+            f"the detections of sample {sample_token!r} contain NaN or infinity: the model's weights or its "
+            "training "
+            "have diverged; evaluate an earlier checkpoint"
+        )
+    boxes = to_global(detections.boxes, detections.lidar2global)
+    distances = np.linalg.norm(boxes.translation[:, :2] - detections.ego2global[:2, 3], axis=1)
+    speeds = np.linalg.norm(boxes.velocity, axis=1)
+    results: list[dict[str, Any]] = []
+    for k in np.argsort(-detections.scores, kind="stable"):
+        name = CLASS_NAMES[detections.labels[k]]
+        if distances[k] >= class_range[name]:
+            continue
+        results.append(
+            {
+                "sample_token": sample_token,
+                "translation": boxes.translation[k].tolist(),
+                "size": boxes.size[k].tolist(),
+                "rotation": boxes.rotation[k].tolist(),
+                "velocity": boxes.velocity[k].tolist(),
+                "detection_name": name,
+                "detection_score": float(detections.scores[k]),
+                "attribute_name": attribute_of(name, float(speeds[k])),
+            }
+        )
+    return results[:MAX_BOXES]
+
+
+def write_results(
+    path: Path, detections: Mapping[str, SampleDetections], class_range: Mapping[str, float]
+) -> int:
+    """Write the results file, a sample at a time.
+
+    Args:
+        path: the JSON file.
+        detections: sample token to what was found; every sample of the split, even if nothing was.
+        class_range: see `sample_results`.
+
+    Returns:
+        The number of boxes written.
+    """
+    count = 0
+    with path.open("w") as file:
+        file.write(f'{{"meta": {json.dumps(_META)}, "results": {{')
+        for i, (token, found) in enumerate(detections.items()):
+            results = sample_results(token, found, class_range)
+            count += len(results)
+            file.write(f"{', ' if i else ''}{json.dumps(token)}: {json.dumps(results)}")
+        file.write("}}\n")
+    return count
