@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
-import safetensors.torch
-import torch
 from torch import Tensor, nn
+
+from bevkd2.checkpoint import CheckpointFileError, load_file, load_strict
 
 logger = logging.getLogger(__name__)
 
@@ -25,57 +26,42 @@ def load_body_weights(body: nn.Module, path: str, unused: tuple[str, ...] = ()) 
 
     Args:
         body: filled in place.
-        path: a local .safetensors, .pth, .pt or .bin file.
+        path: a local .safetensors or .pth file.
         unused: prefixes of keys in the file that the body has no use for, such as later stages.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: keys that do not match, by name; shapes that do not; another file type.
+        CheckpointFileError: a file that cannot be read safely, or that holds no tensors.
+        StateDictMismatchError: keys or shapes that do not match, by name.
     """
+    source = f"MODEL.BACKBONE.WEIGHTS {path}"
+    found = _body_part(_tensors(load_file(Path(path)), source))
     skipped = (*_CLASSIFIERS, *unused)
-    found = {key: value for key, value in _strip(_read(Path(path))).items() if not key.startswith(skipped)}
-    own = {key: value for key, value in body.state_dict().items() if not key.startswith(skipped)}
-    missing = [key for key in own if key not in found and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in found if key not in own]
-    offsets = [key for key in missing if ".conv_offset." in key]
-    if offsets and not any(".conv_offset." in key for key in found):
-        logger.warning("%s has no deformable offsets: %d tensors start at zero", path, len(offsets))
-        missing = [key for key in missing if ".conv_offset." not in key]
-    wrong = [
-        f"{key} is {tuple(found[key].shape)}, expected {tuple(own[key].shape)}"
-        for key in own
-        if key in found and found[key].shape != own[key].shape
-    ]
-    if missing or unexpected or wrong:
-        raise ValueError(
-            f"MODEL.BACKBONE.WEIGHTS: {path} does not fit the body: {_some('missing', missing)}; "
-            f"{_some('unexpected', unexpected)}; {_some('wrong shapes', wrong)}. Check MODEL.RESNETS or "
-            "MODEL.TIMM.NAME against the file"
-        )
-    body.load_state_dict(found, strict=False)
+    found = {key: value for key, value in found.items() if not key.startswith(skipped)}
+    own = body.state_dict()
+    offsets = [key for key in own if ".conv_offset." in key]
+    plain = not any(key in found for key in offsets)
+    if offsets and plain:
+        logger.warning("%s has no deformable offsets: %d tensors start at zero", source, len(offsets))
+    for key, value in own.items():
+        # Files of before 2018 have no counters; a classifier in the model is not used.
+        if key.startswith(_CLASSIFIERS) or key.endswith("num_batches_tracked") or (plain and key in offsets):
+            found.setdefault(key, value)
+    load_strict(body, found, source)
     logger.info("image body: %d tensors from %s", len(found), path)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"MODEL.BACKBONE.WEIGHTS: {path} does not exist; it takes a local file, or '' to start at random"
-        )
-    if path.suffix == ".safetensors":
-        return safetensors.torch.load_file(str(path))
-    if path.suffix not in (".pth", ".pt", ".bin"):
-        raise ValueError(
-            f"MODEL.BACKBONE.WEIGHTS: {path} is a {path.suffix or 'suffixless'} file, expected .safetensors, "
-            ".pth, .pt or .bin (a .pkl is refused: reading it could run code)"
-        )
-    content = torch.load(path, map_location="cpu", weights_only=True)
+def _tensors(content: dict[str, Any], source: str) -> dict[str, Tensor]:
     for wrapper in _WRAPPERS:
         if isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    return {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if not state:
+        raise CheckpointFileError(f"{source} holds no tensors, only the keys {list(content)[:10]}")
+    return state
 
 
-def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _body_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for prefix in _BODY_PREFIXES:
         part = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
         if part:
@@ -84,8 +70,3 @@ def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
             break
     # Very old files keep the offsets beside the convolution.
     return {key.replace(".conv2_offset.", ".conv2.conv_offset."): value for key, value in state.items()}
-
-
-def _some(what: str, names: list[str], limit: int = 5) -> str:
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return f"{len(names)} {what}{': ' if names else ''}{', '.join(names[:limit])}{rest}"

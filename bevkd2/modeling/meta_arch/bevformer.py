@@ -133,6 +133,11 @@ class BEVFormer(nn.Module):
         """Where the model computes."""
         return self.pixel_mean.device
 
+    @property
+    def bev_shape(self) -> tuple[int, int]:
+        """Rows (y) and columns (x) of the grid."""
+        return self.geometry.bev_shape
+
     def inheritable(self) -> dict[str, nn.Parameter]:
         """Parameters that a student can take over from a teacher, by the name that configs use."""
         return {
