@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +20,19 @@ SUFFIXES = (".pth", ".safetensors")
 
 # What torch.load(weights_only=True) reads back besides containers and tensors.
 _PLAIN_TYPES = (str, bytes, bool, int, float, type(None), torch.dtype, torch.device, torch.Size)
+
+# What torch's reader and unpickler raise on truncated or garbled files; found by fuzzing.
+_DAMAGE = (
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OverflowError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 
 
 class CheckpointFileError(ValueError):
@@ -153,8 +167,7 @@ def _read_pth(path: Path) -> Any:
             f"{path} is refused: it is damaged, or holds Python objects besides tensors, and reading those "
             f"would run code from the file ({_first_line(error)}). {_conversion_help(path)}"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        # What torch's reader and unpickler raise on truncated or garbled files.
+    except _DAMAGE as error:
         raise CheckpointFileError(
             f"{path} is damaged or not a PyTorch file ({type(error).__name__}: {_first_line(error)}); "
             f"copy or download it again"

@@ -92,7 +92,7 @@ class Sqrt(nn.Module):
 def test_infinite_gradient_stops_before_the_step() -> None:
     model = Sqrt()
     trainer = DistillTrainer(model, lambda start: [[{}]], torch.optim.SGD(model.parameters(), lr=1.0))
-    with pytest.raises(NonFiniteGradientError, match="those of weight. The weights were not updated"):
+    with pytest.raises(NonFiniteGradientError, match=r"those of weight\. The weights were not updated"):
         trainer.train(0, 1)
     assert model.weight.item() == 0 and model.other.item() == 1
 

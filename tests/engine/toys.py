@@ -13,6 +13,11 @@ from bevkd2.config import CfgNode, get_cfg
 from bevkd2.d2 import META_ARCH_REGISTRY, DatasetEvaluator, comm
 
 SIZE = 4  # features of a sample
+TOY_OPTIONS = (
+    *("SEED", 3, "MODEL.DEVICE", "cpu", "MODEL.META_ARCHITECTURE", "ToyDetector"),
+    *("SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 6, "SOLVER.BASE_LR", 0.05, "SOLVER.WARMUP_ITERS", 2),
+    *("SOLVER.CHECKPOINT_PERIOD", 3, "TEST.PRINT_PERIOD", 1, "TEST.BEST_METRIC", "toy/score"),
+)
 
 
 @META_ARCH_REGISTRY.register()
@@ -71,26 +76,12 @@ class ToyDistiller(nn.Module):
 
 def toy_cfg(output_dir: Path, *options: Any) -> CfgNode:
     cfg = get_cfg()
-    cfg.merge_from_list(
-        [
-            "OUTPUT_DIR",
-            str(output_dir),
-            "SEED",
-            3,
-            "MODEL.DEVICE",
-            "cpu",
-            "MODEL.META_ARCHITECTURE",
-            "ToyDetector",
-        ]
-        + ["SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 6, "SOLVER.BASE_LR", 0.05, "SOLVER.WARMUP_ITERS", 2]
-        + ["SOLVER.CHECKPOINT_PERIOD", 3, "TEST.PRINT_PERIOD", 1, "TEST.BEST_METRIC", "toy/score"]
-        + list(options)
-    )
+    cfg.merge_from_list(["OUTPUT_DIR", str(output_dir), *TOY_OPTIONS, *options])
     return cfg
 
 
 class ToyLoader:
-    """Endless batches, a function of seed, rank and iteration; ``poison`` makes a sample NaN at an iteration."""
+    """Endless batches, a function of seed, rank and iteration; one sample is NaN at ``poison``."""
 
     def __init__(self, cfg: CfgNode, start_iter: int = 0, poison: int | None = None) -> None:
         self._cfg, self._start, self._poison = cfg, start_iter, poison

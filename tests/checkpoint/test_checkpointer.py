@@ -1,0 +1,159 @@
+"""Checkpoints of a training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from bevkd2.checkpoint import Checkpointer, CheckpointFileError, StateDictMismatchError, load_file
+from bevkd2.d2 import PeriodicCheckpointer
+
+
+class Pair(nn.Module):
+    """A student with adapters; the teacher is not part of a checkpoint."""
+
+    def __init__(self, adapter_width: int = 2) -> None:
+        super().__init__()
+        self.student = nn.Linear(2, 3)
+        self.methods = nn.ModuleDict({"kd": nn.Linear(2, adapter_width)})
+
+    def checkpoint_parts(self) -> dict[str, nn.Module]:
+        return {"model": self.student, "distill": self.methods}
+
+
+class Counter:
+    def __init__(self, value: int = 0) -> None:
+        self.value = value
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value = state["value"]
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
+
+
+def saved(tmp_path: Path) -> tuple[Pair, str]:
+    pair = Pair()
+    Checkpointer(pair, str(tmp_path), trainer=Counter(7)).save("model_0000004", iteration=4)
+    return pair, str(tmp_path / "model_0000004.pth")
+
+
+def test_file_holds_plain_student_adapters_and_trainer(tmp_path: Path) -> None:
+    _, path = saved(tmp_path)
+    content = load_file(path)
+    assert set(content) == {"model", "distill", "trainer", "iteration"}
+    assert set(content["model"]) == {"weight", "bias"} and set(content["distill"]) == {"kd.weight", "kd.bias"}
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000004.pth"
+
+
+def test_training_checkpoint_loads_into_the_plain_student(tmp_path: Path) -> None:
+    pair, path = saved(tmp_path)
+    plain = nn.Linear(2, 3)
+    rest = Checkpointer(plain).load(path, checkpointables=[])
+    assert same(plain, pair.student) and set(rest) == {"distill", "trainer", "iteration"}
+
+
+def test_resume_restores_all_parts(tmp_path: Path) -> None:
+    pair, _ = saved(tmp_path)
+    other, counter = Pair(), Counter()
+    checkpointer = Checkpointer(other, str(tmp_path), trainer=counter)
+    assert checkpointer.has_checkpoint()
+    assert checkpointer.resume_or_load("ignored.pth", resume=True) == {"iteration": 4}
+    assert same(pair, other) and counter.value == 7
+
+
+def test_without_resume_only_the_model_is_loaded(tmp_path: Path) -> None:
+    pair, path = saved(tmp_path)
+    other, counter = Pair(adapter_width=5), Counter()
+    Checkpointer(other, str(tmp_path), trainer=counter).resume_or_load(path, resume=False)
+    assert same(pair.student, other.student) and counter.value == 0
+
+
+def test_resume_of_other_adapters_is_a_named_error(tmp_path: Path) -> None:
+    saved(tmp_path)
+    with pytest.raises(
+        StateDictMismatchError, match=r"model_0000004\.pth: distill does not fit ModuleDict.*kd\.weight"
+    ):
+        Checkpointer(Pair(5), str(tmp_path), trainer=Counter()).resume_or_load("", resume=True)
+
+
+def test_resume_from_bare_weights_is_a_named_error(tmp_path: Path) -> None:
+    pair = Pair()
+    Checkpointer(pair.student, str(tmp_path)).save("student")
+    with pytest.raises(
+        CheckpointFileError, match=r"student\.pth lacks distill, trainer .*leave out --resume"
+    ):
+        Checkpointer(pair, str(tmp_path), trainer=Counter()).resume_or_load("", resume=True)
+
+
+def test_allowance_holds_for_weights_and_not_for_resume(tmp_path: Path) -> None:
+    wide = nn.ModuleDict({"body": nn.Linear(1, 1), "head": nn.Linear(1, 1)})
+    Checkpointer(nn.ModuleDict({"body": wide["body"]}), str(tmp_path)).save("body")
+    checkpointer = Checkpointer(wide, str(tmp_path), allow_missing=["head."])
+    checkpointer.load(str(tmp_path / "body.pth"), checkpointables=[])
+    with pytest.raises(StateDictMismatchError, match=r"head\.weight"):
+        checkpointer.resume_or_load("", resume=True)
+
+
+def test_nothing_to_resume_starts_from_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pair, path = saved(tmp_path)
+    plain = nn.Linear(2, 3)
+    Checkpointer(plain, str(tmp_path / "empty")).resume_or_load(path, resume=True)
+    assert same(plain, pair.student) and "nothing to resume" in caplog.text
+
+
+def test_last_checkpoint_that_was_deleted_is_a_named_error(tmp_path: Path) -> None:
+    _, path = saved(tmp_path)
+    Path(path).unlink()
+    with pytest.raises(FileNotFoundError, match=r"model_0000004\.pth does not exist"):
+        Checkpointer(Pair(), str(tmp_path), trainer=Counter()).resume_or_load("", resume=True)
+
+
+def test_best_model_is_not_what_a_training_resumes_from(tmp_path: Path) -> None:
+    pair, path = saved(tmp_path)
+    Checkpointer(pair, str(tmp_path), tag_last=False, trainer=Counter()).save("model_best", iteration=9)
+    assert (tmp_path / "model_best.pth").is_file()
+    assert Checkpointer(pair, str(tmp_path)).get_checkpoint_file() == path
+
+
+def test_ddp_is_unwrapped(tmp_path: Path) -> None:
+    store = dist.HashStore()
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    pair = Pair()
+    Checkpointer(DistributedDataParallel(pair), str(tmp_path)).save("ddp")
+    dist.destroy_process_group()
+    assert set(load_file(tmp_path / "ddp.pth")["model"]) == {"weight", "bias"}
+
+
+def test_other_processes_do_not_write(tmp_path: Path) -> None:
+    Checkpointer(Pair(), str(tmp_path), save_to_disk=False).save("x")
+    assert names_in(tmp_path) == []
+
+
+def test_periodic_checkpointer_keeps_the_newest_and_the_final(tmp_path: Path) -> None:
+    periodic = PeriodicCheckpointer(Checkpointer(Pair(), str(tmp_path)), 2, max_iter=7, max_to_keep=2)
+    for iteration in range(7):
+        periodic.step(iteration)
+    assert names_in(tmp_path) == [
+        "last_checkpoint",
+        "model_0000003.pth",
+        "model_0000005.pth",
+        "model_final.pth",
+    ]
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"

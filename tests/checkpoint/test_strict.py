@@ -1,0 +1,69 @@
+"""Matching every key."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from bevkd2.checkpoint import StateDictMismatchError, load_strict
+
+
+def model(classes: int = 3) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, classes))
+
+
+def test_every_tensor_is_loaded_with_buffers() -> None:
+    source, target = model(), model()
+    source[1].running_mean.fill_(7)
+    load_strict(target, source.state_dict(), "weights.pth")
+    for name, value in target.state_dict().items():
+        assert torch.equal(value, source.state_dict()[name]), name
+
+
+def test_missing_unknown_and_mismatched_keys_are_all_named_and_nothing_is_copied() -> None:
+    target = model(classes=5)
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    state = model(classes=3).state_dict()
+    del state["0.bias"]
+    state["teacher.head"] = torch.ones(1)
+    with pytest.raises(StateDictMismatchError) as error:
+        load_strict(target, state, "weights.pth")
+    text = str(error.value)
+    assert error.value.missing == ["0.bias"] and error.value.unexpected == ["teacher.head"]
+    assert "weights.pth does not fit Sequential" in text
+    assert "2 keys of another shape: 2.weight (3, 4) instead of (5, 4), 2.bias (3,) instead of (5,)" in text
+    assert "1 key missing from it: 0.bias" in text and "1 key unknown to the model: teacher.head" in text
+    assert "number of classes" in text and "MODEL.ALLOW_MISSING" in text
+    for name, value in target.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_long_lists_are_cut_and_counted() -> None:
+    with pytest.raises(StateDictMismatchError, match=r"14 keys unknown.*: k0, .*k9, and 4 more\."):
+        load_strict(nn.Identity(), {f"k{i}": torch.ones(1) for i in range(14)}, "other.pth")
+
+
+def test_allowed_prefixes_may_be_missing_and_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    source, target = model(), model()
+    state = {name: value for name, value in source.state_dict().items() if not name.startswith("2.")}
+    own = target[2].weight.detach().clone()
+    with caplog.at_level(logging.WARNING):
+        load_strict(target, state, "body.pth", allow_missing=["2."])
+    assert "2 keys missing from it, as MODEL.ALLOW_MISSING permits: 2.weight, 2.bias" in caplog.text
+    assert torch.equal(target[0].weight, source[0].weight) and torch.equal(target[2].weight, own)
+
+
+def test_allowance_does_not_cover_shapes_or_other_keys() -> None:
+    state = model(classes=5).state_dict()
+    del state["0.bias"]
+    with pytest.raises(StateDictMismatchError) as error:
+        load_strict(model(), state, "x.pth", allow_missing=["2."])
+    assert error.value.missing == ["0.bias"] and len(error.value.mismatched) == 2
+
+
+def test_empty_prefix_is_refused() -> None:
+    with pytest.raises(ValueError, match="ALLOW_MISSING holds an empty prefix"):
+        load_strict(model(), {}, "x.pth", allow_missing=[""])
