@@ -175,6 +175,7 @@ def _teacher_hook(cfg: CfgNode, model: nn.Module, evaluate: Evaluate) -> HookBas
 
 
 def _writers(cfg: CfgNode) -> list[EventWriter]:
+    Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
     return [
         CommonMetricPrinter(cfg.SOLVER.MAX_ITER),
         JSONWriter(str(Path(cfg.OUTPUT_DIR) / "metrics.json")),

@@ -1,0 +1,199 @@
+"""Whole trainings of the toy model."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bevkd2.checkpoint import load_file
+from bevkd2.d2 import HookBase, build_model
+from bevkd2.engine import NonFiniteLossError, build_trainer, evaluate, train
+from tests.engine.toys import ToyEvaluator, ToyLoader, build_toy_loader, build_toy_test_loader, flat, toy_cfg
+
+DISTILL = ("MODEL.META_ARCHITECTURE", "ToyDistiller")
+
+
+def toy_evaluate(cfg: Any, model: Any, **kwargs: Any) -> Any:
+    return evaluate(cfg, model, build_loader=build_toy_test_loader, build_evaluator=ToyEvaluator, **kwargs)
+
+
+def run(
+    cfg: Any, resume: bool = False, build_loader: Callable[..., Any] = build_toy_loader
+) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    train(cfg, model, resume=resume, build_loader=build_loader, evaluate=toy_evaluate)
+    return model
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+class Interrupt(ToyLoader):
+    """Fails as a machine does, when the batch of iteration 4 is wanted."""
+
+    def __iter__(self) -> Any:
+        for iteration, batch in enumerate(super().__iter__()):
+            if iteration + self._start == 4:
+                raise KeyboardInterrupt
+            yield batch
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "float16"), DISTILL]
+)
+def test_resumed_training_equals_one_that_never_stopped(tmp_path: Path, options: tuple[Any, ...]) -> None:
+    straight = run(toy_cfg(tmp_path / "straight", *options))
+    cfg = toy_cfg(tmp_path / "stopped", *options, "TEST.EVAL_PERIOD", 2)
+    with pytest.raises(KeyboardInterrupt):
+        run(cfg, build_loader=Interrupt)
+    assert (tmp_path / "stopped" / "last_checkpoint").read_text() == "model_0000002.pth"
+    resumed = run(cfg, resume=True)
+    assert torch.equal(flat(straight), flat(resumed))
+    a, b = (load_file(tmp_path / folder / "model_final.pth") for folder in ("straight", "stopped"))
+    assert a["trainer"]["iteration"] == b["trainer"]["iteration"] == 5
+    assert a["trainer"]["grad_scaler"] == b["trainer"]["grad_scaler"]
+    for key, state in a["trainer"]["optimizer"]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(value, b["trainer"]["optimizer"]["state"][key][name])
+
+
+def test_without_resume_a_training_starts_anew(tmp_path: Path) -> None:
+    first = run(toy_cfg(tmp_path))
+    again = run(toy_cfg(tmp_path))
+    assert torch.equal(flat(first), flat(again))
+
+
+def test_resuming_a_finished_training_only_evaluates(tmp_path: Path) -> None:
+    cfg = toy_cfg(tmp_path)
+    first = run(cfg)
+    model = build_model(cfg)
+    results = train(cfg, model, resume=True, build_loader=build_toy_loader, evaluate=toy_evaluate)
+    assert torch.equal(flat(first), flat(model)) and results["toy"]["count"] == 6
+
+
+def test_output_folder(tmp_path: Path) -> None:
+    run(toy_cfg(tmp_path, *DISTILL, "TEST.EVAL_PERIOD", 3, "SOLVER.CHECKPOINTS_TO_KEEP", 1))
+    found = names(tmp_path)
+    assert {"metrics.json", "model_0000005.pth", "model_final.pth", "model_best.pth", "inference"} <= found
+    assert "model_0000002.pth" not in found and any(name.startswith("events.out.tfevents") for name in found)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    rows = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert [row["iteration"] for row in rows if "total_loss" in row] == list(range(6))
+    keys = set().union(*rows)
+    assert {
+        "lr",
+        "grad_norm",
+        "loss_distill_kd",
+        "max_mem_mb",
+        "data_time",
+        "toy/score",
+        "eta_seconds",
+    } <= keys
+    assert set(load_file(tmp_path / "model_final.pth")) == {"model", "distill", "trainer", "iteration"}
+
+
+def test_distillation_checkpoint_is_evaluated_as_the_plain_student(tmp_path: Path) -> None:
+    trained = run(toy_cfg(tmp_path / "distill", *DISTILL))
+    plain = toy_cfg(tmp_path / "plain", "MODEL.WEIGHTS", str(tmp_path / "distill" / "model_final.pth"))
+    trainer = build_trainer(plain, build_model(plain), build_loader=build_toy_loader, evaluate=toy_evaluate)
+    assert torch.equal(flat(trainer.model), flat(trained.student))
+    assert trainer.start_iter == 0
+
+
+def test_nan_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
+    cfg = toy_cfg(tmp_path)
+    with pytest.raises(NonFiniteLossError, match=r"iteration 4: loss_cls=nan .*token16, token17"):
+        run(cfg, build_loader=lambda cfg, start_iter: ToyLoader(cfg, start_iter, poison=4))
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000002.pth"
+    assert not {"model_final.pth", "model_best.pth"} & names(tmp_path)
+    state = load_file(tmp_path / "model_0000002.pth")
+    assert all(torch.isfinite(value).all() for value in state["model"].values())
+    assert [path.suffix for path in tmp_path.iterdir() if ".tmp" in path.name] == []
+
+
+class Spoil(HookBase):
+    """Writes to the inherited parameter at an iteration."""
+
+    def __init__(self, at: int) -> None:
+        self._at = at
+
+    def after_backward(self) -> None:
+        if self.trainer.iter == self._at:
+            with torch.no_grad():
+                self.trainer.model.student.image_backbone.bias.fill_(11.0)
+
+
+@pytest.mark.parametrize(("at", "found_at", "eval_period"), [(0, 1, 2), (1, 2, 0), (4, 5, 0)])
+def test_inherited_parameter_that_moved_stops_before_it_is_saved_or_scored(
+    tmp_path: Path, at: int, found_at: int, eval_period: int
+) -> None:
+    cfg = toy_cfg(tmp_path, *DISTILL, "TEST.EVAL_PERIOD", eval_period)
+    scored: list[Any] = []
+    trainer = build_trainer(
+        cfg, build_model(cfg), build_loader=build_toy_loader, evaluate=lambda *a: scored.append(a)
+    )
+    trainer.register_hooks([Spoil(at)])
+    with pytest.raises(RuntimeError, match=r"image_backbone\.bias differs by up to 11"):
+        trainer.train(0, 6)
+    assert trainer.iter == found_at
+    # After a failure in the very last step, Detectron2's EvalHook still evaluates.
+    assert scored == [] or found_at == 5
+    for path in tmp_path.glob("model_*.pth"):
+        assert load_file(path)["model"]["image_backbone.bias"].abs().max() < 11, path.name
+
+
+def test_hooks_run_in_their_order(tmp_path: Path) -> None:
+    cfg = toy_cfg(tmp_path, *DISTILL)
+    trainer = build_trainer(cfg, build_model(cfg), build_loader=build_toy_loader, evaluate=toy_evaluate)
+    order = [type(hook).__name__ for hook in trainer._hooks]
+    expected = ["IterationTimer", "LRScheduler", "VerifyInherited", "PeriodicCheckpointer", "EvalHook"]
+    assert [name for name in order if name in expected] == expected
+    assert order.index("EvalHook") < order.index("BestCheckpointer") < order.index("PeriodicWriter")
+
+
+def test_learning_rate_follows_the_schedule_over_a_resume(tmp_path: Path) -> None:
+    for folder, resume in (("straight", False), ("stopped", True)):
+        cfg = toy_cfg(tmp_path / folder)
+        if resume:
+            with pytest.raises(KeyboardInterrupt):
+                run(cfg, build_loader=Interrupt)
+        run(cfg, resume=resume)
+    straight, stopped = (
+        {
+            (row["iteration"], row["lr"])
+            for row in map(json.loads, (tmp_path / name / "metrics.json").open())
+            if "lr" in row
+        }
+        for name in ("straight", "stopped")
+    )
+    assert straight == stopped and len(straight) == 6
+
+
+def test_wrong_amp_type_is_named(tmp_path: Path) -> None:
+    cfg = toy_cfg(tmp_path, "SOLVER.AMP.DTYPE", "float8")
+    with pytest.raises(
+        ValueError, match=r"SOLVER\.AMP\.DTYPE: 'float8' is unknown; expected one of bfloat16, float16"
+    ):
+        build_trainer(cfg, build_model(cfg), build_loader=build_toy_loader, evaluate=toy_evaluate)
+
+
+def test_expected_results_end_the_program_where_they_are_missed(tmp_path: Path) -> None:
+    cfg = toy_cfg(tmp_path, "TEST.EXPECTED_RESULTS", [["toy", "count", 7, 0.5]])
+    with pytest.raises(SystemExit):
+        run(cfg)
+
+
+def test_progress_line_has_eta_and_losses(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        run(toy_cfg(tmp_path))
+    lines = [r.getMessage() for r in caplog.records if "total_loss" in r.getMessage()]
+    assert len(lines) == 6 and all(re.search(r"iter: \d+ .*total_loss: .* lr: ", line) for line in lines)
+    assert "eta: " in lines[-1] and "peak memory" in caplog.text and "Overall training speed" in caplog.text
