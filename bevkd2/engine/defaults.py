@@ -13,7 +13,7 @@ import torch
 import yaml
 from fvcore.common.config import CfgNode as FvcoreNode
 
-import bevkd2.modeling  # registers the meta-architectures  # noqa: F401
+import bevkd2.modeling.meta_arch  # registers the meta-architectures  # noqa: F401
 from bevkd2.checkpoint.io import replace_atomically
 from bevkd2.config import CfgNode, get_cfg, import_plugin, load_config, resolve_teacher
 from bevkd2.d2 import comm, seed_all_rng

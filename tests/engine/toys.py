@@ -28,7 +28,7 @@ class ToyDetector(nn.Module):
         super().__init__()
         self.image_backbone = nn.Linear(SIZE, 8)
         self.image_backbone.bias.requires_grad_(False)
-        self.dropout = nn.Dropout(0.2)
+        self.dropout = nn.Dropout(cfg.MODEL.BEVFORMER.DROPOUT)
         self.head = nn.Linear(8, cfg.MODEL.BEVFORMER.NUM_CLASSES)
 
     def forward(self, batch: list[dict[str, Any]]) -> Any:

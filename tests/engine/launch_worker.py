@@ -1,0 +1,71 @@
+"""Run as a script by test_launch.py: trains the toy model in several processes and reports what each saw."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bevkd2.d2 import HookBase, build_model, comm
+from bevkd2.engine import build_trainer, default_argument_parser, launch, load_args, setup
+from bevkd2.engine.evaluation import evaluate
+from tests.engine.toys import ToyEvaluator, build_toy_loader, build_toy_test_loader, flat
+
+
+class Gradient(HookBase):
+    """Keeps the first step's gradient, and a random number that the step began with."""
+
+    def before_step(self) -> None:
+        self.trainer.model.register_forward_pre_hook(self._draw)
+
+    def _draw(self, module: Any, args: Any) -> None:
+        self.draw = torch.rand(1, generator=torch.default_generator.clone_state()).item()
+
+    def after_backward(self) -> None:
+        if self.trainer.iter == 0:
+            module = self.trainer.model.module if comm.get_world_size() > 1 else self.trainer.model
+            self.gradient = module.head.weight.grad.flatten().tolist()
+
+
+def main(args: argparse.Namespace) -> None:
+    cfg = setup(args)
+    draw = torch.rand(1).item()
+    model = build_model(cfg)
+    trainer = build_trainer(
+        cfg,
+        model,
+        build_loader=build_toy_loader,
+        evaluate=lambda cfg, model: evaluate(
+            cfg, model, build_loader=build_toy_test_loader, build_evaluator=ToyEvaluator
+        ),
+    )
+    gradient = Gradient()
+    trainer.register_hooks([gradient])
+    trainer.train(0, cfg.SOLVER.MAX_ITER)
+    report = {
+        "seed": cfg.SEED,
+        "setup_draw": draw,
+        "step_draw": gradient.draw,
+        "gradient": gradient.gradient,
+        "weights": flat(model).tolist(),
+        "threads": torch.get_num_threads(),
+        "latest": {name: value for name, (value, _) in trainer.storage.latest().items()},
+    }
+    (Path(cfg.OUTPUT_DIR) / f"report{comm.get_rank()}.json").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    args = default_argument_parser().parse_args(sys.argv[1:])
+    launch(
+        main,
+        args.num_gpus,
+        args.num_machines,
+        args.machine_rank,
+        "auto",
+        (args,),
+        device=load_args(args).MODEL.DEVICE,
+    )

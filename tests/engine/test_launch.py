@@ -1,0 +1,117 @@
+"""Several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bevkd2.engine import launch
+from tests.engine.toys import TOY_OPTIONS
+
+ROOT = Path(__file__).parents[2]
+WORKER = str(Path(__file__).with_name("launch_worker.py"))
+# No dropout: a batch in two halves then has the gradient of the whole.
+OPTIONS = [*map(str, TOY_OPTIONS), "SEED", "-1", "SOLVER.MAX_ITER", "3", "MODEL.BEVFORMER.DROPOUT", "0.0"]
+
+
+def start(command: list[str], output: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    full = [*command, "--import", "tests.engine.toys", *options, "OUTPUT_DIR", str(output)]
+    return subprocess.run(
+        full, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def reports(output: Path, count: int) -> list[dict[str, Any]]:
+    return [json.loads((output / f"report{rank}.json").read_text()) for rank in range(count)]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("two")
+    done = start([sys.executable, WORKER, "--num-gpus", "2"], output, *OPTIONS)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return output
+
+
+def test_gradients_are_averaged_and_weights_stay_equal(two: Path) -> None:
+    first, second = reports(two, 2)
+    assert first["gradient"] == second["gradient"] and first["weights"] == second["weights"]
+
+
+def test_two_processes_train_as_one_on_the_whole_batch(two: Path, tmp_path: Path) -> None:
+    seed = str(reports(two, 1)[0]["seed"])
+    done = start([sys.executable, WORKER], tmp_path, *OPTIONS, "SEED", seed)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert reports(two, 1)[0]["weights"] == pytest.approx(reports(tmp_path, 1)[0]["weights"], abs=1e-5)
+
+
+def test_seed_is_shared_and_random_numbers_are_not(two: Path) -> None:
+    first, second = reports(two, 2)
+    assert first["seed"] == second["seed"] >= 0
+    assert first["setup_draw"] != second["setup_draw"] and first["step_draw"] != second["step_draw"]
+
+
+def test_evaluation_is_gathered_from_all_processes(two: Path) -> None:
+    first, second = reports(two, 2)
+    assert first["latest"]["toy/count"] == 6 and "toy/count" not in second["latest"]
+
+
+def test_every_process_has_its_log_and_only_the_first_writes_the_rest(two: Path) -> None:
+    found = {path.name for path in two.iterdir()}
+    assert {"log.txt", "log.txt.rank1", "model_final.pth", "config.yaml", "metrics.json"} <= found
+    assert "rank 0 of 2 processes" in (two / "log.txt").read_text()
+    assert len((two / "metrics.json").read_text().splitlines()) >= 3
+
+
+def test_torchrun(tmp_path: Path) -> None:
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        WORKER,
+    ]
+    done = start(torchrun, tmp_path, *OPTIONS)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = reports(tmp_path, 2)
+    assert first["weights"] == second["weights"]
+
+
+def fail_if_called() -> None:
+    raise AssertionError("main was called")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_more_processes_than_gpus(device: str) -> None:
+    message = r"--num-gpus 2 asks for 2 GPUs, but PyTorch sees 0; .*MODEL\.DEVICE cpu for 2 processes"
+    with pytest.raises(ValueError, match=message):
+        launch(fail_if_called, 2, dist_url="auto", device=device)
+
+
+def test_auto_url_is_of_one_machine() -> None:
+    with pytest.raises(ValueError, match="--dist-url auto finds a port of one machine"):
+        launch(fail_if_called, 1, num_machines=2, dist_url="auto", device="cpu")
+
+
+def test_torchrun_and_num_gpus_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        ValueError, match=r"--num-gpus 2 under a torchrun with 4 processes.* leave --num-gpus out"
+    ):
+        launch(fail_if_called, 2, device="cpu")
+
+
+def test_one_process_is_called_directly() -> None:
+    assert launch(lambda x: x + 1, 1, args=(2,), device="auto") == 3
