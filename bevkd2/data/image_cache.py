@@ -35,8 +35,8 @@ class ImageCache:
         if size > memory / 2:
             raise ValueError(
                 f"DATALOADER.CACHE_IMAGES: {num_frames} frames take {size / 2**30:.1f} GiB, more than half "
-                "of the "
-                f"{memory / 2**30:.1f} GiB of this machine; set it to False, or lower INPUT.IMAGE_SCALE"
+                f"of the {memory / 2**30:.1f} GiB of this machine; set it to False, or lower "
+                "INPUT.IMAGE_SCALE"
             )
         logger.info("caching up to %d frames of decoded images in %.2f GiB", num_frames, size / 2**30)
         self._images = torch.frombuffer(mmap.mmap(-1, max(size, 1)), dtype=torch.uint8, count=size)
@@ -61,8 +61,8 @@ class ImageCache:
             if images.shape != self._images.shape[1:]:
                 raise ValueError(
                     f"DATALOADER.CACHE_IMAGES: the images of frame {i} are {tuple(images.shape)}, those of "
-                    "the first "
-                    f"frame {tuple(self._images.shape[1:])}; the cache needs one size, set it to False"
+                    f"the first frame {tuple(self._images.shape[1:])}; the cache needs one size, set it to "
+                    "False"
                 )
             self._images[i] = images
             self._filled[i] = 1

@@ -89,6 +89,8 @@ def build_train_loader(cfg: Any, start_iter: int = 0) -> DataLoader[dict[str, An
         raise ValueError(
             f"SOLVER.IMS_PER_BATCH is {total}, expected a positive multiple of the {world_size} processes"
         )
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError("DATASETS.TRAIN is empty, expected the name of a split or several")
     index = concatenate([DatasetCatalog.get(dataset_name(cfg, split)) for split in cfg.DATASETS.TRAIN])
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     dataset = MappedDataset(index, NuScenesMapper(cfg, is_train=True), seed, cfg.DATALOADER.CACHE_IMAGES)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bevkd2.d2 import DatasetCatalog, MetadataCatalog
+from bevkd2.d2 import DatasetCatalog, MetadataCatalog, log_first_n
 from bevkd2.data.nuscenes_index import NuScenesIndex, cached_index
 from bevkd2.data.nuscenes_layout import CLASS_NAMES, check_version
 from bevkd2.structures import CAMERA_NAMES, GlobalBoxes, from_global, invert_pose, pose_matrix
@@ -79,7 +79,21 @@ def load_nuscenes(
     """
     check_version(root, version)
     build = partial(build_index, root, version, split, tuple(cameras))
-    return cached_index(root, version, split, cameras, cache_dir, build)
+    index = cached_index(root, version, split, cameras, cache_dir, build)
+    _say_motion_source(index)
+    return index
+
+
+def _say_motion_source(index: NuScenesIndex) -> None:
+    """Log, once a process and split, where the ego's motion comes from."""
+    told = index.from_can_bus[np.unique(index.scene_starts)]
+    log_first_n(
+        logging.INFO,
+        f"ego motion of split {index.split!r} in {index.root}: from the CAN bus expansion for "
+        f"{told.sum()} scenes, from ego poses for {len(told) - told.sum()}",
+        name=__name__,
+        key="message",
+    )
 
 
 def build_index(root: str | Path, version: str, split: str, cameras: tuple[str, ...]) -> NuScenesIndex:
@@ -102,7 +116,7 @@ def build_index(root: str | Path, version: str, split: str, cameras: tuple[str, 
         split=split,
         cameras=cameras,
         scene_starts=np.repeat(starts[:-1], np.diff(starts)),
-        can_bus=_can_bus(tables, scenes),
+        **_can_bus_arrays(tables, scenes),
         **arrays,
     )
     seconds = time.perf_counter() - started
@@ -118,9 +132,8 @@ def _scene_samples(tables: Any, scene: dict[str, Any]) -> list[dict[str, Any]]:
         sample = tables.get("sample", last["next"])
         if sample["timestamp"] <= last["timestamp"] or sample["scene_token"] != scene["token"]:
             raise ValueError(
-                f"sample {sample['token']!r} follows sample {last['token']!r} in {tables.table_root}, but it "
-                "is "
-                f"not later or not in scene {scene['name']!r}; expected one chain in order of time"
+                f"sample {sample['token']!r} follows sample {last['token']!r} in {tables.table_root}, but "
+                f"it is not later or not in scene {scene['name']!r}; expected one chain in order of time"
             )
         samples.append(sample)
     return samples
@@ -231,11 +244,11 @@ def _global_boxes(tables: Any, records: list[dict[str, Any]]) -> GlobalBoxes:
     )
 
 
-def _can_bus(tables: Any, scenes: list[list[dict[str, Any]]]) -> Array:
-    """The can_bus vectors of all frames; says once where the motion came from."""
+def _can_bus_arrays(tables: Any, scenes: list[list[dict[str, Any]]]) -> dict[str, np.ndarray]:
+    """The can_bus vectors of all frames, and where their motion comes from."""
     from bevkd2.data.ego_motion import CanBus, can_bus_vectors, motion_from_poses
 
-    can_bus, rows, without = CanBus(tables.dataroot), [], 0
+    can_bus, rows, sources = CanBus(tables.dataroot), [], []
     for samples in scenes:
         records = [_key_frame(tables, sample, "LIDAR_TOP") for sample in samples]
         poses = [tables.get("ego_pose", record["ego_pose_token"]) for record in records]
@@ -243,15 +256,11 @@ def _can_bus(tables: Any, scenes: list[list[dict[str, Any]]]) -> Array:
         rotations = np.array([pose["rotation"] for pose in poses])
         timestamps = np.array([sample["timestamp"] for sample in samples])
         scene_name = tables.get("scene", samples[0]["scene_token"])["name"]
-        if can_bus.has_scene(scene_name):
+        told = can_bus.has_scene(scene_name)
+        if told:
             motion = can_bus.motion(scene_name, timestamps)
         else:
             motion = motion_from_poses(translations, rotations, timestamps)
-            without += 1
         rows.append(can_bus_vectors(translations, rotations, motion))
-    logger.info(
-        "ego motion: from the CAN bus expansion for %d scenes, from ego poses for %d",
-        len(scenes) - without,
-        without,
-    )
-    return np.concatenate(rows)
+        sources += [told] * len(samples)
+    return {"can_bus": np.concatenate(rows), "from_can_bus": np.array(sources)}

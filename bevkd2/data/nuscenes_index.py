@@ -23,7 +23,7 @@ from bevkd2.structures import Boxes3D, lidar2img_matrix, scale_intrinsics
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1  # raise it when the arrays or their meaning change: older files are then rebuilt
+_FORMAT = 2  # raise it when the arrays or their meaning change: older files are then rebuilt
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,6 +47,8 @@ class NuScenesIndex:
         lidar2global: (F, 4, 4) float64.
         ego2global: (F, 4, 4) float64, at the lidar's time.
         can_bus: (F, 18) float64, see :mod:`bevkd2.data.ego_motion`.
+        from_can_bus: (F,) bool, whether the motion in `can_bus` is that of the CAN bus expansion; else it is
+            derived from the ego's poses.
         box_starts: (F + 1,) where a frame's boxes begin; they end where the next frame's begin.
         boxes: (M, 9) float32 in the Boxes3D layout, LIDAR_TOP frame; velocity NaN where unknown.
         labels: (M,) int64 index into CLASS_NAMES; other categories are not kept.
@@ -71,6 +73,7 @@ class NuScenesIndex:
     lidar2global: npt.NDArray[np.float64]
     ego2global: npt.NDArray[np.float64]
     can_bus: npt.NDArray[np.float64]
+    from_can_bus: npt.NDArray[np.bool_]
     box_starts: npt.NDArray[np.int64]
     boxes: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]

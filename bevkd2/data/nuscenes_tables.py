@@ -56,10 +56,8 @@ class NuScenesTables(NuScenes):
             # What the devkit looks up by itself: the map of every log, and the fields of every record.
             raise DanglingTokenError(
                 f"{self.table_root}: {error.args[0]!r} is missing: it is a log that log_tokens of no record "
-                "in "
-                "map.json lists, or a field that records of a table lack; the metadata are damaged, unpack "
-                "them "
-                "again"
+                "in map.json lists, or a field that records of a table lack; the metadata are damaged, "
+                "unpack them again"
             ) from error
 
     def __load_table__(self, table_name: str) -> list[dict[str, Any]]:
@@ -94,8 +92,7 @@ class NuScenesTables(NuScenes):
             raise DanglingTokenError(
                 f"table {table_name}.json of {self.table_root} has no record with token {token!r}, to which "
                 f"{self._referrer(token)} refers; the metadata are damaged or mixed from two versions, "
-                "unpack "
-                "them again"
+                "unpack them again"
             )
         return index
 
@@ -185,9 +182,8 @@ def check_annotation(annotation: dict[str, Any]) -> None:
     for field in ("translation", "size", "rotation"):
         if not all(math.isfinite(value) for value in annotation[field]):
             raise ValueError(
-                f"sample_annotation {annotation['token']!r} (sample {annotation['sample_token']!r}): {field} "
-                "is "
-                f"{annotation[field]}, expected finite numbers; mend or remove the record"
+                f"sample_annotation {annotation['token']!r} (sample {annotation['sample_token']!r}): "
+                f"{field} is {annotation[field]}, expected finite numbers; mend or remove the record"
             )
     if min(annotation["size"]) <= 0:
         raise ValueError(

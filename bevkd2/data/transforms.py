@@ -36,15 +36,13 @@ def read_jpeg(path: str | Path, sample_token: str, size: tuple[int, int]) -> Ten
         image = decode_jpeg(data, mode=ImageReadMode.RGB)
     except RuntimeError as error:
         raise ValueError(
-            f"image {path} of sample {sample_token!r} cannot be decoded ({path.stat().st_size} bytes): it is "
-            "cut "
-            f"off or no JPEG; fetch it again. libjpeg says: {str(error).splitlines()[0]}"
+            f"image {path} of sample {sample_token!r} cannot be decoded ({path.stat().st_size} bytes): it "
+            f"is cut off or no JPEG; fetch it again. libjpeg says: {str(error).splitlines()[0]}"
         ) from error
     if tuple(image.shape[1:]) != tuple(size):
         raise ValueError(
             f"image {path} of sample {sample_token!r} is {image.shape[1]} x {image.shape[2]} (height x "
-            "width), "
-            f"but sample_data.json says {size[0]} x {size[1]}, for which the intrinsics hold"
+            f"width), but sample_data.json says {size[0]} x {size[1]}, for which the intrinsics hold"
         )
     return image
 

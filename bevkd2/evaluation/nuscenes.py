@@ -128,10 +128,9 @@ class NuScenesEvaluator(DatasetEvaluator):
             example = next(iter(expected - tokens or tokens - expected))
             raise ValueError(
                 f"split {self._split!r} of {self._version} has {len(expected)} samples; "
-                f"{len(expected - tokens)} of "
-                f"them were not evaluated and {len(tokens - expected)} others were (e.g. {example!r}). The "
-                "score "
-                "needs the whole split: use build_test_loader with this split"
+                f"{len(expected - tokens)} of them were not evaluated and {len(tokens - expected)} others "
+                f"were (e.g. {example!r}). The score needs the whole split: use build_test_loader with this "
+                "split"
             )
 
     def _score(self, tables: NuScenesTables, path: Path, count: int, tokens: set[str]) -> DetectionMetrics:

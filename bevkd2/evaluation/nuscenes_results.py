@@ -95,8 +95,7 @@ def sample_results(
     if not finite:
         raise ValueError(
             f"the detections of sample {sample_token!r} contain NaN or infinity: the model's weights or its "
-            "training "
-            "have diverged; evaluate an earlier checkpoint"
+            "training have diverged; evaluate an earlier checkpoint"
         )
     boxes = to_global(detections.boxes, detections.lidar2global)
     distances = np.linalg.norm(boxes.translation[:, :2] - detections.ego2global[:2, 3], axis=1)

@@ -100,6 +100,12 @@ def test_several_training_splits(cfg):
     assert len(build_train_loader(cfg).dataset) == 9
 
 
+def test_no_training_split(cfg):
+    cfg.DATASETS.TRAIN = ()
+    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN is empty"):
+        build_train_loader(cfg)
+
+
 def test_unknown_format(cfg):
     cfg.DATASETS.FORMAT = "waymo"
     with pytest.raises(ValueError, match=r"DATASETS\.FORMAT is 'waymo', expected 'nuscenes'"):

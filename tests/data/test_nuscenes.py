@@ -94,8 +94,10 @@ def test_real_frame(shared_dir, tmp_path):
 def test_can_bus_from_ego_poses(tmp_path, caplog):
     world = FixtureWorld(tmp_path, scenes=1, frames=4)
     with caplog.at_level(logging.INFO, logger="bevkd2.data"):
-        index = load_nuscenes(world.root, VERSION, "first")
+        for _ in range(2):  # built, then from the cache
+            index = load_nuscenes(world.root, VERSION, "first")
     assert sum("from ego poses for 1" in record.getMessage() for record in caplog.records) == 1
+    assert not index.from_can_bus.any()
     can_bus = index.can_bus
     np.testing.assert_allclose(can_bus[:, :3], index.ego2global[:, :3, 3])
     chord = 2 * EGO_SPEED / EGO_YAW_RATE * math.sin(EGO_YAW_RATE * 0.25) / 0.5
@@ -115,6 +117,7 @@ def test_can_bus_from_the_expansion(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="bevkd2.data"):
         index = load_nuscenes(world.root, VERSION, "both")
     assert "from the CAN bus expansion for 1 scenes, from ego poses for 1" in caplog.text
+    assert index.from_can_bus.tolist() == [True] * 3 + [False] * 3
     np.testing.assert_allclose(index.can_bus[:3, 7:10], [[0, 0.1, 9.8], [1, 0.1, 9.8], [2, 0.1, 9.8]])
     np.testing.assert_allclose(index.can_bus[:3, 13], [5, 6, 7])
     np.testing.assert_allclose(index.can_bus[:, :3], index.ego2global[:, :3, 3])
