@@ -1,0 +1,123 @@
+"""Boxes in camera images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from bevkd2.visualization.canvas import put_text, resize, stack
+from bevkd2.visualization.objects import Array, Image, Objects
+
+MOSAIC = (
+    ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"),
+    ("CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"),
+)
+"""The usual order of the six cameras: what is left of the car is on the left."""
+NEAR = 0.1
+"""Metres: what is nearer to the image plane is cut off."""
+
+# Pairs of corners of Boxes3D.corners; the front face first.
+_EDGES = np.array(
+    [[0, 1], [1, 2], [2, 3], [3, 0], [4, 5], [5, 6], [6, 7], [7, 4], [0, 4], [1, 5], [2, 6], [3, 7]]
+)
+_NUM_FRONT_EDGES = 4
+
+
+def project_edges(corners: Array, lidar2img: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """Project the twelve edges of boxes, cut at the near plane.
+
+    Args:
+        corners: (N, 8, 3) of `Boxes3D.corners`, metres.
+        lidar2img: (4, 4) metres to pixels.
+
+    Returns:
+        segments: (N, 12, 2, 2): both ends (x, y) of each edge in pixels; the first four edges are the front
+            face.
+        visible: (N, 12) whether any of the edge is before the near plane; other segments are zero.
+    """
+    points = corners @ lidar2img[:3, :3].T + lidar2img[:3, 3]
+    ends = points[:, _EDGES]
+    depth = ends[..., 2] - NEAR
+    visible = (depth > 0).any(axis=-1)
+    # Where an edge crosses the plane, its farther end stays and the other moves along the edge to the plane.
+    difference = depth[..., 0] - depth[..., 1]
+    crosses = visible & (depth <= 0).any(axis=-1)
+    at = np.divide(depth[..., 0], difference, out=np.zeros_like(difference), where=crosses)
+    crossing = ends[..., 0, :] + at[..., None] * (ends[..., 1, :] - ends[..., 0, :])
+    for end in (0, 1):
+        cut = crosses & (depth[..., end] <= 0)
+        ends[cut, end] = crossing[cut]
+    segments = np.zeros((*visible.shape, 2, 2))
+    segments[visible] = ends[visible][..., :2] / ends[visible][..., 2:]
+    return segments, visible
+
+
+def draw_boxes(image: Image, objects: Objects, lidar2img: Array, scale: float = 1.0) -> Image:
+    """Draw boxes into a camera image: the nearer over the farther, the front face thick and shaded.
+
+    Args:
+        image: (H, W, 3) RGB.
+        objects: what to draw.
+        lidar2img: (4, 4) metres to pixels of `image`.
+        scale: the image is resized by it before lines are drawn, so that small images stay readable.
+
+    Returns:
+        A new image, (scale * H, scale * W, 3).
+    """
+    canvas = resize(image, scale)
+    if len(objects) == 0:
+        return canvas
+    corners = objects.corners()
+    segments, visible = project_edges(corners, lidar2img)
+    center_depth = corners.mean(axis=1) @ lidar2img[2, :3] + lidar2img[2, 3]
+    for i in np.argsort(-center_depth):
+        if visible[i].any() and _touches(segments[i][visible[i]], image.shape):
+            _draw_box(canvas, segments[i] * scale, visible[i], objects.color(i))
+    return canvas
+
+
+def _touches(segments: Array, shape: tuple[int, ...]) -> bool:
+    """Whether the bounding box of (k, 2, 2) segments meets an image of a shape (H, W, ...)."""
+    low, high = segments.min(axis=(0, 1)), segments.max(axis=(0, 1))
+    return bool(high[0] >= 0 and high[1] >= 0 and low[0] < shape[1] and low[1] < shape[0])
+
+
+def _draw_box(
+    canvas: Image, segments: Array, visible: npt.NDArray[np.bool_], color: tuple[int, int, int]
+) -> None:
+    # Pixel (i, j) covers [j, j + 1) x [i, i + 1), OpenCV's coordinates name its middle.
+    pixels = np.rint(np.clip(segments - 0.5, -1e6, 1e6)).astype(int)
+    if visible[:_NUM_FRONT_EDGES].all():
+        shaded = canvas.copy()
+        cv2.fillConvexPoly(shaded, pixels[:_NUM_FRONT_EDGES, 0].astype(np.int32), color, cv2.LINE_AA)
+        cv2.addWeighted(shaded, 0.3, canvas, 0.7, 0, dst=canvas)
+    for k in range(len(pixels) - 1, -1, -1):
+        if visible[k]:
+            (x0, y0), (x1, y1) = pixels[k].tolist()
+            cv2.line(canvas, (x0, y0), (x1, y1), color, 2 if k < _NUM_FRONT_EDGES else 1, cv2.LINE_AA)
+
+
+def mosaic(images: Mapping[str, Image]) -> Image:
+    """Arrange camera images in the usual two rows of three, each with its name.
+
+    Args:
+        images: camera name -> image, all of one size; those of other names follow in rows of three.
+
+    Returns:
+        One image; the place of a camera that is not there stays black.
+    """
+    known = [name for row in MOSAIC for name in row]
+    others = [name for name in images if name not in known]
+    rows = [list(row) for row in MOSAIC if any(name in images for name in row)]
+    rows += [others[i : i + 3] for i in range(0, len(others), 3)]
+    blank = np.zeros_like(next(iter(images.values())))
+    tiles = []
+    for row in rows:
+        named = [images[name].copy() if name in images else blank.copy() for name in row]
+        for name, tile in zip(row, named, strict=True):
+            put_text(tile, name, (0, 0), height=10)
+        tiles.append(stack(named, axis=1, gap=2))
+    return stack(tiles, axis=0, gap=2)

@@ -1,0 +1,97 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from bevkd2.modeling.bev.projection import find_visible_pairs
+from bevkd2.modeling.bev.spatial_attention import SpatialCrossAttention
+from bevkd2.visualization import (
+    attention_entropy,
+    draw_cell_attention,
+    record_sampling_offsets,
+    sampling_pixels,
+)
+from bevkd2.visualization.attention import draw_samples
+
+HEADS, LEVELS, POINTS = 2, 2, 4
+
+
+def test_points_are_offset_from_their_pillar_point_in_cells_of_their_level():
+    reference = np.array([[[0.5, 0.5], [0.25, 0.75]]])
+    offsets = np.zeros((1, 2, 4, 2))
+    offsets[0, 0, 1] = [1.0, -2.0]
+    offsets[0, 1, 2] = [1.0, 1.0]
+    pixels = sampling_pixels(reference, offsets, [(10, 20), (5, 10)], (100, 200))
+    assert pixels.shape == (1, 1, 2, 4, 2)
+    np.testing.assert_allclose(pixels[0, 0, 0, 0], [100, 50])
+    # Point 1 belongs to pillar point 1; a cell of the first level is 10 pixels wide and high.
+    np.testing.assert_allclose(pixels[0, 0, 0, 1], [50 + 10, 75 - 20])
+    # Point 2 belongs to pillar point 0 again; a cell of the second level is 20 pixels.
+    np.testing.assert_allclose(pixels[0, 0, 1, 2], [100 + 20, 50 + 20])
+
+
+@pytest.fixture
+def attention():
+    torch.manual_seed(0)
+    return SpatialCrossAttention(
+        embed_dim=8, num_heads=HEADS, num_levels=LEVELS, num_points=POINTS, dropout=0.0
+    )
+
+
+def run(attention, batch=1):
+    cells, shapes = 6, [(4, 4), (2, 2)]
+    reference = torch.rand(batch, 3, cells, 2, 2)
+    pairs = find_visible_pairs(reference, torch.ones(batch, 3, cells, 2, dtype=torch.bool))
+    query, features = torch.randn(batch, cells, 8), torch.randn(batch * 3, 20, 8)
+    attention(query, features, shapes, pairs)
+    return query
+
+
+def test_offsets_of_every_layer_are_recorded_and_the_hooks_removed(attention):
+    layers = torch.nn.ModuleList(
+        [
+            attention,
+            attention.__class__(embed_dim=8, num_heads=1, num_levels=LEVELS, num_points=2, dropout=0.0),
+        ]
+    )
+    with record_sampling_offsets(layers) as offsets:
+        run(layers[0])
+        query = run(layers[0])
+        run(layers[1], batch=2)
+    assert [tuple(o.shape) for o in offsets] == [(1, 6, HEADS, LEVELS, POINTS, 2), (2, 6, 1, LEVELS, 2, 2)]
+    expected = layers[0].sampling_offsets(query).reshape(offsets[0].shape)
+    torch.testing.assert_close(offsets[0], expected.detach())
+    before = offsets[0]
+    run(layers[0])
+    assert offsets[0] is before
+
+
+def test_heavier_points_are_larger_and_outside_ones_left_out():
+    image = np.zeros((50, 100, 3), dtype=np.uint8)
+    pixels = np.array([[20.0, 25.0], [70.0, 25.0], [300.0, 25.0]])
+    drawn = draw_samples(image, pixels, np.array([0.1, 0.6, 0.3])).any(axis=-1)
+    assert 0 < drawn[:, :45].sum() < 0.5 * drawn[:, 45:].sum()
+    assert drawn[:, 85:].sum() == 0
+
+
+def test_no_weight_draws_nothing():
+    image = np.full((10, 10, 3), 100, dtype=np.uint8)
+    assert (draw_samples(image, np.zeros((2, 2)), np.zeros(2)) == 60).all()
+
+
+def test_cameras_that_do_not_see_the_cell_stay_without_points():
+    images = {name: np.zeros((40, 60, 3), dtype=np.uint8) for name in ("CAM_FRONT", "CAM_BACK")}
+    pixels = np.full((2, 1, 1, 2, 2), 30.0)
+    picture = draw_cell_attention(images, pixels, np.full((1, 1, 2), 0.5), np.array([True, False]))
+    front, back = picture[20:40, 62:122], picture[62:, 62:122]
+    assert front.any()
+    assert not back.any()
+
+
+def test_entropy_is_zero_for_one_point_and_greatest_for_all_alike():
+    sharp = np.zeros((1, HEADS, LEVELS, POINTS))
+    sharp[:, :, 0, 0] = 1
+    flat = np.full((1, HEADS, LEVELS, POINTS), 1 / 8)
+    entropy = attention_entropy(np.concatenate([sharp, flat]))
+    np.testing.assert_allclose(entropy, [0, math.log(8)], atol=1e-12)
