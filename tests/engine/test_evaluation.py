@@ -1,0 +1,83 @@
+"""Scoring on the test splits."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bevkd2.checkpoint import Checkpointer, StateDictMismatchError
+from bevkd2.d2 import build_model
+from bevkd2.engine import evaluate, load_for_evaluation
+from tests.engine.toys import ToyEvaluator, build_toy_test_loader, flat, toy_cfg
+
+
+def score(cfg: Any, **kwargs: Any) -> Any:
+    return evaluate(
+        cfg, build_model(cfg), build_loader=build_toy_test_loader, build_evaluator=ToyEvaluator, **kwargs
+    )
+
+
+def test_one_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        results = score(toy_cfg(tmp_path))
+    assert results["toy"]["count"] == 6
+    assert (tmp_path / "inference" / "scores.txt").is_file()
+    assert "copypaste: Task: toy" in caplog.text and re.search(r"copypaste: [-\d.]+,6\.0000", caplog.text)
+    assert "Total inference time" in caplog.text
+
+
+def test_several_splits_are_kept_apart(tmp_path: Path) -> None:
+    results = score(toy_cfg(tmp_path, "DATASETS.TEST", ("val", "night")), folder="inference/teacher")
+    assert list(results) == ["val", "night"] and results["night"]["toy"]["count"] == 6
+    assert all((tmp_path / "inference" / "teacher" / split / "scores.txt").is_file() for split in results)
+
+
+def test_model_is_left_in_its_mode(tmp_path: Path) -> None:
+    cfg = toy_cfg(tmp_path)
+    model = build_model(cfg).train()
+    evaluate(cfg, model, build_loader=build_toy_test_loader, build_evaluator=ToyEvaluator)
+    assert model.training
+
+
+def test_no_split_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"DATASETS\.TEST is empty"):
+        score(toy_cfg(tmp_path, "DATASETS.TEST", ()))
+
+
+def test_weights_to_evaluate(tmp_path: Path) -> None:
+    cfg = toy_cfg(tmp_path)
+    trained, model = build_model(cfg), build_model(cfg)
+    Checkpointer(trained, str(tmp_path)).save("model_final")
+    load_for_evaluation(cfg, model, resume=True)
+    assert torch.equal(flat(trained), flat(model))
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
+    model = build_model(cfg)
+    load_for_evaluation(cfg, model, resume=False)
+    assert torch.equal(flat(trained), flat(model))
+
+
+def test_neither_weights_nor_checkpoint(tmp_path: Path) -> None:
+    cfg = toy_cfg(tmp_path)
+    with pytest.raises(ValueError, match=r"--eval-only has no weights to evaluate: add MODEL\.WEIGHTS"):
+        load_for_evaluation(cfg, build_model(cfg), resume=False)
+    with pytest.raises(ValueError, match=r"has no last_checkpoint; train first"):
+        load_for_evaluation(cfg, build_model(cfg), resume=True)
+
+
+def test_weights_of_another_class_count(tmp_path: Path) -> None:
+    cfg = toy_cfg(tmp_path)
+    Checkpointer(build_model(cfg), str(tmp_path)).save("ten")
+    cfg.merge_from_list(["MODEL.BEVFORMER.NUM_CLASSES", 3, "MODEL.WEIGHTS", str(tmp_path / "ten.pth")])
+    with pytest.raises(
+        StateDictMismatchError,
+        match=r"ten\.pth does not fit ToyDetector: .*head\.bias \(10,\) instead of \(3,\)",
+    ):
+        load_for_evaluation(cfg, build_model(cfg), resume=False)
+    cfg.MODEL.ALLOW_MISSING = ["head."]
+    state = {k: v for k, v in torch.load(cfg.MODEL.WEIGHTS)["model"].items() if not k.startswith("head.")}
+    torch.save(state, cfg.MODEL.WEIGHTS)
+    load_for_evaluation(cfg, build_model(cfg), resume=False)
