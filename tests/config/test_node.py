@@ -1,0 +1,202 @@
+"""Reading YAML: safely, with every key known and every value of its type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bevkd2.config import CfgNode, get_cfg, load_config
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "near"),
+    [
+        ("MODEL: {WETGHTS: x.pth}", "MODEL.WETGHTS", "MODEL.WEIGHTS"),
+        ("SOLVR: {BASE_LR: 1.0}", "SOLVR", "SOLVER"),
+        ("MODEL: {BEVFORMER: {BEV_SHAP: [1, 1]}}", "MODEL.BEVFORMER.BEV_SHAP", "MODEL.BEVFORMER.BEV_SHAPE"),
+    ],
+)
+def test_unknown_key_names_the_file_and_the_nearest_key(
+    tmp_path: Path, text: str, key: str, near: str
+) -> None:
+    path = write(tmp_path, "typo.yaml", text)
+    with pytest.raises(KeyError) as error:
+        load_config(path)
+    message = str(error.value)
+    assert "typo.yaml" in message and f"unknown config key '{key}'" in message and near in message
+
+
+def test_unknown_option_names_the_nearest_key() -> None:
+    with pytest.raises(
+        KeyError, match=r"command line option: unknown config key 'SOLVER\.BASELR'.*SOLVER\.BASE_LR"
+    ):
+        get_cfg().merge_from_list(["SOLVER.BASELR", "1.0"])
+    with pytest.raises(KeyError, match=r"'SOLVER\.BASE_LR\.X'"):
+        get_cfg().merge_from_list(["SOLVER.BASE_LR.X", "1.0"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("SOLVER: {BASE_LR: fast}", r"SOLVER\.BASE_LR: expected float as in 0\.0002, found str 'fast'"),
+        ("SOLVER: {MAX_ITER: 1.5}", r"SOLVER\.MAX_ITER: expected int"),
+        ("SOLVER: {AMP: {ENABLED: 1}}", r"SOLVER\.AMP\.ENABLED: expected bool"),
+        ("MODEL: {WEIGHTS: [a]}", r"MODEL\.WEIGHTS: expected str"),
+        ("MODEL: resnet", r"MODEL is a node of keys, found the value 'resnet'"),
+        ("- a\n- b", r"holds a list, expected a mapping"),
+        ("MODEL: [", r"is not plain YAML"),
+    ],
+)
+def test_wrong_type_names_file_key_and_both_types(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, "wrong.yaml", text)
+    with pytest.raises(ValueError, match=message) as error:
+        load_config(path)
+    assert "wrong.yaml" in str(error.value)
+
+
+def test_wrong_options() -> None:
+    cfg = get_cfg()
+    with pytest.raises(ValueError, match=r"option SOLVER\.MAX_ITER: expected int .* found str 'many'"):
+        cfg.merge_from_list(["SOLVER.MAX_ITER", "many"])
+    with pytest.raises(ValueError, match="options come in pairs KEY VALUE, found 1 words"):
+        cfg.merge_from_list(["SOLVER.MAX_ITER"])
+    with pytest.raises(ValueError, match=r"option SOLVER\.AMP is a node of keys: ENABLED, DTYPE"):
+        cfg.merge_from_list(["SOLVER.AMP", "True"])
+
+
+def test_whole_number_is_a_float_and_list_a_tuple(tmp_path: Path) -> None:
+    cfg = load_config(write(tmp_path, "c.yaml", "SOLVER: {BASE_LR: 1, STEPS: [3, 4]}"), ["SOLVER.GAMMA", "2"])
+    assert cfg.SOLVER.BASE_LR == 1.0 and type(cfg.SOLVER.BASE_LR) is float and type(cfg.SOLVER.GAMMA) is float
+    assert cfg.SOLVER.STEPS == (3, 4)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        "!!python/object/apply:os.system ['touch {sprung}']",
+        "!!python/object/new:os.system ['touch {sprung}']",
+        "!!python/name:os.system",
+        "!!python/object/apply:subprocess.call [['touch', '{sprung}']]",
+    ],
+)
+def test_python_tags_are_refused_and_nothing_is_executed(tmp_path: Path, payload: str) -> None:
+    sprung = tmp_path / "sprung"
+    base = write(tmp_path, "evil.yaml", f"OUTPUT_DIR: {payload.format(sprung=sprung)}")
+    with pytest.raises(ValueError, match=r"(?s)evil\.yaml is not plain YAML .*Python tags"):
+        load_config(base)
+    with pytest.raises(ValueError, match=r"evil\.yaml is not plain YAML"):
+        load_config(write(tmp_path, "child.yaml", "_BASE_: evil.yaml"))
+    with pytest.raises(ValueError, match="allow_unsafe=True is refused"):
+        get_cfg().merge_from_file(str(base), allow_unsafe=True)
+    with pytest.raises(ValueError, match="allow_unsafe=True is refused"):
+        CfgNode.load_yaml_with_base(str(base), allow_unsafe=True)
+    assert not sprung.exists()
+
+
+def test_payload_would_have_run(tmp_path: Path) -> None:
+    sprung = tmp_path / "sprung"
+    yaml.unsafe_load(f"!!python/object/apply:os.system ['touch {sprung}']")
+    assert sprung.exists(), "the payload must be live, or the test above shows nothing"
+
+
+def test_option_is_not_evaluated(tmp_path: Path) -> None:
+    sprung = tmp_path / "sprung"
+    code = f"__import__('os').system('touch {sprung}')"
+    cfg = get_cfg()
+    cfg.merge_from_list(["OUTPUT_DIR", code])
+    assert code == cfg.OUTPUT_DIR and not sprung.exists()
+
+
+def test_bases_are_merged_in_order_and_relative_to_their_file(tmp_path: Path) -> None:
+    write(tmp_path, "base/a.yaml", "SOLVER: {MAX_ITER: 1, GAMMA: 0.3}\nSEED: 1")
+    write(tmp_path, "base/b.yaml", "_BASE_: a.yaml\nSOLVER: {MAX_ITER: 2}\nSEED: 2")
+    write(tmp_path, "c.yaml", "SEED: 3")
+    cfg = load_config(
+        write(tmp_path, "top/top.yaml", "_BASE_: [../base/b.yaml, ../c.yaml]\nOUTPUT_DIR: here")
+    )
+    assert (cfg.SOLVER.GAMMA, cfg.SOLVER.MAX_ITER, cfg.SEED, cfg.OUTPUT_DIR) == (0.3, 2, 3, "here")
+
+
+def test_cycle_of_bases_is_shown(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", "_BASE_: b.yaml")
+    path = write(tmp_path, "b.yaml", "_BASE_: a.yaml")
+    with pytest.raises(ValueError, match=r"b\.yaml is its own _BASE_: .*b\.yaml -> .*a\.yaml -> .*b\.yaml"):
+        load_config(path)
+
+
+def test_diamond_of_bases_is_no_cycle(tmp_path: Path) -> None:
+    write(tmp_path, "root.yaml", "SEED: 5")
+    for name in ("left", "right"):
+        write(tmp_path, f"{name}.yaml", "_BASE_: root.yaml")
+    assert load_config(write(tmp_path, "d.yaml", "_BASE_: [left.yaml, right.yaml]")).SEED == 5
+
+
+def test_absent_file_and_absent_base(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"config file .*none\.yaml does not exist"):
+        load_config(tmp_path / "none.yaml")
+    with pytest.raises(FileNotFoundError, match=r"config file .*gone\.yaml does not exist"):
+        load_config(write(tmp_path, "a.yaml", "_BASE_: gone.yaml"))
+
+
+def test_failed_merge_changes_nothing(tmp_path: Path) -> None:
+    cfg = get_cfg()
+    with pytest.raises(KeyError):
+        cfg.merge_from_file(str(write(tmp_path, "a.yaml", "SEED: 9\nNO_SUCH: 1")))
+    assert cfg == get_cfg()
+
+
+def leaves(node: CfgNode, prefix: str = "") -> list[str]:
+    found = []
+    for key, value in node.items():
+        found += leaves(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else [prefix + key]
+    return found
+
+
+LEAVES = leaves(get_cfg())
+
+
+def changed(value: Any) -> Any:
+    """Another value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value + 3
+    if isinstance(value, str):
+        return value + "_x"
+    return type(value)([*value, *value])
+
+
+@given(keys=st.sets(st.sampled_from(LEAVES), max_size=12))
+def test_dumped_config_is_read_back_unchanged(
+    keys: set[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    cfg = get_cfg()
+    for key in keys:
+        *parents, leaf = key.split(".")
+        node = cfg
+        for parent in parents:
+            node = node[parent]
+        node[leaf] = changed(node[leaf])
+    # CONFIG is a path relative to the file that names it; a set-up run has none (see test_teacher.py).
+    cfg.DISTILL.TEACHER.CONFIG = ""
+    path = write(tmp_path_factory.mktemp("dump"), "config.yaml", cfg.dump())
+    assert load_config(path) == cfg
+
+
+def test_frozen_config_refuses_changes() -> None:
+    cfg = get_cfg()
+    cfg.freeze()
+    with pytest.raises(AttributeError):
+        cfg.SEED = 4
