@@ -9,6 +9,7 @@ TORCH_CUDA_ARCH_LIST replaces the architectures below, MAX_JOBS limits the compi
 """
 
 import os
+import subprocess
 import sys
 
 from setuptools import setup
@@ -43,14 +44,12 @@ def cuda_decision(torch: object, cuda_home: str | None) -> tuple[bool, str]:
         return False, "FORCE_CUDA=0"
     if torch.version.cuda is None:
         if forced == "1":
-            sys.exit(
-                "bevkd2 setup: FORCE_CUDA=1, but this torch is built without CUDA; install a CUDA build of torch."
-            )
+            sys.exit("bevkd2 setup: FORCE_CUDA=1, but this torch has no CUDA; install a CUDA build of torch.")
         return False, "this torch is built without CUDA"
     if forced == "1":
         if cuda_home is None:
             sys.exit(
-                "bevkd2 setup: FORCE_CUDA=1, but no nvcc was found; install the CUDA toolkit or set CUDA_HOME."
+                "bevkd2 setup: FORCE_CUDA=1, but there is no nvcc; install the CUDA toolkit or set CUDA_HOME."
             )
         return True, "FORCE_CUDA=1"
     if not torch.cuda.is_available():
@@ -67,8 +66,6 @@ def cuda_decision(torch: object, cuda_home: str | None) -> tuple[bool, str]:
 
 
 def nvcc_major(cuda_home: str) -> str:
-    import subprocess
-
     report = subprocess.run(
         [f"{cuda_home}/bin/nvcc", "--version"], capture_output=True, text=True, check=True
     ).stdout
@@ -76,14 +73,14 @@ def nvcc_major(cuda_home: str) -> str:
 
 
 def extensions() -> tuple[list, dict]:
-    """ext_modules and cmdclass. A module on another API (pybind11, without torch) is one more entry of this list."""
+    """ext_modules and cmdclass. bevkd2.kitti_eval (pybind11, no torch) will be one more entry."""
     try:
         import torch
         from torch.utils import cpp_extension
     except ModuleNotFoundError:
         sys.exit(
-            "bevkd2 setup: torch is not installed here, and the ops compile against it. Install torch >= 2.10 first, "
-            "then run: pip install --no-build-isolation -e ."
+            "bevkd2 setup: torch is not installed here, and the ops compile against it. Install torch "
+            ">= 2.10 first, then run: pip install --no-build-isolation -e ."
         )
     modules = [
         cpp_extension.CppExtension(
@@ -109,8 +106,13 @@ def extensions() -> tuple[list, dict]:
     return modules, {"build_ext": cpp_extension.BuildExtension}
 
 
-if COMMANDS_THAT_COMPILE & set(sys.argv):
+def main() -> None:
+    if not COMMANDS_THAT_COMPILE & set(sys.argv):
+        setup()  # metadata and source distributions need no torch
+        return
     ext_modules, cmdclass = extensions()
-    setup(ext_modules=ext_modules, cmdclass=cmdclass)
-else:
-    setup()  # metadata and source distributions need no torch
+    setup(ext_modules=ext_modules, cmdclass=cmdclass, options={"bdist_wheel": {"py_limited_api": "cp310"}})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Compiled ops with their autograd, and the distillation losses. Needs the compiled library; see library.py."""
+"""Compiled ops with their autograd, and the distillation losses. Needs the compiled library (library.py)."""
 
 from .distill_loss import attention_l2, bev_response_l2, masked_l2
 from .ms_deform_attn import ms_deform_attn

@@ -1,4 +1,4 @@
-"""What the three forms of multi-scale deformable attention check and convert before they call the compiled op."""
+"""What the three forms of deformable attention check and convert before they call the compiled op."""
 
 import warnings
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ _VALUE_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def level_shapes(op: str, spatial_shapes: SpatialShapes) -> list[int]:
-    """h0, w0, h1, w1, ... of the levels. A tensor is read once, which on CUDA waits for the device; a list is not."""
+    """h0, w0, h1, w1, ... of the levels. A tensor is read once, which on CUDA waits for the device."""
     if isinstance(spatial_shapes, Tensor):
         if spatial_shapes.dim() != 2 or spatial_shapes.shape[1] != 2 or spatial_shapes.is_floating_point():
             raise ValueError(
-                f"{op}: spatial_shapes is {tuple(spatial_shapes.shape)} {spatial_shapes.dtype}; expected an integer "
-                "(L, 2) of (h, w) rows, or a list of (h, w)"
+                f"{op}: spatial_shapes is {tuple(spatial_shapes.shape)} {spatial_shapes.dtype}; expected an "
+                "integer (L, 2) of (h, w) rows, or a list of (h, w)"
             )
         spatial_shapes = spatial_shapes.tolist()
     shapes = []
@@ -50,8 +50,9 @@ def check_value(op: str, value: Tensor) -> None:
         raise ValueError(f"{op}: value is on {value.device}; there are kernels for cpu and cuda")
     if value.is_cuda and not library.HAS_CUDA:
         raise RuntimeError(
-            f"{op}: value is on {value.device}, but bevkd2's CUDA ops are not built here ({library.CUDA_LIBRARY} is "
-            "missing). Build them with `FORCE_CUDA=1 pip install --no-build-isolation -e .` (CUDA toolkit needed)."
+            f"{op}: value is on {value.device}, but bevkd2's CUDA ops are not built here "
+            f"({library.CUDA_LIBRARY} is missing). Build them with `FORCE_CUDA=1 pip install "
+            "--no-build-isolation -e .`, which needs the CUDA toolkit."
         )
 
 
@@ -74,20 +75,20 @@ def check_shape(op: str, name: str, tensor: Tensor, expected: Sequence[int], lay
 def check_sampling(
     op: str, value: Tensor, names: tuple[str, str], offsets: Tensor, weights: Tensor, lead: int
 ) -> None:
-    """Offsets (.., H, L, P, 2) and weights (.., H, L, P) fit each other and value; `lead` dims come before H."""
+    """Offsets (.., H, L, P, 2) and weights (.., H, L, P) fit each other and value; `lead` dims precede H."""
     if weights.dim() != lead + 3 or weights.shape[lead] != value.shape[2]:
         raise ValueError(
-            f"{op}: {names[1]} is {tuple(weights.shape)}; expected {lead + 3} dimensions (.., heads, levels, points) "
-            f"with value's {value.shape[2]} heads"
+            f"{op}: {names[1]} is {tuple(weights.shape)}; expected {lead + 3} dimensions "
+            f"(.., heads, levels, points) with value's {value.shape[2]} heads"
         )
     check_shape(op, names[0], offsets, (*weights.shape, 2), f"{names[1]}'s shape and (x, y)")
 
 
 def to_coordinates(op: str, value: Tensor, **tensors: Tensor) -> list[Tensor]:
-    """Coordinates and logits in the dtype that the kernel computes in: float64 beside float64 value, else float32.
+    """Coordinates and logits in the dtype that the kernel computes in: float64 where value is, else float32.
 
-    This is the autocast policy too: value may stay in 16 bits, coordinates never do. Gradients come back in each
-    tensor's own dtype, through the cast.
+    This is the autocast policy too: value may stay in 16 bits, coordinates never do. Gradients come back in
+    each tensor's own dtype, through the cast.
     """
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
     converted = []
@@ -98,7 +99,7 @@ def to_coordinates(op: str, value: Tensor, **tensors: Tensor) -> list[Tensor]:
             )
         if not tensor.is_floating_point() or (tensor.dtype == torch.float64 and dtype != torch.float64):
             raise ValueError(
-                f"{op}: {name} is {tensor.dtype} beside {value.dtype} value; expected {dtype} or a narrower float"
+                f"{op}: {name} is {tensor.dtype} beside {value.dtype} value; expected {dtype} or narrower"
             )
         converted.append(tensor.to(dtype))
     return converted
@@ -116,7 +117,7 @@ def refuse_double_backward(op: str) -> None:
 
 
 def refuse_nondeterminism(op: str, value: Tensor) -> None:
-    """Under torch.use_deterministic_algorithms, CUDA's atomic additions into value's gradient are an error."""
+    """Under torch.use_deterministic_algorithms, CUDA's atomic sums of value's gradient are an error."""
     if value.is_cuda and torch.are_deterministic_algorithms_enabled():
         message = f"{op}: the gradient of value has no deterministic CUDA implementation"
         if torch.is_deterministic_algorithms_warn_only_enabled():

@@ -1,19 +1,19 @@
 """L2 distillation losses in plain torch.
 
-All share one shape rule and one set of reductions. The first dimension is the sample. The mask covers the leading
-dimensions, and each of its elements is a cell: mask.shape == student.shape[:mask.dim()]; without a mask the cells are
-the first two dimensions. What is left of the shape are a cell's entries. With d = student - teacher, over the counted
-cells (where the mask is true):
+All share one shape rule and one set of reductions. The first dimension is the sample. The mask covers the
+leading dimensions, and each of its elements is a cell: mask.shape == student.shape[:mask.dim()]; without a
+mask the cells are the first two dimensions. What is left of the shape are a cell's entries. With
+d = student - teacher, over the counted cells (where the mask is true):
 
   "sum"   sum of d^2 over all cells and entries, divided by the batch size.
   "cell"  sum of d^2 over a cell's entries, then the mean over all counted cells of the batch.
   "mean"  mean of d^2 over all counted entries of the batch.
-  "norm"  square root of a sample's sum of d^2 (the un-squared L2 norm), then the mean over the batch. Its gradient is
-          taken as zero where the norm is zero.
+  "norm"  square root of a sample's sum of d^2 (the un-squared L2 norm), then the mean over the batch. Its
+          gradient is taken as zero where the norm is zero.
 
-A mask of numbers weighs d^2, and a cell counts by its weight. No counted cell at all gives a zero that still has a
-graph. Arithmetic is in float32 (float64 where an input is), whatever autocast does; the teacher gets no gradient; what
-a mask leaves out may be anything, NaN included.
+A mask of numbers weighs d^2, and a cell counts by its weight. No counted cell at all gives a zero that still
+has a graph. Arithmetic is in float32 (float64 where an input is), whatever autocast does; the teacher gets no
+gradient; what a mask leaves out may be anything, NaN included.
 """
 
 from typing import Literal, get_args
@@ -71,13 +71,14 @@ def attention_l2(
 def bev_response_l2(
     student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, reduction: Reduction
 ) -> Tensor:
-    """L2 between BEV responses, the mean absolute feature over the channels (structured distillation, Eq. 7-8).
+    """L2 between BEV responses, the mean absolute feature over channels (structured distillation, Eq. 7-8).
 
     Args:
         student: (B, N, Cs) BEV embedding.
         teacher: (B, N, Ct); the widths may differ.
         mask: (B, N) bool, the cells that count; None counts all.
-        reduction: "sum", "cell", "mean" or "norm"; see the module's text. A cell has one entry, so "cell" is "mean".
+        reduction: "sum", "cell", "mean" or "norm"; see the module's text. A cell has one
+            entry, so "cell" is "mean".
 
     Returns:
         A scalar, float32 (float64 where an input is).
@@ -134,12 +135,13 @@ def _check(name: str, student: Tensor, teacher: Tensor, mask: Tensor | None, red
         raise ValueError(f"{name}: reduction is {reduction!r}; expected one of {get_args(Reduction)}")
     if student.shape != teacher.shape:
         raise ValueError(
-            f"{name}: student is {tuple(student.shape)}, teacher {tuple(teacher.shape)}; they must have the same shape"
+            f"{name}: student is {tuple(student.shape)}, teacher {tuple(teacher.shape)}; they must have the "
+            "same shape"
         )
     if student.dim() < 1:
         raise ValueError(f"{name}: student is a scalar; expected (B, ..)")
     if mask is not None and (mask.dim() < 1 or mask.shape != student.shape[: mask.dim()]):
         raise ValueError(
-            f"{name}: mask is {tuple(mask.shape)}, student {tuple(student.shape)}; the mask must cover the student's "
-            "leading dimensions"
+            f"{name}: mask is {tuple(mask.shape)}, student {tuple(student.shape)}; the mask must cover the "
+            "student's leading dimensions"
         )

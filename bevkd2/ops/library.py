@@ -24,8 +24,8 @@ def load(cpu_library: Path, cuda_library: Path) -> bool:
     """
     if not cpu_library.exists():
         raise ImportError(
-            f"bevkd2's compiled ops are missing: {cpu_library} does not exist. Build them in the source tree with "
-            "`make build`, or `pip install --no-build-isolation -e .`."
+            f"bevkd2's compiled ops are missing: {cpu_library} does not exist. Build them in the source tree "
+            "with `make build`, or `pip install --no-build-isolation -e .`."
         )
     _load_one(cpu_library)
     if torch.version.cuda is None or not cuda_library.exists():
@@ -39,8 +39,8 @@ def _load_one(path: Path) -> None:
         torch.ops.load_library(path)
     except OSError as error:
         raise ImportError(
-            f"bevkd2's compiled ops do not load with torch {torch.__version__}: {error}. Build them again with "
-            "`make build`, or `pip install --no-build-isolation -e .`; they need torch >= 2.10."
+            f"bevkd2's compiled ops do not load with torch {torch.__version__}: {error}. Build them again "
+            "with `make build`, or `pip install --no-build-isolation -e .`; they need torch >= 2.10."
         ) from error
 
 

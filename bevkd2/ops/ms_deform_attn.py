@@ -1,6 +1,7 @@
 """Multi-scale deformable attention, drop-in form: locations and softmaxed weights come from outside."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,9 +29,10 @@ def ms_deform_attn(
 ) -> Tensor:
     """Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, Eq. 3).
 
-    A location (x, y) in [0, 1] lies at pixel (x * w - 0.5, y * h - 0.5); values between pixels are bilinear, outside
-    the map zero, and NaN locations are outside. Coordinates and sums are float32 at least (float64 beside float64
-    value) whatever value's dtype; normalised locations that arrive in 16 bits have already lost their pixel.
+    A location (x, y) in [0, 1] lies at pixel (x * w - 0.5, y * h - 0.5); values between pixels are bilinear,
+    outside the map zero, and NaN locations are outside. Coordinates and sums are float32 at least (float64
+    beside float64 value) whatever value's dtype; normalised locations that arrive in 16 bits have already
+    lost their pixel.
 
     Args:
         value: (B, S, H, D), float64, float32, float16 or bfloat16; S is all levels' pixels, row-major.
@@ -54,8 +56,8 @@ def ms_deform_attn(
     )
     if attention_weights.shape[0] != value.shape[0] or attention_weights.shape[3] != len(starts):
         raise ValueError(
-            f"{_OP}: attention_weights is {tuple(attention_weights.shape)}; expected (B, Q, H, L, P) with value's "
-            f"batch of {value.shape[0]} and spatial_shapes' {len(starts)} levels"
+            f"{_OP}: attention_weights is {tuple(attention_weights.shape)}; expected (B, Q, H, L, P) with "
+            f"value's batch of {value.shape[0]} and spatial_shapes' {len(starts)} levels"
         )
     locations, weights = to_coordinates(
         _OP, value, sampling_locations=sampling_locations, attention_weights=attention_weights
@@ -110,12 +112,12 @@ def _fake_backward(
     )
 
 
-def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
     value, ctx.shapes, ctx.starts, locations, weights = inputs
     ctx.save_for_backward(value, locations, weights)
 
 
-def _backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     value, locations, weights = ctx.saved_tensors
     need_value, _, _, need_locations, need_weights = ctx.needs_input_grad
     if need_value:
@@ -143,7 +145,7 @@ def ms_deform_attn_reference(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """The same in plain torch, by index arithmetic: slow, and what the tests hold the op to. Arguments as the op's."""
+    """The same in plain torch, by index arithmetic: slow, and what the tests hold the op to."""
     shapes = level_shapes(_OP, spatial_shapes)
     starts = _level_starts(value, shapes, level_start_index)
     batch, queries, heads, _, _ = attention_weights.shape

@@ -1,6 +1,6 @@
-"""Multi-scale deformable attention with references, offsets and the softmax inside, and its weights in the open."""
+"""Multi-scale deformable attention with references, offsets and softmax inside, and its weights exposed."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -34,12 +34,14 @@ def ms_deform_attn_fused(
     """Multi-scale deformable attention from offsets and logits (Deformable DETR, arXiv 2010.04159, Eq. 3).
 
     The location of a point on level l is reference + offset / (w_l, h_l). Reference modes:
-      "level": level l uses reference l (or the only one). References (x, y, w, h) follow Deformable DETR's rule for
-        boxes, where an offset is a share of the box: (x, y) + offset / P * (w, h) * 0.5.
-      "pillar": point p uses reference p % R, the R heights of a BEV pillar (BEVFormer, arXiv 2203.17270, Eq. 3-4).
+      "level": level l uses reference l (or the only one). References (x, y, w, h) follow Deformable DETR's
+        rule for boxes, where an offset is a share of the box: (x, y) + offset / P * (w, h) * 0.5.
+      "pillar": point p uses reference p % R, the R heights of a BEV pillar (BEVFormer, arXiv 2203.17270,
+        Eq. 3-4).
 
     Args:
-        value: (B, S, H, D), float64, float32, float16 or bfloat16; S is all levels' pixels, level by level, row-major.
+        value: (B, S, H, D), float64, float32, float16 or bfloat16; S is all levels' pixels, level by
+            level, row-major.
         spatial_shapes: (h, w) of each level; see ms_deform_attn.
         reference_points: (B, Q, R, 2 or 4), normalised to [0, 1].
         sampling_offsets: (B, Q, H, L, P, 2) (x, y), in pixels of each level.
@@ -48,7 +50,7 @@ def ms_deform_attn_fused(
         return_weights: also return the softmaxed weights. They are differentiable.
 
     Returns:
-        (B, Q, H * D) in value's dtype; with return_weights also (B, Q, H, L, P) in float32 (float64 beside float64).
+        (B, Q, H * D) in value's dtype; with return_weights also (B, Q, H, L, P) in float32 (float64 if so).
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit.
@@ -63,8 +65,8 @@ def ms_deform_attn_fused(
     levels = len(shapes) // 2
     if attention_logits.shape[0] != value.shape[0] or attention_logits.shape[3] != levels:
         raise ValueError(
-            f"{_OP}: attention_logits is {tuple(attention_logits.shape)}; expected (B, Q, H, L, P) with value's batch "
-            f"of {value.shape[0]} and spatial_shapes' {levels} levels"
+            f"{_OP}: attention_logits is {tuple(attention_logits.shape)}; expected (B, Q, H, L, P) with "
+            f"value's batch of {value.shape[0]} and spatial_shapes' {levels} levels"
         )
     _check_references(reference_points, attention_logits, reference_mode)
     references, offsets, logits = to_coordinates(
@@ -90,8 +92,8 @@ def _check_references(references: Tensor, logits: Tensor, mode: str) -> None:
         )
     if mode == "level" and shape[2] not in (1, logits.shape[3]):
         raise ValueError(
-            f"{_OP}: reference_points is {shape}; with reference_mode='level' expected 1 or {logits.shape[3]} (one a "
-            "level) references"
+            f"{_OP}: reference_points is {shape}; with reference_mode='level' expected 1 or "
+            f"{logits.shape[3]} references, one a level"
         )
     if mode == "pillar" and shape[3] != 2:
         raise ValueError(
@@ -138,13 +140,13 @@ def _fake_backward(
     return grads[0], grads[1], grads[2], grads[3]
 
 
-def _setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     value, ctx.shapes, references, offsets, logits, ctx.pillar, ctx.return_weights = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(value, references, offsets, logits)
 
 
-def _backward(ctx, grad_out: Tensor | None, grad_weights: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_out: Tensor | None, grad_weights: Tensor | None) -> tuple[Tensor | None, ...]:
     value, references, offsets, logits = ctx.saved_tensors
     needs = [ctx.needs_input_grad[i] for i in (0, 2, 3, 4)]
     if grad_out is None:  # only the weights were used, and they depend on the logits alone

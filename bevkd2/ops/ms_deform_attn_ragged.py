@@ -1,4 +1,6 @@
-"""Multi-scale deformable attention over visible (camera, query) pairs only: spatial cross attention without padding."""
+"""Multi-scale deformable attention over visible (camera, query) pairs: spatial cross attention unpadded."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,10 +32,11 @@ def ms_deform_attn_ragged(
     *,
     return_weights: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Mean over a query's views of deformable attention (BEVFormer, arXiv 2203.17270, Eq. 3: spatial cross attention).
+    """Mean over a query's views of deformable attention: BEVFormer's spatial cross attention (Eq. 3).
 
-    Query m owns rows row_splits[m] .. row_splits[m + 1]. Row r samples value[row_value[r]] at reference_points[r] with
-    the offsets and weights of its query; point p uses reference p % Z. A query without rows gives zero.
+    Query m owns rows row_splits[m] .. row_splits[m + 1]. Row r samples value[row_value[r]] at
+    reference_points[r] with the offsets and weights of its query; point p uses reference p % Z. A query
+    without rows gives zero.
 
     Args:
         value: (V, S, H, D), one entry a (sample, camera); dtypes as in ms_deform_attn.
@@ -46,7 +49,7 @@ def ms_deform_attn_ragged(
         return_weights: also return the softmaxed weights. They are differentiable.
 
     Returns:
-        (M, H * D) in value's dtype; with return_weights also (M, H, L, P) in float32 (float64 beside float64 value).
+        (M, H * D) in value's dtype; with return_weights also (M, H, L, P) in float32 (float64 if so).
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit.
@@ -61,8 +64,8 @@ def ms_deform_attn_ragged(
     levels = len(shapes) // 2
     if attention_logits.shape[2] != levels:
         raise ValueError(
-            f"{_OP}: attention_logits is {tuple(attention_logits.shape)}; expected (M, H, L, P) with spatial_shapes' "
-            f"{levels} levels"
+            f"{_OP}: attention_logits is {tuple(attention_logits.shape)}; expected (M, H, L, P) with "
+            f"spatial_shapes' {levels} levels"
         )
     if reference_points.dim() != 3 or reference_points.shape[2] != 2 or reference_points.shape[1] < 1:
         raise ValueError(f"{_OP}: reference_points is {tuple(reference_points.shape)}; expected (R, Z, 2)")
@@ -127,13 +130,13 @@ def _fake_backward(
     return grads[0], grads[1], grads[2], grads[3]
 
 
-def _setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     value, ctx.shapes, references, offsets, logits, row_splits, row_value, ctx.return_weights = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(value, references, offsets, logits, row_splits, row_value)
 
 
-def _backward(ctx, grad_out: Tensor | None, grad_weights: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_out: Tensor | None, grad_weights: Tensor | None) -> tuple[Tensor | None, ...]:
     value, references, offsets, logits, row_splits, row_value = ctx.saved_tensors
     needs = [ctx.needs_input_grad[i] for i in (0, 2, 3, 4)]
     if grad_out is None:  # only the weights were used, and they depend on the logits alone

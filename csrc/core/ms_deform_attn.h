@@ -1,8 +1,8 @@
 // The maths of multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, Eq. 3) as pure functions
 // that the CPU and the CUDA kernels share. Nothing here loads from a value map, allocates or synchronises.
 //
-// Pixel convention: pixel i has its centre at i (so a normalised location u lies at pixel u * size - 0.5, which is
-// grid_sample's align_corners=False), pixels outside the map are zero, and a point counts only where
+// Pixel convention: pixel i has its centre at i (so a normalised location u lies at pixel u * size - 0.5,
+// which is grid_sample's align_corners=False), pixels outside the map are zero, and a point counts only where
 // -1 < pixel < size in both axes. NaN fails that test, so it is out of range.
 #pragma once
 
@@ -33,8 +33,8 @@ BEVKD2_HOST_DEVICE int reference_index(const ReferenceRule& rule, int level, int
 
 // `references` points at the references of one row: (count, dims), normalised to [0, 1].
 template <typename A>
-BEVKD2_HOST_DEVICE Affine<A> sampling_affine(const ReferenceRule& rule, const A* references, int level, int point,
-                                             int points, A width, A height) {
+BEVKD2_HOST_DEVICE Affine<A> sampling_affine(const ReferenceRule& rule, const A* references, int level,
+                                             int point, int points, A width, A height) {
   const A half = A(0.5);
   if (rule.dims == 0) return {-half, -half, width, height};
   const A* ref = references + reference_index(rule, level, point) * rule.dims;
@@ -45,15 +45,15 @@ BEVKD2_HOST_DEVICE Affine<A> sampling_affine(const ReferenceRule& rule, const A*
   return {base_x, base_y, ref[2] * box * width, ref[3] * box * height};
 }
 
-// The 2 x 2 pixels around a point. Indices are clamped into the map, so they may always be loaded; an index that
-// was clamped coincides with one that was not, and its weight and `inside` flag are zero.
+// The 2 x 2 pixels around a point. Indices are clamped into the map, so they may always be loaded; an index
+// that was clamped coincides with one that was not, and its weight and `inside` flag are zero.
 template <typename A>
 struct Corners {
-  bool valid;                              // the point counts
-  int x0, x1, y0, y1;                      // clamped pixel indices
-  A weight_x0, weight_x1;                  // bilinear weights, zero outside
+  bool valid;              // the point counts
+  int x0, x1, y0, y1;      // clamped pixel indices
+  A weight_x0, weight_x1;  // bilinear weights, zero outside
   A weight_y0, weight_y1;
-  A inside_x0, inside_x1;                  // 1 where the corner is a pixel of the map, else 0
+  A inside_x0, inside_x1;  // 1 where the corner is a pixel of the map, else 0
   A inside_y0, inside_y1;
 };
 

@@ -1,5 +1,5 @@
-// Multi-scale deformable attention on the CPU: the kernels of cpu_kernels.h for plain C++ and for AVX2, chosen when
-// the library is loaded. BEVKD2_CPU_CAPABILITY=default forces the plain ones.
+// Multi-scale deformable attention on the CPU: the kernels of cpu_kernels.h for plain C++ and for AVX2,
+// chosen when the library is loaded. BEVKD2_CPU_CAPABILITY=default forces the plain ones.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -31,14 +31,16 @@ struct RowRange {
   int64_t query(int64_t n) const { return queries ? queries[n] : first + n; }
 };
 
+// The lone comment lines keep the order of the two includes.
 namespace plain {
 #include "vec_plain.h"
+//
 #include "cpu_kernels.h"
 }  // namespace plain
 
 #if BEVKD2_HAS_AVX2
-// A region, not an attribute: target attributes do not reach lambdas. Nothing but our own code may be in it, or the
-// linker could pick an AVX2 copy of a shared inline function for every caller.
+// A region, not an attribute: target attributes do not reach lambdas. Nothing but our own code may be in it,
+// or the linker could pick an AVX2 copy of a shared inline function for every caller.
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
@@ -47,6 +49,7 @@ namespace plain {
 #endif
 namespace avx2 {
 #include "vec_avx2.h"
+//
 #include "cpu_kernels.h"
 }  // namespace avx2
 #if defined(__clang__)
@@ -71,12 +74,12 @@ bool use_avx2() {
 
 // CALL(kernel, arguments...) from the namespace of this machine; double has only the plain one.
 #if BEVKD2_HAS_AVX2
-#define BEVKD2_CALL(T, function, ...)                         \
-  do {                                                        \
-    if constexpr (!std::is_same_v<T, double>) {               \
-      if (use_avx2()) return avx2::function<T>(__VA_ARGS__);  \
-    }                                                         \
-    return plain::function<T>(__VA_ARGS__);                   \
+#define BEVKD2_CALL(T, function, ...)                        \
+  do {                                                       \
+    if constexpr (!std::is_same_v<T, double>) {              \
+      if (use_avx2()) return avx2::function<T>(__VA_ARGS__); \
+    }                                                        \
+    return plain::function<T>(__VA_ARGS__);                  \
   } while (0)
 #else
 #define BEVKD2_CALL(T, function, ...) return plain::function<T>(__VA_ARGS__)
@@ -94,7 +97,8 @@ void check_rows(const Problem<T>& p) {
   if (!p.row_splits) return;
   bool good = p.row_splits[0] == 0 && p.row_splits[p.queries] == p.rows;
   for (int64_t m = 0; m < p.queries; ++m) good = good && p.row_splits[m] <= p.row_splits[m + 1];
-  STD_TORCH_CHECK(good, "ms_deform_attn_ragged: row_splits must ascend from 0 to the number of rows, ", p.rows);
+  STD_TORCH_CHECK(good, "ms_deform_attn_ragged: row_splits must ascend from 0 to the number of rows, ",
+                  p.rows);
   for (int64_t r = 0; r < p.rows; ++r) good = good && p.row_value[r] >= 0 && p.row_value[r] < p.batches;
   STD_TORCH_CHECK(good, "ms_deform_attn_ragged: row_value must lie in [0, ", p.batches, ")");
 }

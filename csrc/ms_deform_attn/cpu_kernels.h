@@ -1,20 +1,21 @@
-// The CPU kernels over Vec<A>, compiled once for each instruction set: included inside a namespace by cpu.cpp.
+// The CPU kernels over Vec<A>, compiled once for each instruction set: included inside a namespace by
+// cpu.cpp.
 //
-// A query's points (all heads: heads * levels * points of them) are set up eight at a time, then each head gathers its
-// points. Every number of a result is computed by one thread in an order that the data alone decides, so results are
-// bitwise the same for any number of threads.
+// A query's points (all heads: heads * levels * points of them) are set up eight at a time, then each head
+// gathers its points. Every number of a result is computed by one thread in an order that the data alone
+// decides, so results are bitwise the same for any number of threads.
 
 // The points of the heads that a task works on. Flat index: head * samples + level * points + point.
 template <typename A>
 struct Scratch {
-  int count;    // points
-  int period;   // the tables repeat after so many points: a multiple of eight and of `samples`
-  int padded;   // channels of a head, rounded up to eight
+  int count;   // points
+  int period;  // the tables repeat after so many points: a multiple of eight and of `samples`
+  int padded;  // channels of a head, rounded up to eight
 
-  std::vector<A> width, height, last_x, last_y;         // tables, fixed for the call
+  std::vector<A> width, height, last_x, last_y;  // tables, fixed for the call
   std::vector<int32_t> start, row_width;
-  std::vector<A> base_x, base_y, scale_x, scale_y;      // tables, of the current row
-  std::vector<A> offsets, attention;                    // of the current query
+  std::vector<A> base_x, base_y, scale_x, scale_y;  // tables, of the current row
+  std::vector<A> offsets, attention;                // of the current query
   std::vector<int32_t> pixel00, pixel01, pixel10, pixel11, valid;
   std::vector<A> weight00, weight01, weight10, weight11;
   std::vector<A> weight_x0, weight_x1, weight_y0, weight_y1, inside_x0, inside_x1, inside_y0, inside_y1;
@@ -35,8 +36,9 @@ struct Scratch {
     row_width.assign(period, 0);
     offsets.assign(2 * points, A(0));
     for (auto* v : {&pixel00, &pixel01, &pixel10, &pixel11, &valid}) v->assign(points, 0);
-    for (auto* v : {&attention, &weight00, &weight01, &weight10, &weight11, &weight_x0, &weight_x1, &weight_y0,
-                    &weight_y1, &inside_x0, &inside_x1, &inside_y0, &inside_y1, &grad_x, &grad_y, &grad_attention})
+    for (auto* v :
+         {&attention, &weight00, &weight01, &weight10, &weight11, &weight_x0, &weight_x1, &weight_y0,
+          &weight_y1, &inside_x0, &inside_x1, &inside_y0, &inside_y1, &grad_x, &grad_y, &grad_attention})
       v->assign(points, A(0));
     dots.assign(4 * static_cast<size_t>(points), A(0));
     channels.assign(static_cast<size_t>(heads) * padded, A(0));
@@ -130,7 +132,8 @@ inline void set_corners(Scratch<A>& s) {
     V::load_pairs(&s.offsets[2 * i], offset_x, offset_y);
     const V x = V::fma(offset_x, V::load(&s.scale_x[t]), V::load(&s.base_x[t]));
     const V y = V::fma(offset_y, V::load(&s.scale_y[t]), V::load(&s.base_y[t]));
-    const auto valid = (minus_one < x) & (x < V::load(&s.width[t])) & (minus_one < y) & (y < V::load(&s.height[t]));
+    const auto valid =
+        (minus_one < x) & (x < V::load(&s.width[t])) & (minus_one < y) & (y < V::load(&s.height[t]));
     const V left = x.floor().where(valid), top = y.floor().where(valid);
     const V right = left + one, bottom = top + one;
     const V dx = x.where(valid) - left, dy = y.where(valid) - top;
@@ -139,7 +142,8 @@ inline void set_corners(Scratch<A>& s) {
     const V inside_y0 = one.where(valid & (zero <= top)), inside_y1 = one.where(valid & (bottom <= last_y));
     const V weight_x0 = inside_x0 * (one - dx), weight_x1 = inside_x1 * dx;
     const V weight_y0 = inside_y0 * (one - dy), weight_y1 = inside_y1 * dy;
-    const V x0 = V::max(left, zero), x1 = V::min(right, last_x), y0 = V::max(top, zero), y1 = V::min(bottom, last_y);
+    const V x0 = V::max(left, zero), x1 = V::min(right, last_x), y0 = V::max(top, zero),
+            y1 = V::min(bottom, last_y);
     V::store_pixels(x0, y0, &s.start[t], &s.row_width[t], &s.pixel00[i]);
     V::store_pixels(x1, y0, &s.start[t], &s.row_width[t], &s.pixel01[i]);
     V::store_pixels(x0, y1, &s.start[t], &s.row_width[t], &s.pixel10[i]);
@@ -180,8 +184,8 @@ inline Vec<A> load_channels(const T* p, int n) {
   return n >= 8 ? Vec<A>::load(p) : load_part<A>(p, n);
 }
 
-// out[0 .. kVecs * 8) += sum over points [begin, end) of the weighted corners. `last` is how many channels the last
-// vector has (8 unless it is the ragged end of a head whose width is not a multiple of eight).
+// out[0 .. kVecs * 8) += sum over points [begin, end) of the weighted corners. `last` is how many channels
+// the last vector has (8 unless it is the ragged end of a head whose width is not a multiple of eight).
 template <int kVecs, bool kPart, typename T, typename A>
 inline void gather(const T* map, int64_t stride, const Scratch<A>& s, int begin, int end, int last, A* out) {
   using V = Vec<A>;
@@ -220,8 +224,8 @@ inline void gather_head(const Problem<T>& p, const T* map, const Scratch<A>& s, 
 }
 
 template <typename T>
-void forward_queries(const Problem<T>& p, const Level* levels, T* out, accumulate_t<T>* weights, int64_t begin,
-                     int64_t end) {
+void forward_queries(const Problem<T>& p, const Level* levels, T* out, accumulate_t<T>* weights,
+                     int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
   Scratch<A> s(p, levels, p.heads);
   const int samples = p.samples();
@@ -257,8 +261,8 @@ inline void set_grad(const Problem<T>& p, const T* grad, int64_t query, int firs
   }
 }
 
-// dots[4 i ..] = <grad, corner> for the four corners of each point of a head. kWidth: channels, 0 where only known
-// at run time.
+// dots[4 i ..] = <grad, corner> for the four corners of each point of a head. kWidth: channels, 0 where only
+// known at run time.
 template <int kWidth, typename T, typename A>
 inline void dot_head(const Problem<T>& p, const T* map, const A* grad, Scratch<A>& s, int begin, int end) {
   using V = Vec<A>;
@@ -287,11 +291,21 @@ inline void dot_head(const Problem<T>& p, const T* map, const A* grad, Scratch<A
 template <typename A>
 inline void set_sample_grads(Scratch<A>& s) {
   for (int i = 0; i < s.count; ++i) {
-    const Corners<A> c{true,           0,              0,              0,              0,
-                       s.weight_x0[i], s.weight_x1[i], s.weight_y0[i], s.weight_y1[i], s.inside_x0[i],
-                       s.inside_x1[i], s.inside_y0[i], s.inside_y1[i]};
-    const SampleGrad<A> g =
-        sample_grad(s.dots[4 * i], s.dots[4 * i + 1], s.dots[4 * i + 2], s.dots[4 * i + 3], s.attention[i], c);
+    const Corners<A> c{true,
+                       0,
+                       0,
+                       0,
+                       0,
+                       s.weight_x0[i],
+                       s.weight_x1[i],
+                       s.weight_y0[i],
+                       s.weight_y1[i],
+                       s.inside_x0[i],
+                       s.inside_x1[i],
+                       s.inside_y0[i],
+                       s.inside_y1[i]};
+    const SampleGrad<A> g = sample_grad(s.dots[4 * i], s.dots[4 * i + 1], s.dots[4 * i + 2],
+                                        s.dots[4 * i + 3], s.attention[i], c);
     s.grad_attention[i] += g.attention;
     s.grad_x[i] = g.x;
     s.grad_y[i] = g.y;
@@ -335,13 +349,15 @@ inline void store_logit_grads(const Problem<T>& p, const Scratch<A>& s, A* logit
     if (p.softmax)
       for (int i = begin; i < begin + samples; ++i) weighted += s.attention[i] * s.grad_attention[i];
     for (int i = begin; i < begin + samples; ++i)
-      logits[i] = p.softmax ? softmax_grad(s.attention[i], s.grad_attention[i], weighted) : s.grad_attention[i];
+      logits[i] =
+          p.softmax ? softmax_grad(s.attention[i], s.grad_attention[i], weighted) : s.grad_attention[i];
   }
 }
 
 // Gradients of references, offsets and weights for queries [begin, end), which own them.
 template <typename T>
-void sampling_backward(const Problem<T>& p, const Level* levels, const Gradients<T>& g, int64_t begin, int64_t end) {
+void sampling_backward(const Problem<T>& p, const Level* levels, const Gradients<T>& g, int64_t begin,
+                       int64_t end) {
   using A = accumulate_t<T>;
   Scratch<A> s(p, levels, p.heads);
   const int samples = p.samples();
@@ -391,8 +407,8 @@ inline void scatter_head(A* map, int64_t stride, int run_width, const A* grad, c
   }
 }
 
-// Gradient of one value batch for heads [first, first + heads): a task that owns them. `rows` are the batch's rows and
-// the query of each, in ascending order.
+// Gradient of one value batch for heads [first, first + heads): a task that owns them. `rows` are the batch's
+// rows and the query of each, in ascending order.
 template <typename T>
 void value_backward(const Problem<T>& p, const Level* levels, const Gradients<T>& g, int64_t batch, int first,
                     int heads, const RowRange& rows) {
@@ -415,7 +431,8 @@ void value_backward(const Problem<T>& p, const Level* levels, const Gradients<T>
       if (p.width == 32)
         scatter_head<32>(map + h * 32, p.pixel_stride(), 32, grad, s, h * samples, (h + 1) * samples);
       else
-        scatter_head<0>(map + h * p.width, p.pixel_stride(), p.width, grad, s, h * samples, (h + 1) * samples);
+        scatter_head<0>(map + h * p.width, p.pixel_stride(), p.width, grad, s, h * samples,
+                        (h + 1) * samples);
     }
   }
 }

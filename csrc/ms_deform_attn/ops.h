@@ -1,6 +1,6 @@
-// The six ops in terms of two functions that a device supplies (Backend::forward, Backend::backward): from tensors to
-// a Problem, and back. Shapes are checked in Python, where the messages reach the user whole; what is checked here is
-// what a kernel must not trust anyone for.
+// The six ops in terms of two functions that a device supplies (Backend::forward, Backend::backward): from
+// tensors to a Problem, and back. Shapes are checked in Python, where the messages reach the user whole; what
+// is checked here is what a kernel must not trust anyone for.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -50,7 +50,8 @@ inline ScalarType accumulate_dtype(ScalarType value) {
 inline std::vector<Level> make_levels(const Tensor& value, const Ints& shapes, const Ints& starts) {
   STD_TORCH_CHECK(shapes.size() % 2 == 0 && starts.size() * 2 == shapes.size(),
                   "ms_deform_attn: spatial_shapes must hold h, w of each level");
-  STD_TORCH_CHECK(value.size(1) <= std::numeric_limits<int32_t>::max(), "ms_deform_attn: more than 2^31 pixels");
+  STD_TORCH_CHECK(value.size(1) <= std::numeric_limits<int32_t>::max(),
+                  "ms_deform_attn: more than 2^31 pixels");
   std::vector<Level> levels;
   for (size_t l = 0; l < starts.size(); ++l) {
     const int64_t h = shapes[2 * l], w = shapes[2 * l + 1], start = starts[l];
@@ -81,22 +82,26 @@ inline void check_coordinates(const Tensor& value, const Tensor& t, const char* 
 }
 
 inline Arguments make_arguments(const Tensor& value, const Ints& shapes, const Ints& starts,
-                                const std::optional<Tensor>& references, const Tensor& offsets, const Tensor& logits) {
+                                const std::optional<Tensor>& references, const Tensor& offsets,
+                                const Tensor& logits) {
   using torch::stable::contiguous;
   STD_TORCH_CHECK(value.dim() == 4, "ms_deform_attn: value must be (B, S, H, D)");
   check_coordinates(value, offsets, "sampling_offsets");
   check_coordinates(value, logits, "attention_weights");
-  Arguments a{contiguous(value), make_levels(value, shapes, starts), std::nullopt, contiguous(offsets),
-              contiguous(logits), std::nullopt, std::nullopt};
+  Arguments a{contiguous(value),  make_levels(value, shapes, starts),
+              std::nullopt,       contiguous(offsets),
+              contiguous(logits), std::nullopt,
+              std::nullopt};
   if (references) {
     check_coordinates(value, *references, "reference_points");
     a.references = contiguous(*references);
   }
   const int64_t dim = a.logits.dim();
-  STD_TORCH_CHECK(dim >= 4 && dim <= 5 && a.offsets.dim() == dim + 1 && a.offsets.numel() == 2 * a.logits.numel() &&
-                      a.logits.size(dim - 3) == value.size(2) &&
-                      a.logits.size(dim - 2) == static_cast<int64_t>(a.levels.size()),
-                  "ms_deform_attn: sampling_offsets (.., H, L, P, 2) and attention_weights (.., H, L, P) do not fit");
+  STD_TORCH_CHECK(
+      dim >= 4 && dim <= 5 && a.offsets.dim() == dim + 1 && a.offsets.numel() == 2 * a.logits.numel() &&
+          a.logits.size(dim - 3) == value.size(2) &&
+          a.logits.size(dim - 2) == static_cast<int64_t>(a.levels.size()),
+      "ms_deform_attn: sampling_offsets (.., H, L, P, 2) and attention_weights (.., H, L, P) do not fit");
   return a;
 }
 
@@ -122,8 +127,8 @@ Problem<T> make_problem(const Arguments& a) {
   p.softmax = a.softmax;
   if (a.references) {
     const int64_t ref_dim = a.references->dim();
-    p.rule = {static_cast<int>(a.references->size(ref_dim - 1)), static_cast<int>(a.references->size(ref_dim - 2)),
-              a.pillar};
+    p.rule = {static_cast<int>(a.references->size(ref_dim - 1)),
+              static_cast<int>(a.references->size(ref_dim - 2)), a.pillar};
     p.references = static_cast<const A*>(a.references->const_data_ptr());
   }
   p.value = static_cast<const T*>(a.value.const_data_ptr());
@@ -162,7 +167,8 @@ struct Ops {
     const bool ragged = a.row_splits.has_value();
     Tensor out = ragged ? torch::stable::new_empty(a.value, {a.logits.size(0), width})
                         : torch::stable::new_empty(a.value, {a.logits.size(0), a.logits.size(1), width});
-    Tensor weights = return_weights ? torch::stable::new_empty(a.logits, a.logits.sizes()) : not_wanted(a.logits);
+    Tensor weights =
+        return_weights ? torch::stable::new_empty(a.logits, a.logits.sizes()) : not_wanted(a.logits);
     dispatch(a.value.scalar_type(), [&](auto tag) {
       using T = decltype(tag);
       using A = accumulate_t<T>;
@@ -173,8 +179,8 @@ struct Ops {
     return {out, weights};
   }
 
-  static Grads run_backward(const Arguments& a, const Tensor& grad_out, const std::optional<Tensor>& grad_weights,
-                            const Needs& needs) {
+  static Grads run_backward(const Arguments& a, const Tensor& grad_out,
+                            const std::optional<Tensor>& grad_weights, const Needs& needs) {
     const ScalarType dtype = a.value.scalar_type();
     STD_TORCH_CHECK(grad_out.scalar_type() == dtype, "ms_deform_attn: the gradient must have value's dtype");
     STD_TORCH_CHECK(grad_out.numel() == queries_of(a) * a.value.size(2) * a.value.size(3),
@@ -186,8 +192,10 @@ struct Ops {
                                : not_wanted(a.value);
     Tensor references = needs.references ? torch::stable::new_zeros(*a.references, a.references->sizes())
                                          : not_wanted(a.logits);
-    Tensor offsets = needs.offsets ? torch::stable::new_zeros(a.offsets, a.offsets.sizes()) : not_wanted(a.logits);
-    Tensor logits = needs.logits ? torch::stable::new_zeros(a.logits, a.logits.sizes()) : not_wanted(a.logits);
+    Tensor offsets =
+        needs.offsets ? torch::stable::new_zeros(a.offsets, a.offsets.sizes()) : not_wanted(a.logits);
+    Tensor logits =
+        needs.logits ? torch::stable::new_zeros(a.logits, a.logits.sizes()) : not_wanted(a.logits);
     dispatch(dtype, [&](auto tag) {
       using T = decltype(tag);
       using A = accumulate_t<T>;
@@ -214,13 +222,15 @@ struct Ops {
     return std::get<0>(run_forward(a, false));
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor& value, const Ints& shapes,
-                                                     const Ints& starts, const Tensor& locations,
-                                                     const Tensor& weights, bool need_value, bool need_locations,
+  static std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor& value,
+                                                     const Ints& shapes, const Ints& starts,
+                                                     const Tensor& locations, const Tensor& weights,
+                                                     bool need_value, bool need_locations,
                                                      bool need_weights) {
     Arguments a = make_arguments(value, shapes, starts, std::nullopt, locations, weights);
     a.softmax = false;
-    const Grads g = run_backward(a, grad_out, std::nullopt, {need_value, false, need_locations, need_weights});
+    const Grads g =
+        run_backward(a, grad_out, std::nullopt, {need_value, false, need_locations, need_weights});
     return {std::get<0>(g), std::get<2>(g), std::get<3>(g)};
   }
 
@@ -232,10 +242,10 @@ struct Ops {
     return run_forward(a, return_weights);
   }
 
-  static Grads fused_backward(const Tensor& grad_out, const std::optional<Tensor>& grad_weights, const Tensor& value,
-                              const Ints& shapes, const Tensor& references, const Tensor& offsets,
-                              const Tensor& logits, bool pillar, bool need_value, bool need_references,
-                              bool need_offsets, bool need_logits) {
+  static Grads fused_backward(const Tensor& grad_out, const std::optional<Tensor>& grad_weights,
+                              const Tensor& value, const Ints& shapes, const Tensor& references,
+                              const Tensor& offsets, const Tensor& logits, bool pillar, bool need_value,
+                              bool need_references, bool need_offsets, bool need_logits) {
     Arguments a = make_arguments(value, shapes, dense_starts(shapes), references, offsets, logits);
     a.pillar = pillar;
     return run_backward(a, grad_out, grad_weights, {need_value, need_references, need_offsets, need_logits});
@@ -245,8 +255,9 @@ struct Ops {
                                     const Tensor& offsets, const Tensor& logits, const Tensor& row_splits,
                                     const Tensor& row_value) {
     Arguments a = make_arguments(value, shapes, dense_starts(shapes), references, offsets, logits);
-    STD_TORCH_CHECK(row_splits.scalar_type() == ScalarType::Long && row_value.scalar_type() == ScalarType::Long,
-                    "ms_deform_attn_ragged: row_splits and row_value must be int64");
+    STD_TORCH_CHECK(
+        row_splits.scalar_type() == ScalarType::Long && row_value.scalar_type() == ScalarType::Long,
+        "ms_deform_attn_ragged: row_splits and row_value must be int64");
     STD_TORCH_CHECK(row_splits.numel() == logits.size(0) + 1 && row_value.numel() == references.size(0),
                     "ms_deform_attn_ragged: row_splits must be (M + 1), row_value (R)");
     STD_TORCH_CHECK(row_splits.is_cuda() == value.is_cuda() && row_value.is_cuda() == value.is_cuda(),
@@ -258,18 +269,20 @@ struct Ops {
   }
 
   static std::tuple<Tensor, Tensor> ragged(const Tensor& value, const Ints& shapes, const Tensor& references,
-                                           const Tensor& offsets, const Tensor& logits, const Tensor& row_splits,
-                                           const Tensor& row_value, bool return_weights) {
+                                           const Tensor& offsets, const Tensor& logits,
+                                           const Tensor& row_splits, const Tensor& row_value,
+                                           bool return_weights) {
     return run_forward(ragged_arguments(value, shapes, references, offsets, logits, row_splits, row_value),
                        return_weights);
   }
 
-  static Grads ragged_backward(const Tensor& grad_out, const std::optional<Tensor>& grad_weights, const Tensor& value,
-                               const Ints& shapes, const Tensor& references, const Tensor& offsets,
-                               const Tensor& logits, const Tensor& row_splits, const Tensor& row_value,
-                               bool need_value, bool need_references, bool need_offsets, bool need_logits) {
-    return run_backward(ragged_arguments(value, shapes, references, offsets, logits, row_splits, row_value), grad_out,
-                        grad_weights, {need_value, need_references, need_offsets, need_logits});
+  static Grads ragged_backward(const Tensor& grad_out, const std::optional<Tensor>& grad_weights,
+                               const Tensor& value, const Ints& shapes, const Tensor& references,
+                               const Tensor& offsets, const Tensor& logits, const Tensor& row_splits,
+                               const Tensor& row_value, bool need_value, bool need_references,
+                               bool need_offsets, bool need_logits) {
+    return run_backward(ragged_arguments(value, shapes, references, offsets, logits, row_splits, row_value),
+                        grad_out, grad_weights, {need_value, need_references, need_offsets, need_logits});
   }
 
   template <typename Library>

@@ -1,8 +1,9 @@
-// What a kernel of multi-scale deformable attention works on: sizes and raw pointers, the same on every device.
+// What a kernel of multi-scale deformable attention works on: sizes and raw pointers, the same on every
+// device.
 //
-// All three ops are one problem. Query m has rows row_begin(m) .. row_end(m); each row reads one value batch at its
-// own references with the query's offsets and weights; the output is the mean over the rows. The drop-in and the
-// fused op have exactly one row a query.
+// All three ops are one problem. Query m has rows row_begin(m) .. row_end(m); each row reads one value batch
+// at its own references with the query's offsets and weights; the output is the mean over the rows. The
+// drop-in and the fused op have exactly one row a query.
 #pragma once
 
 #include <cstdint>
@@ -31,26 +32,28 @@ template <typename T>
 struct Problem {
   using A = accumulate_t<T>;
 
-  int64_t batches, pixels;          // value is (batches, pixels, heads, width)
-  int64_t queries;                  // of all batches together
-  int64_t queries_per_batch;        // without row_value: query m reads batch m / queries_per_batch
+  int64_t batches, pixels;    // value is (batches, pixels, heads, width)
+  int64_t queries;            // of all batches together
+  int64_t queries_per_batch;  // without row_value: query m reads batch m / queries_per_batch
   int64_t rows;
   int heads, width, levels, points;
   ReferenceRule rule;
-  bool softmax;                     // weights are logits
+  bool softmax;  // weights are logits
 
   const T* value;
-  const A* references;              // (rows, rule.count, rule.dims)
-  const A* offsets;                 // (queries, heads, levels, points, 2)
-  const A* weights;                 // (queries, heads, levels, points)
-  const int64_t* row_splits;        // (queries + 1) or null: one row a query
-  const int64_t* row_value;         // (rows) or null
+  const A* references;        // (rows, rule.count, rule.dims)
+  const A* offsets;           // (queries, heads, levels, points, 2)
+  const A* weights;           // (queries, heads, levels, points)
+  const int64_t* row_splits;  // (queries + 1) or null: one row a query
+  const int64_t* row_value;   // (rows) or null
 
   BEVKD2_HOST_DEVICE int samples() const { return levels * points; }  // of one head
   BEVKD2_HOST_DEVICE int64_t pixel_stride() const { return static_cast<int64_t>(heads) * width; }
   BEVKD2_HOST_DEVICE int64_t batch_stride() const { return pixels * pixel_stride(); }
   BEVKD2_HOST_DEVICE int64_t row_begin(int64_t query) const { return row_splits ? row_splits[query] : query; }
-  BEVKD2_HOST_DEVICE int64_t row_end(int64_t query) const { return row_splits ? row_splits[query + 1] : query + 1; }
+  BEVKD2_HOST_DEVICE int64_t row_end(int64_t query) const {
+    return row_splits ? row_splits[query + 1] : query + 1;
+  }
   BEVKD2_HOST_DEVICE int64_t batch_of(int64_t row) const {
     return row_value ? row_value[row] : row / queries_per_batch;
   }

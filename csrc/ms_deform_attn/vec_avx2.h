@@ -1,5 +1,5 @@
-// Eight floats in an AVX2 register; the same members as vec_plain.h, which says what they do. Included inside a
-// namespace and a target("avx2,fma,f16c") region; see cpu.cpp.
+// Eight floats in an AVX2 register; the same members as vec_plain.h, which says what they do. Included inside
+// a namespace and a target("avx2,fma,f16c") region; see cpu.cpp.
 
 template <typename A>
 struct Vec;
@@ -37,7 +37,8 @@ struct Vec<float> {
   Vec exp() const {
     const __m256 lowest = _mm256_set1_ps(-87.33654F), highest = _mm256_set1_ps(88.72283F);
     const __m256 x = _mm256_min_ps(highest, _mm256_max_ps(lowest, v));
-    const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504F)), _MM_FROUND_TO_NEAREST_INT);
+    const __m256 n =
+        _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504F)), _MM_FROUND_TO_NEAREST_INT);
     __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375F), x);  // ln(2) in two pieces
     r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4F), r);
     __m256 p = _mm256_set1_ps(1.0F / 5040);
@@ -48,7 +49,8 @@ struct Vec<float> {
     p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.5F));
     p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0F));
     p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0F));
-    const __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    const __m256i exponent =
+        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
     const __m256 result = _mm256_mul_ps(p, _mm256_castsi256_ps(exponent));
     return {_mm256_andnot_ps(_mm256_cmp_ps(v, lowest, _CMP_LT_OQ), result)};
   }
@@ -59,13 +61,16 @@ struct Vec<float> {
   static void store_mask(const Mask& m, int32_t* p) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_castps_si256(m.v));
   }
-  static void store_pixels(const Vec& x, const Vec& y, const int32_t* start, const int32_t* width, int32_t* p) {
+  static void store_pixels(const Vec& x, const Vec& y, const int32_t* start, const int32_t* width,
+                           int32_t* p) {
     const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(width));
     const __m256i s = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(start));
     const __m256i row = _mm256_add_epi32(s, _mm256_mullo_epi32(_mm256_cvttps_epi32(y.v), w));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_add_epi32(row, _mm256_cvttps_epi32(x.v)));
   }
-  static __m128 halves(const __m256& a) { return _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1)); }
+  static __m128 halves(const __m256& a) {
+    return _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  }
   float sum() const {
     __m128 s = halves(v);
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));

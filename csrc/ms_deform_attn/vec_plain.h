@@ -1,5 +1,5 @@
-// Eight numbers at a time, in plain C++: the fallback, and the only path for double. vec_avx2.h has the same members.
-// Included inside a namespace; see cpu.cpp.
+// Eight numbers at a time, in plain C++: the fallback, and the only path for double. vec_avx2.h has the same
+// members. Included inside a namespace; see cpu.cpp.
 
 template <typename A>
 struct Vec {
@@ -76,12 +76,12 @@ struct Vec {
     for (int i = 0; i < 8; ++i) p[i] = m.v[i] ? -1 : 0;
   }
   // p[i] = start[i] + y[i] * width[i] + x[i], for whole numbers x and y.
-  static void store_pixels(const Vec& x, const Vec& y, const int32_t* start, const int32_t* width, int32_t* p) {
-    for (int i = 0; i < 8; ++i) p[i] = start[i] + static_cast<int32_t>(y.v[i]) * width[i] + static_cast<int32_t>(x.v[i]);
+  static void store_pixels(const Vec& x, const Vec& y, const int32_t* start, const int32_t* width,
+                           int32_t* p) {
+    for (int i = 0; i < 8; ++i)
+      p[i] = start[i] + static_cast<int32_t>(y.v[i]) * width[i] + static_cast<int32_t>(x.v[i]);
   }
-  A sum() const {
-    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
-  }
+  A sum() const { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
   A highest() const {
     A r = v[0];
     for (int i = 1; i < 8; ++i) r = v[i] > r ? v[i] : r;

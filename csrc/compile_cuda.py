@@ -1,0 +1,130 @@
+"""Compiles the CUDA sources without a GPU, and prints registers and spills of every kernel.
+
+Every .cu compiles for each architecture against the headers of the installed torch and of torch 2.10, the
+oldest that bevkd2 supports; the C++ sources compile against 2.10 too. The 2.10 headers are taken out of its
+wheel on the first run (a download of 0.9 GB) and kept in build/. Nothing is linked and nothing runs.
+
+    python csrc/compile_cuda.py
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ARCHITECTURES = ("80", "90", "100")
+OLDEST_TORCH = "2.10"
+DEFINES = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DUSE_CUDA"]
+
+
+def find_nvcc() -> Path:
+    """nvcc of CUDA_HOME, of PATH, or of pip's toolkit (nvidia-cuda-nvcc)."""
+    candidates = [Path(os.environ["CUDA_HOME"]) / "bin/nvcc"] if "CUDA_HOME" in os.environ else []
+    on_path = shutil.which("nvcc")
+    candidates += [Path(on_path)] if on_path else []
+    candidates += sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin/nvcc"))
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate
+    sys.exit(
+        "compile_cuda: no nvcc in CUDA_HOME, on PATH or from pip. Install the CUDA toolkit, or "
+        "`pip install nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-cccl`."
+    )
+
+
+def installed_headers() -> Path:
+    """The include directory of the torch that is installed here."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        sys.exit(
+            "compile_cuda: torch is not installed here; its headers are what the sources compile against."
+        )
+    return Path(spec.origin).parent / "include"
+
+
+def oldest_headers() -> Path:
+    """The include directory of the oldest supported torch, downloaded once."""
+    kept = ROOT / "build" / f"torch-{OLDEST_TORCH}-headers"
+    if not kept.exists():
+        kept.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent) as temporary:
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+            subprocess.run(
+                [*pip, "--python-version=3.11", f"--dest={temporary}", f"torch=={OLDEST_TORCH}.*"], check=True
+            )
+            (wheel,) = Path(temporary).glob("torch-*.whl")
+            with zipfile.ZipFile(wheel) as archive:
+                names = [name for name in archive.namelist() if name.startswith("torch/include/")]
+                archive.extractall(Path(temporary) / "unpacked", names)
+            (Path(temporary) / "unpacked").rename(kept)
+    return kept / "torch" / "include"
+
+
+def compile_one(command: list[str], source: Path, headers: Path) -> str:
+    """Run a compiler on one source; what it printed. Leaves with its output where it fails."""
+    with tempfile.TemporaryDirectory() as temporary:
+        full = [
+            *command,
+            *DEFINES,
+            "-std=c++20",
+            "-O3",
+            f"-I{headers}",
+            f"-I{headers}/torch/csrc/api/include",
+        ]
+        full += ["-c", str(source), "-o", f"{temporary}/out.o"]
+        result = subprocess.run(full, capture_output=True, text=True)
+    if result.returncode != 0:
+        sys.exit(
+            f"compile_cuda: {source.relative_to(ROOT)} does not compile:\n{result.stdout}{result.stderr}"
+        )
+    return result.stdout + result.stderr
+
+
+def report_kernels(log: str) -> None:
+    """One line a kernel and architecture from ptxas -v."""
+    pattern = (
+        r"Compiling entry function '(?P<name>\w+)' for 'sm_(?P<arch>\d+)'.*?(?P<spill>\d+) bytes spill "
+        r"stores, (?P<load>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers"
+    )
+    for kernel in re.finditer(pattern, log, re.DOTALL):
+        spills = int(kernel["spill"]) + int(kernel["load"])
+        line = f"    sm_{kernel['arch']:<4} {kernel['registers']:>3} registers, {spills:>3} bytes spilled"
+        print(f"{line}  {demangle(kernel['name'])}")
+
+
+def demangle(name: str) -> str:
+    """The kernel's name with its value type, where c++filt is there to tell."""
+    if shutil.which("c++filt") is None:
+        return name
+    readable = subprocess.run(["c++filt", name], capture_output=True, text=True, check=True).stdout.strip()
+    match = re.search(r"(\w+_kernel)<(?:[\w:]*::)?(\w+)>", readable)
+    return f"{match[1]}<{match[2]}>" if match else readable
+
+
+def main() -> None:
+    """Compile everything, newest headers first."""
+    nvcc = find_nvcc()
+    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
+    nvcc_command = [str(nvcc), *targets, "-Xptxas=-v", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+    print(f"nvcc: {nvcc}; architectures: {', '.join(ARCHITECTURES)}")
+    installed, oldest = installed_headers(), oldest_headers()
+    for title, headers in (("the installed torch", installed), (f"torch {OLDEST_TORCH}", oldest)):
+        for source in sorted(ROOT.glob("csrc/**/*.cu")):
+            log = compile_one(nvcc_command, source, headers)
+            print(f"{source.relative_to(ROOT)}: compiles against {title}")
+            report_kernels(log)
+    compiler = os.environ.get("CXX", "c++")
+    for source in sorted(ROOT.glob("csrc/**/*.cpp")):
+        compile_one([compiler, "-fPIC", "-fvisibility=hidden"], source, oldest)
+        print(f"{source.relative_to(ROOT)}: compiles against torch {OLDEST_TORCH}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""What setup.py decides, and that the scripts about the ops run."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def fake_torch(cuda: str | None, visible: bool) -> SimpleNamespace:
+    return SimpleNamespace(
+        version=SimpleNamespace(cuda=cuda), cuda=SimpleNamespace(is_available=lambda: visible)
+    )
+
+
+@pytest.mark.parametrize(
+    ("cuda", "visible", "home", "nvcc", "force", "expected"),
+    [
+        (None, False, None, "", None, False),
+        ("13.2", False, "/cuda", "13", None, False),  # an nvcc on PATH is no reason
+        ("13.2", True, None, "", None, False),
+        ("13.2", True, "/cuda", "12", None, False),
+        ("13.2", True, "/cuda", "13", None, True),
+        ("13.2", False, "/cuda", "13", "1", True),
+        ("13.2", True, "/cuda", "13", "0", False),
+    ],
+)
+def test_cuda_decision(
+    monkeypatch: pytest.MonkeyPatch,
+    cuda: str | None,
+    visible: bool,
+    home: str | None,
+    nvcc: str,
+    force: str | None,
+    expected: bool,
+) -> None:
+    setup = load(ROOT / "setup.py")
+    monkeypatch.setattr(setup, "nvcc_major", lambda home: nvcc)
+    monkeypatch.delenv("FORCE_CUDA", raising=False)
+    if force is not None:
+        monkeypatch.setenv("FORCE_CUDA", force)
+    assert setup.cuda_decision(fake_torch(cuda, visible), home)[0] is expected
+
+
+@pytest.mark.parametrize(
+    ("cuda", "message"), [(None, "this torch has no CUDA"), ("13.2", "there is no nvcc")]
+)
+def test_forced_cuda_that_cannot_be_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, cuda: str | None, message: str
+) -> None:
+    monkeypatch.setenv("FORCE_CUDA", "1")
+    with pytest.raises(SystemExit, match=message):
+        load(ROOT / "setup.py").cuda_decision(fake_torch(cuda, True), None)
+
+
+def test_setup_without_torch_leaves_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = load(ROOT / "setup.py")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(SystemExit, match="torch is not installed here"):
+        setup.extensions()
+
+
+def test_compile_script_without_nvcc_leaves_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = load(ROOT / "csrc" / "compile_cuda.py")
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(script.sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(SystemExit, match="no nvcc"):
+        script.find_nvcc()
+
+
+def test_compile_script_reads_what_ptxas_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    load(ROOT / "csrc" / "compile_cuda.py").report_kernels(
+        "ptxas info    : Compiling entry function 'some_kernel' for 'sm_90'\n"
+        "    16 bytes stack frame, 24 bytes spill stores, 16 bytes spill loads\n"
+        "ptxas info    : Used 64 registers, used 0 barriers\n"
+    )
+    assert " ".join(capsys.readouterr().out.split()) == "sm_90 64 registers, 40 bytes spilled some_kernel"
+
+
+def test_benchmark_runs() -> None:
+    result = subprocess.run(
+        [sys.executable, "benchmarks/bench_ms_deform_attn.py", "--quick", "--threads", "1"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    report = json.loads(result.stdout)
+    assert set(report["cases"]) == {"temporal", "spatial"}
+    assert all(case["largest difference"] < 1e-5 for case in report["cases"].values())

@@ -1,0 +1,138 @@
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from bevkd2.ops import ms_deform_attn_fused
+from bevkd2.ops.ms_deform_attn_fused import ms_deform_attn_fused_reference
+from tests.ops.deform_attn_tester import Case, DeformAttnTester, Inputs
+from tests.ops.test_ms_deform_attn import make_inputs
+
+
+class TestMSDeformAttnFused(DeformAttnTester):
+    op = ms_deform_attn_fused
+    reference = ms_deform_attn_fused_reference
+    raw = "ms_deform_attn_fused"
+    locations = "sampling_offsets"
+    variants = ("levels", "shared", "boxes", "pillar")
+
+    def make(self, case: Case, dtype: torch.dtype, seed: int = 0) -> Inputs:
+        """Offsets are chosen so that the points lie where the drop-in form's do."""
+        plain = make_inputs(case, dtype, seed)
+        generator = torch.Generator().manual_seed(seed + 1)
+        levels, points = len(case.levels), case.points
+        count, dims = {"shared": (1, 2), "boxes": (levels, 4), "pillar": (4, 2)}.get(
+            case.variant, (levels, 2)
+        )
+        references = torch.rand(case.batch, case.queries, count, dims, generator=generator, dtype=dtype) + 0.1
+        sizes = torch.tensor([[w, h] for h, w in case.levels], dtype=dtype)[:, None]
+        if case.variant == "pillar":
+            used = references[:, :, None, None, torch.arange(points) % count]
+        else:
+            used = references[:, :, None, :, None]
+        scale = used[..., 2:] * 0.5 / max(1, points) if dims == 4 else 1 / sizes
+        return {
+            "value": plain["value"],
+            "spatial_shapes": plain["spatial_shapes"],
+            "reference_points": references,
+            "sampling_offsets": (plain["sampling_locations"] - used[..., :2]) / scale,
+            "attention_logits": 2
+            * torch.randn(plain["attention_weights"].shape, generator=generator, dtype=dtype),
+            "reference_mode": "pillar" if case.variant == "pillar" else "level",
+            "return_weights": True,
+        }
+
+    def place(self, case: Case, x: float, y: float) -> Inputs:
+        inputs = self.make(case, torch.float64)
+        ((height, width),) = case.levels
+        inputs["reference_points"] = torch.full_like(inputs["reference_points"], 0.5)
+        centre = torch.tensor([0.5 * width - 0.5, 0.5 * height - 0.5], dtype=torch.float64)
+        scale = 1.0
+        if case.variant == "boxes":  # a box as large as half the map: offset / P * 0.5 * 0.5 * size
+            scale = 4 * case.points / torch.tensor([width, height], dtype=torch.float64)
+        offset = (torch.tensor([x, y], dtype=torch.float64) - centre) * scale
+        inputs["sampling_offsets"] = offset.expand_as(inputs["sampling_offsets"])
+        return inputs
+
+    def raw_arguments(self, inputs: Inputs) -> tuple:
+        shapes = [n for shape in inputs["spatial_shapes"] for n in shape]
+        tensors = inputs["reference_points"], inputs["sampling_offsets"], inputs["attention_logits"]
+        return (
+            inputs["value"],
+            shapes,
+            *tensors,
+            inputs["reference_mode"] == "pillar",
+            inputs["return_weights"],
+        )
+
+    def raw_backward_arguments(self, inputs: Inputs) -> tuple:
+        out, weights = ms_deform_attn_fused(**inputs)
+        raw = self.raw_arguments(inputs)[:-1]
+        return torch.ones_like(out), torch.ones_like(weights), *raw, True, True, False, True
+
+
+def make(**change: Any) -> Inputs:
+    return {**TestMSDeformAttnFused().make(Case(), torch.float32), **change}
+
+
+def test_returned_weights_are_the_softmax_over_levels_and_points() -> None:
+    inputs = make()
+    out, weights = ms_deform_attn_fused(**inputs)
+    expected = inputs["attention_logits"].flatten(-2).softmax(-1).view_as(weights)
+    torch.testing.assert_close(weights, expected)
+    assert torch.equal(ms_deform_attn_fused(**{**inputs, "return_weights": False}), out)
+
+
+def test_weights_are_float32_beside_16_bit_everything() -> None:
+    inputs = {k: v.bfloat16() if isinstance(v, torch.Tensor) else v for k, v in make().items()}
+    out, weights = ms_deform_attn_fused(**inputs)
+    assert (out.dtype, weights.dtype) == (torch.bfloat16, torch.float32)
+
+
+def test_a_loss_on_the_weights_alone_reaches_the_logits() -> None:
+    inputs = make()
+    logits = inputs["attention_logits"].requires_grad_()
+    value = inputs["value"].requires_grad_()
+    _, weights = ms_deform_attn_fused(**inputs)
+    weights.square().sum().backward()
+    leaf = logits.detach().clone().requires_grad_()
+    leaf.flatten(-2).softmax(-1).square().sum().backward()
+    torch.testing.assert_close(logits.grad, leaf.grad)
+    assert value.grad is None or not value.grad.any()
+
+
+def test_extreme_logits() -> None:
+    inputs = make()
+    inputs["attention_logits"][..., 0, 0] = 200.0
+    inputs["attention_logits"][..., 1, 1] = -float("inf")
+    _, weights = ms_deform_attn_fused(**inputs)
+    assert torch.equal(weights[..., 0, 0], torch.ones_like(weights[..., 0, 0]))
+    assert not weights[..., 1, 1].any()
+
+
+def test_nan_logits_stay_visible() -> None:
+    inputs = make()
+    inputs["attention_logits"][0, 0, 0, 0, 0] = float("nan")
+    out, weights = ms_deform_attn_fused(**inputs)
+    assert weights[0, 0, 0].isnan().all()
+    assert out[0, 0, :8].isnan().any()
+    assert not out[0, 1:].isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reference_points": torch.zeros(2, 6, 3, 2)}, "expected 1 or 2 references, one a level"),
+        ({"reference_points": torch.zeros(2, 6, 2, 3)}, "reference_points is (2, 6, 2, 3)"),
+        ({"reference_points": torch.zeros(2, 5, 2, 2)}, "expected (2, 6) + (R, 2 or 4)"),
+        ({"reference_mode": "pillar", "reference_points": torch.zeros(2, 6, 2, 4)}, "not boxes"),
+        ({"reference_mode": "corner"}, "reference_mode is 'corner'; expected 'level' or 'pillar'"),
+        ({"spatial_shapes": [(5, 7), (3, 3)]}, "value has 41 pixels"),
+        ({"sampling_offsets": torch.zeros(2, 6, 2, 2, 3, 2)}, "sampling_offsets is (2, 6, 2, 2, 3, 2)"),
+        ({"attention_logits": torch.zeros(2, 6, 2, 2, 2).long()}, "attention_logits is torch.int64"),
+    ],
+)
+def test_errors_name_what_was_found(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ms_deform_attn_fused(**make(**change))
