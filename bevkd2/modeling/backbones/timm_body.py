@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from bevkd2.config import CfgNode
@@ -53,6 +55,7 @@ class TimmBody(Backbone):
             full = timm.create_model(name, pretrained=False, in_chans=in_channels)
             load_body_weights(full, weights)
             _copy_features(full, self.body)
+        _freeze_unused(self.body, timm.get_pretrained_cfg(name).input_size[1:], in_channels)
         if checkpointing:
             self.body.set_grad_checkpointing()
         self.frozen_bn = frozen_bn
@@ -80,6 +83,19 @@ class TimmBody(Backbone):
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
         return self
+
+
+def _freeze_unused(body: nn.Module, image_size: Sequence[int], in_channels: int) -> None:
+    """Freezes layers beyond the last feature, which some bodies keep: nothing would ever reach them.
+
+    DistributedDataParallel would wait for their gradients.
+    """
+    probe = copy.deepcopy(body).to("meta").eval()
+    features = probe(torch.empty(1, in_channels, *image_size, device="meta"))
+    parameters = list(probe.parameters())
+    grads = torch.autograd.grad([f.sum() for f in features], parameters, allow_unused=True)
+    for parameter, grad in zip(body.parameters(), grads, strict=True):
+        parameter.requires_grad_(grad is not None)
 
 
 def _copy_features(full: nn.Module, features: nn.Module) -> None:

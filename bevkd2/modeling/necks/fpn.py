@@ -83,9 +83,7 @@ class FPN(nn.Module):
             laterals[level - 1] = finer + F.interpolate(
                 laterals[level], size=finer.shape[-2:], mode="nearest"
             )
-        outs = [
-            conv(x) for conv, x in zip(self.output_convs, laterals, strict=False)
-        ]
+        outs = [conv(x) for conv, x in zip(self.output_convs, laterals, strict=False)]
         for index, conv in enumerate(self.output_convs[len(laterals) :]):
             # The published models have no ReLU before the first extra convolution.
             outs.append(conv(outs[-1] if index == 0 else outs[-1].relu()))

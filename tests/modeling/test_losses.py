@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+from bevkd2.modeling import losses as losses_module
+from bevkd2.modeling.losses import SetCriterion, average_over_ranks
+from bevkd2.modeling.matchers import HungarianMatcher
+
+
+def make_criterion(**options) -> SetCriterion:
+    weights = {"class_weight": 2.0, "box_weight": 0.25, "focal_alpha": 0.25, "focal_gamma": 2.0}
+    weights |= options
+    return SetCriterion(HungarianMatcher(**weights), code_weights=[1.0] * 8 + [0.2] * 2, **weights)
+
+
+def test_losses_by_hand():
+    logits, boxes = torch.zeros(1, 1, 2, 1), torch.zeros(1, 1, 2, 10)
+    boxes[0, 0, 1] = 50.0
+    code = torch.full((1, 10), 0.5)
+    losses = make_criterion()(logits, boxes, [torch.tensor([0])], [code])
+    # p = 1/2 twice, one of them positive: ln 2 / 4 * (.25 + .75)
+    assert float(losses["loss_cls"]) == pytest.approx(2 * 0.693147 / 4, abs=1e-6)
+    assert float(losses["loss_box"]) == pytest.approx(0.25 * 0.5 * (8 + 2 * 0.2), abs=1e-6)
+
+
+def test_names_and_layers():
+    torch.manual_seed(0)
+    logits, boxes = torch.randn(3, 2, 4, 5), torch.randn(3, 2, 4, 10)
+    labels, codes = [torch.tensor([1]), torch.tensor([2, 3])], [torch.randn(1, 10), torch.randn(2, 10)]
+    losses = make_criterion()(logits, boxes, labels, codes)
+    assert list(losses) == [
+        "loss_cls_0",
+        "loss_box_0",
+        "loss_cls_1",
+        "loss_box_1",
+        "loss_cls",
+        "loss_box",
+    ]
+    last = make_criterion()(logits[2:], boxes[2:], labels, codes)
+    torch.testing.assert_close(losses["loss_cls"], last["loss_cls"])
+    torch.testing.assert_close(losses["loss_box"], last["loss_box"])
+
+
+def test_normaliser_is_the_mean_over_ranks_and_at_least_one(monkeypatch: pytest.MonkeyPatch):
+    cpu = torch.device("cpu")
+    assert float(average_over_ranks(0, cpu)) == 1
+    monkeypatch.setattr(losses_module.comm, "get_world_size", lambda: 4)
+    monkeypatch.setattr(losses_module.dist, "all_reduce", lambda total: total.add_(7))
+    assert float(average_over_ranks(5, cpu)) == 3
+
+
+def test_nan_predictions_give_nan_losses():
+    logits = torch.full((1, 1, 3, 4), float("nan"))
+    losses = make_criterion()(logits, torch.zeros(1, 1, 3, 10), [torch.tensor([0])], [torch.zeros(1, 10)])
+    assert torch.isnan(losses["loss_cls"])
+
+
+def test_half_precision_predictions_give_float32_losses():
+    logits, boxes = torch.randn(1, 1, 3, 4).bfloat16(), torch.randn(1, 1, 3, 10).bfloat16()
+    losses = make_criterion()(logits, boxes, [torch.tensor([0])], [torch.zeros(1, 10)])
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
