@@ -25,16 +25,16 @@ def encode_boxes(boxes: Boxes3D) -> Tensor:
         (n, 10).
 
     Raises:
-        ValueError: a number that is not finite, or a size that is not positive.
+        ValueError: no velocity, a number that is not finite, or a size that is not positive.
     """
-    x = boxes.tensor
+    x, (vx, vy) = boxes.tensor, boxes.velocity.unbind(1)
     if not bool(torch.isfinite(x).all()) or not bool((boxes.size > 0).all()):
         bad = int((~torch.isfinite(x).all(1) | ~(boxes.size > 0).all(1)).nonzero()[0])
         raise ValueError(f"box {bad} is {x[bad].tolist()}: expected finite numbers and positive sizes")
     yaw = -boxes.yaw - math.pi / 2
     length, width, height = boxes.size.log().unbind(1)
     return torch.stack(
-        [x[:, 0], x[:, 1], width, length, x[:, 2], height, yaw.sin(), yaw.cos(), x[:, 7], x[:, 8]], dim=1
+        [x[:, 0], x[:, 1], width, length, x[:, 2], height, yaw.sin(), yaw.cos(), vx, vy], dim=1
     )
 
 

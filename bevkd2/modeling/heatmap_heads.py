@@ -73,14 +73,16 @@ def draw_heatmap(
         (K, H, W) in [0, 1], exactly 1 in the cells of the centres.
     """
     height, width = shape
-    heatmap = centers.new_zeros(num_classes, height, width)
     x = torch.arange(width, device=centers.device)
     y = torch.arange(height, device=centers.device)
-    sigma = (2 * radii.clamp(min=MIN_RADIUS) + 1) / 6
-    for (cx, cy), s, label in zip(centers.floor(), sigma, labels, strict=True):
-        bump = torch.exp(-((x - cx) ** 2 + ((y - cy) ** 2)[:, None]) / (2 * s * s))
-        heatmap[label] = torch.maximum(heatmap[label], bump)
-    return heatmap
+    sigma = ((2 * radii.clamp(min=MIN_RADIUS) + 1) / 6)[:, None]
+    cells = centers.floor()
+    along_x = torch.exp(-((x - cells[:, :1]) ** 2) / (2 * sigma**2))
+    along_y = torch.exp(-((y - cells[:, 1:]) ** 2) / (2 * sigma**2))
+    bumps = (along_y[:, :, None] * along_x[:, None, :]).flatten(1)
+    heatmap = centers.new_zeros(num_classes, height * width)
+    heatmap.scatter_reduce_(0, labels[:, None].expand_as(bumps), bumps, "amax")
+    return heatmap.unflatten(1, shape)
 
 
 def bev_heatmap_targets(

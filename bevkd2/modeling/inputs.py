@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bevkd2.modeling.box_coders import encode_boxes
 from bevkd2.structures import Boxes3D
 
 FRAME_KEYS = ("images", "lidar2img", "can_bus", "scene_token", "timestamp")
@@ -145,6 +146,45 @@ def collate_history(
         rows = [row for row, history in enumerate(histories) if len(history) >= age]
         steps.append(collate_frames([histories[row][-age] for row in rows], rows, normalize, num_cameras))
     return steps
+
+
+def collate_targets(samples: Sequence[Mapping[str, Any]], frames: Frames, num_classes: int) -> BEVTargets:
+    """Moves the annotations to the frames' device.
+
+    Args:
+        samples: with ``boxes`` (Boxes3D) and ``labels``.
+        frames: the current ones.
+        num_classes: K.
+
+    Raises:
+        KeyError: a sample without annotations.
+        ValueError: a box that no detector could predict, or a label that is no class.
+    """
+    device = frames.images.device
+    codes = [_codes(sample, num_classes).to(device) for sample in samples]
+    return BEVTargets(
+        boxes=[sample["boxes"].to(device) for sample in samples],
+        labels=[sample["labels"].to(device) for sample in samples],
+        codes=codes,
+        lidar2img=frames.lidar2img,
+        image_sizes=frames.image_sizes,
+    )
+
+
+def _codes(sample: Mapping[str, Any], num_classes: int) -> Tensor:
+    name = f"sample {sample.get('sample_token', '(no sample_token)')}"
+    if "boxes" not in sample or "labels" not in sample:
+        raise KeyError(f"{name}: no boxes or labels; training needs an annotated split")
+    labels = sample["labels"]
+    if len(labels) != len(sample["boxes"]) or bool(((labels < 0) | (labels >= num_classes)).any()):
+        raise ValueError(
+            f"{name}: labels are {labels.tolist()} for {len(sample['boxes'])} boxes, expected one a box in "
+            f"0..{num_classes - 1} (MODEL.BEVFORMER.NUM_CLASSES)"
+        )
+    try:
+        return encode_boxes(sample["boxes"]).float()
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _check_frame(frame: Mapping[str, Any], num_cameras: int) -> None:

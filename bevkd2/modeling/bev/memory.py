@@ -107,10 +107,14 @@ def split_by_time(scene_tokens: Sequence[str]) -> list[list[int]]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts every module into eval mode, and afterwards back into the mode that it was in."""
+    """Puts every module into eval mode, and afterwards back into the mode that it was in.
+
+    The flags are set without calling ``train()``, on whose call a model may act.
+    """
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
+        for module, _ in modes:
+            module.training = False
         yield
     finally:
         for module, training in modes:

@@ -23,7 +23,7 @@ from bevkd2.modeling.bev.memory import (
 )
 from bevkd2.modeling.bev.projection import VisiblePairs
 from bevkd2.modeling.bev.queries import BEVPosition, can_bus_embedding
-from bevkd2.modeling.box_coders import decode_detections, encode_boxes
+from bevkd2.modeling.box_coders import decode_detections
 from bevkd2.modeling.grid_mask import GridMask
 from bevkd2.modeling.heatmap_heads import HeatmapHead, bev_heatmap_loss, image_heatmap_loss
 from bevkd2.modeling.inputs import (
@@ -33,6 +33,7 @@ from bevkd2.modeling.inputs import (
     PixelNormalizer,
     collate_frames,
     collate_history,
+    collate_targets,
 )
 from bevkd2.modeling.knowledge import WANTS, BEVKnowledge, TemporalState
 from bevkd2.modeling.losses import SetCriterion
@@ -105,7 +106,7 @@ class BEVFormer(nn.Module):
         self.image_backbone, self.neck = image_backbone, neck
         self.encoder, self.decoder = encoder, decoder
         self.criterion, self.geometry, self.grid_mask = criterion, geometry, grid_mask
-        self.num_cameras = num_cameras
+        self.num_cameras, self.num_classes = num_cameras, num_classes
         height, width = geometry.bev_shape
         self.bev_queries = nn.Parameter(torch.randn(height * width, embed_dim))
         self.bev_position = BEVPosition(geometry.bev_shape, embed_dim)
@@ -189,21 +190,10 @@ class BEVFormer(nn.Module):
         """Annotations on the device.
 
         Raises:
-            ValueError: a box with numbers that are not finite or sizes that are not positive.
+            KeyError: a sample without annotations.
+            ValueError: a box that no detector could predict, or a label that is no class.
         """
-        codes = []
-        for sample in batched_inputs:
-            try:
-                codes.append(encode_boxes(sample["boxes"]).float().to(self.device))
-            except ValueError as error:
-                raise ValueError(f"sample {sample.get('sample_token', '?')}: {error}") from error
-        return BEVTargets(
-            boxes=[sample["boxes"].to(device=self.device) for sample in batched_inputs],
-            labels=[sample["labels"].to(self.device) for sample in batched_inputs],
-            codes=codes,
-            lidar2img=inputs.current.lidar2img,
-            image_sizes=inputs.current.image_sizes,
-        )
+        return collate_targets(batched_inputs, inputs.current, self.num_classes)
 
     def extract(
         self, inputs: BEVInputs, wants: frozenset[str] = frozenset(), state: TemporalState | None = None

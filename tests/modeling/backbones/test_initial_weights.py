@@ -56,9 +56,7 @@ def test_mismatches_are_named(tmp_path: Path, torchvision_state: dict):
     with pytest.raises(StateDictMismatchError, match=r"BACKBONE\.WEIGHTS.*missing.*layer3\.0\.conv1\.weight"):
         load_body_weights(ResNet(**BASIC), str(path))
     torch.save(torchvision_state, path)
-    with pytest.raises(
-        StateDictMismatchError, match=r"48 keys unknown to the model: layer1\.1\.conv1\.weight"
-    ):
+    with pytest.raises(StateDictMismatchError, match=r"48 keys unknown to the model: layer1\.1\."):
         load_body_weights(ResNet(depth=10, stem_channels=64, res2_channels=64), str(path))
     with pytest.raises(
         StateDictMismatchError, match=r"conv1\.weight \(64, 3, 7, 7\) instead of \(8, 3, 7, 7\)"

@@ -83,6 +83,12 @@ def test_stream_equals_queue_and_resets(tiny_cfg: CfgNode, make_sample: Make, ma
     other = make_frame(7, scene="other")
     batch = model([frames[0], other, frames[1], frames[2]])
     torch.testing.assert_close(batch[3]["scores"], streamed[2]["scores"], atol=1e-5, rtol=1e-4)
+    # ... and is still remembered by the next batch
+    later = make_frame(8, scene="other", step=1)
+    follow = model([later])[0]
+    model.train().eval()
+    model([other])
+    torch.testing.assert_close(follow["scores"], model([later])[0]["scores"], atol=1e-5, rtol=1e-4)
     alone = randomized(tiny_cfg)([other])[0]
     torch.testing.assert_close(batch[1]["scores"], alone["scores"], atol=1e-5, rtol=1e-4)
 
@@ -270,6 +276,12 @@ def test_bad_samples_are_named(tiny_cfg: CfgNode, make_sample: Make):
     boxes[1, 7] = float("nan")
     with pytest.raises(ValueError, match=rf"{name}: box 1 is .*nan"):
         model([{**sample, "boxes": Boxes3D(boxes)}])
+    with pytest.raises(ValueError, match=rf"{name}.*7 columns, no velocity"):
+        model([{**sample, "boxes": Boxes3D(boxes[:, :7])}])
+    with pytest.raises(ValueError, match=rf"{name}: labels are .*0..9"):
+        model([{**sample, "labels": torch.tensor([0, 10, 1])}])
+    with pytest.raises(KeyError, match="annotated split"):
+        model([{key: value for key, value in sample.items() if key != "labels"}])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,74 @@
+"""The command that converts published weights, from a file to a file that the model loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from bevkd2.checkpoint import load_state, load_strict
+from bevkd2.checkpoint.import_bevformer import to_published
+from bevkd2.config import load_config
+from bevkd2.modeling import BEVFormer
+
+TOOLS = Path(__file__).parents[2] / "tools"
+CONFIG = """
+MODEL:
+  RESNETS: {DEPTH: 10, STEM_OUT_CHANNELS: 8, RES2_OUT_CHANNELS: 8}
+  FPN: {OUT_CHANNELS: 16}
+  BEVFORMER: {EMBED_DIM: 16, NUM_HEADS: 2, FFN_DIM: 32, BEV_SHAPE: [4, 5], NUM_QUERIES: 6}
+"""
+
+
+@pytest.fixture
+def import_weights(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import import_weights
+
+    return import_weights
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> tuple[BEVFormer, list[str]]:
+    """A model, and the arguments of the command for its published file."""
+    config = tmp_path / "model.yaml"
+    config.write_text(CONFIG)
+    model = BEVFormer(load_config(config))
+    state = to_published(model.state_dict(), torch.ones(10))
+    torch.save({"meta": {"epoch": 24}, "state_dict": state}, tmp_path / "published.pth")
+    return model, ["--arch", "bevformer", "--config-file", str(config), str(tmp_path / "published.pth")]
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_converted_file_loads_strictly(
+    import_weights: ModuleType, published: tuple, tmp_path: Path, capsys: pytest.CaptureFixture, suffix: str
+):
+    model, argv = published
+    out = tmp_path / f"ours{suffix}"
+    assert import_weights.main([*argv, str(out)]) == 0
+    assert "1 dropped, 0 missing" in capsys.readouterr().out
+    fresh = BEVFormer(load_config(tmp_path / "model.yaml"))
+    load_strict(fresh, load_state(out), str(out))
+    assert torch.equal(fresh.bev_queries, model.bev_queries)
+
+
+def test_another_model_is_an_error(
+    import_weights: ModuleType, published: tuple, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    _, argv = published
+    out = tmp_path / "ours.pth"
+    assert import_weights.main([*argv, str(out), "MODEL.BEVFORMER.BEV_SHAPE", "[5, 5]"]) == 1
+    assert "bev_queries (20, 16) instead of (25, 16)" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_pickles_are_refused(
+    import_weights: ModuleType, published: tuple, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    _, argv = published
+    bomb = tmp_path / "weights.pkl"
+    bomb.write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
+    assert import_weights.main([*argv[:-1], str(bomb), str(tmp_path / "ours.pth")]) == 1
+    assert ".pkl" in capsys.readouterr().err
