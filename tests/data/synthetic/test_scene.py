@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bevkd2.data.nuscenes_layout import CLASS_NAMES
 from bevkd2.data.synthetic import WorldConfig
 from bevkd2.data.synthetic.classes import CLASSES
 from bevkd2.data.synthetic.scene import FRAME_INTERVAL, EgoPath, Road, make_scene
@@ -82,6 +83,10 @@ def test_moving_objects_go_where_they_face():
         assert math.atan2(item.velocity[1], item.velocity[0]) == pytest.approx(
             math.remainder(item.yaw, 2 * math.pi), abs=1e-9
         )
+
+
+def test_classes_are_in_the_order_of_the_labels():
+    assert tuple(c.name for c in CLASSES) == CLASS_NAMES
 
 
 @pytest.mark.parametrize("label", range(10))

@@ -1,0 +1,90 @@
+import importlib.util
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+
+import bevkd2.modeling  # noqa: F401  (registers the models)
+from bevkd2.config import load_config
+from bevkd2.d2 import build_model
+from bevkd2.data.synthetic import WorldConfig, generate
+
+REPOSITORY = Path(__file__).parents[2]
+STUDENT, TEACHER = (REPOSITORY / "configs" / "demo" / f"{name}.yaml" for name in ("student", "teacher"))
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("visualize", REPOSITORY / "tools" / "visualize.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with a small world and untrained weights."""
+    folder = tmp_path_factory.mktemp("visualize")
+    config = WorldConfig(num_train_scenes=0, num_val_scenes=2, frames_per_scene=2, image_size=(96, 32))
+    generate(config, folder / "world", progress=False)
+    for path in (STUDENT, TEACHER):
+        model = build_model(load_config(str(path), ["MODEL.DEVICE", "cpu"]))
+        torch.save({"model": model.state_dict()}, folder / f"{path.stem}.pth")
+    return folder
+
+
+def arguments(work, output, *extra):
+    options = [
+        "DATASETS.ROOT",
+        str(work / "world"),
+        "DATASETS.CACHE_DIR",
+        str(work / "cache"),
+        "MODEL.DEVICE",
+        "cpu",
+    ]
+    return ["--config-file", str(STUDENT), "--output", str(output), *extra, *options]
+
+
+def test_pictures_of_two_models_are_written(tool, work, tmp_path):
+    other = f"teacher={TEACHER}:{work / 'teacher.pth'}"
+    extra = [
+        "--weights",
+        str(work / "student.pth"),
+        "--name",
+        "student",
+        "--compare-weights",
+        other,
+        "--num",
+        "2",
+    ]
+    written = tool.main(arguments(work, tmp_path / "pictures", *extra))
+    assert sorted(p.name for p in written) == sorted(
+        f"{frame:05d}_{kind}.png"
+        for frame in (1, 3)
+        for kind in (
+            *("detections_student", "attention_student", "detections_teacher", "attention_teacher"),
+            "bev_response",
+        )
+    )
+    for path in written:
+        image = cv2.imread(str(path))
+        assert image.shape[0] > 300
+        assert image.std() > 10
+
+
+@pytest.mark.parametrize("text", ["teacher", "=file.pth", "teacher=", "model=x.pth"])
+def test_a_comparison_that_is_not_understood_is_an_error(text, tool, work, tmp_path):
+    extra = ["--weights", str(work / "student.pth"), "--compare-weights", text]
+    with pytest.raises(ValueError, match="--compare-weights"):
+        tool.main(arguments(work, tmp_path, *extra))
+
+
+def test_missing_weights_say_how_to_name_them(tool, work, tmp_path):
+    with pytest.raises(ValueError, match="add --weights FILE"):
+        tool.main(arguments(work, tmp_path))
+
+
+def test_a_number_below_one_is_an_error(tool, work, tmp_path):
+    with pytest.raises(ValueError, match="--num is 0"):
+        tool.main(arguments(work, tmp_path, "--num", "0"))
