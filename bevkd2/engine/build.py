@@ -127,8 +127,13 @@ def build_hooks(
         trainer: the trainer that they are for.
         checkpointer: saves model and trainer.
         evaluate: see :func:`train`.
+
+    Raises:
+        ValueError: a period that is not positive.
     """
+    _check_periods(cfg)
     save_period, eval_period = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD
+    keep = cfg.SOLVER.CHECKPOINTS_TO_KEEP or None
     best = Checkpointer(model, cfg.OUTPUT_DIR, tag_last=False, trainer=trainer)
     main = comm.is_main_process()
     return [
@@ -138,9 +143,7 @@ def build_hooks(
         VerifyInherited(model, (save_period, eval_period)) if isinstance(model, InheritsWeights) else None,
         _teacher_hook(cfg, model, evaluate),
         # Saving goes before evaluating: what makes an evaluation fail can be looked at.
-        PeriodicCheckpointer(checkpointer, save_period, max_to_keep=cfg.SOLVER.CHECKPOINTS_TO_KEEP)
-        if main
-        else None,
+        PeriodicCheckpointer(checkpointer, save_period, max_to_keep=keep) if main else None,
         EvalHook(eval_period, lambda: evaluate(cfg, model)),
         BestCheckpointer(eval_period, best, cfg.TEST.BEST_METRIC) if main else None,
         PeriodicWriter(_writers(cfg), period=cfg.TEST.PRINT_PERIOD) if main else None,
@@ -159,6 +162,18 @@ def create_ddp_model(model: nn.Module) -> nn.Module:
     return DistributedDataParallel(
         model, device_ids=[comm.get_local_rank()] if on_gpu else None, broadcast_buffers=False
     )
+
+
+def _check_periods(cfg: CfgNode) -> None:
+    for section, key, least in (
+        ("SOLVER", "MAX_ITER", 1),
+        ("SOLVER", "CHECKPOINT_PERIOD", 1),
+        ("SOLVER", "CHECKPOINTS_TO_KEEP", 0),
+        ("TEST", "PRINT_PERIOD", 1),
+        ("TEST", "EVAL_PERIOD", 0),
+    ):
+        if cfg[section][key] < least:
+            raise ValueError(f"{section}.{key}: {cfg[section][key]} is too small; expected at least {least}")
 
 
 def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:

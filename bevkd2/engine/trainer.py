@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bevkd2.d2 import SimpleTrainer, comm
 
 _SHOWN = 10  # names that an error lists
+LOADING, TRAINING = 0, 1  # the two streams of random numbers of a step
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -86,10 +87,7 @@ class DistillTrainer(SimpleTrainer):
                 instead).
         """
         assert self.model.training, "the model was left in eval mode"
-        seed_step(self.seed, comm.get_rank(), self.iter)
-        start = time.perf_counter()
-        batch = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
+        batch, data_time = self._next_batch()
 
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self._device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
@@ -108,6 +106,17 @@ class DistillTrainer(SimpleTrainer):
             self.storage.put_scalar("grad_norm", grad_norm)
         if self.grad_scaler.is_enabled():
             self.storage.put_scalar("[metric]grad_scale", self.grad_scaler.get_scale())
+
+    def _next_batch(self) -> tuple[list[dict[str, Any]], float]:
+        """Returns a batch and the seconds that it took, and leaves the generators seeded for the model."""
+        start = time.perf_counter()
+        iterator = (
+            self._data_loader_iter
+        )  # made before seeding: DataLoader draws a number for its workers then
+        seed_step(self.seed, comm.get_rank(), self.iter, LOADING)
+        batch = next(iterator)
+        seed_step(self.seed, comm.get_rank(), self.iter, TRAINING)  # whatever was drawn to load the batch
+        return batch, time.perf_counter() - start
 
     def _check_losses(
         self, losses: Mapping[str, Tensor], batch: Sequence[Mapping[str, Any]]
@@ -181,16 +190,17 @@ class DistillTrainer(SimpleTrainer):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 
 
-def seed_step(seed: int, rank: int, iteration: int) -> None:
-    """Seeds Python's, numpy's and torch's generators for one iteration of one process.
+def seed_step(seed: int, rank: int, iteration: int, stream: int) -> None:
+    """Seeds Python's, numpy's and torch's generators for one part of one iteration of one process.
 
     Args:
         seed: the run's seed, not negative.
         rank: the process.
         iteration: the iteration.
+        stream: LOADING or TRAINING.
     """
-    # SeedSequence mixes the three, so that neighbouring numbers give unrelated streams.
-    state = int(np.random.SeedSequence((seed, rank, iteration)).generate_state(1, np.uint64)[0])
+    # SeedSequence mixes them, so that neighbouring numbers give unrelated streams.
+    state = int(np.random.SeedSequence((seed, rank, iteration, stream)).generate_state(1, np.uint64)[0])
     torch.manual_seed(state)
     random.seed(state)
     np.random.seed(state % 2**32)

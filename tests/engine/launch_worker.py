@@ -10,10 +10,20 @@ from typing import Any
 
 import torch
 
+from bevkd2.config import CfgNode
 from bevkd2.d2 import HookBase, build_model, comm
-from bevkd2.engine import build_trainer, default_argument_parser, launch, load_args, setup
+from bevkd2.engine import (
+    DistillTrainer,
+    build_optimizer,
+    build_trainer,
+    create_ddp_model,
+    default_argument_parser,
+    launch,
+    load_args,
+    setup,
+)
 from bevkd2.engine.evaluation import evaluate
-from tests.engine.toys import ToyEvaluator, build_toy_loader, build_toy_test_loader, flat
+from tests.engine.toys import ToyEvaluator, ToyLoader, build_toy_loader, build_toy_test_loader, flat
 
 
 class Gradient(HookBase):
@@ -53,9 +63,26 @@ def main(args: argparse.Namespace) -> None:
         "gradient": gradient.gradient,
         "weights": flat(model).tolist(),
         "threads": torch.get_num_threads(),
+        "stopped_by": poisoned(cfg),
         "latest": {name: value for name, (value, _) in trainer.storage.latest().items()},
     }
     (Path(cfg.OUTPUT_DIR) / f"report{comm.get_rank()}.json").write_text(json.dumps(report))
+
+
+def poisoned(cfg: CfgNode) -> str:
+    """Trains on a batch that is NaN on rank 0 alone; returns what stopped this process."""
+    model = build_model(cfg)
+    optimizer = build_optimizer(cfg, model)
+    trainer = DistillTrainer(
+        create_ddp_model(model), lambda start: ToyLoader(cfg, start, poison=1), optimizer
+    )
+    before = flat(model)
+    try:
+        trainer.train(1, 3)
+    except FloatingPointError as error:
+        assert torch.equal(before, flat(model))
+        return type(error).__name__
+    return "nothing"
 
 
 if __name__ == "__main__":

@@ -177,6 +177,22 @@ def test_learning_rate_follows_the_schedule_over_a_resume(tmp_path: Path) -> Non
     assert straight == stopped and len(straight) == 6
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("SOLVER.CHECKPOINT_PERIOD", 0), ("TEST.PRINT_PERIOD", 0), ("TEST.EVAL_PERIOD", -1)]
+)
+def test_wrong_period_is_named_before_the_first_step(tmp_path: Path, key: str, value: int) -> None:
+    cfg = toy_cfg(tmp_path, key, value)
+    with pytest.raises(
+        ValueError, match=rf"{re.escape(key)}: {value} is too small; expected at least {value + 1}"
+    ):
+        build_trainer(cfg, build_model(cfg), build_loader=build_toy_loader, evaluate=toy_evaluate)
+
+
+def test_all_checkpoints_are_kept_where_the_number_is_zero(tmp_path: Path) -> None:
+    run(toy_cfg(tmp_path, "SOLVER.CHECKPOINTS_TO_KEEP", 0, "SOLVER.CHECKPOINT_PERIOD", 1))
+    assert {f"model_{i:07d}.pth" for i in range(6)} <= names(tmp_path)
+
+
 def test_wrong_amp_type_is_named(tmp_path: Path) -> None:
     cfg = toy_cfg(tmp_path, "SOLVER.AMP.DTYPE", "float8")
     with pytest.raises(

@@ -12,21 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from bevkd2.engine import launch
+from bevkd2.engine import default_argument_parser, launch
+from tests.engine.launch_worker import main
 from tests.engine.toys import TOY_OPTIONS
 
 ROOT = Path(__file__).parents[2]
 WORKER = str(Path(__file__).with_name("launch_worker.py"))
 # No dropout: a batch in two halves then has the gradient of the whole.
 OPTIONS = [*map(str, TOY_OPTIONS), "SEED", "-1", "SOLVER.MAX_ITER", "3", "MODEL.BEVFORMER.DROPOUT", "0.0"]
-
-
-def start(command: list[str], output: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    full = [*command, "--import", "tests.engine.toys", *options, "OUTPUT_DIR", str(output)]
-    return subprocess.run(
-        full, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
 
 
 def reports(output: Path, count: int) -> list[dict[str, Any]]:
@@ -36,7 +29,11 @@ def reports(output: Path, count: int) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("two")
-    done = start([sys.executable, WORKER, "--num-gpus", "2"], output, *OPTIONS)
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, WORKER, "--num-gpus", "2", *OPTIONS, "OUTPUT_DIR", str(output)]
+    done = subprocess.run(
+        command, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return output
 
@@ -47,16 +44,24 @@ def test_gradients_are_averaged_and_weights_stay_equal(two: Path) -> None:
 
 
 def test_two_processes_train_as_one_on_the_whole_batch(two: Path, tmp_path: Path) -> None:
-    seed = str(reports(two, 1)[0]["seed"])
-    done = start([sys.executable, WORKER], tmp_path, *OPTIONS, "SEED", seed)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert reports(two, 1)[0]["weights"] == pytest.approx(reports(tmp_path, 1)[0]["weights"], abs=1e-5)
+    report = reports(two, 1)[0]
+    main(
+        default_argument_parser().parse_args(
+            [*OPTIONS, "SEED", str(report["seed"]), "OUTPUT_DIR", str(tmp_path)]
+        )
+    )
+    assert report["weights"] == pytest.approx(reports(tmp_path, 1)[0]["weights"], abs=1e-5)
 
 
 def test_seed_is_shared_and_random_numbers_are_not(two: Path) -> None:
     first, second = reports(two, 2)
     assert first["seed"] == second["seed"] >= 0
     assert first["setup_draw"] != second["setup_draw"] and first["step_draw"] != second["step_draw"]
+
+
+def test_nan_on_one_rank_stops_every_rank_before_the_step(two: Path) -> None:
+    first, second = reports(two, 2)
+    assert first["stopped_by"] == "NonFiniteLossError" and second["stopped_by"] == "NonFiniteGradientError"
 
 
 def test_evaluation_is_gathered_from_all_processes(two: Path) -> None:
@@ -69,22 +74,6 @@ def test_every_process_has_its_log_and_only_the_first_writes_the_rest(two: Path)
     assert {"log.txt", "log.txt.rank1", "model_final.pth", "config.yaml", "metrics.json"} <= found
     assert "rank 0 of 2 processes" in (two / "log.txt").read_text()
     assert len((two / "metrics.json").read_text().splitlines()) >= 3
-
-
-def test_torchrun(tmp_path: Path) -> None:
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        WORKER,
-    ]
-    done = start(torchrun, tmp_path, *OPTIONS)
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = reports(tmp_path, 2)
-    assert first["weights"] == second["weights"]
 
 
 def fail_if_called() -> None:

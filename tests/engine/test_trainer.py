@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from bevkd2.d2 import HookBase
 from bevkd2.engine import DistillTrainer, NonFiniteGradientError, NonFiniteLossError, build_optimizer
 from bevkd2.engine.trainer import seed_step
-from tests.engine.toys import ToyDetector, ToyLoader, flat, toy_cfg
+from tests.engine.toys import ToyDetector, ToyLoader, flat, toy_cfg, toy_sample
 
 
 def make_trainer(tmp_path: Path, poison: int | None = None, **kwargs: Any) -> DistillTrainer:
@@ -162,13 +165,42 @@ def test_optimizer_of_other_parameters_is_a_named_error(tmp_path: Path) -> None:
         other.load_state_dict(state)
 
 
+class Noisy(Dataset):
+    """Augments with the global generators, as third-party mappers do."""
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = toy_sample(3, index)
+        return {**sample, "x": sample["x"] + torch.rand(1) + random.random() + np.random.rand()}
+
+
+def build_noisy_loader(start: int) -> DataLoader:
+    frames = range(start * 4, 24)
+    return DataLoader(Noisy(), batch_size=4, sampler=frames, collate_fn=list)
+
+
+def test_random_numbers_of_loading_and_training_do_not_depend_on_where_a_run_started(tmp_path: Path) -> None:
+    straight, first, second = (make_trainer(tmp_path) for _ in range(3))
+    for trainer in (straight, first, second):
+        trainer._build_loader = build_noisy_loader
+    straight.train(0, 6)
+    first.train(0, 3)
+    second.load_state_dict(first.state_dict())
+    second.model.load_state_dict(first.model.state_dict())
+    torch.rand(7), random.random()
+    second.train(3, 6)
+    assert torch.equal(flat(straight.model), flat(second.model))
+
+
 def test_step_seed_depends_on_each_of_its_parts() -> None:
     draws = set()
-    for key in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)):
+    for key in ((0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)):
         seed_step(*key)
         draws.add(torch.rand(1).item())
         first = torch.rand(1).item()
         seed_step(*key)
         torch.rand(1)
         assert torch.rand(1).item() == first
-    assert len(draws) == 4
+    assert len(draws) == 5
