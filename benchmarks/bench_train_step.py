@@ -2,11 +2,11 @@
 """Seconds and peak memory of a student step, a teacher forward pass and a distillation step, as JSON.
 
     python benchmarks/bench_train_step.py
-    python benchmarks/bench_train_step.py --config-file configs/distill_r50.yaml --image-size 1600x900 MODEL.DEVICE cuda
+    python benchmarks/bench_train_step.py --config-file configs/distill_r50.yaml --image-size 1600x900
 
-Seconds are medians of interleaved runs in one process. Peak memory is taken in a process a part: GPU memory in tensors,
-or on the CPU the peak of the resident set, less what it was before the model was built. Samples come from a small
-synthetic world by the project's own loader; all weights are random.
+Seconds are medians of interleaved runs in one process. Peak memory is taken in a process a part: GPU memory
+in tensors, or on the CPU the peak of the resident set, less what it was before the model was built. Samples come
+from a small synthetic world by the project's own loader; all weights are random.
 """
 
 import argparse

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""The whole story on a synthetic world: make it, train a student plainly and distilled, score both and their teacher.
+"""The whole story on a synthetic world: make it, train a student plainly and distilled, score both, and T.
 
     python tools/demo.py
 
-No question is asked. Both students get the same data, seed and number of iterations. The teacher ships with the
-repository (docs/demo.md says how it was trained). Ends with a table, the paths of the pictures, and summary.json.
+No question is asked. Both students get the same data, seed and number of iterations. The teacher T ships with
+the repository (docs/demo.md says how it was trained). It ends with a table, the paths of the pictures and
+summary.json.
 """
 
 import argparse
@@ -74,7 +75,8 @@ def main() -> None:
         train_net(args.output / name, config, *common, *length, *teacher)
         weights[name] = args.output / name / "model_final.pth"
     say("4/5", "scoring the teacher")
-    train_net(args.output / "teacher", "teacher", "--eval-only", *common, "MODEL.WEIGHTS", str(TEACHER_WEIGHTS))
+    options = ["--eval-only", *common, "MODEL.WEIGHTS", str(TEACHER_WEIGHTS)]
+    train_net(args.output / "teacher", "teacher", *options)
 
     say("5/5", "speed and pictures")
     configs = {name: load_config(CONFIGS / f"{c}.yaml", common) for name, c in model_configs().items()}
@@ -87,7 +89,7 @@ def main() -> None:
         name: {**scores(args.output / name), "params_m": parameters(model) / 1e6, "fps": fps[name]}
         for name, model in models.items()
     }
-    summary |= {"seconds": time.monotonic() - start, "seed": args.seed}
+    summary |= {"seconds": time.monotonic() - start, "seed": args.seed, "val_scenes": args.val_scenes}
     (args.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     report(summary, pictures, args.output / "summary.json")
 
@@ -222,7 +224,8 @@ def report(summary: Mapping[str, Any], pictures: Sequence[Path], path: Path) -> 
     formats = ("", *[".3f"] * 7, ".3f", ".1f")
     print("\n" + tabulate(rows, headers=headers, floatfmt=formats))
     minutes, seconds = divmod(round(summary["seconds"]), 60)
-    print(f"\nofficial nuScenes devkit, held-out synthetic scenes; {minutes} min {seconds} s, seed {summary['seed']}")
+    print(f"\nScored by the official nuScenes devkit on {summary['val_scenes']} held-out synthetic scenes.")
+    print(f"{minutes} min {seconds} s, seed {summary['seed']}; pictures and numbers:")
     for picture in (*pictures, path):
         print(f"  {picture}")
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write the student alone: the `model` part of a checkpoint, without teacher, adapters and optimizer.
 
-    python tools/export_weights.py output/distill_r50/model_final.pth student.safetensors
+python tools/export_weights.py output/distill_r50/model_final.pth student.safetensors
 """
 
 import argparse
@@ -12,7 +12,9 @@ from bevkd2.checkpoint import load_state, save_file
 
 def main() -> None:
     """Reads the command line, copies the weights and says how large they are."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", help="a checkpoint of tools/train_net.py")
     parser.add_argument("output", help="file to write, .safetensors or .pth")
     args = parser.parse_args()

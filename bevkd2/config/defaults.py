@@ -124,7 +124,7 @@ def _add_bevformer(model: fvcore_config.CfgNode) -> None:
     # Faults of the published code that the published weights were trained with (docs/design.md).
     legacy = _node(bev, "LEGACY")
     legacy.ALIASED_SHIFT = False  # the current frame's temporal reference points are shifted too
-    legacy.ROTATE_CENTER = []  # x, y in cells; []: the grid's centre. Published tiny and small used [100, 100]
+    legacy.ROTATE_CENTER = []  # x, y in cells; []: the centre. Published tiny and small: [100, 100]
     legacy.PADDING_VISIBLE = False  # points that project into the padding count as visible
     legacy.UNWRAPPED_YAW = False  # a change of yaw across north is embedded as nearly 360 degrees
 

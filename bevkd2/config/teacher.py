@@ -14,8 +14,8 @@ _SHARED = (("INPUT", "IMAGE_SCALE"), ("INPUT", "CAMERAS"))
 def resolve_teacher(cfg: FvcoreNode) -> None:
     """Reads ``DISTILL.TEACHER.CONFIG`` with its ``OPTS`` and embeds the result in ``cfg``.
 
-    The result stands in ``DISTILL.TEACHER.RESOLVED``, and CONFIG is emptied, so that a dumped config.yaml needs
-    no second file. A config that was dumped so, and names no CONFIG, is left as it is.
+    The result stands in ``DISTILL.TEACHER.RESOLVED``, and CONFIG is emptied, so that a dumped config.yaml
+    needs no second file. A config that was dumped so, and names no CONFIG, is left as it is.
 
     Args:
         cfg: the student's config, not frozen.
@@ -35,8 +35,8 @@ def resolve_teacher(cfg: FvcoreNode) -> None:
         ours, theirs = cfg[section][key], node.RESOLVED[section][key]
         if ours != theirs:
             raise ValueError(
-                f"{section}.{key}: the teacher's is {theirs}, the student's is {ours}; both see the same images, "
-                f"so make them equal (DISTILL.TEACHER.OPTS overrides the teacher's)"
+                f"{section}.{key}: the teacher's is {theirs}, the student's is {ours}; both see the same "
+                "images, so make them equal (DISTILL.TEACHER.OPTS overrides the teacher's)"
             )
 
 

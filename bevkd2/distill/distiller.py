@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from bevkd2.checkpoint import load_state, load_strict
 from bevkd2.config import teacher_config
 from bevkd2.d2 import META_ARCH_REGISTRY, configurable, get_event_storage
-from bevkd2.distill.inherit import inherit, verify_inherited
+from bevkd2.distill.inherit import Inheritable, inherit, verify_inherited
 from bevkd2.distill.methods import DISTILL_REGISTRY, DistillMethod
+from bevkd2.modeling.detector import Detector
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -26,12 +27,12 @@ class Distiller(nn.Module):
 
     total = detection losses + ``factor`` * sum over methods of ``weight`` * loss
 
-    The teacher stands outside module registration: it moves with ``.to``, but is in no state dict, no optimizer
-    and no DDP bucket; it is in eval mode and without gradient whatever ``.train()`` is called.
+    The teacher stands outside module registration: it moves with ``.to``, but is in no state dict, no
+    optimizer and no DDP bucket; it is in eval mode and without gradient whatever ``.train()`` is called.
     In eval mode the Distiller is the student.
 
     Args:
-        student: a detector with preprocess, targets, extract, losses and inference.
+        student: a detector.
         teacher: another, its weights loaded.
         methods: distillation methods by name.
         weights: each method's weight.
@@ -44,8 +45,8 @@ class Distiller(nn.Module):
     def __init__(
         self,
         *,
-        student: nn.Module,
-        teacher: nn.Module,
+        student: Detector,
+        teacher: Detector,
         methods: Mapping[str, DistillMethod],
         weights: Mapping[str, float],
         factor: float = 0.01,
@@ -55,7 +56,7 @@ class Distiller(nn.Module):
         inherit_resize: str = "",
     ) -> None:
         super().__init__()
-        self.student = student
+        self.student: Detector = student
         self.methods = nn.ModuleDict(methods)
         self.weights = dict(weights)
         self.factor = factor
@@ -64,14 +65,19 @@ class Distiller(nn.Module):
         self.inherit_resize = inherit_resize
         self._unregistered = (teacher.requires_grad_(False).eval(),)
         self.wants = frozenset().union(*(method.reads for method in methods.values()))
-        self.inherited = tuple(inherit(student, teacher, inherit_params, inherit_mode, inherit_resize))
+        self.inherited: tuple[str, ...] = ()
+        if inherit_mode != "off":
+            pair = _inheritable(student), _inheritable(teacher)
+            self.inherited = tuple(inherit(*pair, inherit_params, inherit_mode, inherit_resize))
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Builds student, teacher (loaded, every key matched) and methods from a config."""
         node = cfg.DISTILL
         if node.TEACHER.DTYPE not in _DTYPES:
-            raise ValueError(f"DISTILL.TEACHER.DTYPE: {node.TEACHER.DTYPE!r} is not one of {', '.join(_DTYPES)}")
+            raise ValueError(
+                f"DISTILL.TEACHER.DTYPE: {node.TEACHER.DTYPE!r} is not one of {', '.join(_DTYPES)}"
+            )
         methods = {name: DISTILL_REGISTRY.get(name) for name in node.METHODS}
         return {
             "student": _build(student_config(cfg)),
@@ -86,7 +92,7 @@ class Distiller(nn.Module):
         }
 
     @property
-    def teacher(self) -> nn.Module:
+    def teacher(self) -> Detector:
         """The frozen teacher."""
         return self._unregistered[0]
 
@@ -115,18 +121,20 @@ class Distiller(nn.Module):
         return losses
 
     def _weigh(self, name: str, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        storage = get_event_storage()
-        storage.put_scalars(smoothing_hint=True, **{f"distill_raw/{k}": v.detach().item() for k, v in raw.items()})
+        values = {f"distill_raw/{k}": v.detach().item() for k, v in raw.items()}
+        get_event_storage().put_scalars(smoothing_hint=True, **values)
         return {f"loss_distill_{k}": self.factor * self.weights[name] * v for k, v in raw.items()}
 
     def _teacher_autocast(self) -> torch.autocast:
         enabled = self.teacher_dtype != torch.float32
-        return torch.autocast(self.device.type, dtype=self.teacher_dtype if enabled else None, enabled=enabled)
+        dtype = self.teacher_dtype if enabled else None
+        return torch.autocast(self.device.type, dtype=dtype, enabled=enabled)
 
     def verify_inherited(self) -> None:
         """Checks that frozen, inherited parameters equal the teacher's; raises RuntimeError where not."""
         if self.inherit_mode == "freeze":
-            verify_inherited(self.student, self.teacher, self.inherited, self.inherit_resize)
+            pair = _inheritable(self.student), _inheritable(self.teacher)
+            verify_inherited(*pair, self.inherited, self.inherit_resize)
 
     def checkpoint_parts(self) -> dict[str, nn.Module]:
         """Returns what a checkpoint holds: the plain student, and the methods' adapters."""
@@ -145,7 +153,7 @@ def student_config(cfg: CfgNode) -> CfgNode:
     return student
 
 
-def build_teacher(cfg: CfgNode) -> nn.Module:
+def build_teacher(cfg: CfgNode) -> Detector:
     """Builds the teacher that ``cfg.DISTILL.TEACHER`` names and loads its weights, every key matched.
 
     Raises:
@@ -155,11 +163,13 @@ def build_teacher(cfg: CfgNode) -> nn.Module:
     config = teacher_config(cfg)
     path = config.MODEL.WEIGHTS
     if not path:
-        raise ValueError("DISTILL.TEACHER.WEIGHTS is empty; name the teacher's checkpoint (.pth or .safetensors)")
+        raise ValueError(
+            "DISTILL.TEACHER.WEIGHTS is empty; name the teacher's checkpoint (.pth or .safetensors)"
+        )
     if not Path(path).is_file():
         raise FileNotFoundError(
-            f"DISTILL.TEACHER.WEIGHTS: {path} does not exist; train the teacher's config with tools/train_net.py, or "
-            f"convert published weights with tools/import_weights.py"
+            f"DISTILL.TEACHER.WEIGHTS: {path} does not exist; train the teacher's config with "
+            "tools/train_net.py, or convert published weights with tools/import_weights.py"
         )
     teacher = _build(config)
     load_strict(teacher, load_state(path), source=f"DISTILL.TEACHER.WEIGHTS {path}")
@@ -168,5 +178,14 @@ def build_teacher(cfg: CfgNode) -> nn.Module:
     return teacher
 
 
-def _build(cfg: CfgNode) -> nn.Module:
+def _inheritable(model: Detector) -> Inheritable:
+    if not isinstance(model, Inheritable):
+        raise ValueError(
+            f"DISTILL.INHERIT.MODE: {type(model).__name__} has no queries to inherit (no inheritable() and "
+            "bev_shape); set it to off"
+        )
+    return model
+
+
+def _build(cfg: CfgNode) -> Detector:
     return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)

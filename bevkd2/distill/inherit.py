@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -18,15 +18,18 @@ MODES = ("freeze", "init", "off")
 RESIZES = ("", "bilinear")
 
 
+@runtime_checkable
 class Inheritable(Protocol):
     """A model whose queries and positional encodings can be inherited."""
 
-    bev_shape: tuple[int, int]
-    """(H, W) of the BEV grid."""
+    @property
+    def bev_shape(self) -> tuple[int, int]:
+        """(H, W) of the BEV grid."""
+        ...
 
     def inheritable(self) -> dict[str, nn.Parameter]:
         """Returns parameters by name: bev_queries (H*W, C), bev_position.row (H, C/2), bev_position.column
-        (W, C/2), object_queries (Q, 2C)."""  # noqa: D205
+        (W, C/2), object_queries (Q, 2C)."""
         ...
 
 
@@ -77,8 +80,8 @@ def inherited_value(name: str, student: Inheritable, teacher: Inheritable, resiz
         if mine.shape[1] == source.shape[1] and not name.startswith("object_queries"):
             remedy = "use the same BEV grid, or set DISTILL.INHERIT.RESIZE: bilinear"
         raise ValueError(
-            f"DISTILL.INHERIT.PARAMS: teacher {name} is {tuple(source.shape)}, student's is {tuple(mine.shape)}; "
-            f"{remedy}"
+            f"DISTILL.INHERIT.PARAMS: teacher {name} is {tuple(source.shape)}, student's is "
+            f"{tuple(mine.shape)}; {remedy}"
         )
     if name == "bev_queries":
         return _resize_grid(source, teacher.bev_shape, student.bev_shape)
@@ -97,12 +100,14 @@ def verify_inherited(student: Inheritable, teacher: Inheritable, names: Sequence
         if difference != 0.0:
             raise RuntimeError(
                 f"inherited parameter {name} differs from the teacher's by up to {difference:.3g}, though "
-                f"DISTILL.INHERIT.MODE is freeze; a checkpoint of another teacher was loaded into the student "
-                f"(MODEL.WEIGHTS, --resume), or something outside the trainer wrote to it"
+                "DISTILL.INHERIT.MODE is freeze; a checkpoint of another teacher was loaded into the student "
+                "(MODEL.WEIGHTS, --resume), or something outside the trainer wrote to it"
             )
 
 
-def _select(ours: dict[str, nn.Parameter], theirs: dict[str, nn.Parameter], params: Sequence[str]) -> list[str]:
+def _select(
+    ours: dict[str, nn.Parameter], theirs: dict[str, nn.Parameter], params: Sequence[str]
+) -> list[str]:
     names: list[str] = []
     for wanted in params:
         found = [n for n in ours if n == wanted or n.startswith(f"{wanted}.")]

@@ -34,8 +34,8 @@ class _AttentionDistillation(DistillMethod):
     def add_config(cls, node: FvcoreNode) -> None:
         """Adds WEIGHT, REDUCTION and LAYER_MAP."""
         super().add_config(node)
-        # The paper writes the L2 norm and one factor of 0.01: the un-squared norm over a sample is the reading
-        # under which that factor balances the magnitudes (docs/distillation.md).
+        # The paper writes the L2 norm and one factor of 0.01: the un-squared norm over a sample is the
+        # reading under which that factor balances the magnitudes (docs/distillation.md).
         node.REDUCTION = "norm"  # "norm" | "sum" | "cell" | "mean"
         node.LAYER_MAP = []  # [[student layer, teacher layer], ...]; []: spread evenly, last meets last
 
@@ -48,10 +48,10 @@ class _AttentionDistillation(DistillMethod):
         for i, j in pairs:
             if ours[i].shape != theirs[j].shape:
                 raise ValueError(
-                    f"DISTILL.{self.node}: weights of the student's layer {i} are {tuple(ours[i].shape)}, of the "
-                    f"teacher's layer {j} {tuple(theirs[j].shape)} (batch, BEV cells, heads, queues or levels, points)"
-                    f"; give both the same BEV grid, heads, levels and points, or leave {type(self).__name__} out of "
-                    f"DISTILL.METHODS"
+                    f"DISTILL.{self.node}: weights of the student's layer {i} are {tuple(ours[i].shape)}, of "
+                    f"the teacher's layer {j} {tuple(theirs[j].shape)} (batch, BEV cells, heads, queues or "
+                    "levels, points); give both the same BEV grid, heads, levels and points, or leave "
+                    f"{type(self).__name__} out of DISTILL.METHODS"
                 )
         mask = student.seen_by_any_camera()
         losses = [attention_l2(ours[i], theirs[j], mask, reduction=self.reduction) for i, j in pairs]
@@ -69,7 +69,7 @@ class TemporalAttention(_AttentionDistillation):
 
 @register_method
 class SpatialAttention(_AttentionDistillation):
-    """Spatial cross-attention weights, Eq. 4-6: how the teacher weighs the points that it samples in the cameras."""
+    """Spatial cross-attention weights, Eq. 4-6: how the teacher weighs what it samples in the cameras."""
 
     node = "SPATIAL_ATTENTION"
     reads = frozenset({"spatial_attention"})

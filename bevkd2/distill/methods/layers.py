@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def map_layers(num_student: int, num_teacher: int, explicit: Sequence[Sequence[int]] = ()) -> list[tuple[int, int]]:
+def map_layers(
+    num_student: int, num_teacher: int, explicit: Sequence[Sequence[int]] = ()
+) -> list[tuple[int, int]]:
     """Pairs student layers with teacher layers.
 
     Without an explicit map, the student's layers are spread evenly over the teacher's and last meets last:

@@ -24,6 +24,7 @@ from bevkd2.modeling.bev.memory import (
 from bevkd2.modeling.bev.projection import VisiblePairs
 from bevkd2.modeling.bev.queries import BEVPosition, can_bus_embedding
 from bevkd2.modeling.box_coders import decode_detections
+from bevkd2.modeling.detector import Detector
 from bevkd2.modeling.grid_mask import GridMask
 from bevkd2.modeling.heatmap_heads import HeatmapHead, bev_heatmap_loss, image_heatmap_loss
 from bevkd2.modeling.inputs import (
@@ -42,7 +43,7 @@ from bevkd2.modeling.necks.fpn import FPN
 
 
 @META_ARCH_REGISTRY.register()
-class BEVFormer(nn.Module):
+class BEVFormer(Detector):
     """A camera 3D detector with a recurrent bird's-eye view.
 
     Every sample of a batch has its own calibration, camera visibility and history; outputs do not depend on
