@@ -5,8 +5,8 @@
     python benchmarks/bench_train_step.py --config-file configs/distill_r50.yaml --image-size 1600x900
 
 Seconds are medians of interleaved runs in one process. Peak memory is taken in a process a part: GPU memory
-in tensors, or on the CPU the peak of the resident set, less what it was before the model was built. Samples come
-from a small synthetic world by the project's own loader; all weights are random.
+in tensors, or on the CPU the peak of the resident set, less what it was before the model was built. Samples
+come from a small synthetic world by the project's own loader; all weights are random.
 """
 
 import argparse
