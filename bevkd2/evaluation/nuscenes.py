@@ -91,7 +91,8 @@ class NuScenesEvaluator(DatasetEvaluator):
         Returns:
             On the main process {"bbox": metrics}, else None. As the devkit gives them: mAP, NDS and
             AP_<class> in [0, 1]; mATE in metres, mASE 1 - IoU, mAOE in radians, mAVE in m/s, mAAE 1 -
-            accuracy.
+            accuracy. mAP_present, the project's own, is the mean AP of the classes that have ground truth:
+            the devkit's mAP counts the others as 0.
 
         Raises:
             ValueError: samples of the split are missing or foreign, or detections are not finite.
@@ -106,10 +107,10 @@ class NuScenesEvaluator(DatasetEvaluator):
         self._output_dir.mkdir(parents=True, exist_ok=True)
         path = self._output_dir / "results_nusc.json"
         count = write_results(path, detections, self._config.class_range)
-        metrics = self._score(tables, path, count, set(detections))
+        metrics, present = self._score(tables, path, count, set(detections))
         summary = self._output_dir / "metrics_summary.json"
         summary.write_text(json.dumps(metrics.serialize(), indent=2))
-        scores = _scores(metrics)
+        scores = _scores(metrics, present)
         logger.info(
             "nuScenes score of %s (%d samples, %d boxes, %.1f s):\n%s",
             self._split,
@@ -118,6 +119,16 @@ class NuScenesEvaluator(DatasetEvaluator):
             time.perf_counter() - started,
             _table(metrics, scores),
         )
+        if len(present) < len(CLASS_NAMES):
+            logger.info(
+                "%d of %d classes have ground truth in %s; the official mAP counts the others as 0, so it is "
+                "%.3f at most; the mean over those present is %.3f",
+                len(present),
+                len(CLASS_NAMES),
+                self._split,
+                len(present) / len(CLASS_NAMES),
+                scores["mAP_present"],
+            )
         return OrderedDict(bbox=scores)
 
     def _check_samples(self, tables: NuScenesTables, tokens: set[str]) -> None:
@@ -133,7 +144,10 @@ class NuScenesEvaluator(DatasetEvaluator):
                 "split"
             )
 
-    def _score(self, tables: NuScenesTables, path: Path, count: int, tokens: set[str]) -> DetectionMetrics:
+    def _score(
+        self, tables: NuScenesTables, path: Path, count: int, tokens: set[str]
+    ) -> tuple[DetectionMetrics, set[str]]:
+        """Returns the devkit's metrics, and the classes that have ground truth after its filters."""
         # The devkit fails where one side has no boxes at all; what it would say is known.
         annotated = any(
             record["sample_token"] in tokens and category_to_detection_name(record["category_name"])
@@ -142,13 +156,13 @@ class NuScenesEvaluator(DatasetEvaluator):
         if not annotated or count == 0:
             what = "detections in range" if annotated else "annotations of the ten classes"
             logger.warning("split %s has no %s: every AP is zero", self._split, what)
-            return _no_match(self._config)
+            return _no_match(self._config), set()
         with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that `verbose` does not silence
             evaluation = DetectionEval(
                 tables, self._config, str(path), self._split, str(self._output_dir), verbose=False
             )
         metrics, _ = evaluation.evaluate()
-        return metrics
+        return metrics, {box.detection_name for box in evaluation.gt_boxes.all}
 
 
 @functools.lru_cache(maxsize=1)
@@ -172,10 +186,12 @@ def _no_match(config: DetectionConfig) -> DetectionMetrics:
     return metrics
 
 
-def _scores(metrics: DetectionMetrics) -> dict[str, float]:
+def _scores(metrics: DetectionMetrics, present: set[str]) -> dict[str, float]:
     scores = {"mAP": float(metrics.mean_ap), "NDS": float(metrics.nd_score)}
     scores.update({_TP_NAMES[name]: float(error) for name, error in metrics.tp_errors.items()})
     scores.update({f"AP_{name}": float(metrics.mean_dist_aps[name]) for name in CLASS_NAMES})
+    of_present = [scores[f"AP_{name}"] for name in CLASS_NAMES if name in present]
+    scores["mAP_present"] = sum(of_present) / len(of_present) if of_present else float("nan")
     return scores
 
 

@@ -61,8 +61,9 @@ def test_ground_truth_scores_one_on_the_real_frame(shared_dir, tmp_path):
         expected = 1.0 if name in present else 0.0
         assert scores[f"AP_{name}"] == pytest.approx(expected, abs=0.02), name
     assert scores["mAP"] == pytest.approx(len(present) / 10, abs=0.02)
+    assert scores["mAP_present"] == pytest.approx(1.0, abs=0.02)
     assert set(scores) == {
-        "mAP", "NDS", "mATE", "mASE", "mAOE", "mAVE", "mAAE", *(f"AP_{name}" for name in CLASS_NAMES)
+        "mAP", "mAP_present", "NDS", "mATE", "mASE", "mAOE", "mAVE", "mAAE", *(f"AP_{name}" for name in CLASS_NAMES)
     }  # fmt: skip
 
 
