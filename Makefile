@@ -1,11 +1,12 @@
-# make demo | test | lint | cuda | build | clean. Everything runs in $(VENV), which is made on first use.
+# make demo | test | lint | cuda | gpu-check | bench | build | clean
+# Everything runs in $(VENV), which is made on first use.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: install build demo test lint cuda bench clean
+.PHONY: install build demo demo-teacher test lint cuda gpu-check bench clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -25,6 +26,12 @@ build: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py
 
+# Trains the teacher that ships in assets/ (docs/demo.md).
+demo-teacher: $(STAMP)
+	$(BIN)/python tools/make_synthetic.py --out data/synthetic --train-scenes 240 --val-scenes 24 --seed 0
+	$(BIN)/python tools/train_net.py --config-file configs/demo/teacher.yaml
+	$(BIN)/python tools/export_weights.py output/demo_teacher/model_final.pth assets/demo_teacher.safetensors
+
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
@@ -36,6 +43,12 @@ lint: $(STAMP)
 
 cuda: $(STAMP)
 	$(BIN)/python csrc/compile_cuda.py
+
+# Everything that needs a GPU, in one command.
+gpu-check: $(STAMP)
+	FORCE_CUDA=1 $(BIN)/python setup.py build_ext --inplace
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/bench_train_step.py MODEL.DEVICE cuda
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/bench_ms_deform_attn.py
