@@ -60,7 +60,7 @@ def _add_model(model: fvcore_config.CfgNode) -> None:
     model.SIZE_DIVISIBILITY = 32  # images are padded, right and bottom, to a multiple of it (pixels)
 
     backbone = _node(model, "BACKBONE")
-    backbone.NAME = "build_resnet_backbone"  # a name in BACKBONE_REGISTRY
+    backbone.NAME = "build_bevkd2_resnet_backbone"  # a name in BACKBONE_REGISTRY
     backbone.WEIGHTS = ""  # local file (.pth, .safetensors) that initialises the body alone
     backbone.FREEZE_AT = 2  # stages frozen, the stem counted as the first; 0: none
     backbone.CHECKPOINTING = False  # recompute the body's stages in the backward pass to save memory
@@ -222,7 +222,7 @@ def _add_distill(cfg: fvcore_config.CfgNode) -> None:
     )
     teacher = cfg.DISTILL.TEACHER = CN()
     teacher.CONFIG = ""  # the teacher's YAML, relative to the YAML that names it
-    teacher.WEIGHTS = ""  # its checkpoint, relative likewise; every key must match
+    teacher.WEIGHTS = ""  # its checkpoint, relative to the working directory; every key must match
     teacher.OPTS = []  # KEY VALUE overrides of the teacher's config
     teacher.RESOLVED = CN(new_allowed=True)  # filled by the set-up from CONFIG and OPTS, and dumped
     teacher.DTYPE = "float32"  # | "bfloat16" | "float16": autocast of the teacher's forward pass

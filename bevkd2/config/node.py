@@ -37,7 +37,7 @@ class CfgNode(fvcore_config.CfgNode):
         self, cfg_other: fvcore_config.CfgNode, source: str = "the other config"
     ) -> None:
         """Merges ``cfg_other``; ``source`` names it in errors."""
-        super().merge_from_other_cfg(_checked(cfg_other, self, source, prefix=""))
+        _assign(_checked(cfg_other, self, source, prefix=""), self)
 
     def merge_from_list(self, cfg_list: Sequence[Any]) -> None:
         """Merges ``[KEY, VALUE, KEY, VALUE, ...]``, the trailing options of the command line."""
@@ -47,7 +47,7 @@ class CfgNode(fvcore_config.CfgNode):
             )
         for key, value in zip(cfg_list[::2], cfg_list[1::2], strict=True):
             node, leaf = _find(self, str(key))
-            node[leaf] = _coerce(node[leaf], self._decode_cfg_value(value), f"command line option {key}")
+            node[leaf] = _coerce(node[leaf], _decode(node[leaf], value), f"command line option {key}")
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
@@ -134,8 +134,23 @@ def _checked(
                 raise ValueError(f"{source}: {prefix}{key} is a node of keys, found the value {value!r}")
             result[key] = _checked(value, known[key], source, f"{prefix}{key}.")
         else:
-            result[key] = _coerce(known[key], known._decode_cfg_value(value), f"{source}: {prefix}{key}")
+            result[key] = _coerce(known[key], _decode(known[key], value), f"{source}: {prefix}{key}")
     return result
+
+
+def _assign(source: fvcore_config.CfgNode, target: fvcore_config.CfgNode) -> None:
+    for key, value in source.items():
+        if isinstance(value, fvcore_config.CfgNode) and isinstance(target.get(key), fvcore_config.CfgNode):
+            _assign(value, target[key])
+        else:
+            target[key] = value
+
+
+def _decode(old: Any, new: Any) -> Any:
+    """Returns what a string stands for, such as "(1, 2)", unless a string is what is wanted."""
+    if isinstance(old, str) and isinstance(new, str):
+        return new
+    return CfgNode._decode_cfg_value(new)
 
 
 def _coerce(old: Any, new: Any, name: str) -> Any:

@@ -47,6 +47,7 @@ def teacher_config(cfg: FvcoreNode) -> CfgNode:
         teacher[section] = cfg[section].clone()
     teacher.MODEL = cfg.DISTILL.TEACHER.RESOLVED.MODEL.clone()
     teacher.INPUT = cfg.INPUT.clone()
+    teacher.defrost()  # what is cloned from a frozen config is frozen
     teacher.MODEL.WEIGHTS = cfg.DISTILL.TEACHER.WEIGHTS or teacher.MODEL.WEIGHTS
     teacher.MODEL.DEVICE = cfg.MODEL.DEVICE
     teacher.OUTPUT_DIR = cfg.OUTPUT_DIR

@@ -200,3 +200,13 @@ def test_frozen_config_refuses_changes() -> None:
     cfg.freeze()
     with pytest.raises(AttributeError):
         cfg.SEED = 4
+
+
+def test_a_string_that_looks_like_a_number_stays_a_string(tmp_path):
+    cfg = get_cfg()
+    cfg.merge_from_list(["OUTPUT_DIR", "2026"])
+    assert cfg.OUTPUT_DIR == "2026"
+    (tmp_path / "c.yaml").write_text(cfg.dump())
+    again = get_cfg()
+    again.merge_from_file(str(tmp_path / "c.yaml"))
+    assert again == cfg

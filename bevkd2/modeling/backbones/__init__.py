@@ -1,6 +1,6 @@
 """Image bodies, registered in BACKBONE_REGISTRY by importing this room."""
 
-from bevkd2.modeling.backbones.resnet import ResNet, build_resnet_backbone
+from bevkd2.modeling.backbones.resnet import ResNet, build_bevkd2_resnet_backbone
 from bevkd2.modeling.backbones.timm_body import TimmBody, build_timm_backbone
 
-__all__ = ["ResNet", "TimmBody", "build_resnet_backbone", "build_timm_backbone"]
+__all__ = ["ResNet", "TimmBody", "build_bevkd2_resnet_backbone", "build_timm_backbone"]

@@ -181,7 +181,7 @@ class ResNet(Backbone):
 
 
 @BACKBONE_REGISTRY.register()
-def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+def build_bevkd2_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     """Builds the body of ``MODEL.RESNETS``, filled from ``MODEL.BACKBONE.WEIGHTS`` where given."""
     resnets, backbone = cfg.MODEL.RESNETS, cfg.MODEL.BACKBONE
     body = ResNet(
