@@ -1,7 +1,7 @@
 """The configuration: fvcore's CfgNode with Detectron2's key names, read safely, unknown keys refused."""
 
-from bevkd2.config.defaults import add_bevkd2_config, get_cfg
-from bevkd2.config.node import CfgNode, load_config
+from bevkd2.config.defaults import add_bevkd2_config, get_cfg, load_config
+from bevkd2.config.node import CfgNode
 from bevkd2.config.plugins import import_plugin
 from bevkd2.config.teacher import resolve_teacher, teacher_config
 

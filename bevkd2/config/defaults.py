@@ -6,6 +6,10 @@ Keys that exist in Detectron2 carry Detectron2's names and meaning. A distillati
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import fvcore.common.config as fvcore_config
 
 from bevkd2.config.node import CfgNode as CN  # noqa: N817  (Detectron2's customary alias)
@@ -17,6 +21,19 @@ def get_cfg() -> CN:
     cfg = CN()
     cfg.VERSION = 2
     add_bevkd2_config(cfg)
+    return cfg
+
+
+def load_config(path: str | Path, options: Sequence[Any] = ()) -> CfgNode:
+    """Returns the default config merged with a YAML file and ``KEY VALUE`` options.
+
+    Args:
+        path: the YAML file.
+        options: alternating keys and values, as on the command line.
+    """
+    cfg = get_cfg()
+    cfg.merge_from_file(str(path))
+    cfg.merge_from_list(list(options))
     return cfg
 
 

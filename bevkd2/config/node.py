@@ -57,21 +57,6 @@ class CfgNode(fvcore_config.CfgNode):
         return _load_yaml(Path(filename), seen=())
 
 
-def load_config(path: str | Path, options: Sequence[Any] = ()) -> CfgNode:
-    """Returns the default config merged with a YAML file and ``KEY VALUE`` options.
-
-    Args:
-        path: the YAML file.
-        options: alternating keys and values, as on the command line.
-    """
-    from bevkd2.config.defaults import get_cfg
-
-    cfg = get_cfg()
-    cfg.merge_from_file(str(path))
-    cfg.merge_from_list(list(options))
-    return cfg
-
-
 def _load_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fvcore.common.config import CfgNode as FvcoreNode
 
-from bevkd2.config.defaults import get_cfg
-from bevkd2.config.node import CfgNode, load_config
+from bevkd2.config.defaults import get_cfg, load_config
+from bevkd2.config.node import CfgNode
 
 # What the mapper decides once for both models (DESIGN: one geometry for teacher and student).
 _SHARED = (("INPUT", "IMAGE_SCALE"), ("INPUT", "CAMERAS"))
