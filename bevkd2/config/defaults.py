@@ -24,7 +24,7 @@ def get_cfg() -> CN:
     return cfg
 
 
-def load_config(path: str | Path, options: Sequence[Any] = ()) -> CfgNode:
+def load_config(path: str | Path, options: Sequence[Any] = ()) -> CN:
     """Returns the default config merged with a YAML file and ``KEY VALUE`` options.
 
     Args:
