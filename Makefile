@@ -28,7 +28,7 @@ demo: $(STAMP)
 
 # Trains the teacher that ships in assets/ (docs/demo.md).
 demo-teacher: $(STAMP)
-	$(BIN)/python tools/make_synthetic.py --out data/synthetic --train-scenes 240 --val-scenes 24 --seed 0
+	$(BIN)/python tools/make_synthetic.py --out data/demo --train-scenes 240 --val-scenes 24 --seed 0
 	$(BIN)/python tools/train_net.py --config-file configs/demo/teacher.yaml
 	$(BIN)/python tools/export_weights.py output/demo_teacher/model_final.pth assets/demo_teacher.safetensors
 
