@@ -100,7 +100,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "demo")
-    parser.add_argument("--data", type=Path, default=ROOT / "data" / "synthetic")
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "demo")
     parser.add_argument("--difficulty", default="easy")
     parser.add_argument("--train-scenes", type=int, default=240)
     parser.add_argument("--val-scenes", type=int, default=24)
