@@ -17,6 +17,7 @@ from bevkd2.d2 import META_ARCH_REGISTRY, configurable, get_event_storage
 from bevkd2.distill.inherit import Inheritable, inherit, verify_inherited
 from bevkd2.distill.methods import DISTILL_REGISTRY, DistillMethod
 from bevkd2.modeling.detector import Detector
+from bevkd2.modeling.knowledge import Knowledge
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -116,14 +117,26 @@ class Distiller(nn.Module):
         inputs = self.student.preprocess(batched_inputs)
         knowledge_s = self.student.extract(inputs, self.wants)
         losses = dict(self.student.losses(knowledge_s, self.student.targets(batched_inputs, inputs)))
-        for name, method in self.methods.items():
-            losses.update(self._weigh(name, method(knowledge_s, knowledge_t)))
-        return losses
+        return losses | self._distill(knowledge_s, knowledge_t)
 
-    def _weigh(self, name: str, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        values = {f"distill_raw/{k}": v.detach().item() for k, v in raw.items()}
-        get_event_storage().put_scalars(smoothing_hint=True, **values)
-        return {f"loss_distill_{k}": self.factor * self.weights[name] * v for k, v in raw.items()}
+    def _distill(self, student: Knowledge, teacher: Knowledge) -> dict[str, Tensor]:
+        """Returns weighted losses of all methods; the raw values go to the EventStorage."""
+        raw: dict[str, Tensor] = {}
+        weighted: dict[str, Tensor] = {}
+        for name, method in self.methods.items():
+            for key, loss in method(student, teacher).items():
+                if key in raw:
+                    raise ValueError(
+                        f"DISTILL.METHODS: {name} returns a loss {key!r}, which another method has "
+                        "returned already; a loss needs a name of its own"
+                    )
+                raw[key] = loss.detach().float()
+                weighted[f"loss_distill_{key}"] = self.factor * self.weights[name] * loss
+        if raw:
+            values = torch.stack(list(raw.values())).tolist()  # one wait for the device, not one a loss
+            named = {f"distill_raw/{key}": v for key, v in zip(raw, values, strict=True)}
+            get_event_storage().put_scalars(smoothing_hint=True, **named)
+        return weighted
 
     def _teacher_autocast(self) -> torch.autocast:
         enabled = self.teacher_dtype != torch.float32

@@ -71,7 +71,11 @@ def inherit(
 
 
 def inherited_value(name: str, student: Inheritable, teacher: Inheritable, resize: str) -> Tensor:
-    """Returns what the student's parameter ``name`` must equal: the teacher's, on the student's grid."""
+    """Returns what the student's parameter ``name`` must equal: the teacher's, on the student's grid.
+
+    Interpolation runs on the CPU wherever the models are: a GPU rounds otherwise, and inheriting, which
+    happens before the models move, is verified bit by bit afterwards.
+    """
     mine, source = student.inheritable()[name].detach(), teacher.inheritable()[name].detach()
     if mine.shape == source.shape:
         return source
@@ -83,9 +87,12 @@ def inherited_value(name: str, student: Inheritable, teacher: Inheritable, resiz
             f"DISTILL.INHERIT.PARAMS: teacher {name} is {tuple(source.shape)}, student's is "
             f"{tuple(mine.shape)}; {remedy}"
         )
+    table = source.cpu()
     if name == "bev_queries":
-        return _resize_grid(source, teacher.bev_shape, student.bev_shape)
-    return F.interpolate(source.t()[None], size=mine.shape[0], mode="linear", align_corners=False)[0].t()
+        resized = _resize_grid(table, teacher.bev_shape, student.bev_shape)
+    else:
+        resized = F.interpolate(table.t()[None], size=len(mine), mode="linear", align_corners=False)[0].t()
+    return resized.to(mine.device)
 
 
 def verify_inherited(student: Inheritable, teacher: Inheritable, names: Sequence[str], resize: str) -> None:

@@ -7,7 +7,7 @@ import bevkd2.modeling  # noqa: F401  (registers the meta-architectures)
 from bevkd2.checkpoint import save_file
 from bevkd2.config import get_cfg, resolve_teacher
 from bevkd2.d2 import META_ARCH_REGISTRY, EventStorage
-from bevkd2.distill import Distiller, student_config
+from bevkd2.distill import Distiller, DistillMethod, student_config
 
 METHODS = ["TemporalAttention", "SpatialAttention", "BEVResponse"]
 NO_DROPOUT = ("MODEL.BEVFORMER.DROPOUT", 0.0)
@@ -153,6 +153,36 @@ def test_raw_values_go_to_the_storage(teacher_files, samples):
         losses = model(samples(1))
     raw = storage.latest()["distill_raw/bev_response"][0]
     assert losses["loss_distill_bev_response"].item() == pytest.approx(0.5 * raw, rel=1e-6)
+
+
+class Untrained(DistillMethod):
+    """Returns one loss of a name that is given."""
+
+    node = "UNTRAINED"
+
+    def __init__(self, name):
+        super().__init__(None)
+        self.name = name
+
+    def forward(self, student, teacher):
+        return {self.name: (student.bev_embed - teacher.bev_embed).mean()}
+
+
+@pytest.mark.parametrize("second", ["a", "b"])
+def test_losses_of_one_name_do_not_replace_each_other(teacher_files, samples, second):
+    built = build(teacher_files("DISTILL.METHODS", []))
+    model = Distiller(
+        student=built.student,
+        teacher=built.teacher,
+        methods={"First": Untrained("a"), "Second": Untrained(second)},
+        weights={"First": 1.0, "Second": 3.0},
+    )
+    if second == "a":
+        with pytest.raises(ValueError, match="Second returns a loss 'a'"):
+            train_losses(model, samples(1))
+        return
+    losses = train_losses(model, samples(1))
+    torch.testing.assert_close(losses["loss_distill_b"], 3 * losses["loss_distill_a"])
 
 
 def test_a_bfloat16_teacher_teaches_nearly_the_same(teacher_files, samples):
