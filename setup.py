@@ -8,6 +8,7 @@ Environment: FORCE_CUDA=1 builds the CUDA library without a visible GPU, FORCE_C
 TORCH_CUDA_ARCH_LIST replaces the architectures below, MAX_JOBS limits the compiler processes.
 """
 
+import glob
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ NVCC_FLAGS = ["-O3", "-Xcompiler=-fvisibility=hidden", STABLE_ABI, "-DUSE_CUDA"]
 CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
 CPU_SOURCES = ["csrc/bindings.cpp", "csrc/ms_deform_attn/cpu.cpp"]
 CUDA_SOURCES = ["csrc/ms_deform_attn/cuda.cu"]
+HEADERS = sorted(glob.glob("csrc/**/*.h", recursive=True))  # a change of one rebuilds, without ninja too
 COMMANDS_THAT_COMPILE = {
     "build",
     "build_ext",
@@ -86,6 +88,7 @@ def extensions() -> tuple[list, dict]:
         cpp_extension.CppExtension(
             "bevkd2._C",
             CPU_SOURCES,
+            depends=HEADERS,
             extra_compile_args={"cxx": CXX_FLAGS},
             py_limited_api=True,
         )
@@ -99,6 +102,7 @@ def extensions() -> tuple[list, dict]:
             cpp_extension.CUDAExtension(
                 "bevkd2._C_cuda",
                 CUDA_SOURCES,
+                depends=HEADERS,
                 extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
                 py_limited_api=True,
             )

@@ -81,6 +81,25 @@ inline void check_coordinates(const Tensor& value, const Tensor& t, const char* 
                   "ms_deform_attn: ", name, " is on another device than value");
 }
 
+// References are (B, Q, R, 2 or 4), or (rows, R, 2) in the ragged op; offsets' leading dimensions are checked
+// before.
+inline void check_references(const Arguments& a) {
+  const Tensor& references = *a.references;
+  const int64_t dim = references.dim(), lead = a.logits.dim() - 3;
+  const bool ragged = a.row_splits.has_value();
+  bool good = dim == lead + 2 && references.size(dim - 2) >= 1;
+  if (good && ragged) good = references.size(0) == a.row_value->numel();
+  if (good && !ragged)
+    good = references.size(0) == a.logits.size(0) && references.size(1) == a.logits.size(1);
+  if (good) {
+    const int64_t count = references.size(dim - 2), dims = references.size(dim - 1);
+    const bool one_a_level = count == 1 || count == static_cast<int64_t>(a.levels.size());
+    good = dims == 2 || (dims == 4 && !a.pillar);
+    good = good && (a.pillar || one_a_level);
+  }
+  STD_TORCH_CHECK(good, "ms_deform_attn: reference_points do not fit attention_logits and the levels");
+}
+
 inline Arguments make_arguments(const Tensor& value, const Ints& shapes, const Ints& starts,
                                 const std::optional<Tensor>& references, const Tensor& offsets,
                                 const Tensor& logits) {
@@ -102,6 +121,8 @@ inline Arguments make_arguments(const Tensor& value, const Ints& shapes, const I
           a.logits.size(dim - 3) == value.size(2) &&
           a.logits.size(dim - 2) == static_cast<int64_t>(a.levels.size()),
       "ms_deform_attn: sampling_offsets (.., H, L, P, 2) and attention_weights (.., H, L, P) do not fit");
+  STD_TORCH_CHECK(dim == 4 || a.logits.size(0) == value.size(0),
+                  "ms_deform_attn: value and attention_weights have different batch sizes");
   return a;
 }
 
@@ -182,12 +203,18 @@ struct Ops {
   static Grads run_backward(const Arguments& a, const Tensor& grad_out,
                             const std::optional<Tensor>& grad_weights, const Needs& needs) {
     const ScalarType dtype = a.value.scalar_type();
-    STD_TORCH_CHECK(grad_out.scalar_type() == dtype, "ms_deform_attn: the gradient must have value's dtype");
+    STD_TORCH_CHECK(grad_out.scalar_type() == dtype && grad_out.is_cuda() == a.value.is_cuda(),
+                    "ms_deform_attn: the gradient must have value's dtype and device");
     STD_TORCH_CHECK(grad_out.numel() == queries_of(a) * a.value.size(2) * a.value.size(3),
                     "ms_deform_attn: the gradient does not have the output's size");
     const Tensor out = torch::stable::contiguous(grad_out);
     std::optional<Tensor> weights;
-    if (grad_weights) weights = torch::stable::contiguous(*grad_weights);
+    if (grad_weights) {
+      check_coordinates(a.value, *grad_weights, "the weights' gradient");
+      STD_TORCH_CHECK(grad_weights->numel() == a.logits.numel(),
+                      "ms_deform_attn: the weights' gradient does not have the weights' size");
+      weights = torch::stable::contiguous(*grad_weights);
+    }
     Tensor value = needs.value ? torch::stable::new_zeros(a.value, a.value.sizes(), accumulate_dtype(dtype))
                                : not_wanted(a.value);
     Tensor references = needs.references ? torch::stable::new_zeros(*a.references, a.references->sizes())
@@ -234,37 +261,45 @@ struct Ops {
     return {std::get<0>(g), std::get<2>(g), std::get<3>(g)};
   }
 
+  static Arguments fused_arguments(const Tensor& value, const Ints& shapes, const Tensor& references,
+                                   const Tensor& offsets, const Tensor& logits, bool pillar) {
+    Arguments a = make_arguments(value, shapes, dense_starts(shapes), references, offsets, logits);
+    STD_TORCH_CHECK(logits.dim() == 5, "ms_deform_attn_fused: attention_logits must be (B, Q, H, L, P)");
+    a.pillar = pillar;
+    check_references(a);
+    return a;
+  }
+
   static std::tuple<Tensor, Tensor> fused(const Tensor& value, const Ints& shapes, const Tensor& references,
                                           const Tensor& offsets, const Tensor& logits, bool pillar,
                                           bool return_weights) {
-    Arguments a = make_arguments(value, shapes, dense_starts(shapes), references, offsets, logits);
-    a.pillar = pillar;
-    return run_forward(a, return_weights);
+    return run_forward(fused_arguments(value, shapes, references, offsets, logits, pillar), return_weights);
   }
 
   static Grads fused_backward(const Tensor& grad_out, const std::optional<Tensor>& grad_weights,
                               const Tensor& value, const Ints& shapes, const Tensor& references,
                               const Tensor& offsets, const Tensor& logits, bool pillar, bool need_value,
                               bool need_references, bool need_offsets, bool need_logits) {
-    Arguments a = make_arguments(value, shapes, dense_starts(shapes), references, offsets, logits);
-    a.pillar = pillar;
-    return run_backward(a, grad_out, grad_weights, {need_value, need_references, need_offsets, need_logits});
+    return run_backward(fused_arguments(value, shapes, references, offsets, logits, pillar), grad_out,
+                        grad_weights, {need_value, need_references, need_offsets, need_logits});
   }
 
   static Arguments ragged_arguments(const Tensor& value, const Ints& shapes, const Tensor& references,
                                     const Tensor& offsets, const Tensor& logits, const Tensor& row_splits,
                                     const Tensor& row_value) {
     Arguments a = make_arguments(value, shapes, dense_starts(shapes), references, offsets, logits);
+    STD_TORCH_CHECK(logits.dim() == 4, "ms_deform_attn_ragged: attention_logits must be (M, H, L, P)");
     STD_TORCH_CHECK(
         row_splits.scalar_type() == ScalarType::Long && row_value.scalar_type() == ScalarType::Long,
         "ms_deform_attn_ragged: row_splits and row_value must be int64");
-    STD_TORCH_CHECK(row_splits.numel() == logits.size(0) + 1 && row_value.numel() == references.size(0),
-                    "ms_deform_attn_ragged: row_splits must be (M + 1), row_value (R)");
+    STD_TORCH_CHECK(row_splits.numel() == logits.size(0) + 1,
+                    "ms_deform_attn_ragged: row_splits must be (M + 1)");
     STD_TORCH_CHECK(row_splits.is_cuda() == value.is_cuda() && row_value.is_cuda() == value.is_cuda(),
                     "ms_deform_attn_ragged: row_splits and row_value must be where value is");
     a.row_splits = torch::stable::contiguous(row_splits);
     a.row_value = torch::stable::contiguous(row_value);
     a.pillar = true;
+    check_references(a);
     return a;
   }
 

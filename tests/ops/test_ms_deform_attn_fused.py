@@ -136,3 +136,38 @@ def test_nan_logits_stay_visible() -> None:
 def test_errors_name_what_was_found(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         ms_deform_attn_fused(**make(**change))
+
+
+@pytest.mark.parametrize(
+    ("position", "wrong", "message"),
+    [
+        (2, torch.zeros(2, 5, 2, 2), "reference_points do not fit"),  # one query too few
+        (2, torch.zeros(2, 6, 3, 2), "reference_points do not fit"),  # neither one nor one a level
+        (2, torch.zeros(2, 6, 2, 3), "reference_points do not fit"),
+        (2, torch.zeros(12, 2, 2), "reference_points do not fit"),
+        (0, torch.zeros(1, 41, 2, 8), "different batch sizes"),
+        (3, torch.zeros(2, 6, 2, 2, 1, 2), "do not fit"),
+    ],
+)
+def test_the_raw_op_does_not_read_beyond_its_tensors(
+    position: int, wrong: torch.Tensor, message: str
+) -> None:
+    arguments = list(TestMSDeformAttnFused().raw_arguments(make()))
+    arguments[position] = wrong
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.bevkd2.ms_deform_attn_fused(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("grad_weights", "message"),
+    [
+        (torch.zeros(2, 6, 2, 2, 1), "does not have the weights' size"),
+        (torch.zeros(2, 6, 2, 2, 2).double(), "must be float64 where value is"),
+    ],
+)
+def test_the_raw_backward_op_checks_the_gradients(grad_weights: torch.Tensor, message: str) -> None:
+    arguments = TestMSDeformAttnFused().raw_arguments(make())[:-1]
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.bevkd2.ms_deform_attn_fused_backward(
+            torch.zeros(2, 6, 16), grad_weights, *arguments, True, True, True, True
+        )

@@ -126,6 +126,13 @@ def test_bad_rows_are_refused(change: dict[str, Any], message: str, backward: bo
             ms_deform_attn_ragged(**inputs)
 
 
+def test_the_raw_op_does_not_read_beyond_its_references() -> None:
+    arguments = list(TestMSDeformAttnRagged().raw_arguments(make()))
+    arguments[2] = torch.zeros(6, HEIGHTS, 2)  # for 7 rows
+    with pytest.raises(RuntimeError, match="reference_points do not fit"):
+        torch.ops.bevkd2.ms_deform_attn_ragged(*arguments)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
