@@ -169,17 +169,18 @@ def bev_heatmap_loss(logits: Tensor, targets: BEVTargets, pc_range: Sequence[flo
 def image_heatmap_loss(logits: Tensor, targets: BEVTargets, stride: int) -> Tensor:
     """Loss of the image head, (B*N, K, h, w) with ``stride`` pixels a cell."""
     shape = (logits.shape[2], logits.shape[3])
-    maps = [
-        image_heatmap_targets(
-            targets.boxes[sample],
-            targets.labels[sample],
-            targets.lidar2img[sample, camera],
-            targets.image_sizes[sample, camera],
-            logits.shape[1],
-            shape,
-            stride,
-        )
-        for sample in range(len(targets.boxes))
-        for camera in range(targets.lidar2img.shape[1])
-    ]
+    with torch.autocast(logits.device.type, enabled=False):  # a projection in 16 bits misses by pixels
+        maps = [
+            image_heatmap_targets(
+                targets.boxes[sample],
+                targets.labels[sample],
+                targets.lidar2img[sample, camera],
+                targets.image_sizes[sample, camera],
+                logits.shape[1],
+                shape,
+                stride,
+            )
+            for sample in range(len(targets.boxes))
+            for camera in range(targets.lidar2img.shape[1])
+        ]
     return heatmap_loss(logits, torch.stack([m for m, _ in maps]), sum(count for _, count in maps))

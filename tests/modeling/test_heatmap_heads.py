@@ -9,8 +9,10 @@ from bevkd2.modeling.heatmap_heads import (
     draw_heatmap,
     gaussian_radius,
     heatmap_loss,
+    image_heatmap_loss,
     image_heatmap_targets,
 )
+from bevkd2.modeling.inputs import BEVTargets
 from bevkd2.structures import Boxes3D
 from tests.modeling.conftest import HEIGHT, WIDTH, camera_matrix
 
@@ -63,6 +65,23 @@ def test_image_targets_are_where_the_camera_sees_the_centre():
     assert count == 1
     row, column = HEIGHT // 2 // 4, int(WIDTH / 2 + 10) // 4
     assert (heatmap == 1).nonzero().tolist() == [[1, row, column]]
+
+
+def test_image_targets_are_exact_under_autocast():
+    tensor = torch.zeros(1, 9)
+    tensor[:, 3:6] = 1.0
+    tensor[0, :3] = torch.tensor([3.03, 6.1, 1.27])  # a projection in bfloat16 misses by half a pixel
+    targets = BEVTargets(
+        boxes=[Boxes3D(tensor)],
+        labels=[torch.tensor([0])],
+        codes=[],
+        lidar2img=camera_matrix(math.pi / 2)[None, None],
+        image_sizes=torch.tensor([[[float(HEIGHT), float(WIDTH)]]]),
+    )
+    logits = torch.randn(1, 1, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
+    expected = image_heatmap_loss(logits, targets, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(image_heatmap_loss(logits, targets, 1), expected)
 
 
 def test_loss_falls_to_zero_at_the_truth_and_counts_once():
