@@ -111,6 +111,7 @@ def from_published(published: Mapping[str, Tensor]) -> ImportReport:
 
     Raises:
         KeyError: keys that no rule knows; they are named.
+        ValueError: two keys for one tensor.
     """
     state: dict[str, Tensor] = {}
     mapped: dict[str, str] = {}
@@ -123,6 +124,9 @@ def from_published(published: Mapping[str, Tensor]) -> ImportReport:
             dropped[key] = _DROPPED[name]
         elif target is None:
             unknown.append(key)
+        elif target in state:
+            first = next(other for other, ours in mapped.items() if ours == target)
+            raise ValueError(f"the published keys {first} and {key} are both {target}; keep one of them")
         else:
             state[target], mapped[key] = value, target
     if unknown:

@@ -92,6 +92,13 @@ def test_prefix_and_old_offset_names_are_understood():
     assert set(from_published(old).check(state, "old file").state) == set(state)
 
 
+def test_two_keys_for_one_tensor_are_an_error():
+    published = to_published(small_model().state_dict())
+    key = next(iter(published))
+    with pytest.raises(ValueError, match=rf"{key} and module\.{key} are both"):
+        from_published({**published, f"module.{key}": published[key]})
+
+
 def test_unknown_missing_and_misshapen_keys_are_named():
     state = small_model().state_dict()
     published = to_published(state)
