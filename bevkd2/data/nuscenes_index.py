@@ -9,6 +9,7 @@ import logging
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,16 @@ from bevkd2.structures import Boxes3D, lidar2img_matrix, scale_intrinsics
 
 logger = logging.getLogger(__name__)
 
+# What numpy, zipfile and zlib raise on truncated or garbled files; found by fuzzing.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    KeyError,
+    OSError,
+    RuntimeError,  # of which zipfile's NotImplementedError is one
+    ValueError,
+)
 _FORMAT = 2  # raise it when the arrays or their meaning change: older files are then rebuilt
 
 
@@ -250,7 +261,7 @@ def _read(path: Path, root: str, key: dict[str, Any]) -> NuScenesIndex | None:
                 logger.info("the tables changed since %s was built: building it again", path)
                 return None
             arrays = {name: file[name] for name in _ARRAYS}
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
+    except _DAMAGE as error:
         logger.warning("cannot read the cached index %s (%s): building it again", path, error)
         return None
     return NuScenesIndex(root, key["version"], key["split"], tuple(key["cameras"]), **arrays)

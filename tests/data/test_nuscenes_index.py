@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import re
 import time
 
 import numpy as np
@@ -73,6 +74,32 @@ def test_damaged_cache_is_built_again(tmp_path, builds, caplog, damage):
     path.write_bytes(path.read_bytes()[:-100] if damage is None else damage)
     assert len(load_nuscenes(world.root, VERSION, "first")) == 1
     assert len(builds) == 2 and "building it again" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "error"),
+    [
+        ("deflated", b"\xff" * 16, "invalid"),
+        ("method", b"\x63", "not supported"),
+        ("flags", b"\x01", "encrypted"),
+    ],
+)
+def test_garbled_member_of_the_cache_is_built_again(tmp_path, builds, caplog, at, value, error):
+    world = FixtureWorld(tmp_path, scenes=1, frames=1)
+    load_nuscenes(world.root, VERSION, "first")
+    path = next((world.root / ".bevkd2_cache").glob("*.npz"))
+    data = path.read_bytes()
+    # A member's local header of 30 bytes and its name; the central directory repeats flags and method.
+    entry = data.rindex(b"PK\x01\x02")
+    local = int.from_bytes(data[entry + 42 : entry + 46], "little")
+    offset = {
+        "deflated": local + 30 + sum(data[local + 26 : local + 30 : 2]),
+        "method": entry + 10,
+        "flags": entry + 8,
+    }[at]
+    path.write_bytes(data[:offset] + value + data[offset + len(value) :])
+    assert len(load_nuscenes(world.root, VERSION, "first")) == 1
+    assert len(builds) == 2 and re.search(rf"({error}).*building it again", caplog.text)
 
 
 def test_cache_holds_no_pickle(tmp_path):
