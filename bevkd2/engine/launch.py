@@ -47,9 +47,11 @@ def launch(
         What ``main_func`` returns, where it ran in this process; None where processes were spawned.
 
     Raises:
-        ValueError: more processes than GPUs, or numbers that contradict torchrun.
+        ValueError: more processes than GPUs, no process, a machine that is not one of the job's, or numbers
+            that contradict torchrun.
     """
     on_cpu = device.startswith("cpu")
+    _check_numbers(num_gpus_per_machine, num_machines, machine_rank)
     if "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return _join_torchrun(main_func, args, num_gpus_per_machine, timeout, on_cpu)
     world_size = num_machines * num_gpus_per_machine
@@ -103,8 +105,7 @@ def _join_torchrun(
     if asked not in (1, per_machine):
         raise ValueError(
             f"--num-gpus {asked} under a torchrun with {per_machine} processes a machine; leave --num-gpus "
-            "out and set "
-            f"torchrun's --nproc-per-node"
+            "out and set torchrun's --nproc-per-node"
         )
     if not on_cpu and (per_machine > 1 or torch.cuda.is_available()):
         _check_gpus(per_machine, f"torchrun --nproc-per-node {per_machine}")
@@ -135,6 +136,22 @@ def _run(
     comm.synchronize()
     dist.destroy_process_group()
     return result
+
+
+def _check_numbers(per_machine: int, machines: int, rank: int) -> None:
+    """Refuses what would start no process at all, or wait for one that never comes."""
+    if per_machine < 1:
+        raise ValueError(
+            f"--num-gpus is {per_machine}, expected at least 1: it counts processes, on the CPU too; leave it "
+            "out and add MODEL.DEVICE cpu to run without a GPU"
+        )
+    if machines < 1:
+        raise ValueError(f"--num-machines is {machines}, expected at least 1; leave it out for one machine")
+    if not 0 <= rank < machines:
+        raise ValueError(
+            f"--machine-rank is {rank}, expected 0 to {machines - 1}, a number of its own for each of the "
+            f"{machines} machines (--num-machines)"
+        )
 
 
 def _check_gpus(wanted: int, by: str) -> None:

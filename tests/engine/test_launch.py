@@ -88,6 +88,21 @@ def test_more_processes_than_gpus(device: str) -> None:
         launch(fail_if_called, 2, dist_url="auto", device=device)
 
 
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ((0, 1, 0), r"--num-gpus is 0, expected at least 1: .*MODEL\.DEVICE cpu"),
+        ((1, 0, 0), r"--num-machines is 0, expected at least 1"),
+        ((1, 2, 2), r"--machine-rank is 2, expected 0 to 1"),
+        ((1, 1, 1), r"--machine-rank is 1, expected 0 to 0"),
+        ((1, 2, -1), r"--machine-rank is -1"),
+    ],
+)
+def test_numbers_that_start_nothing_or_wait_for_ever(numbers: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        launch(fail_if_called, *numbers, dist_url="tcp://127.0.0.1:1", device="cpu")
+
+
 def test_auto_url_is_of_one_machine() -> None:
     with pytest.raises(ValueError, match="--dist-url auto finds a port of one machine"):
         launch(fail_if_called, 1, num_machines=2, dist_url="auto", device="cpu")
