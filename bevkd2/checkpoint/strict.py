@@ -40,11 +40,9 @@ class StateDictMismatchError(ValueError):
         )
         super().__init__(
             f"{source} does not fit {model}: {found}. It was saved from another architecture, or with "
-            "another "
-            "number of classes, width or grid: use the config that it was trained with; "
-            "tools/import_weights.py "
-            "converts published weights, and MODEL.ALLOW_MISSING lists key prefixes that MODEL.WEIGHTS may "
-            "lack"
+            "another number of classes, width or grid: use the config that it was trained with; "
+            "tools/import_weights.py converts published weights, and MODEL.ALLOW_MISSING lists key prefixes "
+            "that MODEL.WEIGHTS may lack where a training starts"
         )
 
 

@@ -48,6 +48,6 @@ def explain_broken(error: BaseException, spec: ModuleSpec | None) -> ImportError
     where = spec.origin if spec is not None else "unknown path"
     return ImportError(
         f"Detectron2 is installed ({where}) but cannot be used: {type(error).__name__}: {error}. Rebuild it "
-        "against the installed torch, uninstall it, or set "
-        f"{SWITCH}={EMBEDDED} to use the engine that comes with bevkd2"
+        f"against the installed torch, uninstall it, or set {SWITCH}={EMBEDDED} to use the engine that comes "
+        "with bevkd2"
     )

@@ -72,28 +72,26 @@ def evaluate(
 
 
 def load_for_evaluation(cfg: CfgNode, model: nn.Module, *, resume: bool) -> None:
-    """Loads the weights that are to be scored, every key matched.
+    """Loads the weights that are to be scored, every key matched: MODEL.ALLOW_MISSING does not hold here.
 
     Args:
-        cfg: the config; reads MODEL.WEIGHTS, MODEL.ALLOW_MISSING and OUTPUT_DIR.
+        cfg: the config; reads MODEL.WEIGHTS and OUTPUT_DIR.
         model: the model.
         resume: take the last checkpoint in OUTPUT_DIR, not MODEL.WEIGHTS.
 
     Raises:
-        ValueError: no weights are named, or there is no checkpoint to resume from.
+        ValueError: no weights are named, there is no checkpoint to resume from, or a key does not match.
     """
-    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, allow_missing=cfg.MODEL.ALLOW_MISSING)
+    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR)
     if resume and not checkpointer.has_checkpoint():
         raise ValueError(
             f"--eval-only --resume: OUTPUT_DIR {cfg.OUTPUT_DIR} has no last_checkpoint; train first, or "
-            "leave out "
-            f"--resume and set MODEL.WEIGHTS"
+            "leave out --resume and set MODEL.WEIGHTS"
         )
     path = checkpointer.get_checkpoint_file() if resume else cfg.MODEL.WEIGHTS
     if not path:
         raise ValueError(
             "--eval-only has no weights to evaluate: add MODEL.WEIGHTS path/to/model_final.pth, or --resume "
-            "for the "
-            "last checkpoint in OUTPUT_DIR"
+            "for the last checkpoint in OUTPUT_DIR"
         )
     checkpointer.load(path, checkpointables=[])

@@ -110,9 +110,7 @@ class DistillTrainer(SimpleTrainer):
     def _next_batch(self) -> tuple[list[dict[str, Any]], float]:
         """Returns a batch and the seconds that it took, and leaves the generators seeded for the model."""
         start = time.perf_counter()
-        iterator = (
-            self._data_loader_iter
-        )  # made before seeding: DataLoader draws a number for its workers then
+        iterator = self._data_loader_iter  # before seeding: DataLoader then draws a number for its workers
         seed_step(self.seed, comm.get_rank(), self.iter, LOADING)
         batch = next(iterator)
         seed_step(self.seed, comm.get_rank(), self.iter, TRAINING)  # whatever was drawn to load the batch
@@ -133,10 +131,8 @@ class DistillTrainer(SimpleTrainer):
             tokens = ", ".join(str(sample.get("sample_token", "without a token")) for sample in batch)
             raise NonFiniteLossError(
                 f"iteration {self.iter}: {', '.join(bad)} on the samples {tokens}. The weights were not "
-                "updated and "
-                "the last checkpoint stands. Look at these samples; if they are sound, lower SOLVER.BASE_LR "
-                "or "
-                f"lengthen SOLVER.WARMUP_ITERS, or try SOLVER.AMP.ENABLED False"
+                "updated and the last checkpoint stands. Look at these samples; if they are sound, lower "
+                "SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS, or try SOLVER.AMP.ENABLED False"
             )
         return dict(zip(losses, values.unbind(), strict=True))
 
@@ -151,12 +147,10 @@ class DistillTrainer(SimpleTrainer):
         if not math.isfinite(norm) and not self.grad_scaler.is_enabled():
             raise NonFiniteGradientError(
                 f"iteration {self.iter}: the gradients' norm is {norm}, though all losses are finite; not "
-                "finite are "
-                "those of "
+                "finite are those of "
                 f"{', '.join(self._non_finite_gradients()) or 'no single parameter (the norm overflows)'}. "
                 "The weights were not updated and the last checkpoint stands. With several processes, "
-                "another "
-                f"rank's log may name a loss"
+                "another rank's log may name a loss"
             )
         nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, total)
         return norm
@@ -181,10 +175,8 @@ class DistillTrainer(SimpleTrainer):
         except ValueError as error:
             raise ValueError(
                 f"the checkpoint's optimizer does not fit this model's trainable parameters ({error}); "
-                "resume with "
-                "the config of the first run (FREEZE_AT, DISTILL.METHODS and DISTILL.INHERIT.MODE decide "
-                "what is "
-                f"trained), or start a new run with MODEL.WEIGHTS"
+                "resume with the config of the first run (FREEZE_AT, DISTILL.METHODS and DISTILL.INHERIT.MODE "
+                "decide what is trained), or start a new run with MODEL.WEIGHTS"
             ) from error
         if self.grad_scaler.is_enabled() and state_dict["grad_scaler"]:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

@@ -77,7 +77,12 @@ def test_weights_of_another_class_count(tmp_path: Path) -> None:
         match=r"ten\.pth does not fit ToyDetector: .*head\.bias \(10,\) instead of \(3,\)",
     ):
         load_for_evaluation(cfg, build_model(cfg), resume=False)
-    cfg.MODEL.ALLOW_MISSING = ["head."]
-    state = {k: v for k, v in torch.load(cfg.MODEL.WEIGHTS)["model"].items() if not k.startswith("head.")}
-    torch.save(state, cfg.MODEL.WEIGHTS)
-    load_for_evaluation(cfg, build_model(cfg), resume=False)
+
+
+def test_allowance_does_not_hold_for_what_is_scored(tmp_path: Path) -> None:
+    weights, cfg = tmp_path / "body.pth", toy_cfg(tmp_path)
+    state = build_model(cfg).state_dict()
+    torch.save({name: value for name, value in state.items() if not name.startswith("head.")}, weights)
+    cfg.merge_from_list(["MODEL.WEIGHTS", str(weights), "MODEL.ALLOW_MISSING", ["head."]])
+    with pytest.raises(StateDictMismatchError, match=r"2 keys missing from it: head\.bias, head\.weight"):
+        load_for_evaluation(cfg, build_model(cfg), resume=False)
