@@ -9,6 +9,7 @@ from typing import Any
 
 from bevkd2.d2 import build_model, comm, verify_results
 from bevkd2.engine import (
+    check_datasets,
     default_argument_parser,
     evaluate,
     launch,
@@ -22,6 +23,7 @@ from bevkd2.engine import (
 def main(args: argparse.Namespace) -> Mapping[str, Any]:
     """Runs in every process; returns the scores (on the main process)."""
     cfg = setup(args)
+    check_datasets(cfg, training=not args.eval_only)
     model = build_model(cfg)
     if not args.eval_only:
         return train(cfg, model, resume=args.resume)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import secrets
 import sys
 from pathlib import Path
@@ -149,8 +150,11 @@ def resolve_device(device: str) -> str:
         device: ``auto``, ``cuda``, ``cuda:N`` or ``cpu``.
 
     Raises:
-        ValueError: a GPU is asked for and is not there; or one GPU by number, for several processes.
+        ValueError: another device; a GPU is asked for and is not there; or one GPU by number, for several
+            processes.
     """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise ValueError(f"MODEL.DEVICE is {device!r}, expected auto, cpu, cuda or cuda:N with N from 0")
     available = torch.cuda.is_available()
     if device == "auto":
         device = "cuda" if available else "cpu"

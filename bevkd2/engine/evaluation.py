@@ -12,8 +12,8 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from bevkd2.checkpoint import Checkpointer
-from bevkd2.d2 import DatasetEvaluator, comm, inference_on_dataset, print_csv_format
-from bevkd2.data.loader import build_test_loader
+from bevkd2.d2 import DatasetCatalog, DatasetEvaluator, comm, inference_on_dataset, print_csv_format
+from bevkd2.data.loader import build_test_loader, dataset_name
 from bevkd2.evaluation.nuscenes import NuScenesEvaluator
 
 _logger = logging.getLogger(__name__)
@@ -28,6 +28,29 @@ def build_evaluator(cfg: CfgNode, split: str, output_dir: Path) -> DatasetEvalua
         output_dir: where results are written.
     """
     return NuScenesEvaluator(cfg, split, output_dir)
+
+
+def check_datasets(cfg: CfgNode, *, training: bool) -> None:
+    """Loads the index of every split that a run will read, so that a wrong one is named before the first step.
+
+    Without it, a wrong name in DATASETS.TEST would be found after the last step.
+
+    Args:
+        cfg: the config; reads DATASETS and INPUT.CAMERAS.
+        training: whether DATASETS.TRAIN will be read as well as DATASETS.TEST.
+
+    Raises:
+        FileNotFoundError: root, version, a table or an image does not exist.
+        ValueError: DATASETS.TEST is empty, no such split, or a table that cannot be.
+    """
+    for split in dict.fromkeys([*(cfg.DATASETS.TRAIN if training else ()), *_test_splits(cfg)]):
+        DatasetCatalog.get(dataset_name(cfg, split))
+
+
+def _test_splits(cfg: CfgNode) -> list[str]:
+    if not cfg.DATASETS.TEST:
+        raise ValueError("DATASETS.TEST is empty; name the splits to evaluate on, such as ('val',)")
+    return list(cfg.DATASETS.TEST)
 
 
 def evaluate(
@@ -54,9 +77,7 @@ def evaluate(
     Raises:
         ValueError: DATASETS.TEST is empty.
     """
-    splits = list(cfg.DATASETS.TEST)
-    if not splits:
-        raise ValueError("DATASETS.TEST is empty; name the splits to evaluate on, such as ('val',)")
+    splits = _test_splits(cfg)
     results: OrderedDict[str, Any] = OrderedDict()
     for split in splits:
         output_dir = Path(cfg.OUTPUT_DIR) / folder / (split if len(splits) > 1 else "")

@@ -128,6 +128,12 @@ def test_gpu_number_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_device("cuda:1")
 
 
+@pytest.mark.parametrize("device", ["gpu", "", "cuda:", "cuda:-1", "mps", "cpu:x"])
+def test_unknown_device_names_the_key_and_the_known_ones(device: str) -> None:
+    with pytest.raises(ValueError, match=rf"MODEL\.DEVICE is '{device}', expected auto, cpu, cuda or cuda:N"):
+        resolve_device(device)
+
+
 def test_evaluation_keeps_the_trainings_config(tmp_path: Path) -> None:
     trained = setup(arguments(tmp_path, "SOLVER.BASE_LR", 0.5))
     setup(arguments(tmp_path, "SOLVER.BASE_LR", 0.25, flags=("--eval-only",)))

@@ -23,16 +23,8 @@ from bevkd2.engine import NonFiniteLossError, default_argument_parser
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tools" / "train_net.py"
 SMALL = (
-    *(
-        "MODEL.DEVICE",
-        "cpu",
-        "SOLVER.MAX_ITER",
-        "4",
-        "SOLVER.CHECKPOINT_PERIOD",
-        "2",
-        "SOLVER.WARMUP_ITERS",
-        "2",
-    ),
+    *("MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2"),
+    *("SOLVER.WARMUP_ITERS", "2"),
     *("TEST.PRINT_PERIOD", "1", "MODEL.BEVFORMER.BEV_SHAPE", "[8, 8]", "MODEL.BEVFORMER.NUM_QUERIES", "16"),
     *("MODEL.BEVFORMER.EMBED_DIM", "32", "MODEL.FPN.OUT_CHANNELS", "32", "MODEL.BEVFORMER.DROPOUT", "0.1"),
 )
@@ -80,12 +72,8 @@ def distillation(teacher: Path) -> tuple[str, ...]:
     opts += ["MODEL.BEVFORMER.EMBED_DIM", 32, "MODEL.FPN.OUT_CHANNELS", 32]
     weights = str(teacher / "model_final.pth")
     return (
-        "DISTILL.TEACHER.WEIGHTS",
-        weights,
-        "DISTILL.TEACHER.OPTS",
-        repr(opts),
-        "DISTILL.TEACHER.EVALUATE",
-        "True",
+        *("DISTILL.TEACHER.WEIGHTS", weights, "DISTILL.TEACHER.OPTS", repr(opts)),
+        *("DISTILL.TEACHER.EVALUATE", "True"),
     )
 
 
@@ -168,6 +156,24 @@ def test_weights_of_another_model(main: Run, world: Path, teacher: Path, tmp_pat
         )
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "error", "message"),
+    [
+        ("DATASETS.ROOT", "nowhere", FileNotFoundError, r"'nowhere' does not exist.*make_synthetic"),
+        ("DATASETS.VERSION", "v9", FileNotFoundError, r"no version 'v9'"),
+        ("DATASETS.TRAIN", "('tain',)", ValueError, r"no split 'tain'; splits there: "),
+        ("DATASETS.TEST", "('vall',)", ValueError, r"no split 'vall'; splits there: "),
+        ("DATASETS.TEST", "()", ValueError, r"DATASETS\.TEST is empty"),
+    ],
+)
+def test_wrong_dataset_is_named_before_the_first_step(
+    main: Run, world: Path, tmp_path: Path, key: str, value: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        main("student.yaml", world, tmp_path, key, value)
+    assert not (tmp_path / "metrics.json").exists()  # opened before the first step
+
+
 def test_loss_that_is_not_finite_names_its_samples(main: Run, world: Path, tmp_path: Path) -> None:
     with pytest.raises(
         NonFiniteLossError, match=r"iteration \d: .*loss_\w+=(nan|inf).* on the samples \w{32}, \w{32}"
@@ -178,15 +184,7 @@ def test_loss_that_is_not_finite_names_its_samples(main: Run, world: Path, tmp_p
 def test_two_processes_distil_under_torchrun(world: Path, teacher: Path, tmp_path: Path) -> None:
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     environ["BEVKD2_PROGRESS"] = "1"
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(SCRIPT),
-    ]
+    torchrun = [sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node 2".split(), SCRIPT]
     done = subprocess.run(
         [*torchrun, *words("distill.yaml", world, tmp_path, *distillation(teacher))],
         env=environ,
