@@ -8,10 +8,10 @@ Environment: FORCE_CUDA=1 builds the CUDA library without a visible GPU, FORCE_C
 TORCH_CUDA_ARCH_LIST replaces the architectures below, MAX_JOBS limits the compiler processes.
 """
 
-import glob
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from setuptools import setup
 
@@ -23,7 +23,7 @@ NVCC_FLAGS = ["-O3", "-Xcompiler=-fvisibility=hidden", STABLE_ABI, "-DUSE_CUDA"]
 CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
 CPU_SOURCES = ["csrc/bindings.cpp", "csrc/ms_deform_attn/cpu.cpp"]
 CUDA_SOURCES = ["csrc/ms_deform_attn/cuda.cu"]
-HEADERS = sorted(glob.glob("csrc/**/*.h", recursive=True))  # a change of one rebuilds, without ninja too
+HEADERS = sorted(map(str, Path("csrc").rglob("*.h")))  # a change of one rebuilds, without ninja too
 COMMANDS_THAT_COMPILE = {
     "build",
     "build_ext",

@@ -75,6 +75,15 @@ def test_bilinear_resizes_queries_and_positions():
     verify_inherited(student, teacher, list(student.inheritable()), "bilinear")
 
 
+@pytest.mark.gpu
+def test_resized_parameters_are_verified_after_a_move_to_the_gpu():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    student, teacher = Model(grid=(50, 50), width=64), Model(grid=(33, 47), width=64)
+    names = list(inherit(student, teacher, ALL, "freeze", "bilinear"))
+    verify_inherited(student.cuda(), teacher.cuda(), names, "bilinear")
+
+
 @pytest.mark.parametrize("student", [Model(width=16), Model(queries=7)])
 def test_other_widths_and_query_counts_cannot_be_resized(student):
     with pytest.raises(ValueError, match="same width and number of queries"):

@@ -22,6 +22,25 @@ def test_losses_by_hand():
     assert float(losses["loss_box"]) == pytest.approx(0.25 * 0.5 * (8 + 2 * 0.2), abs=1e-6)
 
 
+def test_losses_are_divided_by_the_number_of_objects():
+    logits, boxes = torch.zeros(1, 2, 4, 3), torch.zeros(1, 2, 4, 10)
+    labels = [torch.tensor([2, 0, 1]), torch.tensor([1])]
+    codes = [torch.full((3, 10), 0.5), torch.full((1, 10), 0.5)]
+    losses = make_criterion()(logits, boxes, labels, codes)
+    assert float(losses["loss_box"]) == pytest.approx(0.25 * 0.5 * (8 + 2 * 0.2), abs=1e-6)  # 4 equal of 4
+    focal = 0.693147 / 4 * (4 * 0.25 + 20 * 0.75)  # 4 of 24 numbers are positive
+    assert float(losses["loss_cls"]) == pytest.approx(2 * focal / 4, abs=1e-5)
+
+
+def test_an_object_raises_the_logit_of_its_own_class_and_query():
+    logits = torch.zeros(1, 1, 3, 4, requires_grad=True)
+    boxes = torch.zeros(1, 1, 3, 10)
+    codes = torch.tensor([5.0, 9.0])[:, None].expand(2, 10)
+    boxes[0, 0, 2], boxes[0, 0, 0] = 5.0, 9.0  # query 2 is the first object, query 0 the second
+    make_criterion()(logits, boxes, [torch.tensor([3, 1])], [codes])["loss_cls"].backward()
+    assert (logits.grad[0, 0] < 0).nonzero().tolist() == [[0, 1], [2, 3]]
+
+
 def test_names_and_layers():
     torch.manual_seed(0)
     logits, boxes = torch.randn(3, 2, 4, 5), torch.randn(3, 2, 4, 10)

@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+from bevkd2.modeling.bev.projection import bev_reference_points
+from bevkd2.modeling.bev.temporal_attention import History, TemporalSelfAttention
+
+SHAPE = (3, 4)
+CELLS = SHAPE[0] * SHAPE[1]
+
+
+def make_attention() -> TemporalSelfAttention:
+    """One point, no offset and no projection: every queue gives the cell at the reference."""
+    attention = TemporalSelfAttention(embed_dim=8, num_heads=2, num_points=1, bev_shape=SHAPE, dropout=0.0)
+    with torch.no_grad():
+        attention.sampling_offsets.bias.zero_()
+        for projection in (attention.value_proj, attention.output_proj):
+            projection.weight.copy_(torch.eye(8))
+    return attention
+
+
+def make_history(batch: int, exists: list[bool]) -> History:
+    references = bev_reference_points(SHAPE, torch.device("cpu")).expand(batch, 2, CELLS, 2).clone()
+    queue = torch.randn(batch, 2, CELLS, 8) if any(exists) else None
+    return History(queue, exists, references)
+
+
+def test_output_is_the_mean_of_the_two_queues_at_their_references():
+    attention, history = make_attention(), make_history(1, [True])
+    history.reference_points[:, 0, :, 0] += 1 / SHAPE[1]  # the previous grid is read a column to the right
+    query = torch.randn(1, CELLS, 8)
+    out, _ = attention(query, torch.randn(CELLS, 8), history)
+    previous = torch.zeros(3, 4, 8)
+    previous[:, :3] = history.queue[0, 0].view(3, 4, 8)[:, 1:]
+    expected = query[0] + (previous.flatten(0, 1) + history.queue[0, 1]) / 2
+    torch.testing.assert_close(out[0], expected)
+
+
+def test_without_history_both_queues_are_the_running_query():
+    attention = make_attention()
+    query = torch.randn(2, CELLS, 8)
+    for exists in ([False, False], [False, True]):
+        out, _ = attention(query, torch.randn(CELLS, 8), make_history(2, exists))
+        torch.testing.assert_close(out[0], 2 * query[0])
+
+
+@pytest.mark.parametrize("part", ["previous", "query", "position"])
+def test_weights_depend_on_the_previous_grid_and_the_located_query(part: str):
+    attention, history = make_attention(), make_history(1, [True])
+    attention.num_points = 4
+    attention.sampling_offsets = torch.nn.Linear(16, 2 * 2 * 4 * 2)
+    attention.attention_weights = torch.nn.Linear(16, 2 * 2 * 4)
+    query, position = torch.randn(1, CELLS, 8), torch.randn(CELLS, 8)
+    _, before = attention(query, position, history, return_weights=True)
+    assert before.shape == (1, CELLS, 2, 2, 1, 4)
+    torch.testing.assert_close(before.sum((-1, -2)), torch.ones(1, CELLS, 2, 2))
+    context = torch.cat([history.queue[:, 0], query + position], -1)
+    logits = attention.attention_weights(context).view(1, CELLS, 2, 2, 1, 4)
+    torch.testing.assert_close(before, logits.softmax(-1))  # heads, queues, points in this order
+    history.queue[:, 1] += 1.0  # the initial queries are sampled, not asked
+    _, same = attention(query, position, history, return_weights=True)
+    assert torch.equal(same, before)
+    {"previous": history.queue[:, 0], "query": query, "position": position}[part].add_(1.0)
+    _, after = attention(query, position, history, return_weights=True)
+    assert not torch.allclose(after, before)
