@@ -14,7 +14,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bevkd2.checkpoint import Checkpointer
+from bevkd2.checkpoint import Checkpointer, load_file
 from bevkd2.config import teacher_config
 from bevkd2.d2 import (
     BestCheckpointer,
@@ -94,7 +94,11 @@ def build_trainer(
 
     Returns:
         A trainer whose ``start_iter`` is where it should start.
+
+    Raises:
+        ValueError: a period, rate or name in SOLVER or TEST that cannot be.
     """
+    _check_numbers(cfg)
     trainer = DistillTrainer(
         create_ddp_model(model),
         lambda start_iter: build_loader(cfg, start_iter=start_iter),
@@ -112,6 +116,7 @@ def build_trainer(
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     if resuming:
         trainer.start_iter = trainer.iter + 1  # the checkpoint names the iteration that was done last
+        _restore_best(trainer, Path(cfg.OUTPUT_DIR) / "model_best.pth")
     _log_model(model)
     return trainer
 
@@ -128,10 +133,7 @@ def build_hooks(
         checkpointer: saves model and trainer.
         evaluate: see :func:`train`.
 
-    Raises:
-        ValueError: a period that is not positive.
     """
-    _check_periods(cfg)
     save_period, eval_period = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD
     keep = cfg.SOLVER.CHECKPOINTS_TO_KEEP or None
     best = Checkpointer(model, cfg.OUTPUT_DIR, tag_last=False, trainer=trainer)
@@ -164,16 +166,39 @@ def create_ddp_model(model: nn.Module) -> nn.Module:
     )
 
 
-def _check_periods(cfg: CfgNode) -> None:
+def _check_numbers(cfg: CfgNode) -> None:
     for section, key, least in (
         ("SOLVER", "MAX_ITER", 1),
         ("SOLVER", "CHECKPOINT_PERIOD", 1),
         ("SOLVER", "CHECKPOINTS_TO_KEEP", 0),
+        ("SOLVER", "WARMUP_ITERS", 0),
+        ("SOLVER", "BACKBONE_MULTIPLIER", 0),
+        ("SOLVER", "WEIGHT_DECAY", 0),
         ("TEST", "PRINT_PERIOD", 1),
         ("TEST", "EVAL_PERIOD", 0),
     ):
-        if cfg[section][key] < least:
+        if not cfg[section][key] >= least:  # NaN is not
             raise ValueError(f"{section}.{key}: {cfg[section][key]} is too small; expected at least {least}")
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    for name, value in (("BASE_LR", cfg.SOLVER.BASE_LR), ("CLIP_GRADIENTS.CLIP_VALUE", clip.CLIP_VALUE)):
+        if not value > 0:
+            raise ValueError(f"SOLVER.{name}: {value} would train nothing; expected a positive number")
+
+
+def _restore_best(trainer: DistillTrainer, path: Path) -> None:
+    """Lets a resumed training know the best score of all, so that no worse model takes the best one's place.
+
+    A periodic checkpoint is saved before its iteration is evaluated, so the best that it tells of may be
+    older than model_best.
+    """
+    best = [hook for hook in trainer._hooks if isinstance(hook, BestCheckpointer)]
+    if not best or not path.is_file():
+        return
+    state = load_file(path)["trainer"].get("hooks", {}).get("BestCheckpointer")
+    if state is None:  # Detectron2's own hook keeps none
+        _logger.warning("%s does not say its score: the next evaluation replaces it", path)
+    else:
+        best[0].load_state_dict(state)
 
 
 def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:

@@ -31,7 +31,7 @@ def build_evaluator(cfg: CfgNode, split: str, output_dir: Path) -> DatasetEvalua
 
 
 def check_datasets(cfg: CfgNode, *, training: bool) -> None:
-    """Loads the index of every split that a run will read, so that a wrong one is named before the first step.
+    """Loads the index of every split that a run will read, so that a wrong one is named before it starts.
 
     Without it, a wrong name in DATASETS.TEST would be found after the last step.
 

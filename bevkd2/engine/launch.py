@@ -142,8 +142,8 @@ def _check_numbers(per_machine: int, machines: int, rank: int) -> None:
     """Refuses what would start no process at all, or wait for one that never comes."""
     if per_machine < 1:
         raise ValueError(
-            f"--num-gpus is {per_machine}, expected at least 1: it counts processes, on the CPU too; leave it "
-            "out and add MODEL.DEVICE cpu to run without a GPU"
+            f"--num-gpus is {per_machine}, expected at least 1: it counts processes, on the CPU too; leave "
+            "it out and add MODEL.DEVICE cpu to run without a GPU"
         )
     if machines < 1:
         raise ValueError(f"--num-machines is {machines}, expected at least 1; leave it out for one machine")

@@ -11,6 +11,7 @@ from torch import nn
 
 from bevkd2.d2 import WarmupParamScheduler
 
+_WARMUP_METHODS = ("linear", "constant")
 # Parameters that SOLVER.BACKBONE_MULTIPLIER slows: the image body of a plain model, and of a Distiller's
 # student.
 _BODY_PREFIXES = ("image_backbone.", "student.image_backbone.")
@@ -53,9 +54,15 @@ def build_lr_schedule(cfg: CfgNode) -> ParamScheduler:
         A function of the progress iteration / MAX_ITER.
 
     Raises:
-        ValueError: an unknown schedule, or steps that are not increasing iterations of this training.
+        ValueError: an unknown schedule or warm-up, or steps that are not increasing iterations of this
+            training.
     """
     solver = cfg.SOLVER
+    if solver.WARMUP_METHOD not in _WARMUP_METHODS:
+        raise ValueError(
+            f"SOLVER.WARMUP_METHOD: {solver.WARMUP_METHOD!r} is unknown; expected one of "
+            f"{', '.join(_WARMUP_METHODS)}"
+        )
     schedule = HeldParamScheduler(_decay(solver), solver.MAX_ITER, solver.LR_HOLD_ITERS)
     return WarmupParamScheduler(
         schedule,

@@ -175,8 +175,8 @@ class DistillTrainer(SimpleTrainer):
         except ValueError as error:
             raise ValueError(
                 f"the checkpoint's optimizer does not fit this model's trainable parameters ({error}); "
-                "resume with the config of the first run (FREEZE_AT, DISTILL.METHODS and DISTILL.INHERIT.MODE "
-                "decide what is trained), or start a new run with MODEL.WEIGHTS"
+                "resume with the config of the first run (FREEZE_AT, DISTILL.METHODS and "
+                "DISTILL.INHERIT.MODE decide what is trained), or start a new run with MODEL.WEIGHTS"
             ) from error
         if self.grad_scaler.is_enabled() and state_dict["grad_scaler"]:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

@@ -79,6 +79,22 @@ def test_resuming_a_finished_training_only_evaluates(tmp_path: Path) -> None:
     assert torch.equal(flat(first), flat(model)) and results["toy"]["count"] == 6
 
 
+def test_resumed_training_keeps_a_better_model_than_its_checkpoint_knows_of(tmp_path: Path) -> None:
+    scores = iter([5.0, 9.0, 7.0, 8.0])  # after iterations 1, 3 and 5; at the end
+
+    def score(cfg: Any, model: Any) -> Any:
+        return {"toy": {"score": next(scores)}}
+
+    cfg = toy_cfg(tmp_path, "TEST.EVAL_PERIOD", 2, "SOLVER.CHECKPOINT_PERIOD", 4, "SOLVER.MAX_ITER", 8)
+    with pytest.raises(KeyboardInterrupt):
+        train(cfg, build_model(cfg), build_loader=Interrupt, evaluate=score)
+    best = (tmp_path / "model_best.pth").read_bytes()
+    assert load_file(tmp_path / "model_best.pth")["iteration"] == 3
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
+    train(cfg, build_model(cfg), resume=True, build_loader=build_toy_loader, evaluate=score)
+    assert (tmp_path / "model_best.pth").read_bytes() == best
+
+
 def test_output_folder(tmp_path: Path) -> None:
     run(toy_cfg(tmp_path, *DISTILL, "TEST.EVAL_PERIOD", 3, "SOLVER.CHECKPOINTS_TO_KEEP", 1))
     found = names(tmp_path)
@@ -185,6 +201,24 @@ def test_wrong_period_is_named_before_the_first_step(tmp_path: Path, key: str, v
     with pytest.raises(
         ValueError, match=rf"{re.escape(key)}: {value} is too small; expected at least {value + 1}"
     ):
+        build_trainer(cfg, build_model(cfg), build_loader=build_toy_loader, evaluate=toy_evaluate)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("SOLVER.BASE_LR", 0.0, "would train nothing; expected a positive number"),
+        ("SOLVER.BASE_LR", float("nan"), "would train nothing"),
+        ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.0, "would train nothing"),
+        ("SOLVER.BACKBONE_MULTIPLIER", -0.1, "is too small; expected at least 0"),
+        ("SOLVER.WARMUP_ITERS", -1, "is too small; expected at least 0"),
+    ],
+)
+def test_wrong_rate_is_named_before_the_first_step(
+    tmp_path: Path, key: str, value: float, message: str
+) -> None:
+    cfg = toy_cfg(tmp_path, key, value)
+    with pytest.raises(ValueError, match=rf"{re.escape(key)}: {value} {message}"):
         build_trainer(cfg, build_model(cfg), build_loader=build_toy_loader, evaluate=toy_evaluate)
 
 

@@ -109,7 +109,7 @@ def test_groups_keep_their_ratio_over_the_training() -> None:
             r"STEPS: .*SOLVER.MAX_ITER \(84408\)",
         ),
         ({"LR_HOLD_ITERS": 0}, r"LR_HOLD_ITERS: 0 must be at least 1"),
-        ({"WARMUP_METHOD": "exp"}, r"exp"),
+        ({"WARMUP_METHOD": "exp"}, r"WARMUP_METHOD: 'exp' is unknown; expected one of linear, constant"),
     ],
 )
 def test_wrong_values_are_named(values: dict[str, Any], message: str) -> None:

@@ -184,7 +184,7 @@ def test_loss_that_is_not_finite_names_its_samples(main: Run, world: Path, tmp_p
 def test_two_processes_distil_under_torchrun(world: Path, teacher: Path, tmp_path: Path) -> None:
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     environ["BEVKD2_PROGRESS"] = "1"
-    torchrun = [sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node 2".split(), SCRIPT]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", SCRIPT]
     done = subprocess.run(
         [*torchrun, *words("distill.yaml", world, tmp_path, *distillation(teacher))],
         env=environ,
