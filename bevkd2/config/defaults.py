@@ -66,9 +66,8 @@ def _node(parent: fvcore_config.CfgNode, name: str) -> fvcore_config.CfgNode:
 
 def _add_model(model: fvcore_config.CfgNode) -> None:
     model.META_ARCHITECTURE = "BEVFormer"
-    model.DEVICE = (
-        "auto"  # "auto": a GPU where one is visible, else the CPU (logged) | "cuda" | "cuda:1" | "cpu"
-    )
+    # "auto": a GPU where one is visible, else the CPU (logged) | "cuda" | "cuda:1" | "cpu"
+    model.DEVICE = "auto"
     model.WEIGHTS = ""  # a checkpoint of the whole model; every key must match, but for ALLOW_MISSING
     model.ALLOW_MISSING = []  # key prefixes that WEIGHTS may lack
     model.PIXEL_FORMAT = "RGB"  # channel order in which the body was trained: "RGB" | "BGR"
@@ -90,9 +89,8 @@ def _add_model(model: fvcore_config.CfgNode) -> None:
     resnets.WIDTH_PER_GROUP = 64  # ResNeXt-101 32x8d: 8
     resnets.STRIDE_IN_1X1 = False  # True: caffe style
     resnets.DEFORM_ON_PER_STAGE = [False, False, False, False]  # res2..res5: DCNv2 in every 3x3
-    resnets.NORM = (
-        "FrozenBN"  # "FrozenBN": running statistics, affine fixed in frozen stages only | "BN" | "GN"
-    )
+    # "FrozenBN": running statistics, affine fixed in frozen stages only | "BN" | "GN"
+    resnets.NORM = "FrozenBN"
     resnets.OUT_FEATURES = ["res5"]
 
     timm = _node(model, "TIMM")
@@ -150,18 +148,8 @@ def _add_bevformer(model: fvcore_config.CfgNode) -> None:
     loss.FOCAL_ALPHA = 0.25
     loss.FOCAL_GAMMA = 2.0
     loss.BOX_WEIGHT = 0.25
-    loss.CODE_WEIGHTS = [
-        1.0,
-        1.0,
-        1.0,
-        1.0,
-        1.0,
-        1.0,
-        1.0,
-        1.0,
-        0.2,
-        0.2,
-    ]  # of cx cy logw logl cz logh sin cos vx vy
+    # of cx cy logw logl cz logh sin cos vx vy
+    loss.CODE_WEIGHTS = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2]
     loss.CENTER_WEIGHT = 1.0  # multiplies the code weights of cx and cy in the loss (not in matching)
 
     # Dense supervision in training only, as BEVFormer v2 and others use; 0: off, as in the paper's configs.
@@ -190,12 +178,11 @@ def _add_data(cfg: fvcore_config.CfgNode) -> None:
     data.VERSION = "v1.0-trainval"
     data.TRAIN = ("train",)  # names of splits, official ones or those of the root's splits.json
     data.TEST = ("val",)
-    data.CACHE_DIR = (
-        ""  # of the compact index; "": <ROOT>/.bevkd2_cache, or the user's cache where ROOT is read-only
-    )
+    # of the compact index; "": <ROOT>/.bevkd2_cache, or the user's cache where ROOT is read-only
+    data.CACHE_DIR = ""
 
     cfg.DATALOADER.NUM_WORKERS = 4  # a rank
-    cfg.DATALOADER.CACHE_IMAGES = False  # keep decoded, resized images in memory: for small worlds
+    cfg.DATALOADER.CACHE_IMAGES = False  # keep decoded, resized training images in memory: for small worlds
 
 
 def _add_solver(solver: fvcore_config.CfgNode) -> None:
@@ -234,9 +221,8 @@ def _add_test(test: fvcore_config.CfgNode) -> None:
 def _add_distill(cfg: fvcore_config.CfgNode) -> None:
     cfg.DISTILL = CN()
     cfg.DISTILL.STUDENT = CN()
-    cfg.DISTILL.STUDENT.META_ARCHITECTURE = (
-        "BEVFormer"  # of the model inside MODEL.META_ARCHITECTURE: Distiller
-    )
+    # of the model inside MODEL.META_ARCHITECTURE: Distiller
+    cfg.DISTILL.STUDENT.META_ARCHITECTURE = "BEVFormer"
     teacher = cfg.DISTILL.TEACHER = CN()
     teacher.CONFIG = ""  # the teacher's YAML, relative to the YAML that names it
     teacher.WEIGHTS = ""  # its checkpoint, relative to the working directory; every key must match

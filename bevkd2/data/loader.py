@@ -109,7 +109,8 @@ def build_test_loader(cfg: Any, split: str) -> DataLoader[dict[str, Any]]:
         A loader of lists of one sample.
     """
     index = DatasetCatalog.get(dataset_name(cfg, split))
-    dataset = MappedDataset(index, NuScenesMapper(cfg, is_train=False), 0, cfg.DATALOADER.CACHE_IMAGES)
+    # No cache: an evaluation reads every frame once, and the next one has a loader of its own.
+    dataset = MappedDataset(index, NuScenesMapper(cfg, is_train=False), seed=0, cache_images=False)
     sampler = SceneSampler(index.scenes(), comm.get_rank(), comm.get_world_size())
     return _loader(dataset, sampler, 1, cfg.DATALOADER.NUM_WORKERS)
 

@@ -151,8 +151,12 @@ def _key_frame(tables: Any, sample: dict[str, Any], channel: str) -> dict[str, A
 
 def _poses(tables: Any, record: dict[str, Any]) -> tuple[Array, Array, dict[str, Any]]:
     """sensor2ego and ego2global of a sample_data record, and its calibrated_sensor record."""
+    from bevkd2.data.nuscenes_tables import check_pose
+
     calibration = tables.get("calibrated_sensor", record["calibrated_sensor_token"])
     ego = tables.get("ego_pose", record["ego_pose_token"])
+    check_pose("calibrated_sensor", calibration)
+    check_pose("ego_pose", ego)
     return (
         pose_matrix(calibration["translation"], calibration["rotation"]),
         pose_matrix(ego["translation"], ego["rotation"]),
@@ -162,6 +166,8 @@ def _poses(tables: Any, record: dict[str, Any]) -> tuple[Array, Array, dict[str,
 
 def _frame(tables: Any, sample: dict[str, Any], cameras: tuple[str, ...]) -> dict[str, Any]:
     """One row of every per-frame array but the CAN bus."""
+    from bevkd2.data.nuscenes_tables import check_intrinsics
+
     lidar2ego, ego2global, _ = _poses(tables, _key_frame(tables, sample, "LIDAR_TOP"))
     lidar2global = ego2global @ lidar2ego
     row: dict[str, Any] = {
@@ -178,6 +184,7 @@ def _frame(tables: Any, sample: dict[str, Any], cameras: tuple[str, ...]) -> dic
     for camera in cameras:
         record = _key_frame(tables, sample, camera)
         cam2ego, cam_ego2global, calibration = _poses(tables, record)
+        check_intrinsics(calibration, camera)
         if not (Path(tables.dataroot) / record["filename"]).is_file():
             raise FileNotFoundError(
                 f"{Path(tables.dataroot) / record['filename']} does not exist ({camera} of sample "

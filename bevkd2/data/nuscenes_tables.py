@@ -185,8 +185,50 @@ def check_annotation(annotation: dict[str, Any]) -> None:
                 f"sample_annotation {annotation['token']!r} (sample {annotation['sample_token']!r}): "
                 f"{field} is {annotation[field]}, expected finite numbers; mend or remove the record"
             )
+    if not any(annotation["rotation"]):
+        raise ValueError(
+            f"sample_annotation {annotation['token']!r} (sample {annotation['sample_token']!r}): rotation is "
+            f"{annotation['rotation']}, expected a quaternion of length 1; mend or remove the record"
+        )
     if min(annotation["size"]) <= 0:
         raise ValueError(
             f"sample_annotation {annotation['token']!r} (sample {annotation['sample_token']!r}): size is "
             f"{annotation['size']}, expected positive width, length and height in metres"
+        )
+
+
+def check_pose(table: str, record: dict[str, Any]) -> None:
+    """Check the numbers of a record of ego_pose or calibrated_sensor.
+
+    Args:
+        table: name of the table.
+        record: the record.
+
+    Raises:
+        ValueError: a number is not finite or the quaternion of length zero; names table, token and field.
+    """
+    for field in ("translation", "rotation"):
+        finite = all(math.isfinite(value) for value in record[field])
+        if not finite or (field == "rotation" and not any(record[field])):
+            raise ValueError(
+                f"{table} {record['token']!r}: {field} is {record[field]}, expected finite numbers, of a "
+                "rotation a quaternion of length 1; the metadata are damaged, unpack them again"
+            )
+
+
+def check_intrinsics(calibration: dict[str, Any], camera: str) -> None:
+    """Check that a record of calibrated_sensor is that of a camera.
+
+    Args:
+        calibration: the record.
+        camera: the channel.
+
+    Raises:
+        ValueError: its intrinsics are not 3 x 3 finite numbers.
+    """
+    rows = calibration["camera_intrinsic"]
+    if [len(row) for row in rows] != [3, 3, 3] or not all(math.isfinite(v) for row in rows for v in row):
+        raise ValueError(
+            f"calibrated_sensor {calibration['token']!r} of {camera}: camera_intrinsic is {rows}, expected "
+            "3 x 3 finite numbers; mend the record, or set INPUT.CAMERAS to channels that are cameras"
         )

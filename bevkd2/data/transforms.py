@@ -37,7 +37,7 @@ def read_jpeg(path: str | Path, sample_token: str, size: tuple[int, int]) -> Ten
     except RuntimeError as error:
         raise ValueError(
             f"image {path} of sample {sample_token!r} cannot be decoded ({path.stat().st_size} bytes): it "
-            f"is cut off or no JPEG; fetch it again. libjpeg says: {str(error).splitlines()[0]}"
+            f"is cut off or no JPEG; fetch it again. torchvision says: {_reason(error)}"
         ) from error
     if tuple(image.shape[1:]) != tuple(size):
         raise ValueError(
@@ -45,6 +45,11 @@ def read_jpeg(path: str | Path, sample_token: str, size: tuple[int, int]) -> Ten
             f"width), but sample_data.json says {size[0]} x {size[1]}, for which the intrinsics hold"
         )
     return image
+
+
+def _reason(error: RuntimeError) -> str:
+    """What torchvision says, without the source file of its build that comes first."""
+    return str(error).splitlines()[0].rsplit(".cpp:", 1)[-1].split(", ", 1)[-1]
 
 
 def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:

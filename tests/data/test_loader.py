@@ -95,6 +95,11 @@ def test_workers_fill_one_cache(cfg):
     assert filled.shape == (3,) and filled.all()
 
 
+def test_evaluation_reserves_no_memory_for_images_that_it_reads_once(cfg):
+    cfg.DATALOADER.CACHE_IMAGES = True
+    assert build_test_loader(cfg, "both").dataset._cache is None
+
+
 def test_several_training_splits(cfg):
     cfg.DATASETS.TRAIN = ("first", "both")
     assert len(build_train_loader(cfg).dataset) == 9

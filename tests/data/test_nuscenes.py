@@ -159,6 +159,25 @@ def test_nan_box_names_the_annotation(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("table", "field", "value"),
+    [
+        ("ego_pose", "translation", [0.0, float("nan"), 0.0]),
+        ("ego_pose", "rotation", [float("nan"), 0.0, 0.0, 1.0]),
+        ("ego_pose", "rotation", [0.0, 0.0, 0.0, 0.0]),
+        ("calibrated_sensor", "translation", [float("inf"), 0.0, 0.0]),
+        ("calibrated_sensor", "camera_intrinsic", [[1.0, 0.0, 0.0]]),
+    ],
+)
+def test_impossible_calibration_or_pose_names_the_record(tmp_path, table, field, value):
+    world = FixtureWorld(tmp_path, scenes=1, frames=2)
+    record = world.record(table, world.record("sample_data", "s0f1-CAM_BACK")[f"{table}_token"])
+    record[field] = value
+    world.write()
+    with pytest.raises(ValueError, match=rf"{table} '{record['token']}'.*{field} is"):
+        load_nuscenes(world.root, VERSION, "first")
+
+
+@pytest.mark.parametrize(
     ("table", "field"),
     [("sample_data", "ego_pose_token"), ("sample_annotation", "prev"), ("sample", "next")],
 )

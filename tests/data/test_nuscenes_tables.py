@@ -109,7 +109,12 @@ def test_damaged_and_missing_tables_are_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("translation", [0, float("nan"), 0]), ("rotation", [float("inf"), 0, 0, 0]), ("size", [1, 0, 1])],
+    [
+        ("translation", [0, float("nan"), 0]),
+        ("rotation", [float("inf"), 0, 0, 0]),
+        ("rotation", [0, 0, 0, 0]),
+        ("size", [1, 0, 1]),
+    ],
 )
 def test_impossible_boxes_are_named(fixture_world, field, value):
     record = {**json.loads(json.dumps(fixture_world.tables["sample_annotation"][0])), field: value}
