@@ -58,6 +58,21 @@ TOLERANCES = {
 }
 
 
+# A case without a recording of one of these proves nothing about it, and fails.
+REQUIRED = (
+    "BEV embedding",
+    "temporal attention weights",
+    "spatial attention weights",
+    "class scores",
+    "boxes",
+    "losses",
+    "assignment",
+    "decoded boxes",
+    "decoded scores",
+    "decoded labels",
+)
+
+
 class Differences:
     """The largest difference of every quantity."""
 
@@ -77,8 +92,12 @@ class Differences:
         self.compared[name] = self.compared.get(name, 0) + 1
 
     def failed(self) -> list[str]:
-        """Quantities beyond their tolerance."""
-        return [name for name, value in self.largest.items() if value > TOLERANCES[name]]
+        """Quantities beyond their tolerance, and required ones that the case does not hold."""
+        return [name for name, value in self.largest.items() if value > TOLERANCES[name]] + self.absent()
+
+    def absent(self) -> list[str]:
+        """Required quantities that nothing was compared of."""
+        return [name for name in REQUIRED if name not in self.largest]
 
 
 def compare_geometry(model: BEVFormer, case: Case, diff: Differences) -> None:
@@ -287,17 +306,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {path.name}: {error}", file=sys.stderr)
             failed = True
             continue
-        rows = [
-            (name, diff.compared[name], value, TOLERANCES[name], "FAIL" if name in diff.failed() else "ok")
+        failures = diff.failed()
+        rows: list[tuple[str, int, float | str, float, str]] = [
+            (name, diff.compared[name], value, TOLERANCES[name], "FAIL" if name in failures else "ok")
             for name, value in diff.largest.items()
         ]
+        rows += [(name, 0, "not recorded", TOLERANCES[name], "FAIL") for name in diff.absent()]
         print(f"\n{case.name}")
         print(
             tabulate(
                 rows, headers=("quantity", "arrays", "largest difference", "tolerance", ""), floatfmt=".1e"
             )
         )
-        failed |= bool(diff.failed())
+        failed |= bool(failures)
     print(f"\n{len(paths)} cases: {'FAILED' if failed else 'all within tolerance'}")
     return int(failed)
 

@@ -61,6 +61,20 @@ def test_a_changed_number_fails(
     assert any(line.startswith(quantity) for line in failed)
 
 
+def test_a_case_without_attention_weights_fails(
+    verify_golden: ModuleType, golden_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    for path in golden_dir.glob("tiny_s0_*"):
+        shutil.copy(path, tmp_path)
+    path = tmp_path / "tiny_s0_attn.npz"
+    arrays = dict(np.load(path))
+    np.savez(path, **{key: value for key, value in arrays.items() if "/tsa_attn/" not in key})
+    assert verify_golden.main([str(tmp_path)]) == 1
+    failed = [line for line in capsys.readouterr().out.splitlines() if line.endswith("FAIL")]
+    assert len(failed) == 1
+    assert failed[0].startswith("temporal attention weights")
+
+
 def test_folder_without_case_is_an_error(
     verify_golden: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
 ):

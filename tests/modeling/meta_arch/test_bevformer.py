@@ -93,6 +93,19 @@ def test_stream_equals_queue_and_resets(tiny_cfg: CfgNode, make_sample: Make, ma
     torch.testing.assert_close(batch[1]["scores"], alone["scores"], atol=1e-5, rtol=1e-4)
 
 
+def test_a_scene_that_was_left_is_forgotten(tiny_cfg: CfgNode, make_frame: Make):
+    model = randomized(tiny_cfg)
+    first, later = make_frame(1), make_frame(2, step=1)
+    fresh = model([later])[0]["scores"]
+    model.train().eval()
+    model([first])
+    assert not torch.equal(model([later])[0]["scores"], fresh)
+    model.train().eval()
+    model([first])
+    model([make_frame(3, scene="other")])
+    torch.testing.assert_close(model([later])[0]["scores"], fresh)
+
+
 def test_state_passes_between_calls(tiny_cfg: CfgNode, make_sample: Make):
     model = randomized(tiny_cfg)
     sample = make_sample(1, history=1)
