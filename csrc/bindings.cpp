@@ -6,32 +6,32 @@ STABLE_TORCH_LIBRARY(bevkd2, m) {
   // spatial_shapes is h0, w0, h1, w1, ...; level_start_index the first row of each level in value.
   // A gradient that was not asked for comes back as an empty tensor of one dimension.
   m.def(
-      "ms_deform_attn(Tensor value, int[] spatial_shapes, int[] level_start_index, Tensor "
-      "sampling_locations, "
-      "Tensor attention_weights) -> Tensor");
+      "ms_deform_attn(Tensor value, int[] spatial_shapes, int[] level_start_index, "
+      "Tensor sampling_locations, Tensor attention_weights) -> Tensor");
   m.def(
-      "ms_deform_attn_backward(Tensor grad_out, Tensor value, int[] spatial_shapes, int[] level_start_index, "
-      "Tensor sampling_locations, Tensor attention_weights, bool need_value, bool need_locations, "
-      "bool need_weights) -> (Tensor, Tensor, Tensor)");
+      "ms_deform_attn_backward(Tensor grad_out, "
+      "Tensor value, int[] spatial_shapes, int[] level_start_index, "
+      "Tensor sampling_locations, Tensor attention_weights, "
+      "bool need_value, bool need_locations, bool need_weights) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "ms_deform_attn_fused(Tensor value, int[] spatial_shapes, Tensor reference_points, Tensor "
-      "sampling_offsets, "
-      "Tensor attention_logits, bool pillar, bool return_weights) -> (Tensor, Tensor)");
+      "ms_deform_attn_fused(Tensor value, int[] spatial_shapes, "
+      "Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, "
+      "bool pillar, bool return_weights) -> (Tensor, Tensor)");
   m.def(
-      "ms_deform_attn_fused_backward(Tensor grad_out, Tensor? grad_weights, Tensor value, int[] "
-      "spatial_shapes, "
-      "Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, bool pillar, bool "
-      "need_value, "
-      "bool need_references, bool need_offsets, bool need_logits) -> (Tensor, Tensor, Tensor, Tensor)");
+      "ms_deform_attn_fused_backward(Tensor grad_out, Tensor? grad_weights, "
+      "Tensor value, int[] spatial_shapes, "
+      "Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, bool pillar, "
+      "bool need_value, bool need_references, bool need_offsets, bool need_logits) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "ms_deform_attn_ragged(Tensor value, int[] spatial_shapes, Tensor reference_points, Tensor "
-      "sampling_offsets, "
-      "Tensor attention_logits, Tensor row_splits, Tensor row_value, bool return_weights) -> (Tensor, "
-      "Tensor)");
+      "ms_deform_attn_ragged(Tensor value, int[] spatial_shapes, "
+      "Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, "
+      "Tensor row_splits, Tensor row_value, bool return_weights) -> (Tensor, Tensor)");
   m.def(
-      "ms_deform_attn_ragged_backward(Tensor grad_out, Tensor? grad_weights, Tensor value, int[] "
-      "spatial_shapes, "
-      "Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, Tensor row_splits, "
-      "Tensor row_value, bool need_value, bool need_references, bool need_offsets, bool need_logits) "
+      "ms_deform_attn_ragged_backward(Tensor grad_out, Tensor? grad_weights, "
+      "Tensor value, int[] spatial_shapes, "
+      "Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, "
+      "Tensor row_splits, Tensor row_value, "
+      "bool need_value, bool need_references, bool need_offsets, bool need_logits) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
 }

@@ -135,8 +135,8 @@ def _check(name: str, student: Tensor, teacher: Tensor, mask: Tensor | None, red
         raise ValueError(f"{name}: reduction is {reduction!r}; expected one of {get_args(Reduction)}")
     if student.shape != teacher.shape:
         raise ValueError(
-            f"{name}: student is {tuple(student.shape)}, teacher {tuple(teacher.shape)}; they must have the "
-            "same shape"
+            f"{name}: student is {tuple(student.shape)}, teacher {tuple(teacher.shape)}; "
+            "they must have the same shape"
         )
     if student.dim() < 1:
         raise ValueError(f"{name}: student is a scalar; expected (B, ..)")

@@ -115,8 +115,8 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBody:
     """
     if cfg.MODEL.BACKBONE.FREEZE_AT:
         raise ValueError(
-            f"MODEL.BACKBONE.FREEZE_AT is {cfg.MODEL.BACKBONE.FREEZE_AT}, but stages of timm bodies cannot "
-            "be frozen; set it to 0"
+            f"MODEL.BACKBONE.FREEZE_AT is {cfg.MODEL.BACKBONE.FREEZE_AT}, "
+            "but stages of timm bodies cannot be frozen; set it to 0"
         )
     return TimmBody(
         cfg.MODEL.TIMM.NAME,
