@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from bevkd2.config import CfgNode
@@ -154,6 +155,20 @@ def _check(cfg: CfgNode) -> None:
             f"LEGACY.ROTATE_CENTER is {list(bev.LEGACY.ROTATE_CENTER)}, expected [] or [x, y] in cells",
         ),
         (
+            len(bev.BEV_SHAPE) == 2 and min(bev.BEV_SHAPE) >= 1,
+            f"BEV_SHAPE is {list(bev.BEV_SHAPE)}, expected [rows, columns]",
+        ),
+        (
+            _is_range(bev.PC_RANGE) and _is_range(bev.POST_CENTER_RANGE),
+            f"PC_RANGE is {list(bev.PC_RANGE)}, POST_CENTER_RANGE {list(bev.POST_CENTER_RANGE)}, "
+            "expected x0 y0 z0 x1 y1 z1, each first number below its second",
+        ),
+        (
+            len(cfg.MODEL.PIXEL_MEAN) == len(cfg.MODEL.PIXEL_STD) == 3 and min(cfg.MODEL.PIXEL_STD) > 0,
+            f"MODEL.PIXEL_MEAN is {list(cfg.MODEL.PIXEL_MEAN)}, MODEL.PIXEL_STD "
+            f"{list(cfg.MODEL.PIXEL_STD)}, expected three numbers each, deviations above 0",
+        ),
+        (
             len(bev.LOSS.CODE_WEIGHTS) == 10,
             f"LOSS.CODE_WEIGHTS has {len(bev.LOSS.CODE_WEIGHTS)} numbers, expected 10",
         ),
@@ -161,3 +176,7 @@ def _check(cfg: CfgNode) -> None:
     broken = [message for holds, message in rules if not holds]
     if broken:
         raise ValueError(f"MODEL.BEVFORMER: {'; '.join(broken)}")
+
+
+def _is_range(limits: Sequence[float]) -> bool:
+    return len(limits) == 6 and all(low < high for low, high in zip(limits[:3], limits[3:], strict=True))
