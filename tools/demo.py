@@ -56,6 +56,8 @@ TP_ERRORS = {
 def main() -> None:
     """Runs the demo from end to end."""
     args = parse_args()
+    if not args.teacher.is_file():
+        sys.exit(f"the teacher's weights {args.teacher} do not exist; `make demo-teacher` trains them")
     start = time.monotonic()
     say("1/5", f"the synthetic world: {args.data}")
     world = WorldConfig.preset(
@@ -67,15 +69,15 @@ def main() -> None:
     generate(world, args.data, args.workers)
 
     common = ["DATASETS.ROOT", str(args.data), "MODEL.DEVICE", args.device]
-    length = ["SOLVER.MAX_ITER", str(args.iterations), "SEED", str(args.seed)] if args.iterations else []
-    weights = {"teacher": TEACHER_WEIGHTS}
+    length = ["SOLVER.MAX_ITER", str(args.iterations)] if args.iterations else []
+    weights = {"teacher": args.teacher}
     for step, name, config in (("2/5", "student", "student"), ("3/5", "distilled", "distill")):
         say(step, f"training {TITLES[name]}")
-        teacher = ["DISTILL.TEACHER.WEIGHTS", str(TEACHER_WEIGHTS)] if name == "distilled" else []
-        train_net(args.output / name, config, *common, *length, *teacher)
+        teacher = ["DISTILL.TEACHER.WEIGHTS", str(args.teacher)] if name == "distilled" else []
+        train_net(args.output / name, config, *common, "SEED", str(args.seed), *length, *teacher)
         weights[name] = args.output / name / "model_final.pth"
     say("4/5", "scoring the teacher")
-    options = ["--eval-only", *common, "MODEL.WEIGHTS", str(TEACHER_WEIGHTS)]
+    options = ["--eval-only", *common, "MODEL.WEIGHTS", str(args.teacher)]
     train_net(args.output / "teacher", "teacher", *options)
 
     say("5/5", "speed and pictures")
@@ -101,6 +103,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "demo")
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "demo")
+    parser.add_argument("--teacher", type=Path, default=TEACHER_WEIGHTS, help="weights of T")
     parser.add_argument("--difficulty", default="easy")
     parser.add_argument("--train-scenes", type=int, default=240)
     parser.add_argument("--val-scenes", type=int, default=24)
