@@ -1,0 +1,68 @@
+"""Both benchmarks run on small inputs and print what they promise; their figures are not tested."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+PARTS = ("student_step", "teacher_forward", "distillation_step")
+
+
+def run(script: str, *options: str) -> dict[str, Any]:
+    """What a benchmark prints, which is JSON and nothing else."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / script), *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def training_step() -> dict[str, Any]:
+    options = ["--iterations", "1", "--warm-up", "1", "--image-size", "96x32"]
+    return run("bench_train_step.py", *options, "MODEL.DEVICE", "cpu")
+
+
+def test_deformable_attention() -> None:
+    report = run("bench_ms_deform_attn.py", "--quick", "--threads", "1")
+    assert report["torch"] == torch.__version__ and report["threads"] == 1
+    assert {"temporal", "spatial"} <= set(report["cases"])
+    for case in report["cases"].values():
+        for way in ("forward", "backward"):
+            ours, theirs = case[f"bevkd2 {way} ms"], case[f"grid_sample {way} ms"]
+            assert ours > 0 and theirs > 0
+            # Two digits after the point.
+            assert case[f"speed-up {way}"] == pytest.approx(theirs / ours, rel=0.05, abs=0.006)
+            assert f"required {way}" in case
+        assert case["largest difference"] < 1e-4
+
+
+def test_training_step_has_seconds_and_memory(training_step: dict[str, Any]) -> None:
+    for part in PARTS:
+        assert training_step[part]["seconds"] > 0
+        assert training_step[part]["peak_memory_mib"] > 0
+
+
+def test_training_step_says_what_distillation_costs(training_step: dict[str, Any]) -> None:
+    ratio = training_step["distillation_step"]["seconds"] / training_step["student_step"]["seconds"]
+    assert training_step["distillation_over_student"] == pytest.approx(ratio)
+
+
+def test_training_step_names_the_machine(training_step: dict[str, Any]) -> None:
+    machine = training_step["machine"]
+    assert machine["torch"] == torch.__version__ and machine["threads"] >= 1
+    assert {"processor", "gpu"} <= set(machine)
