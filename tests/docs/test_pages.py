@@ -1,0 +1,84 @@
+"""What README.md and docs/*.md name exists: files, config keys, make targets."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fvcore.common.config import CfgNode
+
+from bevkd2.config import get_cfg, load_config
+from tests.docs.pages import PAGES, ROOT, blocks, commands, inline_code, make_recipes
+
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_DOTTED_KEY = re.compile(r"\b[A-Z][A-Z0-9_]*(?:\.[A-Z][A-Z0-9_]*)+\b")
+_SET_KEY = re.compile(r"\b([A-Z][A-Z0-9_]+): ")
+_FOLDERS = ("assets", "benchmarks", "bevkd2", "configs", "csrc", "docs", "tests", "tools")
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def test_there_are_pages() -> None:
+    assert {"README.md", "getting_started.md", "data.md", "distillation.md", "design.md"} <= {
+        page.name for page in PAGES if page.is_file()
+    }
+
+
+def links(page: Path) -> list[str]:
+    """Targets of links and pictures that are files of the repository."""
+    targets = [target.partition("#")[0] for target in _LINK.findall(page.read_text())]
+    return [target for target in targets if target and "://" not in target]
+
+
+def keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    """Every key of a config with its path, nodes included."""
+    for name, value in node.items():
+        yield prefix + name
+        if isinstance(value, CfgNode):
+            yield from keys(value, f"{prefix}{name}.")
+
+
+KEYS = frozenset(keys(get_cfg()))
+
+
+@each_page
+def test_links_lead_somewhere(page: Path) -> None:
+    broken = [target for target in links(page) if not (page.parent / target).exists()]
+    assert not broken, f"{page.name} links to what does not exist: {broken}"
+
+
+@each_page
+def test_paths_exist(page: Path) -> None:
+    words = [word for code in inline_code(page) for word in code.split()]
+    paths = [word for word in words if word.split("/")[0] in _FOLDERS and "/" in word and "<" not in word]
+    missing = [path for path in paths if not list(ROOT.glob(path.rstrip("/")))]
+    assert not missing, f"{page.name} names what does not exist: {missing}"
+
+
+@each_page
+def test_config_keys_exist(page: Path) -> None:
+    code = [*inline_code(page), *(word for command in commands(page) for word in command.words)]
+    unknown = {key for text in code for key in _DOTTED_KEY.findall(text)} - KEYS
+    leaves = {key.rpartition(".")[2] for key in KEYS}
+    unknown |= {key for text in code for key in _SET_KEY.findall(text)} - leaves
+    assert not unknown, f"{page.name} names config keys that do not exist: {sorted(unknown)}"
+
+
+@each_page
+def test_make_targets_exist(page: Path) -> None:
+    named = {target for code in inline_code(page) for target in re.findall(r"^make ([\w-]+)$", code)}
+    assert named <= set(make_recipes())
+
+
+@each_page
+def test_configs_in_the_text_load(page: Path, tmp_path: Path) -> None:
+    """They are read as if they stood in configs/distill."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    for line, text in blocks(page, "yaml"):
+        path = tmp_path / "configs" / "distill" / f"line{line}.yaml"
+        path.write_text(text)
+        teacher = load_config(path).DISTILL.TEACHER.CONFIG
+        assert not teacher or Path(teacher).is_file()
