@@ -47,7 +47,8 @@ class CfgNode(fvcore_config.CfgNode):
             )
         for key, value in zip(cfg_list[::2], cfg_list[1::2], strict=True):
             node, leaf = _find(self, str(key))
-            node[leaf] = _coerce(node[leaf], _decode(node[leaf], value), f"command line option {key}")
+            # setattr, since item assignment would pass by a frozen config
+            setattr(node, leaf, _coerce(node[leaf], _decode(node[leaf], value), f"command line option {key}"))
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def _load_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ValueError(f"config file {path} is its own {BASE_KEY}: {chain}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(
             f"config file {path} is not plain YAML ({error}); Python tags and other objects are refused"
         ) from error
@@ -128,7 +129,7 @@ def _assign(source: fvcore_config.CfgNode, target: fvcore_config.CfgNode) -> Non
         if isinstance(value, fvcore_config.CfgNode) and isinstance(target.get(key), fvcore_config.CfgNode):
             _assign(value, target[key])
         else:
-            target[key] = value
+            setattr(target, key, value)
 
 
 def _decode(old: Any, new: Any) -> Any:
@@ -140,15 +141,22 @@ def _decode(old: Any, new: Any) -> Any:
 
 def _coerce(old: Any, new: Any, name: str) -> Any:
     """Returns ``new`` as the type of ``old`` where no information is lost, else raises."""
-    if old is None or type(old) is type(new):
+    if old is None or (type(old) is type(new) and not isinstance(old, (list, tuple))):
         return new
     if isinstance(old, float) and type(new) is int:
         return float(new)
     if isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)):
-        return type(old)(new)
+        return type(old)(_coerce_items(old, new, name))
     raise ValueError(
         f"{name}: expected {type(old).__name__} as in {old!r}, found {type(new).__name__} {new!r}"
     )
+
+
+def _coerce_items(old: Sequence[Any], new: Sequence[Any], name: str) -> list[Any]:
+    """Returns the items of ``new`` as the one type that those of ``old`` have; any, where they have none."""
+    if len({type(item) for item in old}) != 1 or not isinstance(old[0], (bool, int, float, str)):
+        return list(new)
+    return [_coerce(old[0], _decode(old[0], item), f"{name}[{i}]") for i, item in enumerate(new)]
 
 
 def _find(cfg: fvcore_config.CfgNode, dotted: str) -> tuple[fvcore_config.CfgNode, str]:

@@ -41,11 +41,18 @@ def resolve_teacher(cfg: FvcoreNode) -> None:
 
 
 def teacher_config(cfg: FvcoreNode) -> CfgNode:
-    """Returns a whole config for the teacher alone: the resolved MODEL and INPUT on top of ``cfg``'s rest."""
+    """Returns a whole config for the teacher alone: the resolved MODEL, and data, test and seed of ``cfg``.
+
+    Args:
+        cfg: the student's config, its teacher resolved.
+
+    Raises:
+        KeyError, ValueError: DISTILL.TEACHER.RESOLVED was written by hand and has a wrong key or value.
+    """
     teacher = get_cfg()
     for section in ("DATASETS", "DATALOADER", "TEST"):
         teacher[section] = cfg[section].clone()
-    teacher.MODEL = cfg.DISTILL.TEACHER.RESOLVED.MODEL.clone()
+    teacher.merge_from_other_cfg(cfg.DISTILL.TEACHER.RESOLVED, "DISTILL.TEACHER.RESOLVED")
     teacher.INPUT = cfg.INPUT.clone()
     teacher.defrost()  # what is cloned from a frozen config is frozen
     teacher.MODEL.WEIGHTS = cfg.DISTILL.TEACHER.WEIGHTS or teacher.MODEL.WEIGHTS

@@ -54,6 +54,12 @@ def test_unknown_option_names_the_nearest_key() -> None:
         ("SOLVER: {MAX_ITER: 1.5}", r"SOLVER\.MAX_ITER: expected int"),
         ("SOLVER: {AMP: {ENABLED: 1}}", r"SOLVER\.AMP\.ENABLED: expected bool"),
         ("MODEL: {WEIGHTS: [a]}", r"MODEL\.WEIGHTS: expected str"),
+        (
+            "MODEL: {BEVFORMER: {BEV_SHAPE: [50, 50.5]}}",
+            r"BEV_SHAPE\[1\]: expected int as in 50, found float",
+        ),
+        ("DATASETS: {TEST: [1]}", r"DATASETS\.TEST\[0\]: expected str as in 'val', found int 1"),
+        ("MODEL: {RESNETS: {DEFORM_ON_PER_STAGE: [1, 0, 0, 0]}}", r"STAGE\[0\]: expected bool"),
         ("MODEL: resnet", r"MODEL is a node of keys, found the value 'resnet'"),
         ("- a\n- b", r"holds a list, expected a mapping"),
         ("MODEL: [", r"is not plain YAML"),
@@ -80,6 +86,20 @@ def test_whole_number_is_a_float_and_list_a_tuple(tmp_path: Path) -> None:
     cfg = load_config(write(tmp_path, "c.yaml", "SOLVER: {BASE_LR: 1, STEPS: [3, 4]}"), ["SOLVER.GAMMA", "2"])
     assert cfg.SOLVER.BASE_LR == 1.0 and type(cfg.SOLVER.BASE_LR) is float and type(cfg.SOLVER.GAMMA) is float
     assert cfg.SOLVER.STEPS == (3, 4)
+
+
+def test_items_of_a_list_are_as_those_of_the_default(tmp_path: Path) -> None:
+    # YAML 1.1 reads 1e-1 as a string
+    path = write(tmp_path, "c.yaml", "MODEL: {PIXEL_STD: [1, 2.5, 1e-1]}\nTEST: {EXPECTED_RESULTS: [[a, 1]]}")
+    cfg = load_config(path, ["MODEL.FPN.IN_FEATURES", "('res4', 'res5')"])
+    assert cfg.MODEL.PIXEL_STD == [1.0, 2.5, 0.1] and {type(v) for v in cfg.MODEL.PIXEL_STD} == {float}
+    assert cfg.TEST.EXPECTED_RESULTS == [["a", 1]] and cfg.MODEL.FPN.IN_FEATURES == ["res4", "res5"]
+
+
+def test_file_that_is_not_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "weights.yaml").write_bytes(b"SEED: \xff\xfe")
+    with pytest.raises(ValueError, match=r"weights\.yaml is not plain YAML"):
+        load_config(tmp_path / "weights.yaml")
 
 
 @pytest.mark.parametrize(
@@ -200,6 +220,11 @@ def test_frozen_config_refuses_changes() -> None:
     cfg.freeze()
     with pytest.raises(AttributeError):
         cfg.SEED = 4
+    with pytest.raises(AttributeError):
+        cfg.merge_from_list(["SEED", 4])
+    with pytest.raises(AttributeError):
+        cfg.merge_from_other_cfg(CfgNode({"SEED": 4}))
+    assert cfg.SEED == -1
 
 
 def test_a_string_that_looks_like_a_number_stays_a_string(tmp_path):

@@ -48,6 +48,16 @@ def test_dumped_config_needs_no_second_file(tmp_path: Path) -> None:
     assert Path(teacher.MODEL.WEIGHTS).name == "t.pth"
 
 
+def test_embedded_teacher_is_checked_and_completed_like_a_file(tmp_path: Path) -> None:
+    cfg = load_config(student(tmp_path, "MODEL: {RESNETS: {DEPTH: 101}}"))
+    resolve_teacher(cfg)
+    del cfg.DISTILL.TEACHER.RESOLVED.MODEL["TIMM"]  # as a config.yaml of before this key lacks it
+    assert teacher_config(cfg).MODEL.TIMM.NAME == "" and teacher_config(cfg).MODEL.RESNETS.DEPTH == 101
+    cfg.DISTILL.TEACHER.RESOLVED.MODEL.BACKBON = "x"
+    with pytest.raises(KeyError, match=r"DISTILL\.TEACHER\.RESOLVED: unknown config key 'MODEL\.BACKBON'"):
+        teacher_config(cfg)
+
+
 def test_teacher_shares_data_device_and_seed_with_the_student(tmp_path: Path) -> None:
     cfg = load_config(
         student(tmp_path, "SEED: 5"), ["DATASETS.ROOT", "elsewhere", "SEED", 3, "MODEL.DEVICE", "cpu"]
