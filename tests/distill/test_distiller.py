@@ -198,6 +198,26 @@ def test_a_bfloat16_teacher_teaches_nearly_the_same(teacher_files, samples):
     torch.testing.assert_close(coarse["loss_cls"], exact["loss_cls"], rtol=0.0, atol=0.0)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_teachers_precision_is_its_own_whatever_the_trainers_is(
+    teacher_files, samples, monkeypatch, dtype
+):
+    model = build(teacher_files("DISTILL.TEACHER.DTYPE", dtype))
+    seen = {}
+    for name, part in (("teacher", model.teacher), ("student", model.student)):
+
+        def extract(*arguments, name=name, original=part.extract):
+            seen[name] = torch.is_autocast_enabled("cpu")
+            return original(*arguments)
+
+        monkeypatch.setattr(part, "extract", extract)
+    train_losses(model, samples(1))
+    assert seen == {"teacher": dtype == "bfloat16", "student": False}
+    with torch.autocast("cpu", torch.bfloat16):
+        train_losses(model, samples(1))
+    assert seen == {"teacher": dtype == "bfloat16", "student": True}
+
+
 def test_a_batch_of_two_is_two_batches_of_one(teacher_files, samples):
     """The losses of a batch are the mean of its samples', where the reduction is by sample."""
     model = build(teacher_files("DISTILL.BEV_RESPONSE.REDUCTION", "sum", mode="off")).train()
