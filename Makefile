@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml setup.py $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "bevkd2 needs Python 3.10 or newer; name one with make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet torch torchvision "setuptools>=70" wheel ninja pybind11
+	$(BIN)/python -m pip install --quiet torch torchvision "setuptools>=77" wheel ninja pybind11
 	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[dev]"
 	touch $@
 
