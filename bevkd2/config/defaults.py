@@ -69,7 +69,7 @@ def _add_model(model: fvcore_config.CfgNode) -> None:
     # "auto": a GPU where one is visible, else the CPU (logged) | "cuda" | "cuda:1" | "cpu"
     model.DEVICE = "auto"
     model.WEIGHTS = ""  # a checkpoint of the whole model; every key must match, but for ALLOW_MISSING
-    model.ALLOW_MISSING = []  # key prefixes that WEIGHTS may lack
+    model.ALLOW_MISSING = []  # key prefixes that WEIGHTS may lack where a training starts; not in evaluation
     model.PIXEL_FORMAT = "RGB"  # channel order in which the body was trained: "RGB" | "BGR"
     model.PIXEL_MEAN = [123.675, 116.28, 103.53]  # in the order of PIXEL_FORMAT, 0..255
     model.PIXEL_STD = [58.395, 57.12, 57.375]

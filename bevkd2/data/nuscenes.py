@@ -136,6 +136,12 @@ def _scene_samples(tables: Any, scene: dict[str, Any]) -> list[dict[str, Any]]:
                 f"it is not later or not in scene {scene['name']!r}; expected one chain in order of time"
             )
         samples.append(sample)
+    if samples[-1]["token"] != scene["last_sample_token"]:
+        raise ValueError(
+            f"scene {scene['name']!r} in {tables.table_root} ends with sample {samples[-1]['token']!r}, "
+            f"which has no next, but its last_sample_token is {scene['last_sample_token']!r}; the metadata "
+            "are damaged, unpack them again"
+        )
     return samples
 
 
@@ -205,13 +211,11 @@ def _annotation_arrays(
     tables: Any, samples: list[dict[str, Any]], lidar2global: Array
 ) -> dict[str, np.ndarray]:
     """The arrays of boxes, those of the ten classes, frame by frame."""
-    from nuscenes.eval.detection.constants import ATTRIBUTE_NAMES
     from nuscenes.eval.detection.utils import category_to_detection_name
 
     from bevkd2.data.nuscenes_tables import check_annotation
 
     label_of = {name: i for i, name in enumerate(CLASS_NAMES)}
-    attribute_of = {record["token"]: ATTRIBUTE_NAMES.index(record["name"]) for record in tables.attribute}
     boxes, columns, counts = [], [], [0]
     for sample, pose in zip(samples, lidar2global, strict=True):
         records = [tables.get("sample_annotation", token) for token in sample["anns"]]
@@ -224,8 +228,8 @@ def _annotation_arrays(
                 label_of[category_to_detection_name(r["category_name"])],
                 r["num_lidar_pts"],
                 r["num_radar_pts"],
-                int(r["visibility_token"] or 0),
-                attribute_of[r["attribute_tokens"][0]] if r["attribute_tokens"] else -1,
+                _visibility(tables, r),
+                _attribute(tables, r),
             )
             for r in records
         ]
@@ -237,6 +241,27 @@ def _annotation_arrays(
         "box_starts": np.cumsum(counts),
         **{name: values[:, i].copy() for i, name in enumerate(names)},
     }
+
+
+def _visibility(tables: Any, annotation: dict[str, Any]) -> int:
+    """The nuScenes level 1 to 4, by the order of visibility.json; 0 where not annotated."""
+    token = annotation["visibility_token"]
+    return tables.getind("visibility", token) + 1 if token else 0
+
+
+def _attribute(tables: Any, annotation: dict[str, Any]) -> int:
+    """Index into the devkit's ATTRIBUTE_NAMES; -1 for none."""
+    from nuscenes.eval.detection.constants import ATTRIBUTE_NAMES
+
+    if not annotation["attribute_tokens"]:
+        return -1
+    record = tables.get("attribute", annotation["attribute_tokens"][0])
+    if record["name"] not in ATTRIBUTE_NAMES:
+        raise ValueError(
+            f"attribute {record['token']!r} of sample_annotation {annotation['token']!r} is named "
+            f"{record['name']!r}, expected one of {', '.join(ATTRIBUTE_NAMES)}; mend attribute.json"
+        )
+    return ATTRIBUTE_NAMES.index(record["name"])
 
 
 def _global_boxes(tables: Any, records: list[dict[str, Any]]) -> GlobalBoxes:

@@ -179,14 +179,39 @@ def test_impossible_calibration_or_pose_names_the_record(tmp_path, table, field,
 
 @pytest.mark.parametrize(
     ("table", "field"),
-    [("sample_data", "ego_pose_token"), ("sample_annotation", "prev"), ("sample", "next")],
+    [
+        ("sample_data", "ego_pose_token"),
+        ("sample_annotation", "prev"),
+        ("sample_annotation", "attribute_tokens"),
+        ("sample_annotation", "visibility_token"),
+        ("sample", "next"),
+    ],
 )
 def test_tokens_that_the_devkit_does_not_check(tmp_path, table, field):
     world = FixtureWorld(tmp_path, scenes=1, frames=2)
-    world.tables[table][0][field] = "lost"
+    world.tables[table][0][field] = ["lost"] if field == "attribute_tokens" else "lost"
     world.write()
     with pytest.raises(
         DanglingTokenError, match=rf"'lost', to which {field} of record .* in table {table}.json"
+    ):
+        load_nuscenes(world.root, VERSION, "first")
+
+
+def test_unknown_attribute_is_named(tmp_path):
+    world = FixtureWorld(tmp_path, scenes=1, frames=2)
+    token = next(r for r in world.tables["sample_annotation"] if r["attribute_tokens"])["attribute_tokens"][0]
+    world.record("attribute", token)["name"] = "vehicle.flying"
+    world.write()
+    with pytest.raises(ValueError, match=r"is named 'vehicle\.flying', expected one of pedestrian\.moving"):
+        load_nuscenes(world.root, VERSION, "first")
+
+
+def test_scene_that_breaks_off_is_named(tmp_path):
+    world = FixtureWorld(tmp_path, scenes=1, frames=3)
+    world.record("sample", "s0f1")["next"] = ""
+    world.write()
+    with pytest.raises(
+        ValueError, match=r"'scene-0001' .* ends with sample 's0f1'.*last_sample_token is 's0f2'"
     ):
         load_nuscenes(world.root, VERSION, "first")
 
