@@ -21,7 +21,12 @@ def build(cfg):
 def teacher_files(tmp_path, tiny_cfg):
     """Writes a teacher's YAML and checkpoint; returns a function that makes a Distiller config."""
     torch.manual_seed(0)
-    save_file({"model": build(tiny_cfg()).state_dict()}, tmp_path / "teacher.pth")
+    teacher = build(tiny_cfg())
+    with torch.no_grad():
+        for name, parameter in teacher.named_parameters():
+            if ".attention_weights." in name:  # zero at the start, which makes all attention uniform
+                parameter.normal_()
+    save_file({"model": teacher.state_dict()}, tmp_path / "teacher.pth")
     (tmp_path / "teacher.yaml").write_text(tiny_cfg().dump())
 
     def make(*options, mode="freeze"):
@@ -196,6 +201,25 @@ def test_a_bfloat16_teacher_teaches_nearly_the_same(teacher_files, samples):
     assert coarse[name].dtype == torch.float32
     torch.testing.assert_close(coarse[name], exact[name], rtol=0.1, atol=0.0)
     torch.testing.assert_close(coarse["loss_cls"], exact["loss_cls"], rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("method", "parameter"),
+    [
+        ("TemporalAttention", "encoder.layers.1.temporal_attention.attention_weights.weight"),
+        ("SpatialAttention", "encoder.layers.1.spatial_attention.attention_weights.weight"),
+        ("BEVResponse", "encoder.layers.1.ffn.linear2.weight"),
+        ("BEVResponse", "image_backbone.conv1.weight"),
+    ],
+)
+def test_every_distillation_loss_reaches_the_student(teacher_files, samples, method, parameter):
+    model = build(teacher_files("DISTILL.METHODS", [method]))
+    losses = train_losses(model, samples(1))
+    (name,) = (name for name in losses if name.startswith("loss_distill"))
+    weight = model.student.get_parameter(parameter)
+    (gradient,) = torch.autograd.grad(losses[name], weight, allow_unused=True)
+    assert gradient is not None
+    assert gradient.abs().sum() > 0
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
