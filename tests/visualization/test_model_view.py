@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,8 @@ def test_cells_are_numbered_row_by_row_from_the_least_x_and_y(model, frames):
     assert view.cell_at(x1 - 1e-3, y0) == width - 1
     assert view.cell_at(x0, y1 - 1e-3) == (height - 1) * width
     assert view.cell_at(x1, y0) is None
+    oblong = dataclasses.replace(view, response=np.zeros((2, 3)), extent=(0.0, 0.0, 6.0, 4.0))
+    assert [oblong.cell_at(5.0, 1.0), oblong.cell_at(1.0, 3.0)] == [2, 3]
 
 
 def test_an_object_is_looked_at_where_it_shows(model, frames):
