@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from bevkd2.checkpoint import StateDictMismatchError, load_file
+from bevkd2.checkpoint import CheckpointFileError, StateDictMismatchError, load_file
 from bevkd2.data.synthetic import WorldConfig, generate
 from bevkd2.engine import NonFiniteLossError, default_argument_parser
 
@@ -172,6 +172,27 @@ def test_wrong_dataset_is_named_before_the_first_step(
     with pytest.raises(error, match=message):
         main("student.yaml", world, tmp_path, key, value)
     assert not (tmp_path / "metrics.json").exists()  # opened before the first step
+
+
+class Bomb:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("key", ["MODEL.WEIGHTS", "DISTILL.TEACHER.WEIGHTS"])
+def test_pickle_bomb_as_weights_is_refused_and_not_executed(
+    main: Run, world: Path, teacher: Path, tmp_path: Path, key: str
+) -> None:
+    mark, bomb = tmp_path / "sprung", tmp_path / "bomb.pth"
+    torch.save({"model": Bomb(mark)}, bomb)
+    with pytest.raises(CheckpointFileError, match=r"bomb\.pth is refused: .*would run code"):
+        main("distill.yaml", world, tmp_path / "out", *distillation(teacher), key, bomb)
+    assert not mark.exists()
+    torch.load(bomb, weights_only=False)
+    assert mark.exists(), "the bomb must be live, or this test shows nothing"
 
 
 def test_loss_that_is_not_finite_names_its_samples(main: Run, world: Path, tmp_path: Path) -> None:
