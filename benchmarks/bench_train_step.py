@@ -24,11 +24,10 @@ import torch
 
 import bevkd2.modeling  # registers the meta-architectures  # noqa: F401
 from bevkd2.checkpoint import save_file
-from bevkd2.config import CfgNode, load_config, resolve_teacher, teacher_config
+from bevkd2.config import CfgNode, load_config, resolve_teacher, student_config, teacher_config
 from bevkd2.d2 import EventStorage, build_model
 from bevkd2.data import build_train_loader
 from bevkd2.data.synthetic import WorldConfig, generate
-from bevkd2.distill import student_config
 from bevkd2.engine.defaults import resolve_device
 from bevkd2.engine.solver import build_optimizer
 

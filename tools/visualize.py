@@ -10,10 +10,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from bevkd2.checkpoint import Checkpointer
-from bevkd2.config import CfgNode, load_config
+from bevkd2.config import CfgNode, is_distillation, load_config, student_config
 from bevkd2.d2 import build_model
 from bevkd2.data import build_test_loader
-from bevkd2.distill import student_config
 from bevkd2.engine import default_argument_parser, load_args
 from bevkd2.engine.defaults import resolve_device
 from bevkd2.modeling.meta_arch.bevformer import BEVFormer
@@ -64,7 +63,7 @@ def load_model(cfg: CfgNode, weights: str) -> BEVFormer:
     Raises:
         ValueError: no weights are named, or the model is not a BEV detector.
     """
-    if cfg.MODEL.META_ARCHITECTURE == "Distiller":
+    if is_distillation(cfg):
         cfg = student_config(cfg)
     path = weights or cfg.MODEL.WEIGHTS
     if not path:
@@ -75,7 +74,7 @@ def load_model(cfg: CfgNode, weights: str) -> BEVFormer:
         raise ValueError(
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}; tools/visualize.py draws BEVFormer"
         )
-    Checkpointer(model, allow_missing=cfg.MODEL.ALLOW_MISSING).load(path, checkpointables=[])
+    Checkpointer(model).load(path, checkpointables=[])
     return model.eval()
 
 

@@ -3,14 +3,16 @@
 from bevkd2.config.defaults import add_bevkd2_config, get_cfg, load_config
 from bevkd2.config.node import CfgNode
 from bevkd2.config.plugins import import_plugin
-from bevkd2.config.teacher import resolve_teacher, teacher_config
+from bevkd2.config.teacher import is_distillation, resolve_teacher, student_config, teacher_config
 
 __all__ = [
     "CfgNode",
     "add_bevkd2_config",
     "get_cfg",
     "import_plugin",
+    "is_distillation",
     "load_config",
     "resolve_teacher",
+    "student_config",
     "teacher_config",
 ]

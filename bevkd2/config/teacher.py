@@ -11,6 +11,35 @@ from bevkd2.config.node import CfgNode
 _SHARED = (("INPUT", "IMAGE_SCALE"), ("INPUT", "CAMERAS"))
 
 
+DISTILLER = "Distiller"
+"""The meta-architecture around a teacher and a student."""
+
+
+def is_distillation(cfg: FvcoreNode) -> bool:
+    """Returns whether ``cfg`` trains a student from a teacher."""
+    return bool(cfg.MODEL.META_ARCHITECTURE == DISTILLER)
+
+
+def student_config(cfg: FvcoreNode) -> CfgNode:
+    """Returns the plain student's config: ``cfg`` with the student's own meta-architecture.
+
+    Args:
+        cfg: a distillation's config.
+
+    Raises:
+        ValueError: the student would be a Distiller again.
+    """
+    name = cfg.DISTILL.STUDENT.META_ARCHITECTURE
+    if name == DISTILLER:
+        raise ValueError(
+            f"DISTILL.STUDENT.META_ARCHITECTURE is {name}, expected the student's own, such as BEVFormer"
+        )
+    student = cfg.clone()
+    student.defrost()
+    student.MODEL.META_ARCHITECTURE = name
+    return student
+
+
 def resolve_teacher(cfg: FvcoreNode) -> None:
     """Reads ``DISTILL.TEACHER.CONFIG`` with its ``OPTS`` and embeds the result in ``cfg``.
 
@@ -55,6 +84,7 @@ def teacher_config(cfg: FvcoreNode) -> CfgNode:
     teacher.merge_from_other_cfg(cfg.DISTILL.TEACHER.RESOLVED, "DISTILL.TEACHER.RESOLVED")
     teacher.INPUT = cfg.INPUT.clone()
     teacher.defrost()  # what is cloned from a frozen config is frozen
+    teacher.MODEL.BACKBONE.WEIGHTS = ""  # all that WEIGHTS holds comes after it
     teacher.MODEL.WEIGHTS = cfg.DISTILL.TEACHER.WEIGHTS or teacher.MODEL.WEIGHTS
     teacher.MODEL.DEVICE = cfg.MODEL.DEVICE
     teacher.OUTPUT_DIR = cfg.OUTPUT_DIR

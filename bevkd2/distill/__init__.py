@@ -1,6 +1,6 @@
 """Knowledge distillation: the Distiller, its methods, and weight inheriting."""
 
-from bevkd2.distill.distiller import Distiller, build_teacher, student_config
+from bevkd2.distill.distiller import Distiller, build_teacher
 from bevkd2.distill.inherit import inherit, verify_inherited
 from bevkd2.distill.methods import DISTILL_REGISTRY, DistillMethod, register_method
 
@@ -11,6 +11,5 @@ __all__ = [
     "build_teacher",
     "inherit",
     "register_method",
-    "student_config",
     "verify_inherited",
 ]

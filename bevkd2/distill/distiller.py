@@ -12,7 +12,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from bevkd2.checkpoint import load_state, load_strict
-from bevkd2.config import teacher_config
+from bevkd2.config import student_config, teacher_config
 from bevkd2.d2 import META_ARCH_REGISTRY, configurable, get_event_storage
 from bevkd2.distill.inherit import Inheritable, inherit, verify_inherited
 from bevkd2.distill.methods import DISTILL_REGISTRY, DistillMethod
@@ -78,6 +78,11 @@ class Distiller(nn.Module):
         if node.TEACHER.DTYPE not in _DTYPES:
             raise ValueError(
                 f"DISTILL.TEACHER.DTYPE: {node.TEACHER.DTYPE!r} is not one of {', '.join(_DTYPES)}"
+            )
+        if node.INHERIT.MODE == "init" and cfg.MODEL.WEIGHTS:
+            raise ValueError(
+                f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} would overwrite what DISTILL.INHERIT.MODE init takes "
+                "from the teacher; leave one of them out"
             )
         methods = {name: DISTILL_REGISTRY.get(name) for name in node.METHODS}
         return {
@@ -156,14 +161,6 @@ class Distiller(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
         self.teacher._apply(fn, recurse)
         return super()._apply(fn, recurse)
-
-
-def student_config(cfg: CfgNode) -> CfgNode:
-    """Returns the plain student's config: ``cfg`` with the student's own meta-architecture."""
-    student = cfg.clone()
-    student.defrost()
-    student.MODEL.META_ARCHITECTURE = cfg.DISTILL.STUDENT.META_ARCHITECTURE
-    return student
 
 
 def build_teacher(cfg: CfgNode) -> Detector:

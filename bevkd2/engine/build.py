@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bevkd2.checkpoint import Checkpointer, load_file
-from bevkd2.config import teacher_config
+from bevkd2.config import is_distillation, teacher_config
 from bevkd2.d2 import (
     BestCheckpointer,
     CommonMetricPrinter,
@@ -209,7 +209,7 @@ def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:
 
 
 def _teacher_hook(cfg: CfgNode, model: nn.Module, evaluate: Evaluate) -> HookBase | None:
-    if cfg.MODEL.META_ARCHITECTURE != "Distiller" or not cfg.DISTILL.TEACHER.EVALUATE:
+    if not is_distillation(cfg) or not cfg.DISTILL.TEACHER.EVALUATE:
         return None
     return EvaluateTeacher(lambda: evaluate(teacher_config(cfg), model.teacher, folder="inference/teacher"))
 

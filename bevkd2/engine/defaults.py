@@ -14,11 +14,19 @@ import torch
 import yaml
 from fvcore.common.config import CfgNode as FvcoreNode
 
-import bevkd2.modeling.meta_arch  # registers the meta-architectures  # noqa: F401
+import bevkd2.distill  # this and the next register meta-architectures
+import bevkd2.modeling.meta_arch  # noqa: F401
 from bevkd2.checkpoint.io import replace_atomically
-from bevkd2.config import CfgNode, get_cfg, import_plugin, load_config, resolve_teacher
+from bevkd2.config import (
+    CfgNode,
+    get_cfg,
+    import_plugin,
+    is_distillation,
+    load_config,
+    resolve_teacher,
+    student_config,
+)
 from bevkd2.d2 import comm, seed_all_rng
-from bevkd2.distill import student_config
 from bevkd2.engine.run_log import environment_report, log_to, why_no_gpu
 
 _logger = logging.getLogger(__name__)
@@ -109,8 +117,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
         The frozen config, nothing in it left to be decided.
     """
     cfg = load_args(args)
-    if args.eval_only and cfg.MODEL.META_ARCHITECTURE == "Distiller":
+    if args.eval_only and is_distillation(cfg):
         cfg = student_config(cfg)  # the student is evaluated; the teacher need not even be there
+    if args.eval_only:
+        cfg.MODEL.BACKBONE.WEIGHTS = ""  # what is evaluated holds the body too
     default_setup(cfg, args)
     cfg.freeze()
     return cfg
@@ -136,7 +146,7 @@ def default_setup(cfg: FvcoreNode, args: argparse.Namespace) -> None:
 
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     cfg.SEED = _resolve_seed(cfg.SEED, output_dir / "config.yaml" if args.resume else None)
-    if cfg.MODEL.META_ARCHITECTURE == "Distiller":
+    if is_distillation(cfg):
         resolve_teacher(cfg)
     _write_config(cfg, output_dir / "inference" if args.eval_only else output_dir)
     seed_all_rng(cfg.SEED + comm.get_rank())

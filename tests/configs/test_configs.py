@@ -8,9 +8,8 @@ import pytest
 import torch
 
 import bevkd2.modeling  # noqa: F401  (registers the models)
-from bevkd2.config import CfgNode, load_config, resolve_teacher, teacher_config
+from bevkd2.config import CfgNode, load_config, resolve_teacher, student_config, teacher_config
 from bevkd2.d2 import build_model
-from bevkd2.distill import student_config
 from bevkd2.modeling import BEVFormer
 
 CONFIGS = Path(__file__).parents[2] / "configs"

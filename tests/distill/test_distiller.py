@@ -5,9 +5,9 @@ import torch
 
 import bevkd2.modeling  # noqa: F401  (registers the meta-architectures)
 from bevkd2.checkpoint import save_file
-from bevkd2.config import get_cfg, resolve_teacher
+from bevkd2.config import get_cfg, resolve_teacher, student_config
 from bevkd2.d2 import META_ARCH_REGISTRY, EventStorage
-from bevkd2.distill import Distiller, DistillMethod, student_config
+from bevkd2.distill import Distiller, DistillMethod
 
 METHODS = ["TemporalAttention", "SpatialAttention", "BEVResponse"]
 NO_DROPOUT = ("MODEL.BEVFORMER.DROPOUT", 0.0)
@@ -297,3 +297,13 @@ def test_the_dumped_config_embeds_the_teacher(teacher_files, tmp_path):
     again.merge_from_file(str(tmp_path / "dumped.yaml"))
     resolve_teacher(again)
     assert isinstance(build(again), Distiller)
+
+
+def test_weights_that_would_overwrite_what_is_inherited_are_an_error(teacher_files):
+    with pytest.raises(ValueError, match=r"MODEL.WEIGHTS student.pth would overwrite.*INHERIT.MODE init"):
+        build(teacher_files("MODEL.WEIGHTS", "student.pth", mode="init"))
+
+
+def test_a_distiller_cannot_be_its_own_student(teacher_files):
+    with pytest.raises(ValueError, match=r"DISTILL\.STUDENT\.META_ARCHITECTURE is Distiller"):
+        build(teacher_files("DISTILL.STUDENT.META_ARCHITECTURE", "Distiller"))

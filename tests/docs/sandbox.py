@@ -27,10 +27,9 @@ from nuscenes.utils.splits import create_splits_scenes
 
 import bevkd2.modeling  # noqa: F401  (registers the models)
 from bevkd2.checkpoint import save_file
-from bevkd2.config import CfgNode, load_config, resolve_teacher, teacher_config
+from bevkd2.config import CfgNode, load_config, resolve_teacher, student_config, teacher_config
 from bevkd2.d2 import build_model
 from bevkd2.data.synthetic import WorldConfig, generate
-from bevkd2.distill import student_config
 from tests.docs.pages import ROOT
 
 SECONDS = 120
