@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from machine import machine
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -129,7 +130,7 @@ def main() -> int:
     torch.set_num_threads(args.threads)
     cases = QUICK if args.quick else {name: CASES[name] for name in args.cases}
     report = {name: run_case(case, args.repeats or case.repeats) for name, case in cases.items()}
-    print(json.dumps({"torch": torch.__version__, "threads": args.threads, "cases": report}, indent=2))
+    print(json.dumps({"machine": machine(), "cases": report}, indent=2))
     fast = all(
         r[f"speed-up {way}"] >= r[f"required {way}"]
         for r in report.values()

@@ -11,7 +11,6 @@ come from a small synthetic world by the project's own loader; all weights are r
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from machine import machine
 
 import bevkd2.modeling  # registers the meta-architectures  # noqa: F401
 from bevkd2.checkpoint import save_file
@@ -63,7 +63,7 @@ def main() -> None:
         memory = {part: run_part(part, args) for part in PARTS}
     results = {part: {"seconds": seconds[part], "peak_memory_mib": memory[part]} for part in PARTS}
     ratio = seconds["distillation_step"] / seconds["student_step"]
-    print(json.dumps({**machine(), **results, "distillation_over_student": ratio}, indent=2))
+    print(json.dumps({"machine": machine(), **results, "distillation_over_student": ratio}, indent=2))
 
 
 def measure_seconds(args: argparse.Namespace) -> dict[str, float]:
@@ -148,21 +148,6 @@ def make_step(part: str, cfg: CfgNode, folder: Path) -> Callable[[list], None]:
         optimizer.step()
 
     return train
-
-
-def machine() -> dict[str, object]:
-    """Returns what the figures were taken on."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    about = {"processor": processor(), "threads": torch.get_num_threads(), "gpu": gpu}
-    return {"machine": {**about, "torch": torch.__version__}}
-
-
-def processor() -> str:
-    """Returns the processor's name where Linux tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ def training_step() -> dict[str, Any]:
 
 def test_deformable_attention() -> None:
     report = run("bench_ms_deform_attn.py", "--quick", "--threads", "1")
-    assert report["torch"] == torch.__version__ and report["threads"] == 1
+    machine = report["machine"]
+    assert machine["torch"] == torch.__version__ and machine["threads"] == 1 and machine["processor"]
     assert {"temporal", "spatial"} <= set(report["cases"])
     for case in report["cases"].values():
         for way in ("forward", "backward"):
