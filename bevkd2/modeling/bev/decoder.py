@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from bevkd2.modeling.bev.deformable_attention import DeformableAttention
 from bevkd2.modeling.bev.encoder import FeedForward
-from bevkd2.modeling.bev.initialization import init_deformable_attention
 from bevkd2.ops import ms_deform_attn_fused
 
 CODE_SIZE = 10
@@ -36,24 +36,17 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     return (x.clamp(min=eps) / (1 - x).clamp(min=eps)).log()
 
 
-class DeformableCrossAttention(nn.Module):
+class DeformableCrossAttention(DeformableAttention):
     """Deformable attention of object queries on one grid, with the residual."""
 
     def __init__(self, *, embed_dim: int, num_heads: int, num_points: int, dropout: float) -> None:
-        super().__init__()
-        self.num_heads, self.num_points = num_heads, num_points
-        self.sampling_offsets = nn.Linear(embed_dim, num_heads * num_points * 2)
-        self.attention_weights = nn.Linear(embed_dim, num_heads * num_points)
-        self.value_proj = nn.Linear(embed_dim, embed_dim)
-        self.output_proj = nn.Linear(embed_dim, embed_dim)
-        self.dropout = nn.Dropout(dropout)
-        init_deformable_attention(
-            self.sampling_offsets,
-            self.attention_weights,
-            self.value_proj,
-            self.output_proj,
+        super().__init__(
+            query_dim=embed_dim,
+            embed_dim=embed_dim,
             num_heads=num_heads,
+            num_sets=1,
             num_points=num_points,
+            dropout=dropout,
         )
 
     def forward(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from bevkd2.modeling.bev.initialization import init_deformable_attention
+from bevkd2.modeling.bev.deformable_attention import DeformableAttention
 from bevkd2.modeling.bev.projection import VisiblePairs
 from bevkd2.ops import ms_deform_attn_ragged
 
 
-class SpatialCrossAttention(nn.Module):
+class SpatialCrossAttention(DeformableAttention):
     """Deformable attention on the visible (camera, cell) pairs, averaged over the cameras (BEVFormer, Eq. 3).
 
     Sampling point p belongs to reference point p % Z of the pillar. A cell that no camera sees gets the
@@ -28,22 +28,15 @@ class SpatialCrossAttention(nn.Module):
             num_points: P, sampling points a level; a multiple of the pillar's reference points.
             dropout: probability, of the output.
         """
-        super().__init__()
-        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
-        per_query = num_heads * num_levels * num_points
-        self.sampling_offsets = nn.Linear(embed_dim, per_query * 2)
-        self.attention_weights = nn.Linear(embed_dim, per_query)
-        self.value_proj = nn.Linear(embed_dim, embed_dim)
-        self.output_proj = nn.Linear(embed_dim, embed_dim)
-        self.dropout = nn.Dropout(dropout)
-        init_deformable_attention(
-            self.sampling_offsets,
-            self.attention_weights,
-            self.value_proj,
-            self.output_proj,
+        super().__init__(
+            query_dim=embed_dim,
+            embed_dim=embed_dim,
             num_heads=num_heads,
+            num_sets=num_levels,
             num_points=num_points,
+            dropout=dropout,
         )
+        self.num_levels = num_levels
 
     def forward(
         self,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bevkd2.modeling.bev.initialization import init_deformable_attention
+from bevkd2.modeling.bev.deformable_attention import DeformableAttention
 from bevkd2.ops import ms_deform_attn_fused
 
 NUM_QUEUES = 2  # previous, current
@@ -37,7 +37,7 @@ class History:
         return torch.where(exists[:, None, None, None], self.queue.to(query.dtype), running)
 
 
-class TemporalSelfAttention(nn.Module):
+class TemporalSelfAttention(DeformableAttention):
     """Deformable attention over a queue of two grids (BEVFormer, section 3.4, Eq. 5).
 
     A sample without history attends twice to its own running queries. Each sample of a batch is treated by
@@ -56,22 +56,15 @@ class TemporalSelfAttention(nn.Module):
             bev_shape: rows (y) and columns (x) of the grid.
             dropout: probability, of the output.
         """
-        super().__init__()
-        self.num_heads, self.num_points, self.bev_shape = num_heads, num_points, bev_shape
-        per_query = num_heads * NUM_QUEUES * num_points
-        self.sampling_offsets = nn.Linear(NUM_QUEUES * embed_dim, per_query * 2)
-        self.attention_weights = nn.Linear(NUM_QUEUES * embed_dim, per_query)
-        self.value_proj = nn.Linear(embed_dim, embed_dim)
-        self.output_proj = nn.Linear(embed_dim, embed_dim)
-        self.dropout = nn.Dropout(dropout)
-        init_deformable_attention(
-            self.sampling_offsets,
-            self.attention_weights,
-            self.value_proj,
-            self.output_proj,
+        super().__init__(
+            query_dim=NUM_QUEUES * embed_dim,
+            embed_dim=embed_dim,
             num_heads=num_heads,
+            num_sets=NUM_QUEUES,
             num_points=num_points,
+            dropout=dropout,
         )
+        self.bev_shape = bev_shape
 
     def forward(
         self, query: Tensor, position: Tensor, history: History, return_weights: bool = False
