@@ -1,6 +1,8 @@
 """Fixtures that every room's tests share."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,3 +26,14 @@ def fixture_world(tmp_path_factory: pytest.TempPathFactory):
     from tests.data.nuscenes_fixture import FixtureWorld
 
     return FixtureWorld(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(autouse=True)
+def handlers_restored() -> Iterator[None]:
+    """Takes off the handlers that a run's log leaves on the root logger."""
+    root = logging.getLogger()
+    before = list(root.handlers)
+    yield
+    for handler in [h for h in root.handlers if h not in before]:
+        root.removeHandler(handler)
+        handler.close()

@@ -222,5 +222,5 @@ def test_student_can_inherit_and_be_distilled(path: Path) -> None:
 
 def test_teachers_have_table_1s_parameter_counts():
     """Table 1: 56.57 and 65.93 million."""
-    assert parameters_m(config("bevformer/teacher1_r101_150.yaml")) == pytest.approx(56.57, abs=0.06)
+    assert parameters_m(config("bevformer/teacher1_r101_150.yaml")) == pytest.approx(56.57, abs=0.05)
     assert parameters_m(config("bevformer/teacher3_r101_200.yaml")) == pytest.approx(65.93, abs=0.06)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +47,6 @@ def main() -> Run:
     """Calls the tool's main in this process."""
     call = runpy.run_path(str(SCRIPT))["main"]
     return lambda *args, **kwargs: call(default_argument_parser().parse_args(words(*args, **kwargs)))
-
-
-@pytest.fixture(autouse=True)
-def handlers_restored() -> Iterator[None]:
-    root = logging.getLogger()
-    before = list(root.handlers)
-    yield
-    for handler in [h for h in root.handlers if h not in before]:
-        root.removeHandler(handler)
-        handler.close()
 
 
 @pytest.fixture(scope="module")
