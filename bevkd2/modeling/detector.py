@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from bevkd2.d2 import ShapeSpec
 from bevkd2.modeling.knowledge import Knowledge
 
 Sample = Mapping[str, Any]
 """One sample as the mapper emits it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureShapes:
+    """Channels and strides of what :class:`Knowledge` calls ``body`` and ``fpn``."""
+
+    body: dict[str, ShapeSpec]
+    fpn: list[ShapeSpec]
+    """Finest first."""
 
 
 class Detector(nn.Module):
@@ -42,6 +53,10 @@ class Detector(nn.Module):
             wants: costly fields to fill, of :data:`bevkd2.modeling.knowledge.WANTS`.
             state: what a temporal detector put into the knowledge of the frame before.
         """
+
+    @abstractmethod
+    def feature_shapes(self) -> FeatureShapes:
+        """Returns the channels and strides of body and neck, known before the first forward pass."""
 
     @abstractmethod
     def losses(self, knowledge: Any, targets: Any) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from torch import Tensor
 
@@ -22,8 +23,10 @@ class Knowledge:
     """Features of the neck, finest first, each (B*N, C, H, W). Wanted by "fpn"."""
     fpn_strides: list[int] | None = None
     """Pixels of the input image to a cell of each level of ``fpn``."""
+    image_sizes: Tensor | None = None
+    """(B*N, 2) float32: height and width in pixels before padding."""
     logits: Tensor | None = None
-    """Class logits before the sigmoid, (B, Q, K), of the last decoder layer."""
+    """Class logits before the sigmoid, (B, Q, K): of the last decoder layer's queries, or of all locations."""
 
 
 @dataclasses.dataclass
@@ -77,6 +80,27 @@ class BEVKnowledge(Knowledge):
         """Returns (B, H*W) bool: cells that at least one camera sees. Others do not count in distillation."""
         assert self.bev_mask is not None
         return self.bev_mask.any(dim=1)
+
+
+@dataclasses.dataclass
+class MonoKnowledge(Knowledge):
+    """Fields of a dense monocular detector.
+
+    Q locations: all cells of all levels, finest level first, row-major within a level.
+    """
+
+    depth: Tensor | None = None
+    """(B, Q) metres along the optical axis: the depth that decoding uses."""
+    direct_depth: Tensor | None = None
+    """(B, Q) metres: the regressed depth alone; equals ``depth`` where the head has nothing to fuse."""
+    probabilistic_depth: Tensor | None = None
+    """(B, Q) metres: the expectation over the depth bins; None where the head has none."""
+    locations: Tensor | None = None
+    """(Q, 2) x, y in pixels of the network's input: where each location stands."""
+    level_shapes: list[tuple[int, int]] | None = None
+    """Rows and columns of every level; their products sum to Q."""
+    outputs: Any = None
+    """The head's own maps, typed by the head, for its losses and its inference."""
 
 
 WANTS = frozenset({"body", "fpn", "temporal_attention", "spatial_attention"})

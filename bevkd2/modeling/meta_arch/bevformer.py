@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bevkd2.config import CfgNode
-from bevkd2.d2 import META_ARCH_REGISTRY, configurable
+from bevkd2.d2 import META_ARCH_REGISTRY, ShapeSpec, configurable
 from bevkd2.modeling.bev.decoder import ObjectDecoder
 from bevkd2.modeling.bev.encoder import BEVEncoder, EncoderOutput
 from bevkd2.modeling.bev.geometry import BEVGeometry
@@ -24,7 +24,7 @@ from bevkd2.modeling.bev.memory import (
 from bevkd2.modeling.bev.projection import VisiblePairs
 from bevkd2.modeling.bev.queries import BEVPosition, can_bus_embedding
 from bevkd2.modeling.box_coders import decode_detections
-from bevkd2.modeling.detector import Detector
+from bevkd2.modeling.detector import Detector, FeatureShapes
 from bevkd2.modeling.grid_mask import GridMask
 from bevkd2.modeling.heatmap_heads import HeatmapHead, bev_heatmap_loss, image_heatmap_loss
 from bevkd2.modeling.inputs import (
@@ -149,6 +149,11 @@ class BEVFormer(Detector):
             "object_queries": self.object_queries,
         }
 
+    def feature_shapes(self) -> FeatureShapes:
+        """Returns the channels and strides of body and neck."""
+        levels = [ShapeSpec(channels=self.neck.out_channels, stride=stride) for stride in self.neck.strides]
+        return FeatureShapes(body=self.image_backbone.output_shape(), fpn=levels)
+
     def train(self, mode: bool = True) -> BEVFormer:
         """Sets the mode; a stream of frames that was being evaluated is over."""
         self._memory = SceneMemory()
@@ -226,7 +231,11 @@ class BEVFormer(Detector):
         return self._run(inputs.current, state, wants)
 
     def _run(self, frames: Frames, state: TemporalState | None, wants: frozenset[str]) -> BEVKnowledge:
-        knowledge = BEVKnowledge(bev_shape=self.geometry.bev_shape, fpn_strides=self.neck.strides)
+        knowledge = BEVKnowledge(
+            bev_shape=self.geometry.bev_shape,
+            fpn_strides=self.neck.strides,
+            image_sizes=frames.image_sizes.flatten(0, 1),
+        )
         features = self._features(frames, knowledge, wants)
         encoded, pairs = self._encode(features, frames, state, wants)
         decoded = self.decoder(self.object_queries, encoded.bev_embed, self.geometry.bev_shape)

@@ -61,6 +61,7 @@ class FPN(nn.Module):
         if num_outs < 1:
             raise ValueError(f"MODEL.FPN.NUM_OUTS is {num_outs}, expected 1 level at least")
         self.in_features = list(in_features)
+        self.out_channels = out_channels
         self.lateral_convs = nn.ModuleList(
             ConvNorm(input_shape[name].channels, out_channels, 1, 1, norm) for name in in_features
         )

@@ -1,0 +1,101 @@
+"""How differences from recorded numbers are collected and shown."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tabulate import tabulate
+from torch import Tensor
+
+Numbers = Tensor | npt.NDArray[np.generic] | float
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The largest difference of one quantity from its recordings.
+
+    Attributes:
+        quantity: what was compared.
+        difference: the largest found; infinite where a shape differs or a number is NaN.
+        tolerance: the largest allowed.
+        arrays: how many arrays were compared; 0 where nothing was recorded, which fails.
+    """
+
+    quantity: str
+    difference: float
+    tolerance: float
+    arrays: int
+
+    @property
+    def failed(self) -> bool:
+        """Whether the difference is beyond the tolerance, or nothing was compared."""
+        return not self.difference <= self.tolerance or self.arrays == 0
+
+
+class Differences:
+    """Collects the largest difference of every quantity.
+
+    Args:
+        tolerances: the largest allowed difference by quantity; all of them must be compared.
+    """
+
+    def __init__(self, tolerances: Mapping[str, float]) -> None:
+        self._tolerances = dict(tolerances)
+        self._largest: dict[str, float] = {}
+        self._compared: dict[str, int] = {}
+
+    def add(self, quantity: str, ours: Numbers, golden: Numbers, scale: float = 1.0) -> None:
+        """Notes the largest absolute difference, divided by ``scale``."""
+        ours, golden = _double(ours), _double(golden)
+        gap = (ours - golden).abs() / scale if ours.shape == golden.shape else None
+        self.note(quantity, float("inf") if gap is None else float(gap.max()) if gap.numel() else 0.0)
+
+    def add_close(self, quantity: str, ours: Numbers, golden: Numbers, atol: float) -> None:
+        """Notes the largest |ours - golden| / (atol / tolerance + |golden|): relative, with a floor.
+
+        It is within the quantity's tolerance where |ours - golden| <= atol + tolerance * |golden|.
+        """
+        ours, golden = _double(ours), _double(golden)
+        if ours.shape != golden.shape:
+            self.note(quantity, float("inf"))
+            return
+        gap = (ours - golden).abs() / (atol / self._tolerances[quantity] + golden.abs())
+        self.note(quantity, float(gap.max()) if gap.numel() else 0.0)
+
+    def note(self, quantity: str, difference: float) -> None:
+        """Notes a difference that was computed elsewhere; a NaN counts as infinite."""
+        assert quantity in self._tolerances, quantity
+        difference = float("inf") if difference != difference else difference
+        self._largest[quantity] = max(self._largest.get(quantity, 0.0), difference)
+        self._compared[quantity] = self._compared.get(quantity, 0) + 1
+
+    def rows(self) -> list[Row]:
+        """One row a quantity, in the order of the tolerances."""
+        return [
+            Row(name, self._largest.get(name, float("inf")), tolerance, self._compared.get(name, 0))
+            for name, tolerance in self._tolerances.items()
+        ]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text."""
+    cells = [
+        (
+            row.quantity,
+            row.arrays,
+            row.difference if row.arrays else "not recorded",
+            row.tolerance,
+            "FAIL" if row.failed else "ok",
+        )
+        for row in rows
+    ]
+    headers = ("quantity", "arrays", "largest difference", "tolerance", "")
+    return tabulate(cells, headers=headers, floatfmt=".1e")
+
+
+def _double(numbers: Numbers) -> Tensor:
+    return torch.as_tensor(numbers).detach().double()
