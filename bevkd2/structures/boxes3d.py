@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from bevkd2.structures.box_tensor import BoxTensor
 
 # Signs of the half extents (length, width, height) at the eight corners, in nuscenes-devkit's order.
 _CORNER_SIGNS = (
@@ -35,7 +37,7 @@ def wrap_angle(angle: Tensor) -> Tensor:
     return torch.where(wrapped >= math.pi, -torch.full_like(wrapped, math.pi), wrapped)
 
 
-class Boxes3D:
+class Boxes3D(BoxTensor):
     """N oriented boxes with an upright axis, in one metric frame with z up.
 
     For nuScenes the frame is LIDAR_TOP: x right, y forward, z up.
@@ -46,86 +48,7 @@ class Boxes3D:
             the velocity vx, vy in m/s.
     """
 
-    def __init__(self, tensor: Tensor) -> None:
-        """Wrap a tensor of boxes; it is not copied.
-
-        Args:
-            tensor: (N, 7) or (N, 9), see the class.
-
-        Raises:
-            ValueError: for another shape, or a tensor that is not of a floating point type.
-        """
-        if tensor.ndim != 2 or tensor.shape[1] not in (7, 9):
-            raise ValueError(
-                f"Boxes3D: the tensor is {tuple(tensor.shape)}, expected (N, 7) or (N, 9): "
-                "x, y, z, length, width, height, yaw[, vx, vy]"
-            )
-        if not tensor.is_floating_point():
-            raise ValueError(f"Boxes3D: the tensor is {tensor.dtype}, expected a floating point type")
-        self.tensor = tensor
-
-    @classmethod
-    def empty(cls, box_dim: int = 9, dtype: torch.dtype = torch.float32) -> Boxes3D:
-        """Zero boxes with `box_dim` (7 or 9) columns on the CPU."""
-        return cls(torch.zeros((0, box_dim), dtype=dtype))
-
-    @classmethod
-    def cat(cls, boxes: Sequence[Boxes3D]) -> Boxes3D:
-        """Concatenate boxes of the same layout.
-
-        Args:
-            boxes: one or more Boxes3D with the same number of columns.
-
-        Returns:
-            All boxes, in order.
-
-        Raises:
-            ValueError: for an empty sequence or mixed layouts.
-        """
-        columns = sorted({b.tensor.shape[1] for b in boxes})
-        if len(columns) != 1:
-            raise ValueError(
-                f"Boxes3D.cat: boxes with {columns or 'no'} columns, expected one layout, 7 or 9"
-            )
-        return cls(torch.cat([b.tensor for b in boxes]))
-
-    def __len__(self) -> int:
-        return self.tensor.shape[0]
-
-    def __getitem__(self, index: int | slice | Tensor) -> Boxes3D:
-        """Select boxes by an integer (one box, still batched), a slice, an index tensor or a boolean mask."""
-        if isinstance(index, int):
-            return Boxes3D(self.tensor[index].unsqueeze(0))
-        return Boxes3D(self.tensor[index])
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self.tensor)
-
-    def __repr__(self) -> str:
-        return f"Boxes3D(num_boxes={len(self)}, columns={self.tensor.shape[1]}, device={self.tensor.device})"
-
-    def to(self, *args: torch.device | torch.dtype | str, **kwargs: bool) -> Boxes3D:
-        """Move or cast like `Tensor.to`."""
-        return Boxes3D(self.tensor.to(*args, **kwargs))  # type: ignore[call-overload]
-
-    def clone(self) -> Boxes3D:
-        """A copy with its own memory."""
-        return Boxes3D(self.tensor.clone())
-
-    @property
-    def device(self) -> torch.device:
-        """Where the boxes live."""
-        return self.tensor.device
-
-    @property
-    def has_velocity(self) -> bool:
-        """Whether there are nine columns."""
-        return self.tensor.shape[1] == 9
-
-    @property
-    def center(self) -> Tensor:
-        """(N, 3) gravity centres in metres."""
-        return self.tensor[:, :3]
+    COLUMNS = "x, y, z, length, width, height, yaw[, vx, vy]"
 
     @property
     def bottom_center(self) -> Tensor:
@@ -135,25 +58,9 @@ class Boxes3D:
         return self.center - drop
 
     @property
-    def size(self) -> Tensor:
-        """(N, 3) length, width, height in metres."""
-        return self.tensor[:, 3:6]
-
-    @property
     def yaw(self) -> Tensor:
         """(N,) heading in radians."""
         return self.tensor[:, 6]
-
-    @property
-    def velocity(self) -> Tensor:
-        """(N, 2) vx, vy in m/s.
-
-        Raises:
-            ValueError: where the boxes have seven columns.
-        """
-        if not self.has_velocity:
-            raise ValueError("Boxes3D.velocity: these boxes have 7 columns, no velocity; build them with 9")
-        return self.tensor[:, 7:9]
 
     def corners(self) -> Tensor:
         """The eight corners, in nuscenes-devkit's order.

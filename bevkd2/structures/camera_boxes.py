@@ -1,0 +1,175 @@
+"""Oriented 3D boxes in a rectified camera's frame, and their projection."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from bevkd2.structures.box_tensor import BoxTensor
+from bevkd2.structures.boxes3d import Boxes3D
+from bevkd2.structures.cameras import project_points
+
+# Signs of the half extents along (length, down, width) at the eight corners, in the order of mmdetection3d's
+# camera boxes: 0 to 3 the rear face, 4 to 7 the front one, each top right, top left, bottom left, bottom
+# right as seen along the heading.
+_CORNER_SIGNS = (
+    (-1, -1, -1),
+    (-1, -1, 1),
+    (-1, 1, 1),
+    (-1, 1, -1),
+    (1, -1, -1),
+    (1, -1, 1),
+    (1, 1, 1),
+    (1, 1, -1),
+)
+# The twelve edges, by their corners.
+_EDGE_STARTS = (0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3)
+_EDGE_ENDS = (1, 2, 3, 0, 5, 6, 7, 4, 4, 5, 6, 7)
+# Metres before the camera at which boxes are cut for their image-plane extent.
+_NEAR = 0.01
+
+
+class CameraBoxes3D(BoxTensor):
+    """N oriented boxes in a rectified camera's frame: x right, y down, z forward.
+
+    Attributes:
+        tensor: (N, 7) or (N, 9) floating point: x, y, z of the gravity centre, length (along the heading),
+            width, height in metres, rotation_y in radians, and with nine columns the velocity vx, vz in m/s.
+            rotation_y is KITTI's, about the down axis: 0 is length along +x, the heading is (cos, -sin) in
+            (x, z).
+    """
+
+    COLUMNS = "x, y, z, length, width, height, rotation_y[, vx, vz]"
+
+    @property
+    def bottom_center(self) -> Tensor:
+        """(N, 3) centres of the bottom faces in metres (y points down)."""
+        x, y, z = self.center.unbind(dim=1)
+        return torch.stack([x, y + self.tensor[:, 5] / 2, z], dim=1)
+
+    @property
+    def rotation_y(self) -> Tensor:
+        """(N,) heading in radians, KITTI's sense."""
+        return self.tensor[:, 6]
+
+    @property
+    def depth(self) -> Tensor:
+        """(N,) z of the gravity centres, metres."""
+        return self.tensor[:, 2]
+
+    def alpha(self) -> Tensor:
+        """(N,) observation angle: rotation_y less the azimuth of the centre's ray, not wrapped."""
+        return self.rotation_y - torch.atan2(self.tensor[:, 0], self.tensor[:, 2])
+
+    def corners(self) -> Tensor:
+        """The eight corners, in the order of mmdetection3d's camera boxes.
+
+        Returns:
+            (N, 8, 3) in metres. 0 to 3 are the rear face, 4 to 7 the front one; seen along the heading, each
+            top right, top left, bottom left, bottom right.
+        """
+        signs = self.tensor.new_tensor(_CORNER_SIGNS)
+        along, down, across = (0.5 * signs * self.tensor[:, None, [3, 5, 4]]).unbind(dim=-1)
+        cos, sin = self.rotation_y.cos()[:, None], self.rotation_y.sin()[:, None]
+        x = cos * along + sin * across
+        z = cos * across - sin * along
+        return torch.stack([x, down, z], dim=-1) + self.center[:, None, :]
+
+    def bev(self) -> Tensor:
+        """(N, 5) footprints x, z, length, width, -rotation_y: what `bevkd2.ops.box3d` reads."""
+        t = self.tensor
+        return torch.stack([t[:, 0], t[:, 2], t[:, 3], t[:, 4], -t[:, 6]], dim=1)
+
+    def flip(self) -> CameraBoxes3D:
+        """Mirror at the plane x = 0: x -> -x, rotation_y -> pi - rotation_y (not wrapped), vx -> -vx."""
+        out = self.tensor.clone()
+        out[:, 0] = -out[:, 0]
+        out[:, 6] = math.pi - out[:, 6]
+        if self.has_velocity:
+            out[:, 7] = -out[:, 7]
+        return CameraBoxes3D(out)
+
+    def upright(self) -> Boxes3D:
+        """The same boxes with axes x right, y forward, z up: Boxes3D's convention."""
+        t = self.tensor
+        columns = [t[:, 0], t[:, 2], -t[:, 1], t[:, 3], t[:, 4], t[:, 5], -t[:, 6]]
+        return Boxes3D(torch.stack([*columns, *t[:, 7:].unbind(dim=1)], dim=1))
+
+    @classmethod
+    def from_upright(cls, boxes: Boxes3D) -> CameraBoxes3D:
+        """Boxes given with axes x right, y forward, z up at the camera's centre; the inverse of `upright`."""
+        t = boxes.tensor
+        columns = [t[:, 0], -t[:, 2], t[:, 1], t[:, 3], t[:, 4], t[:, 5], -t[:, 6]]
+        return cls(torch.stack([*columns, *t[:, 7:].unbind(dim=1)], dim=1))
+
+    @classmethod
+    def from_bottom(cls, tensor: Tensor) -> CameraBoxes3D:
+        """Boxes from the published layout, that of mmdetection3d's camera boxes.
+
+        Args:
+            tensor: (N, 7) or (N, 9) floating point: x, y of the bottom centre, z, length, height, width,
+                rotation_y[, vx, vz].
+
+        Returns:
+            The boxes, with gravity centres.
+
+        Raises:
+            ValueError: for another shape, or a tensor that is not of a floating point type.
+        """
+        checked = cls(tensor).tensor
+        x, y, z, length, height, width = checked[:, :6].unbind(dim=1)
+        return cls(
+            torch.cat([torch.stack([x, y - height / 2, z, length, width, height], 1), checked[:, 6:]], 1)
+        )
+
+    def to_bottom(self) -> Tensor:
+        """(N, 7) or (N, 9) x, y of the bottom centre, z, length, height, width, rotation_y[, vx, vz]."""
+        return torch.cat([self.bottom_center, self.tensor[:, [3, 5, 4]], self.tensor[:, 6:]], dim=1)
+
+
+def project_boxes(boxes: CameraBoxes3D, cam2img: Tensor) -> tuple[Tensor, Tensor]:
+    """Project the corners into the image.
+
+    Args:
+        boxes: N boxes.
+        cam2img: (4, 4) from the camera's frame, metres, to (u * d, v * d, d, 1), pixels.
+
+    Returns:
+        uv: (N, 8, 2) pixel coordinates (x, y). Meaningless where the depth is not positive.
+        depth: (N, 8) metres, as cam2img gives it (its translation included).
+    """
+    return project_points(boxes.corners(), cam2img.to(boxes.tensor))
+
+
+def projected_boxes2d(boxes: CameraBoxes3D, cam2img: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Image-plane boxes around the projected corners.
+
+    A box that reaches behind the camera is cut at the near plane first (0.01 m), so its image-plane box
+    reaches the border that the object leaves the image by. One that lies behind the camera as a whole, or
+    outside the image, has no area.
+
+    Args:
+        boxes: N boxes.
+        cam2img: (4, 4) from the camera's frame, metres, to (u * d, v * d, d, 1), pixels.
+        image_size: height, width in pixels.
+
+    Returns:
+        (N, 4) x1, y1, x2, y2 in pixels, clipped to the image. Zeros for a box behind the camera.
+    """
+    cam2img = cam2img.to(boxes.tensor)
+    corners = boxes.corners()
+    start, end = corners[:, list(_EDGE_STARTS)], corners[:, list(_EDGE_ENDS)]
+    depth = corners @ cam2img[2, :3] + cam2img[2, 3]
+    start_depth, end_depth = depth[:, list(_EDGE_STARTS)], depth[:, list(_EDGE_ENDS)]
+    crosses = (start_depth < _NEAR) != (end_depth < _NEAR)
+    fraction = (_NEAR - start_depth) / (end_depth - start_depth).where(crosses, 1)
+    cuts = start + fraction.where(crosses, 0)[..., None] * (end - start)
+    visible = torch.cat([depth >= _NEAR, crosses], dim=1)[..., None]
+    uv, _ = project_points(torch.cat([corners, cuts], dim=1), cam2img)
+    low = uv.where(visible, math.inf).amin(dim=1)
+    high = uv.where(visible, -math.inf).amax(dim=1)
+    border = uv.new_tensor([image_size[1], image_size[0]])
+    extent = torch.cat([low, high], dim=1).clamp(min=0).minimum(border.repeat(2))
+    return extent.where(visible.any(dim=1), 0)
