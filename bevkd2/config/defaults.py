@@ -188,10 +188,13 @@ def _add_data(cfg: fvcore_config.CfgNode) -> None:
 def _add_solver(solver: fvcore_config.CfgNode) -> None:
     solver.IMS_PER_BATCH = 8  # samples a step, over all ranks
     solver.MAX_ITER = 84408  # 24 epochs of nuScenes at 8 samples a step (24 x 3,517)
-    solver.OPTIMIZER = "ADAMW"
+    solver.OPTIMIZER = "ADAMW"  # | "ADAM" | "SGD"
     solver.BASE_LR = 2e-4
+    solver.MOMENTUM = 0.9  # of SGD
     solver.BACKBONE_MULTIPLIER = 0.1  # factor of BASE_LR for the image body
-    solver.WEIGHT_DECAY = 0.01  # on every parameter, as published
+    solver.BIAS_LR_FACTOR = 1.0  # factor of the learning rate for biases of convolutions and linear layers
+    solver.WEIGHT_DECAY = 0.01  # on every parameter, as published (BEVFormer)
+    solver.WEIGHT_DECAY_BIAS = -1.0  # on those biases; < 0: WEIGHT_DECAY
     solver.LR_SCHEDULER_NAME = "WarmupCosineLR"  # | "WarmupMultiStepLR"
     solver.LR_HOLD_ITERS = 1  # the schedule moves every so many iterations; published: once an epoch (3517)
     solver.BASE_LR_END = 2e-7  # cosine's last value

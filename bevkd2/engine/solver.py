@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
@@ -11,6 +12,7 @@ from torch import nn
 
 from bevkd2.d2 import WarmupParamScheduler
 
+_OPTIMIZERS = {"ADAMW": torch.optim.AdamW, "ADAM": torch.optim.Adam, "SGD": torch.optim.SGD}
 _WARMUP_METHODS = ("linear", "constant")
 # Parameters that SOLVER.BACKBONE_MULTIPLIER slows: the image body of a plain model, and of a Distiller's
 # student.
@@ -18,7 +20,9 @@ _BODY_PREFIXES = ("image_backbone.", "student.image_backbone.")
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Builds AdamW over the trainable parameters, with a slower image body.
+    """Builds the optimizer over the trainable parameters, with a learning rate of its own for the image body.
+
+    Biases are those of convolutions and linear layers; a normalisation's is not one of them.
 
     Args:
         cfg: the config; reads SOLVER.
@@ -28,20 +32,45 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         ValueError: an optimizer of another name, or nothing to train.
     """
     solver = cfg.SOLVER
-    if solver.OPTIMIZER != "ADAMW":
-        raise ValueError(f"SOLVER.OPTIMIZER: {solver.OPTIMIZER!r} is unknown; expected 'ADAMW'")
-    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    if not trainable:
+    if solver.OPTIMIZER not in _OPTIMIZERS:
+        raise ValueError(
+            f"SOLVER.OPTIMIZER: {solver.OPTIMIZER!r} is unknown; expected one of {', '.join(_OPTIMIZERS)}"
+        )
+    groups = _parameter_groups(solver, model)
+    if not groups:
         raise ValueError(f"{type(model).__name__} has no trainable parameter; is everything frozen?")
-    body = [p for name, p in trainable if name.startswith(_BODY_PREFIXES)]
-    rest = [p for name, p in trainable if not name.startswith(_BODY_PREFIXES)]
-    groups = [
-        {"params": rest, "lr": solver.BASE_LR},
-        {"params": body, "lr": solver.BASE_LR * solver.BACKBONE_MULTIPLIER},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY
-    )
+    if solver.OPTIMIZER == "SGD":
+        return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM)
+    return _OPTIMIZERS[solver.OPTIMIZER](groups, lr=solver.BASE_LR)
+
+
+def _parameter_groups(solver: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
+    """One group for each (body or not, bias or not) that has parameters."""
+    bias_decay = solver.WEIGHT_DECAY if solver.WEIGHT_DECAY_BIAS < 0 else solver.WEIGHT_DECAY_BIAS
+    plain_biases = solver.BIAS_LR_FACTOR == 1.0 and bias_decay == solver.WEIGHT_DECAY
+    biases = set() if plain_biases else _biases(model)
+    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        body, bias = name.startswith(_BODY_PREFIXES), name in biases
+        rate = solver.BASE_LR * (solver.BACKBONE_MULTIPLIER if body else 1.0)
+        group = {
+            "params": [],
+            "lr": rate * (solver.BIAS_LR_FACTOR if bias else 1.0),
+            "weight_decay": bias_decay if bias else solver.WEIGHT_DECAY,
+        }
+        groups.setdefault((body, bias), group)["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+def _biases(model: nn.Module) -> set[str]:
+    layers = (nn.modules.conv._ConvNd, nn.Linear)
+    return {
+        f"{name}.bias"
+        for name, module in model.named_modules()
+        if isinstance(module, layers) and module.bias is not None
+    }
 
 
 def build_lr_schedule(cfg: CfgNode) -> ParamScheduler:

@@ -52,8 +52,23 @@ def test_nothing_to_train_and_unknown_optimizer(tmp_path: Path) -> None:
     model = nn.Linear(1, 1).requires_grad_(False)
     with pytest.raises(ValueError, match="Linear has no trainable parameter"):
         build_optimizer(get_cfg(), model)
-    with pytest.raises(ValueError, match=r"SOLVER\.OPTIMIZER: 'SGD' is unknown; expected 'ADAMW'"):
-        build_optimizer(solver(OPTIMIZER="SGD"), model)
+    with pytest.raises(
+        ValueError, match=r"SOLVER\.OPTIMIZER: 'LARS' is unknown; expected one of ADAMW, ADAM"
+    ):
+        build_optimizer(solver(OPTIMIZER="LARS"), model)
+
+
+def test_sgd_with_faster_undecayed_biases() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.GroupNorm(1, 2), nn.Conv2d(2, 1, 1, bias=False))
+    cfg = solver(OPTIMIZER="SGD", MOMENTUM=0.8, BASE_LR=0.1, WEIGHT_DECAY=1e-4)
+    cfg.SOLVER.BIAS_LR_FACTOR, cfg.SOLVER.WEIGHT_DECAY_BIAS = 2.0, 0.0
+    optimizer = build_optimizer(cfg, model)
+    assert isinstance(optimizer, torch.optim.SGD)
+    found = {p: group for group in optimizer.param_groups for p in group["params"]}
+    for name, p in model.named_parameters():
+        bias = name == "0.bias"  # the normalisation's bias is decayed like a weight
+        assert (found[p]["lr"], found[p]["weight_decay"]) == ((0.2, 0.0) if bias else (0.1, 1e-4)), name
+        assert found[p]["momentum"] == 0.8
 
 
 def test_published_schedule() -> None:
