@@ -34,4 +34,12 @@ STABLE_TORCH_LIBRARY(bevkd2, m) {
       "Tensor row_splits, Tensor row_value, "
       "bool need_value, bool need_references, bool need_offsets, bool need_logits) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
+
+  // Planar boxes are (N, 5) x, y, length, width, angle; 3D ones (N, 7) x, y, z, length, width, height, yaw.
+  m.def("rotated_intersection(Tensor a, Tensor b) -> Tensor");
+  m.def("rotated_iou(Tensor a, Tensor b) -> Tensor");
+  m.def("box3d_iou(Tensor a, Tensor b) -> Tensor");
+  m.def(
+      "rotated_nms(Tensor boxes, Tensor scores, Tensor labels, float iou_threshold, bool inclusive) "
+      "-> Tensor");
 }
