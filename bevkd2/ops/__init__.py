@@ -1,5 +1,6 @@
 """Compiled ops with their autograd, and the distillation losses. Needs the compiled library (library.py)."""
 
+from .box3d import batched_rotated_nms, box3d_iou, rotated_intersection, rotated_iou, rotated_nms
 from .distill_loss import attention_l2, bev_response_l2, masked_l2
 from .ms_deform_attn import ms_deform_attn
 from .ms_deform_attn_fused import ms_deform_attn_fused
@@ -7,9 +8,14 @@ from .ms_deform_attn_ragged import ms_deform_attn_ragged
 
 __all__ = [
     "attention_l2",
+    "batched_rotated_nms",
     "bev_response_l2",
+    "box3d_iou",
     "masked_l2",
     "ms_deform_attn",
     "ms_deform_attn_fused",
     "ms_deform_attn_ragged",
+    "rotated_intersection",
+    "rotated_iou",
+    "rotated_nms",
 ]

@@ -1,0 +1,179 @@
+"""Overlaps of rotated boxes, and their suppression.
+
+Planar boxes are (N, 5): x, y of the centre, length, width, angle in radians counter-clockwise from +x. 3D
+boxes have Boxes3D's layout, (N, 7): x, y, z of the gravity centre, length, width, height, yaw, upright.
+
+All is computed in float64 on the CPU, whatever comes in: tensors on another device are copied there, which
+waits for it, and the result is copied back. None of these functions has a gradient: inputs are detached, and
+results never require one. Boxes without area have no overlap: their IoU is 0 with every box, themselves too.
+"""
+
+import torch
+from torch import Tensor
+
+from . import library as library  # defines torch.ops.bevkd2
+
+
+def rotated_intersection(a: Tensor, b: Tensor) -> Tensor:
+    """Areas shared by planar boxes.
+
+    Args:
+        a: (N, 5) planar boxes, metres and radians.
+        b: (M, 5) planar boxes on the same device.
+
+    Returns:
+        (N, M) square metres in the promoted dtype of the two, without gradient.
+
+    Raises:
+        ValueError: another shape or dtype, another device, a negative size, or a number that is not finite.
+    """
+    return _pairwise("rotated_intersection", a, b, 5)
+
+
+def rotated_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of planar boxes.
+
+    Args:
+        a: (N, 5) planar boxes, metres and radians.
+        b: (M, 5) planar boxes on the same device.
+
+    Returns:
+        (N, M) in [0, 1], in the promoted dtype of the two, without gradient.
+
+    Raises:
+        ValueError: another shape or dtype, another device, a negative size, or a number that is not finite.
+    """
+    return _pairwise("rotated_iou", a, b, 5)
+
+
+def box3d_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of the volumes of upright 3D boxes.
+
+    Args:
+        a: (N, 7) boxes in Boxes3D's layout, metres and radians.
+        b: (M, 7) boxes on the same device.
+
+    Returns:
+        (N, M) in [0, 1], in the promoted dtype of the two, without gradient.
+
+    Raises:
+        ValueError: another shape or dtype, another device, a negative size, or a number that is not finite.
+    """
+    return _pairwise("box3d_iou", a, b, 7)
+
+
+def rotated_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, inclusive: bool = False) -> Tensor:
+    """Greedy non-maximum suppression of planar boxes.
+
+    Args:
+        boxes: (N, 5) planar boxes.
+        scores: (N,) floating point; infinities are numbers, NaN is not.
+        iou_threshold: in [0, 1]. A box goes where one of a higher score that is kept overlaps it by more.
+        inclusive: let a box go where the IoU equals the threshold too, as mmcv's CPU kernel does.
+
+    Returns:
+        (K,) int64 indices of the boxes kept, by falling score; of equal scores the lower index comes first.
+
+    Raises:
+        ValueError: a shape, dtype or device that does not fit, NaN, a negative size, or another threshold.
+    """
+    labels = torch.zeros(scores.shape, dtype=torch.int64, device=scores.device)
+    return _nms("rotated_nms", boxes, scores, labels, iou_threshold, inclusive)
+
+
+def batched_rotated_nms(
+    boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, inclusive: bool = False
+) -> Tensor:
+    """Greedy non-maximum suppression of planar boxes within each label.
+
+    Boxes are not moved apart to separate the labels, so coordinates keep their precision.
+
+    Args:
+        boxes: (N, 5) planar boxes.
+        scores: (N,) floating point; infinities are numbers, NaN is not.
+        labels: (N,) integers: classes, images, or both in one number.
+        iou_threshold: in [0, 1], for boxes of equal labels.
+        inclusive: let a box go where the IoU equals the threshold too, as mmcv's CPU kernel does.
+
+    Returns:
+        (K,) int64 indices of the boxes kept, of all labels together by falling score; of equal scores the
+        lower index comes first.
+
+    Raises:
+        ValueError: a shape, dtype or device that does not fit, NaN, a negative size, or another threshold.
+    """
+    return _nms("batched_rotated_nms", boxes, scores, labels, iou_threshold, inclusive)
+
+
+def _pairwise(op: str, a: Tensor, b: Tensor, columns: int) -> Tensor:
+    first, second = _checked_boxes(op, "a", a, columns), _checked_boxes(op, "b", b, columns)
+    _check_device(op, "b", b, "a", a)
+    out = getattr(torch.ops.bevkd2, op)(first, second)
+    return out.to(device=a.device, dtype=torch.promote_types(a.dtype, b.dtype))
+
+
+def _nms(
+    op: str, boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, inclusive: bool
+) -> Tensor:
+    rows = _checked_boxes(op, "boxes", boxes, 5)
+    for name, tensor in (("scores", scores), ("labels", labels)):
+        if tuple(tensor.shape) != (len(boxes),):
+            raise ValueError(
+                f"{op}: {name} is {tuple(tensor.shape)}; expected one for each of the {len(boxes)} boxes: "
+                f"({len(boxes)},)"
+            )
+        _check_device(op, name, tensor, "boxes", boxes)
+    if not scores.is_floating_point():
+        raise ValueError(f"{op}: scores is {scores.dtype}; expected a floating point type")
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"{op}: labels is {labels.dtype}; expected integers")
+    if not 0 <= iou_threshold <= 1:
+        raise ValueError(f"{op}: iou_threshold is {iou_threshold}; expected a number in [0, 1]")
+    numbers = scores.detach().to("cpu", torch.float64)
+    if bool(numbers.isnan().any()):
+        index = int(numbers.isnan().nonzero()[0])
+        raise ValueError(f"{op}: score {index} is NaN; expected numbers: look for what made it, or drop it")
+    kept = torch.ops.bevkd2.rotated_nms(
+        rows, numbers, labels.to("cpu", torch.int64), float(iou_threshold), inclusive
+    )
+    return kept.to(boxes.device)
+
+
+def _checked_boxes(op: str, name: str, boxes: Tensor, columns: int) -> Tensor:
+    """The boxes in float64 on the CPU, detached."""
+    layout = "x, y, length, width, angle" if columns == 5 else "x, y, z, length, width, height, yaw"
+    if boxes.ndim != 2 or boxes.shape[1] != columns:
+        raise ValueError(f"{op}: {name} is {tuple(boxes.shape)}; expected (N, {columns}): {layout}")
+    if not boxes.is_floating_point():
+        raise ValueError(f"{op}: {name} is {boxes.dtype}; expected a floating point type")
+    rows = boxes.detach().to("cpu", torch.float64)
+    dims = columns // 2  # 2 or 3: as many centre coordinates as sizes
+    good = rows.isfinite().all(dim=1) & (rows[:, dims : 2 * dims] >= 0).all(dim=1)
+    if not bool(good.all()):
+        index = int((~good).nonzero()[0])
+        raise ValueError(
+            f"{op}: box {index} of {name} is {rows[index].tolist()} ({layout}); expected finite numbers and "
+            "no negative size: look for what made it, or drop it"
+        )
+    return rows
+
+
+def _check_device(op: str, name: str, tensor: Tensor, other: str, reference: Tensor) -> None:
+    if tensor.device != reference.device:
+        raise ValueError(
+            f"{op}: {name} is on {tensor.device}, {other} on {reference.device}; move one to the other"
+        )
+
+
+def _fake_pairwise(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty(a.shape[0], b.shape[0])
+
+
+for _op in ("rotated_intersection", "rotated_iou", "box3d_iou"):
+    torch.library.register_fake(f"bevkd2::{_op}", _fake_pairwise)
+
+
+@torch.library.register_fake("bevkd2::rotated_nms")
+def _fake_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, inclusive: bool) -> Tensor:
+    kept = torch.library.get_ctx().new_dynamic_size()
+    return boxes.new_empty(kept, dtype=torch.int64)
