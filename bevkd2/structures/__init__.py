@@ -2,6 +2,7 @@
 
 from bevkd2.structures.boxes3d import Boxes3D, wrap_angle
 from bevkd2.structures.camera_boxes import CameraBoxes3D, project_boxes, projected_boxes2d
+from bevkd2.structures.camera_global import camera_from_upright, camera_to_upright
 from bevkd2.structures.cameras import (
     CAMERA_NAMES,
     invert_pose,
@@ -11,6 +12,7 @@ from bevkd2.structures.cameras import (
     quaternion_to_matrix,
     quaternion_yaw,
     scale_intrinsics,
+    unproject_points,
 )
 from bevkd2.structures.global_boxes import GlobalBoxes, from_global, to_global
 
@@ -19,6 +21,8 @@ __all__ = [
     "Boxes3D",
     "CameraBoxes3D",
     "GlobalBoxes",
+    "camera_from_upright",
+    "camera_to_upright",
     "from_global",
     "invert_pose",
     "lidar2img_matrix",
@@ -30,5 +34,6 @@ __all__ = [
     "quaternion_yaw",
     "scale_intrinsics",
     "to_global",
+    "unproject_points",
     "wrap_angle",
 ]

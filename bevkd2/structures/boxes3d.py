@@ -23,18 +23,20 @@ _CORNER_SIGNS = (
 )
 
 
-def wrap_angle(angle: Tensor) -> Tensor:
-    """Wrap angles into [-pi, pi).
+def wrap_angle(angle: Tensor, *, start: float = -math.pi, period: float = 2 * math.pi) -> Tensor:
+    """Wrap angles into one period, by default [-pi, pi).
 
     Args:
         angle: angles in radians, any shape.
+        start: where the period starts, radians.
+        period: its length, radians.
 
     Returns:
-        The same angles modulo 2 pi, in [-pi, pi), shape and dtype kept.
+        The same angles modulo the period, in [start, start + period), shape and dtype kept.
     """
-    wrapped = torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
+    wrapped = torch.remainder(angle - start, period) + start
     # In floating point the remainder can round up to the full period.
-    return torch.where(wrapped >= math.pi, -torch.full_like(wrapped, math.pi), wrapped)
+    return torch.where(wrapped >= start + period, torch.full_like(wrapped, start), wrapped)
 
 
 class Boxes3D(BoxTensor):

@@ -130,3 +130,20 @@ def project_points(points: Tensor, lidar2img: Tensor) -> tuple[Tensor, Tensor]:
     # backwards.
     uv = projected[..., :2] / torch.clamp(depth, min=1e-5).unsqueeze(-1)
     return uv, depth
+
+
+def unproject_points(uv: Tensor, depth: Tensor, lidar2img: Tensor) -> Tensor:
+    """Points from pixels and depths: the inverse of `project_points`.
+
+    Args:
+        uv: (..., P, 2) continuous pixel coordinates (x, y).
+        depth: (..., P) metres, as the projection gives it (a translation in its third row included).
+        lidar2img: (..., 4, 4), leading dimensions broadcast against those of `uv`; a camera's cam2img too.
+
+    Returns:
+        (..., P, 3) metres, in the frame that `lidar2img` starts from.
+    """
+    rotation, translation = lidar2img[..., :3, :3], lidar2img[..., :3, 3]
+    projected = torch.cat([uv * depth.unsqueeze(-1), depth.unsqueeze(-1)], dim=-1)
+    inverse = torch.linalg.inv(rotation)
+    return (projected - translation.unsqueeze(-2)) @ inverse.transpose(-1, -2)
