@@ -85,10 +85,12 @@ class Distiller(nn.Module):
                 "from the teacher; leave one of them out"
             )
         methods = {name: DISTILL_REGISTRY.get(name) for name in node.METHODS}
+        student, teacher = _build(student_config(cfg)), build_teacher(cfg)
+        shapes = student.feature_shapes(), teacher.feature_shapes()
         return {
-            "student": _build(student_config(cfg)),
-            "teacher": build_teacher(cfg),
-            "methods": {name: method(node[method.node]) for name, method in methods.items()},
+            "student": student,
+            "teacher": teacher,
+            "methods": {name: method(node[method.node], *shapes) for name, method in methods.items()},
             "weights": {name: node[method.node].WEIGHT for name, method in methods.items()},
             "factor": node.FACTOR,
             "teacher_dtype": _DTYPES[node.TEACHER.DTYPE],
@@ -121,15 +123,16 @@ class Distiller(nn.Module):
             knowledge_t = self.teacher.extract(inputs, self.wants)
         inputs = self.student.preprocess(batched_inputs)
         knowledge_s = self.student.extract(inputs, self.wants)
-        losses = dict(self.student.losses(knowledge_s, self.student.targets(batched_inputs, inputs)))
-        return losses | self._distill(knowledge_s, knowledge_t)
+        targets = self.student.targets(batched_inputs, inputs)
+        losses = dict(self.student.losses(knowledge_s, targets))
+        return losses | self._distill(knowledge_s, knowledge_t, targets)
 
-    def _distill(self, student: Knowledge, teacher: Knowledge) -> dict[str, Tensor]:
+    def _distill(self, student: Knowledge, teacher: Knowledge, targets: Any) -> dict[str, Tensor]:
         """Returns weighted losses of all methods; the raw values go to the EventStorage."""
         raw: dict[str, Tensor] = {}
         weighted: dict[str, Tensor] = {}
         for name, method in self.methods.items():
-            for key, loss in method(student, teacher).items():
+            for key, loss in method(student, teacher, targets).items():
                 if key in raw:
                     raise ValueError(
                         f"DISTILL.METHODS: {name} returns a loss {key!r}, which another method has "

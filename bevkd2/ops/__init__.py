@@ -2,19 +2,27 @@
 
 from .box3d import batched_rotated_nms, box3d_iou, rotated_intersection, rotated_iou, rotated_nms
 from .distill_loss import attention_l2, bev_response_l2, masked_l2
+from .feature_distill import content_mask, feature_l2, occlusion_factor, perspective_matrix
 from .ms_deform_attn import ms_deform_attn
 from .ms_deform_attn_fused import ms_deform_attn_fused
 from .ms_deform_attn_ragged import ms_deform_attn_ragged
+from .prediction_distill import class_distance, depth_guidance
 
 __all__ = [
     "attention_l2",
     "batched_rotated_nms",
     "bev_response_l2",
     "box3d_iou",
+    "class_distance",
+    "content_mask",
+    "depth_guidance",
+    "feature_l2",
     "masked_l2",
     "ms_deform_attn",
     "ms_deform_attn_fused",
     "ms_deform_attn_ragged",
+    "occlusion_factor",
+    "perspective_matrix",
     "rotated_intersection",
     "rotated_iou",
     "rotated_nms",

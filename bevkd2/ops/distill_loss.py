@@ -21,6 +21,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from bevkd2.ops.precision import widen
+
 Reduction = Literal["sum", "cell", "mean", "norm"]
 
 
@@ -95,16 +97,12 @@ def bev_response_l2(
 
 
 def _response(embedding: Tensor) -> Tensor:
-    return _widen(embedding).abs().mean(-1)
-
-
-def _widen(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    return widen(embedding).abs().mean(-1)
 
 
 def _l2(name: str, student: Tensor, teacher: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
     _check(name, student, teacher, mask, reduction)
-    difference = _widen(student) - _widen(teacher.detach())
+    difference = widen(student) - widen(teacher.detach())
     if mask is None:
         cells = min(2, student.dim())
         squares = difference.square()

@@ -166,10 +166,10 @@ class Untrained(DistillMethod):
     node = "UNTRAINED"
 
     def __init__(self, name):
-        super().__init__(None)
+        super().__init__(None, None, None)
         self.name = name
 
-    def forward(self, student, teacher):
+    def forward(self, student, teacher, targets):
         return {self.name: (student.bev_embed - teacher.bev_embed).mean()}
 
 

@@ -3,11 +3,15 @@
 from bevkd2.distill.methods.attention import SpatialAttention, TemporalAttention
 from bevkd2.distill.methods.base import DISTILL_REGISTRY, DistillMethod, register_method
 from bevkd2.distill.methods.bev_response import BEVResponse
+from bevkd2.distill.methods.depth_guided import DepthGuidedPrediction
+from bevkd2.distill.methods.perspective_feature import PerspectiveFeature
 
 __all__ = [
     "DISTILL_REGISTRY",
     "BEVResponse",
+    "DepthGuidedPrediction",
     "DistillMethod",
+    "PerspectiveFeature",
     "SpatialAttention",
     "TemporalAttention",
     "register_method",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from fvcore.common.config import CfgNode as FvcoreNode
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bevkd2.distill.methods.base import DistillMethod, register_method
 from bevkd2.distill.methods.layers import map_layers
+from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import BEVKnowledge, Knowledge
 from bevkd2.ops import attention_l2
 
@@ -25,8 +26,8 @@ class _AttentionDistillation(DistillMethod):
 
     field: ClassVar[str]
 
-    def __init__(self, cfg: FvcoreNode) -> None:
-        super().__init__(cfg)
+    def __init__(self, cfg: FvcoreNode, student: FeatureShapes, teacher: FeatureShapes) -> None:
+        super().__init__(cfg, student, teacher)
         self.reduction = cfg.REDUCTION
         self.layer_map = cfg.LAYER_MAP
 
@@ -39,7 +40,7 @@ class _AttentionDistillation(DistillMethod):
         node.REDUCTION = "norm"  # "norm" | "sum" | "cell" | "mean"
         node.LAYER_MAP = []  # [[student layer, teacher layer], ...]; []: spread evenly, last meets last
 
-    def forward(self, student: Knowledge, teacher: Knowledge) -> dict[str, Tensor]:
+    def forward(self, student: Knowledge, teacher: Knowledge, targets: Any) -> dict[str, Tensor]:
         """Returns ``{"<field>": loss}``; both knowledges must be a BEV detector's with the same BEV grid."""
         assert isinstance(student, BEVKnowledge) and isinstance(teacher, BEVKnowledge)
         ours, theirs = getattr(student, self.field), getattr(teacher, self.field)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from fvcore.common.config import CfgNode as FvcoreNode
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bevkd2.config import CfgNode
 from bevkd2.config.plugins import add_config_extension
 from bevkd2.d2 import Registry
+from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import WANTS, Knowledge
 
 DISTILL_REGISTRY = Registry("DISTILL")
@@ -22,6 +23,8 @@ class DistillMethod(nn.Module):
 
     Args:
         cfg: the method's own node, ``cfg.DISTILL.<node>``.
+        student: channels and strides of the student's features.
+        teacher: of the teacher's.
     """
 
     node: ClassVar[str]
@@ -29,7 +32,7 @@ class DistillMethod(nn.Module):
     reads: ClassVar[frozenset[str]] = frozenset()
     """The costly fields of :class:`Knowledge` that it needs, of those that ``WANTS`` lists."""
 
-    def __init__(self, cfg: FvcoreNode) -> None:
+    def __init__(self, cfg: FvcoreNode, student: FeatureShapes, teacher: FeatureShapes) -> None:
         super().__init__()
 
     def __init_subclass__(cls, **kwargs: object) -> None:
@@ -43,12 +46,13 @@ class DistillMethod(nn.Module):
         node.WEIGHT = 1.0  # multiplied by DISTILL.FACTOR
 
     @abstractmethod
-    def forward(self, student: Knowledge, teacher: Knowledge) -> dict[str, Tensor]:
+    def forward(self, student: Knowledge, teacher: Knowledge, targets: Any) -> dict[str, Tensor]:
         """Compares what the two know.
 
         Args:
             student: the student's knowledge, with gradient.
             teacher: the teacher's, without.
+            targets: the student's, as its ``targets`` returns them.
 
         Returns:
             Unweighted scalar losses (float32) by name; the Distiller multiplies them by the weights.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fvcore.common.config import CfgNode as FvcoreNode
 from torch import Tensor
 
 from bevkd2.distill.methods.base import DistillMethod, register_method
+from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import BEVKnowledge, Knowledge
 from bevkd2.ops import bev_response_l2
 
@@ -22,8 +25,8 @@ class BEVResponse(DistillMethod):
 
     node = "BEV_RESPONSE"
 
-    def __init__(self, cfg: FvcoreNode) -> None:
-        super().__init__(cfg)
+    def __init__(self, cfg: FvcoreNode, student: FeatureShapes, teacher: FeatureShapes) -> None:
+        super().__init__(cfg, student, teacher)
         self.reduction = cfg.REDUCTION
 
     @classmethod
@@ -32,7 +35,7 @@ class BEVResponse(DistillMethod):
         super().add_config(node)
         node.REDUCTION = "norm"  # "norm" (the paper's Eq. 8) | "sum" | "cell" | "mean"
 
-    def forward(self, student: Knowledge, teacher: Knowledge) -> dict[str, Tensor]:
+    def forward(self, student: Knowledge, teacher: Knowledge, targets: Any) -> dict[str, Tensor]:
         """Returns ``{"bev_response": loss}``; both must be a BEV detector's with the same BEV grid."""
         assert isinstance(student, BEVKnowledge) and isinstance(teacher, BEVKnowledge)
         assert student.bev_embed is not None and teacher.bev_embed is not None

@@ -3,6 +3,7 @@ import torch
 
 from bevkd2.config import get_cfg
 from bevkd2.distill.methods import DISTILL_REGISTRY, DistillMethod, register_method
+from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import BEVKnowledge
 
 B, N, H, W, C, HEADS = 2, 6, 3, 4, 8, 2
@@ -14,7 +15,8 @@ def build(name: str, **options) -> DistillMethod:
     for key, value in options.items():
         assert key in node
         node[key] = value
-    return method(node)
+    shapes = FeatureShapes(body={}, fpn=[])  # these methods read none of it
+    return method(node, shapes, shapes)
 
 
 def knowledge(seed: int, layers: int = 2, channels: int = C, grid=(H, W)) -> BEVKnowledge:
@@ -41,29 +43,29 @@ NAMES = ["TemporalAttention", "SpatialAttention", "BEVResponse"]
 @pytest.mark.parametrize("reduction", ["norm", "sum", "cell", "mean"])
 @pytest.mark.parametrize("name", NAMES)
 def test_identical_knowledge_costs_nothing(name, reduction):
-    losses = build(name, REDUCTION=reduction)(knowledge(0), knowledge(0))
+    losses = build(name, REDUCTION=reduction)(knowledge(0), knowledge(0), None)
     assert [v.item() for v in losses.values()] == [0.0]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_cell_that_no_camera_sees_does_not_count(name):
     student, teacher = knowledge(0), knowledge(1)
-    before = next(iter(build(name)(student, teacher).values()))
+    before = next(iter(build(name)(student, teacher, None).values()))
     student.bev_embed[0, 5] += 100.0
     for weights in (*student.temporal_attention, *student.spatial_attention):
         weights[0, 5] += 100.0
-    after = next(iter(build(name)(student, teacher).values()))
+    after = next(iter(build(name)(student, teacher, None).values()))
     assert before.item() > 0
     torch.testing.assert_close(before, after)
     student.bev_embed[0, 4] += 100.0
     student.temporal_attention[0][0, 4] += 100.0
     student.spatial_attention[0][0, 4] += 100.0
-    assert next(iter(build(name)(student, teacher).values())) > 10 * before
+    assert next(iter(build(name)(student, teacher, None).values())) > 10 * before
 
 
 def test_attention_is_the_norm_of_equation_6_averaged_over_layers():
     student, teacher = knowledge(0), knowledge(1)
-    loss = build("SpatialAttention")(student, teacher)["spatial_attention"]
+    loss = build("SpatialAttention")(student, teacher, None)["spatial_attention"]
     seen = student.seen_by_any_camera()
     expected = 0.0
     for s, t in zip(student.spatial_attention, teacher.spatial_attention, strict=True):
@@ -74,7 +76,7 @@ def test_attention_is_the_norm_of_equation_6_averaged_over_layers():
 
 def test_bev_response_is_equation_7_and_8():
     student, teacher = knowledge(0), knowledge(1, channels=2 * C)
-    loss = build("BEVResponse")(student, teacher)["bev_response"]
+    loss = build("BEVResponse")(student, teacher, None)["bev_response"]
     seen = student.seen_by_any_camera()
     expected = 0.0
     for b in range(B):
@@ -86,17 +88,17 @@ def test_bev_response_is_equation_7_and_8():
 def test_depths_that_differ_are_mapped():
     teacher = knowledge(1, layers=4)
     student = knowledge(0, layers=2)
-    loss = build("TemporalAttention")(student, teacher)["temporal_attention"]
+    loss = build("TemporalAttention")(student, teacher, None)["temporal_attention"]
     teacher.temporal_attention = teacher.temporal_attention[1::2]
-    torch.testing.assert_close(loss, build("TemporalAttention")(student, teacher)["temporal_attention"])
-    explicit = build("TemporalAttention", LAYER_MAP=[[0, 0]])(student, teacher)["temporal_attention"]
+    torch.testing.assert_close(loss, build("TemporalAttention")(student, teacher, None)["temporal_attention"])
+    explicit = build("TemporalAttention", LAYER_MAP=[[0, 0]])(student, teacher, None)["temporal_attention"]
     assert explicit != loss
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_different_grids_are_an_error_that_names_both(name):
     with pytest.raises(ValueError, match=r"(12|3, 4)[\s\S]*(20|4, 5)"):
-        build(name)(knowledge(0), knowledge(1, grid=(4, 5)))
+        build(name)(knowledge(0), knowledge(1, grid=(4, 5)), None)
 
 
 def test_a_method_that_reads_an_unknown_field_is_refused():
@@ -112,8 +114,8 @@ def test_a_registered_method_brings_its_node():
     class MeanDistance(DistillMethod):
         node = "MEAN_DISTANCE"
 
-        def forward(self, student, teacher):
+        def forward(self, student, teacher, targets):
             return {"mean_distance": (student.bev_embed.mean() - teacher.bev_embed.mean()).abs()}
 
     assert get_cfg().DISTILL.MEAN_DISTANCE.WEIGHT == 1.0
-    assert build("MeanDistance")(knowledge(0), knowledge(0))["mean_distance"] == 0
+    assert build("MeanDistance")(knowledge(0), knowledge(0), None)["mean_distance"] == 0

@@ -1,0 +1,121 @@
+"""Depth-guided prediction distillation (depth-guided distillation, Eq. 5-6)."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from fvcore.common.config import CfgNode as FvcoreNode
+from torch import Tensor
+
+from bevkd2.distill.methods.base import DistillMethod, register_method
+from bevkd2.modeling.detector import FeatureShapes
+from bevkd2.modeling.knowledge import Knowledge, MonoKnowledge
+from bevkd2.modeling.mono.inputs import MonoTargets
+from bevkd2.ops import class_distance, depth_guidance
+from bevkd2.ops.prediction_distill import Distance, Rho
+
+_DEPTHS = {"decoded": "depth", "direct": "direct_depth", "probabilistic": "probabilistic_depth"}
+
+
+@register_method
+class DepthGuidedPrediction(DistillMethod):
+    """Distance of class predictions, object and background apart, weighted by depth where there are objects.
+
+    L_p = a_obj / K_obj * sum over objects' locations of D * l + a_bg / K_bg * sum over the others of l, where
+    l is the distance of the two class predictions at a location, summed over the classes, and D the
+    depth-guided weight (:func:`bevkd2.ops.depth_guidance`). Objects' locations are those that the student's
+    assignment gives an object; K counts them over the batch of this process.
+
+    Args:
+        cfg: the method's node.
+        student: not read.
+        teacher: not read.
+
+    Raises:
+        ValueError: a setting that cannot be.
+    """
+
+    node = "DEPTH_GUIDED"
+
+    def __init__(self, cfg: FvcoreNode, student: FeatureShapes, teacher: FeatureShapes) -> None:
+        super().__init__(cfg, student, teacher)
+        for key, legal in (("DISTANCE", get_args(Distance)), ("RHO", get_args(Rho)), ("DEPTH", (*_DEPTHS,))):
+            if cfg[key] not in legal:
+                raise ValueError(
+                    f"DISTILL.{self.node}.{key}: {cfg[key]!r}; expected one of {', '.join(legal)}"
+                )
+        self.distance, self.temperature = cfg.DISTANCE, cfg.TEMPERATURE
+        self.depth_attention, self.slope, self.offset = cfg.DEPTH_ATTENTION, cfg.PHI_SLOPE, cfg.PHI_OFFSET
+        self.rho, self.depth_field, self.detach = cfg.RHO, _DEPTHS[cfg.DEPTH], cfg.DETACH_DEPTH
+        self.object_weight, self.background_weight = cfg.OBJECT_WEIGHT, cfg.BACKGROUND_WEIGHT
+
+    @classmethod
+    def add_config(cls, node: FvcoreNode) -> None:
+        """Adds WEIGHT and the keys of Eq. 5 and 6."""
+        super().add_config(node)
+        # Eq. 6 prints KL; the paper's Table 1 and its final row use L2. On what L2 acts it does not say.
+        node.DISTANCE = "l2"  # of probabilities | "l2_logits" | "kl"
+        node.TEMPERATURE = 1.0  # of "kl"
+        node.DEPTH_ATTENTION = True  # phi(|tau(d_s) - tau(d_t)|), the column D of Table 1
+        node.PHI_SLOPE = 10.0
+        node.PHI_OFFSET = 1.0
+        node.RHO = "exp"  # | "linear" | "off": the column W of Table 1
+        # Which depth tau normalises: what decoding uses (fused where the head fuses), the regressed one, or
+        # the expectation over the depth bins.
+        node.DEPTH = "decoded"  # | "direct" | "probabilistic"
+        # Without it the student could lower the loss by moving its depth, which the weight does not mean.
+        node.DETACH_DEPTH = True
+        node.OBJECT_WEIGHT = 1.0
+        node.BACKGROUND_WEIGHT = 1.0
+
+    def forward(self, student: Knowledge, teacher: Knowledge, targets: Any) -> dict[str, Tensor]:
+        """Returns ``{"depth_guided": loss}``.
+
+        Raises:
+            ValueError: the two do not predict at the same locations, or a head has not the depth.
+        """
+        self._check(student, teacher, targets)
+        assert isinstance(student, MonoKnowledge) and isinstance(teacher, MonoKnowledge)
+        assert student.logits is not None and teacher.logits is not None
+        distance = class_distance(student.logits, teacher.logits, self.distance, self.temperature)
+        objects = targets.assigned >= 0
+        weights = self._guidance(student, teacher, targets)
+        on_objects = (distance * weights).masked_fill(~objects, 0).sum() / objects.sum().clamp(min=1)
+        elsewhere = distance.masked_fill(objects, 0).sum() / (~objects).sum().clamp(min=1)
+        return {"depth_guided": self.object_weight * on_objects + self.background_weight * elsewhere}
+
+    def _guidance(self, student: MonoKnowledge, teacher: MonoKnowledge, targets: MonoTargets) -> Tensor:
+        """(B, Q): D of Eq. 5."""
+        ours, theirs = None, None
+        if self.depth_attention:
+            ours, theirs = getattr(student, self.depth_field), getattr(teacher, self.depth_field).detach()
+            ours = ours.detach() if self.detach else ours
+        return depth_guidance(
+            ours,
+            theirs,
+            targets.depth_of_locations(),
+            targets.max_depth,
+            slope=self.slope,
+            offset=self.offset,
+            rho=self.rho,
+        )
+
+    def _check(self, student: Knowledge, teacher: Knowledge, targets: Any) -> None:
+        for who, knowledge in (("student", student), ("teacher", teacher)):
+            if not isinstance(knowledge, MonoKnowledge):
+                raise ValueError(
+                    f"DISTILL.{self.node}: the {who} is not a dense monocular detector (it gives "
+                    f"{type(knowledge).__name__}); leave {type(self).__name__} out of DISTILL.METHODS"
+                )
+            if self.depth_attention and getattr(knowledge, self.depth_field) is None:
+                raise ValueError(
+                    f"DISTILL.{self.node}.DEPTH: the {who}'s head has no {self.depth_field}; use decoded or "
+                    "direct"
+                )
+        if student.logits.shape != teacher.logits.shape or student.level_shapes != teacher.level_shapes:
+            raise ValueError(
+                f"DISTILL.{self.node}: the student predicts {tuple(student.logits.shape)} (batch, locations, "
+                f"classes) on levels {student.level_shapes}, the teacher {tuple(teacher.logits.shape)} on "
+                f"{teacher.level_shapes}; give both heads the same levels and classes"
+            )
+        assert isinstance(targets, MonoTargets) and targets.assigned is not None

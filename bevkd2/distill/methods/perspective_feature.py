@@ -1,0 +1,152 @@
+"""Perspective-induced feature imitation (depth-guided distillation, Eq. 2-4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode as FvcoreNode
+from torch import Tensor, nn
+
+from bevkd2.d2 import ShapeSpec
+from bevkd2.distill.methods.base import DistillMethod, register_method
+from bevkd2.modeling.detector import FeatureShapes
+from bevkd2.modeling.knowledge import Knowledge
+from bevkd2.ops import content_mask, feature_l2, occlusion_factor, perspective_matrix
+
+_ADAPTERS = {"conv1x1": 1, "conv3x3": 3}
+_OCCLUSION_RULES = ("off", "near_boxes")
+
+
+@register_method
+class PerspectiveFeature(DistillMethod):
+    """Squared distance of the necks' features, weighted by the perspective matrix, averaged over the levels.
+
+    The student's features pass through an adapter, a convolution to the teacher's width. What lies far, about
+    the image's centre, weighs most; padding weighs nothing and is not counted. With PERSPECTIVE False the
+    matrix is 1 everywhere: plain feature imitation (FitNet, Eq. 2). Any detector with a neck can learn so;
+    the occlusion rule needs 2D boxes, which only monocular targets have.
+
+    Args:
+        cfg: the method's node.
+        student: channels and strides of the student's features.
+        teacher: of the teacher's.
+
+    Raises:
+        ValueError: levels that do not match, or a setting that cannot be.
+    """
+
+    node = "PERSPECTIVE_FEATURE"
+    reads = frozenset({"fpn"})
+
+    def __init__(self, cfg: FvcoreNode, student: FeatureShapes, teacher: FeatureShapes) -> None:
+        super().__init__(cfg, student, teacher)
+        _check(cfg)
+        self.levels = list(cfg.LEVELS) or list(range(len(student.fpn)))
+        self.adapters = nn.ModuleList(
+            _adapter(cfg.ADAPTER, ours, theirs) for ours, theirs in _paired(self.levels, student, teacher)
+        )
+        self.perspective = cfg.PERSPECTIVE
+        self.amplitude, self.sigma, self.center = cfg.AMPLITUDE, tuple(cfg.SIGMA), tuple(cfg.CENTER)
+        self.occlusion, self.near_depth = cfg.OCCLUSION, cfg.NEAR_DEPTH
+
+    @classmethod
+    def add_config(cls, node: FvcoreNode) -> None:
+        """Adds WEIGHT, ADAPTER, LEVELS and the perspective matrix's keys."""
+        super().add_config(node)
+        # The paper does not give the adapter's kernel; "none" needs equal widths.
+        node.ADAPTER = "conv1x1"  # | "conv3x3" | "none"
+        node.LEVELS = []  # levels of the neck, 0 the finest; []: all
+        node.PERSPECTIVE = True  # False: weight 1 everywhere, plain feature imitation
+        node.AMPLITUDE = 0.3  # A of Eq. 3; the paper's best
+        node.SIGMA = [0.7, 0.7]  # sigma_x, sigma_y in image widths and heights; the paper's best
+        node.CENTER = [0.5, 0.5]  # the farthest point, in image widths and heights
+        # The paper lowers the weight "of the occlusion region" of a near car without saying how:
+        # "near_boxes" multiplies it by depth / NEAR_DEPTH inside the 2D boxes of objects nearer than that.
+        node.OCCLUSION = "off"  # | "near_boxes"
+        node.NEAR_DEPTH = 20.0  # metres
+
+    def forward(self, student: Knowledge, teacher: Knowledge, targets: Any) -> dict[str, Tensor]:
+        """Returns ``{"perspective_feature": loss}``."""
+        assert student.fpn is not None and teacher.fpn is not None, "fpn was not wanted"
+        assert student.image_sizes is not None and student.fpn_strides is not None
+        losses = []
+        for level, adapter in zip(self.levels, self.adapters, strict=True):
+            features = adapter(student.fpn[level])
+            stride = student.fpn_strides[level]
+            content = content_mask(student.image_sizes, _shape(features), stride)
+            weights = self._weights(student.image_sizes, _shape(features), stride, targets)
+            cells = content.flatten(1).sum(1)
+            losses.append(feature_l2(features, teacher.fpn[level], weights * content, cells))
+        return {"perspective_feature": torch.stack(losses).mean()}
+
+    def _weights(self, image_sizes: Tensor, shape: tuple[int, int], stride: int, targets: Any) -> Tensor:
+        """(B, rows, columns): Eq. 3 and the occlusion rule."""
+        weights = image_sizes.new_ones((len(image_sizes), *shape))
+        if self.perspective:
+            weights = perspective_matrix(
+                image_sizes, shape, stride, amplitude=self.amplitude, sigma=self.sigma, center=self.center
+            )
+        if self.occlusion == "near_boxes":
+            if not hasattr(targets, "boxes2d"):
+                raise ValueError(
+                    f"DISTILL.{self.node}.OCCLUSION: near_boxes needs targets with 2D boxes, which "
+                    f"{type(targets).__name__} has not; set it to off"
+                )
+            factor = occlusion_factor(targets.boxes2d, targets.depths, shape, stride, self.near_depth)
+            weights = weights * factor
+        return weights
+
+
+def _shape(features: Tensor) -> tuple[int, int]:
+    return features.shape[-2], features.shape[-1]
+
+
+def _check(cfg: FvcoreNode) -> None:
+    node = f"DISTILL.{PerspectiveFeature.node}"
+    if cfg.ADAPTER not in (*_ADAPTERS, "none"):
+        raise ValueError(f"{node}.ADAPTER: {cfg.ADAPTER!r}; expected one of {', '.join(_ADAPTERS)}, none")
+    if cfg.OCCLUSION not in _OCCLUSION_RULES:
+        raise ValueError(
+            f"{node}.OCCLUSION: {cfg.OCCLUSION!r}; expected one of {', '.join(_OCCLUSION_RULES)}"
+        )
+    if len(cfg.SIGMA) != 2 or not all(sigma > 0 for sigma in cfg.SIGMA) or len(cfg.CENTER) != 2:
+        raise ValueError(
+            f"{node}: SIGMA is {list(cfg.SIGMA)}, CENTER {list(cfg.CENTER)}; expected two numbers each (x, "
+            "y), deviations above 0"
+        )
+    if not cfg.AMPLITUDE >= 0 or not cfg.NEAR_DEPTH > 0:
+        raise ValueError(
+            f"{node}: AMPLITUDE is {cfg.AMPLITUDE}, NEAR_DEPTH {cfg.NEAR_DEPTH}; expected at least 0, above 0"
+        )
+
+
+def _paired(
+    levels: Sequence[int], student: FeatureShapes, teacher: FeatureShapes
+) -> list[tuple[ShapeSpec, ShapeSpec]]:
+    node = f"DISTILL.{PerspectiveFeature.node}"
+    ours, theirs = [s.stride for s in student.fpn], [s.stride for s in teacher.fpn]
+    if any(not 0 <= level < min(len(ours), len(theirs)) for level in levels):
+        raise ValueError(
+            f"{node}.LEVELS: {list(levels)}; the student's neck has {len(ours)} levels, the teacher's "
+            f"{len(theirs)}; name levels that both have, 0 the finest"
+        )
+    if any(ours[level] != theirs[level] for level in levels):
+        raise ValueError(
+            f"{node}: the student's levels have strides {ours}, the teacher's {theirs}; features of one "
+            "level must be of one size: give both necks the same levels, or choose LEVELS where they agree"
+        )
+    return [(student.fpn[level], teacher.fpn[level]) for level in levels]
+
+
+def _adapter(kind: str, student: ShapeSpec, teacher: ShapeSpec) -> nn.Module:
+    if kind == "none":
+        if student.channels != teacher.channels:
+            raise ValueError(
+                f"DISTILL.{PerspectiveFeature.node}.ADAPTER: none, but the student's features have "
+                f"{student.channels} channels and the teacher's {teacher.channels}; use conv1x1"
+            )
+        return nn.Identity()
+    kernel = _ADAPTERS[kind]
+    return nn.Conv2d(student.channels, teacher.channels, kernel, padding=kernel // 2)

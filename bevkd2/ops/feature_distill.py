@@ -1,0 +1,142 @@
+"""Weighted feature imitation in plain torch (depth-guided distillation, Eq. 2-4).
+
+Arithmetic is in float32 (float64 where an input is), whatever autocast does; the teacher gets no gradient;
+cells of weight zero may hold anything, NaN included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bevkd2.ops.precision import widen
+
+
+def content_mask(image_sizes: Tensor, level_shape: tuple[int, int], stride: int) -> Tensor:
+    """Which cells of a feature level see the image and not its padding.
+
+    Args:
+        image_sizes: (B, 2) height and width in pixels before padding.
+        level_shape: rows and columns of the level.
+        stride: pixels a cell.
+
+    Returns:
+        (B, rows, columns) bool: the cell's first pixel lies in the image.
+    """
+    rows = torch.arange(level_shape[0], device=image_sizes.device) * stride
+    columns = torch.arange(level_shape[1], device=image_sizes.device) * stride
+    return (rows[None, :, None] < image_sizes[:, 0, None, None]) & (
+        columns[None, None, :] < image_sizes[:, 1, None, None]
+    )
+
+
+def perspective_matrix(
+    image_sizes: Tensor,
+    level_shape: tuple[int, int],
+    stride: int,
+    *,
+    amplitude: float,
+    sigma: Sequence[float],
+    center: Sequence[float],
+) -> Tensor:
+    """The perspective matrix of a level (Eq. 3): a Gaussian about the image's farthest point.
+
+    M(x, y) = A exp(-((x - x*) / (w sigma_x))^2 - ((y - y*) / (h sigma_y))^2), without a factor 2, at the
+    centres of the cells; w and h are the image's, padding not counted.
+
+    Args:
+        image_sizes: (B, 2) height and width in pixels before padding.
+        level_shape: rows and columns of the level.
+        stride: pixels a cell.
+        amplitude: A, 0.3 in the paper.
+        sigma: sigma_x and sigma_y in image widths and heights, 0.7 in the paper.
+        center: x* / w and y* / h, the image's centre (0.5, 0.5) in the paper.
+
+    Returns:
+        (B, rows, columns) float32.
+    """
+    y = (torch.arange(level_shape[0], device=image_sizes.device) + 0.5) * stride / image_sizes[:, :1]
+    x = (torch.arange(level_shape[1], device=image_sizes.device) + 0.5) * stride / image_sizes[:, 1:]
+    exponent_y = ((y - center[1]) / sigma[1]).square()
+    exponent_x = ((x - center[0]) / sigma[0]).square()
+    return amplitude * torch.exp(-exponent_y[:, :, None] - exponent_x[:, None, :])
+
+
+def occlusion_factor(
+    boxes2d: Sequence[Tensor],
+    depths: Sequence[Tensor],
+    level_shape: tuple[int, int],
+    stride: int,
+    near_depth: float,
+) -> Tensor:
+    """How much of the perspective matrix is left where a near object hides what is far.
+
+    The paper lowers the weight of "the occlusion region" of a near car, and does not say how. Here a cell
+    whose centre lies in the 2D boxes of objects keeps min(1, d / near_depth), where d is the depth of the
+    nearest of them; all others keep 1.
+
+    Args:
+        boxes2d: B tensors (n, 4) x1, y1, x2, y2 in pixels of the network's input.
+        depths: B tensors (n,) in metres.
+        level_shape: rows and columns of the level.
+        stride: pixels a cell.
+        near_depth: metres; objects beyond it hide nothing.
+
+    Returns:
+        (B, rows, columns) float32 in (0, 1].
+    """
+    factors = []
+    for boxes, depth in zip(boxes2d, depths, strict=True):
+        y = (torch.arange(level_shape[0], device=boxes.device) + 0.5) * stride
+        x = (torch.arange(level_shape[1], device=boxes.device) + 0.5) * stride
+        x1, y1, x2, y2 = boxes.float().unbind(1)
+        in_rows = (y[None] >= y1[:, None]) & (y[None] < y2[:, None])
+        in_columns = (x[None] >= x1[:, None]) & (x[None] < x2[:, None])
+        covered = in_rows[:, :, None] & in_columns[:, None, :]
+        kept = (depth.float() / near_depth).clamp(max=1.0)[:, None, None]
+        ones = boxes.new_ones((1, *level_shape), dtype=torch.float32)
+        factors.append(torch.cat([torch.where(covered, kept, 1.0), ones]).amin(0))
+    return torch.stack(factors)
+
+
+def feature_l2(
+    student: Tensor, teacher: Tensor, weights: Tensor | None = None, cells: Tensor | None = None
+) -> Tensor:
+    """Weighted squared distance of feature maps (Eq. 2 without weights, Eq. 4 with them).
+
+    mean over the batch of 1 / (C * cells) * sum over cells and channels of weights * (student - teacher)^2
+
+    Args:
+        student: (B, C, H, W).
+        teacher: the same shape.
+        weights: (B, H, W), not negative; None: 1 everywhere.
+        cells: (B,) the number of cells that Eq. 4's N_l counts; None: H * W.
+
+    Returns:
+        A scalar, float32 (float64 where an input is).
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    if student.dim() != 4 or student.shape != teacher.shape:
+        raise ValueError(
+            f"feature_l2: student is {tuple(student.shape)}, teacher {tuple(teacher.shape)}; expected the "
+            "same (B, C, H, W)"
+        )
+    batch, channels, height, width = student.shape
+    if weights is not None and weights.shape != (batch, height, width):
+        raise ValueError(
+            f"feature_l2: weights are {tuple(weights.shape)}, expected (B, H, W) = {(batch, height, width)}"
+        )
+    difference = widen(student) - widen(teacher.detach())
+    if weights is not None:
+        difference = difference.masked_fill((weights == 0)[:, None], 0)
+    squares = difference.square().sum(1)
+    if weights is not None:
+        squares = squares * weights.to(squares.dtype)
+    counted = squares.new_full((batch,), height * width) if cells is None else cells.to(squares.dtype)
+    if batch == 0:
+        return squares.sum()
+    return (squares.flatten(1).sum(1) / (channels * counted.clamp(min=1))).mean()

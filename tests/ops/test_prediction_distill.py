@@ -1,0 +1,70 @@
+"""Class distances and the depth-guided weight."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Bernoulli, kl_divergence
+
+from bevkd2.ops import class_distance, depth_guidance
+
+
+def test_l2_acts_on_probabilities_or_on_logits():
+    student, teacher = torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, -1.0]])
+    expected = (torch.sigmoid(student) - torch.sigmoid(teacher)).square().sum(-1)
+    torch.testing.assert_close(class_distance(student, teacher, "l2"), expected)
+    assert class_distance(student, teacher, "l2_logits").tolist() == [10.0]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_kl_is_torch_distributions(temperature):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(5, 3, generator=generator), torch.randn(5, 3, generator=generator)
+    t, s = Bernoulli(logits=teacher / temperature), Bernoulli(logits=student / temperature)
+    expected = temperature**2 * kl_divergence(t, s).sum(-1)
+    torch.testing.assert_close(class_distance(student, teacher, "kl", temperature), expected)
+
+
+@pytest.mark.parametrize("distance", ["l2", "l2_logits", "kl"])
+def test_distance_is_zero_for_equals_and_differentiable_and_finite_far_out(distance):
+    student = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(4, 3, dtype=torch.float64)
+    assert class_distance(student, student, distance).abs().max() < 1e-12
+    assert torch.autograd.gradcheck(lambda s: class_distance(s, teacher, distance), student)
+    extreme = class_distance(torch.tensor([[-200.0]]), torch.tensor([[200.0]]), distance)
+    assert bool(torch.isfinite(extreme).all())
+
+
+def test_guidance_is_equation_5():
+    weight = depth_guidance(
+        torch.tensor([10.0, 40.0]), torch.tensor([20.0, 40.0]), torch.tensor([25.0, 50.0]), torch.tensor(50.0)
+    )
+    expected = [(10 * 0.2 + 1) * math.exp(0.5), 1.0 * math.exp(1.0)]
+    assert weight.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_paper_s_ablations_are_settings():
+    student, teacher = torch.tensor([10.0]), torch.tensor([20.0])
+    true, largest = torch.tensor([25.0]), torch.tensor(50.0)
+    assert depth_guidance(None, None, true, largest, rho="off").tolist() == [1.0]
+    assert depth_guidance(None, None, true, largest, rho="linear").tolist() == [1.5]
+    assert depth_guidance(student, teacher, true, largest, rho="off").item() == pytest.approx(3.0)
+    assert depth_guidance(
+        student, teacher, true, largest, rho="off", slope=5.0, offset=2.0
+    ).item() == pytest.approx(3.0)
+
+
+def test_depths_that_no_object_has_do_not_explode():
+    weight = depth_guidance(
+        torch.tensor([-30.0, 1e6]), torch.tensor([1e6, -5.0]), torch.tensor([50.0, 50.0]), torch.tensor(50.0)
+    )
+    assert weight.tolist() == pytest.approx([11 * math.e] * 2, rel=1e-6)
+
+
+def test_unknown_settings_are_named():
+    with pytest.raises(ValueError, match="rho is 'cube'"):
+        depth_guidance(None, None, torch.ones(1), torch.ones(()), rho="cube")
+    with pytest.raises(ValueError, match="distance is 'l1'"):
+        class_distance(torch.ones(1, 1), torch.ones(1, 1), "l1")
+    with pytest.raises(ValueError, match="temperature is 0"):
+        class_distance(torch.ones(1, 1), torch.ones(1, 1), "kl", 0)
