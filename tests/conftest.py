@@ -28,6 +28,14 @@ def fixture_world(tmp_path_factory: pytest.TempPathFactory):
     return FixtureWorld(tmp_path_factory.mktemp("world"))
 
 
+@pytest.fixture(scope="session")
+def kitti_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of a tiny KITTI-layout world that tests share and do not change."""
+    from tests.data.kitti_fixture import write_kitti_world
+
+    return write_kitti_world(tmp_path_factory.mktemp("kitti") / "world")
+
+
 @pytest.fixture(autouse=True)
 def handlers_restored() -> Iterator[None]:
     """Takes off the handlers that a run's log leaves on the root logger."""

@@ -26,6 +26,8 @@ _LINE_WIDTH = 0.18
 # A dash and the gap after it, metres.
 _DASH, _DASH_PERIOD = 3.0, 9.0
 _SHADOW = np.float32(0.55)
+# Light that is left on the ground close around a box.
+_CONTACT = np.float32(0.3)
 # Texels of ground noise to a metre.
 _GRAIN = 4.0
 # Rays that meet the ground farther away than this show the horizon's haze.
@@ -83,6 +85,8 @@ class Backdrop:
             if s.intrinsics is not None
         }
         self._shadows = [_shadow_outline(item.size, item.yaw, scene.light.sun) for item in scene.objects]
+        rim = scene.light.contact_rim
+        self._contacts = [_foot(item.size[:2] + 2 * rim, item.yaw) for item in scene.objects] if rim else []
 
     def render(
         self, camera: Sensor, ego2global: Array, global2camera: Array, time: float
@@ -104,8 +108,12 @@ class Backdrop:
         rotation = ego2global[:2, :2].astype(np.float32)
         x, y = rotation @ rays.xy + ego2global[:2, 3:].astype(np.float32)
         color = self._ground_color(x, y, rays.footprint)
-        shadow = self._shadow_mask(camera, global2camera, time, rays.length.shape).reshape(-1)[rays.ground]
-        canvas[rays.ground] = color * np.where(shadow, _SHADOW, np.float32(1))[:, None]
+        shadow = self._outline_mask(self._shadows, camera, global2camera, time)
+        lit = np.where(shadow.reshape(-1)[rays.ground], _SHADOW, np.float32(1))
+        if self._contacts:
+            contact = self._outline_mask(self._contacts, camera, global2camera, time)
+            lit[contact.reshape(-1)[rays.ground] > 0] = _CONTACT
+        canvas[rays.ground] = color * lit[:, None]
         heading = np.arctan2(ego2global[1, 0], ego2global[0, 0])
         columns = PANORAMA_SHAPE[1]
         azimuth = (rays.azimuth + heading * columns / (2 * np.pi)).astype(np.int32) % columns
@@ -157,13 +165,13 @@ class Backdrop:
         cover = np.clip((_LINE_WIDTH / 2 - distance) / footprint + 0.5, 0, 1)
         return cover * np.minimum(1, _LINE_WIDTH / footprint)
 
-    def _shadow_mask(
-        self, camera: Sensor, global2camera: Array, time: float, shape: tuple[int, ...]
+    def _outline_mask(
+        self, outlines: list[Array], camera: Sensor, global2camera: Array, time: float
     ) -> npt.NDArray[np.uint8]:
-        """(h, w) 1 where the shadow of a box falls on the ground."""
+        """(h, w) 1 where the outline of an object, about its centre, covers the ground."""
         assert camera.intrinsics is not None
-        mask = np.zeros(shape, dtype=np.uint8)
-        for item, outline in zip(self._scene.objects, self._shadows, strict=True):
+        mask = np.zeros(self._rays[camera.channel].length.shape, dtype=np.uint8)
+        for item, outline in zip(self._scene.objects, outlines, strict=True):
             ground = np.zeros((len(outline), 3))
             ground[:, :2] = outline + item.center(time)[:2]
             corners = ground @ global2camera[:3, :3].T + global2camera[:3, 3]
@@ -179,13 +187,16 @@ class Backdrop:
 
 def _shadow_outline(size: Array, yaw: float, sun: Array) -> Array:
     """(k, 2) outline of a box's shadow on the ground, about the box's centre, global axes, metres."""
-    cos, sin = np.cos(yaw), np.sin(yaw)
-    base = (
-        0.5 * size[:2] * np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) @ np.array([[cos, sin], [-sin, cos]])
-    )
+    base = _foot(size[:2], yaw)
     roof = base - size[2] / sun[2] * sun[:2]
     hull = cv2.convexHull(np.concatenate([base, roof]).astype(np.float32))
     return hull[:, 0].astype(np.float64)
+
+
+def _foot(size: Array, yaw: float) -> Array:
+    """(4, 2) corners of a rectangle on the ground about its centre, global axes, metres."""
+    cos, sin = np.cos(yaw), np.sin(yaw)
+    return 0.5 * size * np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) @ np.array([[cos, sin], [-sin, cos]])
 
 
 def _trace_rays(camera: Sensor, image_size: tuple[int, int], supersampling: int) -> _Rays:

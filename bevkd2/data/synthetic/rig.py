@@ -25,9 +25,9 @@ _MOUNTS: dict[str, tuple[float, float, tuple[float, float, float], int]] = {
 }
 # Height of the horizon in the image, as a share of the image height from the top.
 _HORIZON = 0.45
-# From camera axes (x right, y down, z forward) to ego axes (x forward, y left, z up), for a camera that looks
-# forward: a third of a turn about (-1, 1, -1).
-_AXES_QUATERNION = np.array([0.5, -0.5, 0.5, -0.5])
+AXES_QUATERNION = np.array([0.5, -0.5, 0.5, -0.5])
+"""From camera axes (x right, y down, z forward) to ego axes (x forward, y left, z up), for a camera that
+looks forward: a third of a turn about (-1, 1, -1)."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,7 +93,7 @@ def _make_camera(rng: np.random.Generator, name: str, image_size: tuple[int, int
     yaw_error, pitch, roll = np.radians(0.3) * rng.standard_normal(3)
     turn = euler_quaternion(math.radians(yaw) + yaw_error, pitch, roll)
     translation = np.array(position) + 0.01 * rng.standard_normal(3)
-    return Sensor(name, translation, _multiply(turn, _AXES_QUATERNION), intrinsics, delay)
+    return Sensor(name, translation, _multiply(turn, AXES_QUATERNION), intrinsics, delay)
 
 
 def _multiply(a: Array, b: Array) -> Array:

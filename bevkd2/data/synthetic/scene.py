@@ -127,12 +127,15 @@ class Light:
         ambient: share of the light that comes from everywhere; the rest comes from the sun.
         haze_distance: metres after which 1/e of the contrast is left.
         haze_color: (3,) RGB in 0..1.
+        contact_rim: metres by which the dark under a box reaches out from its foot on all sides, whatever the
+            sun; 0 for none.
     """
 
     sun: Array
     ambient: float
     haze_distance: float
     haze_color: Array
+    contact_rim: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -171,7 +174,7 @@ def make_scene(config: WorldConfig, index: int) -> Scene:
     objects: list[WorldObject] = []
     for kind in _deal_classes(rng, config):
         objects.append(_place(rng, config, road, times, kind, objects))
-    return Scene(rig, road, objects, _draw_light(rng), int(rng.integers(2**31)))
+    return Scene(rig, road, objects, draw_light(rng), int(rng.integers(2**31)))
 
 
 def _draw_road(rng: np.random.Generator) -> Road:
@@ -182,7 +185,8 @@ def _draw_road(rng: np.random.Generator) -> Road:
     return Road(path, int(rng.integers(2, 5)))
 
 
-def _draw_light(rng: np.random.Generator) -> Light:
+def draw_light(rng: np.random.Generator) -> Light:
+    """Sun and air of a random day."""
     azimuth, elevation = rng.uniform(-math.pi, math.pi), math.radians(rng.uniform(25.0, 65.0))
     level = math.cos(elevation)
     sun = np.array([level * math.cos(azimuth), level * math.sin(azimuth), math.sin(elevation)])

@@ -25,6 +25,7 @@ _NORMALS = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1]], d
 _GLASS = np.array([0.16, 0.18, 0.21], dtype=np.float32)
 _RUBBER = np.array([0.08, 0.08, 0.08], dtype=np.float32)
 _WHITE = np.array([0.97, 0.97, 0.95], dtype=np.float32)
+_LAMP = np.array([0.85, 0.08, 0.06], dtype=np.float32)
 _SKIN = np.array([0.75, 0.58, 0.47], dtype=np.float32)
 
 # Face coordinates of the texels: S from the rear (or left) edge to the front (or right) one, T from the
@@ -81,6 +82,26 @@ def _paint_car(faces: Image, color: Image) -> None:
     _band(faces[1], (_T > 0.62) & (_T < 0.86) & (np.abs(_S - 0.5) < 0.36), _GLASS)
     _band(faces[4], (np.abs(_S - 0.72) < 0.08) & (np.abs(_T - 0.5) < 0.4), _GLASS)
     _wheels(faces, 0.26)
+
+
+def _paint_sedan(faces: Image, color: Image) -> None:
+    """A car whose faces differ in tone, so that its edges and its heading show in any light."""
+    faces[1] *= 0.5
+    faces[2:4] *= 0.8
+    faces[4] = 0.75 * color + 0.25 * _WHITE
+    _paint_car(faces, color)
+    _band(faces[1], (np.abs(_T - 0.48) < 0.1) & (np.abs(_S - 0.5) > 0.3), _LAMP)
+    _band(faces[1], (np.abs(_T - 0.3) < 0.07) & (np.abs(_S - 0.5) < 0.17), _WHITE)
+
+
+def _paint_van(faces: Image, color: Image) -> None:
+    faces[1] *= 0.5
+    faces[2:4] *= 0.8
+    for side in (2, 3):
+        _band(faces[side], (_T > 0.55) & (_T < 0.85) & (np.abs(_S - 0.85) < 0.1), _GLASS)
+    _band(faces[0], (_T > 0.5) & (_T < 0.85) & (np.abs(_S - 0.5) < 0.42), _GLASS)
+    _band(faces[1], (_T < 0.4) & (np.abs(_S - 0.5) > 0.4), _LAMP)
+    _wheels(faces, 0.2)
 
 
 def _paint_truck(faces: Image, color: Image) -> None:
@@ -141,6 +162,8 @@ def _paint_barrier(faces: Image, color: Image) -> None:
 
 _PAINTERS: dict[str, Callable[[Image, Image], None]] = {
     "car": _paint_car,
+    "sedan": _paint_sedan,
+    "van": _paint_van,
     "truck": _paint_truck,
     "bus": _paint_bus,
     "trailer": _paint_trailer,

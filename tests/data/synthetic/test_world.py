@@ -4,7 +4,7 @@ import json
 import pytest
 
 from bevkd2.data.synthetic import WorldConfig, generate
-from bevkd2.data.synthetic.world import MARKER
+from bevkd2.data.synthetic.staging import MARKER
 
 SMALL = WorldConfig(num_train_scenes=2, num_val_scenes=1, frames_per_scene=2, image_size=(64, 32))
 

@@ -1,0 +1,128 @@
+"""Parameters of the synthetic world in KITTI object layout."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+KITTI_GENERATOR_VERSION = 1
+"""Raised whenever the same configuration would give other files."""
+
+KITTI_PRESETS: dict[str, dict[str, Any]] = {
+    "easy": {"max_objects": 8, "distractors": 4, "hue_sigma": 0.02, "size_sigma": 0.03, "overlap": 0.4},
+    "medium": {"max_objects": 10, "distractors": 6, "hue_sigma": 0.05, "size_sigma": 0.05, "overlap": 0.6},
+    "hard": {"max_objects": 12, "distractors": 8, "hue_sigma": 0.1, "size_sigma": 0.08, "overlap": 0.9},
+}
+"""Difficulty: how crowded it is, and how far colours and sizes stray from those of the class."""
+
+
+@dataclasses.dataclass(frozen=True)
+class KittiWorldConfig:
+    """What a world in KITTI layout is made of. Equal configurations give equal files, byte for byte.
+
+    Attributes:
+        seed: every frame draws from a generator of its own, seeded by (seed, index of the frame).
+        num_train_frames: frames of ImageSets/train.txt, numbered from 0; each is a scene of its own.
+        num_val_frames: frames of ImageSets/val.txt, numbered on from there.
+        image_size: (width, height) of every image in pixels.
+        horizontal_fov: field of view in degrees, from the left to the right border of the image.
+        focal_sigma: standard deviation of a frame's focal length, as a share of it; KITTI's days differ by
+            about 0.01.
+        min_objects: least number of objects that are drawn for a frame, of all classes. Where there is no
+            room an object is left out, so that a frame may have fewer.
+        max_objects: greatest number.
+        distractors: grey boxes beside the road that belong to no class and have no label.
+        nearest: metres before the camera at which the nearest objects begin.
+        farthest: metres before the camera of the farthest object's centre. Distances are drawn uniformly in
+            their logarithm, as the images of near objects are larger.
+        overlap: greatest share of an object's width in the image that any one other may hide or be hidden by.
+        hue_sigma: standard deviation of an object's hue about that of its class, on a circle of length 1.
+        size_sigma: standard deviation of the logarithm of an object's length, width and height about its
+            class's mean.
+        label_range: metres; an object whose centre is farther before the camera is labelled DontCare.
+        min_visible_pixels: an object that shows fewer pixels is labelled DontCare, and one that shows none
+            is left out.
+    """
+
+    seed: int = 0
+    num_train_frames: int = 480
+    num_val_frames: int = 120
+    image_size: tuple[int, int] = (416, 128)
+    horizontal_fov: float = 65.0
+    focal_sigma: float = 0.002
+    min_objects: int = 4
+    max_objects: int = 8
+    distractors: int = 4
+    nearest: float = 6.0
+    farthest: float = 28.0
+    overlap: float = 0.4
+    hue_sigma: float = 0.02
+    size_sigma: float = 0.03
+    label_range: float = 26.0
+    min_visible_pixels: int = 30
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("seed", 0, 2**63 - 1),
+            ("num_train_frames", 0, 100_000),
+            ("num_val_frames", 0, 100_000),
+            ("horizontal_fov", 20.0, 120.0),
+            ("focal_sigma", 0.0, 0.1),
+            ("min_objects", 0, self.max_objects),
+            ("max_objects", 0, 100),
+            ("distractors", 0, 100),
+            ("nearest", 2.0, self.farthest),
+            ("farthest", 10.0, 200.0),
+            ("overlap", 0.0, 1.0),
+            ("hue_sigma", 0.0, 1.0),
+            ("size_sigma", 0.0, 0.2),
+            ("label_range", 0.0, 200.0),
+            ("min_visible_pixels", 1, 1_000_000),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(
+                    f"KittiWorldConfig.{name} is {value}, expected a number from {low} to {high}"
+                )
+        if len(self.image_size) != 2 or not all(16 <= side <= 4096 for side in self.image_size):
+            raise ValueError(
+                f"KittiWorldConfig.image_size is {self.image_size}, expected (width, height) of 16 to 4096 "
+                "pixels"
+            )
+        if self.num_frames == 0:
+            raise ValueError(
+                "KittiWorldConfig: num_train_frames and num_val_frames are both 0, expected at least one frame"
+            )
+
+    @classmethod
+    def preset(cls, difficulty: str, **overrides: Any) -> KittiWorldConfig:
+        """The configuration of a difficulty.
+
+        Args:
+            difficulty: "easy", "medium" or "hard".
+            **overrides: fields that replace the preset's.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            ValueError: for another difficulty, or a field out of its range.
+        """
+        if difficulty not in KITTI_PRESETS:
+            raise ValueError(f"difficulty is {difficulty!r}, expected one of {', '.join(KITTI_PRESETS)}")
+        return cls(**{**KITTI_PRESETS[difficulty], **overrides})
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of both splits; those of the training split come first."""
+        return self.num_train_frames + self.num_val_frames
+
+    def splits(self) -> dict[str, list[str]]:
+        """Frame names (six digits) of every split, by the name of its file in ImageSets."""
+        names = [f"{i:06d}" for i in range(self.num_frames)]
+        return {"train": names[: self.num_train_frames], "val": names[self.num_train_frames :]}
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields and the generator's version, as they are kept in synthetic.json."""
+        fields = {**dataclasses.asdict(self), "image_size": list(self.image_size)}
+        return {"format": "kitti", "generator_version": KITTI_GENERATOR_VERSION, "config": fields}
