@@ -160,12 +160,8 @@ def projected_boxes2d(boxes: CameraBoxes3D, cam2img: Tensor, image_size: tuple[i
     """
     cam2img = cam2img.to(boxes.tensor)
     corners = boxes.corners()
-    start, end = corners[:, list(_EDGE_STARTS)], corners[:, list(_EDGE_ENDS)]
-    depth = corners @ cam2img[2, :3] + cam2img[2, 3]
-    start_depth, end_depth = depth[:, list(_EDGE_STARTS)], depth[:, list(_EDGE_ENDS)]
-    crosses = (start_depth < _NEAR) != (end_depth < _NEAR)
-    fraction = (_NEAR - start_depth) / (end_depth - start_depth).where(crosses, 1)
-    cuts = start + fraction.where(crosses, 0)[..., None] * (end - start)
+    depth = (corners * cam2img[2, :3]).sum(dim=-1) + cam2img[2, 3]
+    cuts, crosses = _near_plane_cuts(corners, depth)
     visible = torch.cat([depth >= _NEAR, crosses], dim=1)[..., None]
     uv, _ = project_points(torch.cat([corners, cuts], dim=1), cam2img)
     low = uv.where(visible, math.inf).amin(dim=1)
@@ -173,3 +169,13 @@ def projected_boxes2d(boxes: CameraBoxes3D, cam2img: Tensor, image_size: tuple[i
     border = uv.new_tensor([image_size[1], image_size[0]])
     extent = torch.cat([low, high], dim=1).clamp(min=0).minimum(border.repeat(2))
     return extent.where(visible.any(dim=1), 0)
+
+
+def _near_plane_cuts(corners: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the edges pass the near plane: points (N, 12, 3), and which edges do (N, 12)."""
+    start, end = depth[:, list(_EDGE_STARTS)], depth[:, list(_EDGE_ENDS)]
+    crosses = (start < _NEAR) != (end < _NEAR)
+    fraction = (_NEAR - start) / (end - start).where(crosses, 1)
+    begin = corners[:, list(_EDGE_STARTS)]
+    edge = corners[:, list(_EDGE_ENDS)] - begin
+    return begin + fraction.where(crosses, 0)[..., None] * edge, crosses

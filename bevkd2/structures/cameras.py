@@ -113,7 +113,7 @@ def lidar2img_matrix(intrinsics: Array, cam2lidar: Array) -> Array:
 
 
 def project_points(points: Tensor, lidar2img: Tensor) -> tuple[Tensor, Tensor]:
-    """Project points into images.
+    """Project points into images, in the points' dtype whatever autocast does: 16 bits miss by pixels.
 
     Args:
         points: (..., P, 3) metres, in the frame that `lidar2img` starts from.
@@ -124,7 +124,8 @@ def project_points(points: Tensor, lidar2img: Tensor) -> tuple[Tensor, Tensor]:
         depth: (..., P) metres along the optical axis; a point is in front of the camera where it is positive.
     """
     rotation, translation = lidar2img[..., :3, :3], lidar2img[..., :3, 3]
-    projected = points @ rotation.transpose(-1, -2) + translation.unsqueeze(-2)
+    with torch.autocast(points.device.type, enabled=False):
+        projected = points @ rotation.transpose(-1, -2) + translation.unsqueeze(-2)
     depth = projected[..., 2]
     # Points on or behind the image plane divide by 1e-5 m (BEVFormer's epsilon) instead of by nothing or
     # backwards.
@@ -133,7 +134,7 @@ def project_points(points: Tensor, lidar2img: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def unproject_points(uv: Tensor, depth: Tensor, lidar2img: Tensor) -> Tensor:
-    """Points from pixels and depths: the inverse of `project_points`.
+    """Points from pixels and depths: the inverse of `project_points`, in their dtype too.
 
     Args:
         uv: (..., P, 2) continuous pixel coordinates (x, y).
@@ -145,5 +146,5 @@ def unproject_points(uv: Tensor, depth: Tensor, lidar2img: Tensor) -> Tensor:
     """
     rotation, translation = lidar2img[..., :3, :3], lidar2img[..., :3, 3]
     projected = torch.cat([uv * depth.unsqueeze(-1), depth.unsqueeze(-1)], dim=-1)
-    inverse = torch.linalg.inv(rotation)
-    return (projected - translation.unsqueeze(-2)) @ inverse.transpose(-1, -2)
+    with torch.autocast(uv.device.type, enabled=False):
+        return (projected - translation.unsqueeze(-2)) @ torch.linalg.inv(rotation).transpose(-1, -2)
