@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -40,11 +40,13 @@ class Differences:
     """Collects the largest difference of every quantity.
 
     Args:
-        tolerances: the largest allowed difference by quantity; all of them must be compared.
+        tolerances: the largest allowed difference by quantity.
+        required: the quantities that must be compared, for without them a case proves nothing; None: all.
     """
 
-    def __init__(self, tolerances: Mapping[str, float]) -> None:
+    def __init__(self, tolerances: Mapping[str, float], required: Collection[str] | None = None) -> None:
         self._tolerances = dict(tolerances)
+        self._required = set(tolerances if required is None else required)
         self._largest: dict[str, float] = {}
         self._compared: dict[str, int] = {}
 
@@ -74,10 +76,11 @@ class Differences:
         self._compared[quantity] = self._compared.get(quantity, 0) + 1
 
     def rows(self) -> list[Row]:
-        """One row a quantity, in the order of the tolerances."""
+        """One row for every quantity that was compared or required, in the order of the tolerances."""
         return [
             Row(name, self._largest.get(name, float("inf")), tolerance, self._compared.get(name, 0))
             for name, tolerance in self._tolerances.items()
+            if name in self._largest or name in self._required
         ]
 
 
