@@ -18,6 +18,22 @@ CLASS_NAMES = (
 )
 """The ten detection classes in the order of the labels, which is that of the published BEVFormer heads."""
 
+ATTRIBUTE_NAMES = (
+    "cycle.with_rider",
+    "cycle.without_rider",
+    "pedestrian.moving",
+    "pedestrian.standing",
+    "pedestrian.sitting_lying_down",
+    "vehicle.moving",
+    "vehicle.parked",
+    "vehicle.stopped",
+)
+"""The eight attributes in the order of the published FCOS3D and PGD heads' attribute branch; the devkit's own
+ATTRIBUTE_NAMES has another order."""
+
+NO_ATTRIBUTE = len(ATTRIBUTE_NAMES)
+"""The ninth attribute label: the object has none."""
+
 
 def check_version(root: str | Path, version: str) -> None:
     """Check that a root holds a version.

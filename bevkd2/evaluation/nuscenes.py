@@ -9,7 +9,7 @@ import json
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,99 @@ _UNDEFINED = {
 }
 
 
+class NuScenesScorer:
+    """Writes `results_nusc.json` of a split and scores it as the nuScenes benchmark does."""
+
+    def __init__(self, *, root: str | Path, version: str, split: str, output_dir: str | Path) -> None:
+        """Choose what to score against; arguments as `NuScenesEvaluator`."""
+        self._root, self._version, self._split = str(root), version, split
+        self._output_dir = Path(output_dir)
+        self._config: DetectionConfig = config_factory("detection_cvpr_2019")
+
+    @property
+    def class_range(self) -> Mapping[str, float]:
+        """Per class the distance from the ego in metres up to which boxes count."""
+        return self._config.class_range
+
+    def score(self, detections: Mapping[str, SampleDetections]) -> dict[str, dict[str, float]]:
+        """Write and score.
+
+        Args:
+            detections: sample token to what was found; every sample of the split.
+
+        Returns:
+            As `NuScenesEvaluator.evaluate` on the main process.
+
+        Raises:
+            ValueError: samples of the split are missing or foreign, or detections are not finite.
+        """
+        started = time.perf_counter()
+        tables = _tables(self._root, self._version, _newest_change(self._root, self._version))
+        self._check_samples(tables, set(detections))
+        self._output_dir.mkdir(parents=True, exist_ok=True)
+        path = self._output_dir / "results_nusc.json"
+        count = write_results(path, detections, self.class_range)
+        metrics, present = self._score(tables, path, count, set(detections))
+        summary = self._output_dir / "metrics_summary.json"
+        summary.write_text(json.dumps(metrics.serialize(), indent=2))
+        scores = _scores(metrics, present)
+        logger.info(
+            "nuScenes score of %s (%d samples, %d boxes, %.1f s):\n%s",
+            self._split,
+            len(detections),
+            count,
+            time.perf_counter() - started,
+            _table(metrics, scores),
+        )
+        self._say_absent(present, scores)
+        return OrderedDict(bbox=scores)
+
+    def _say_absent(self, present: set[str], scores: Mapping[str, float]) -> None:
+        if len(present) < len(CLASS_NAMES):
+            logger.info(
+                "%d of %d classes have ground truth in %s; the official mAP counts the others as 0, so it is "
+                "%.3f at most; the mean over those present is %.3f",
+                len(present),
+                len(CLASS_NAMES),
+                self._split,
+                len(present) / len(CLASS_NAMES),
+                scores["mAP_present"],
+            )
+
+    def _check_samples(self, tables: NuScenesTables, tokens: set[str]) -> None:
+        scenes = set(scenes_of_split(tables, self._split))
+        names = {scene["token"]: scene["name"] for scene in tables.scene}
+        expected = {s["token"] for s in tables.sample if names[s["scene_token"]] in scenes}
+        if tokens != expected:
+            example = next(iter(expected - tokens or tokens - expected))
+            raise ValueError(
+                f"split {self._split!r} of {self._version} has {len(expected)} samples; "
+                f"{len(expected - tokens)} of them were not evaluated and {len(tokens - expected)} others "
+                f"were (e.g. {example!r}). The score needs the whole split: use build_test_loader with this "
+                "split"
+            )
+
+    def _score(
+        self, tables: NuScenesTables, path: Path, count: int, tokens: set[str]
+    ) -> tuple[DetectionMetrics, set[str]]:
+        """Returns the devkit's metrics, and the classes that have ground truth after its filters."""
+        # The devkit fails where one side has no boxes at all; what it would say is known.
+        annotated = any(
+            record["sample_token"] in tokens and category_to_detection_name(record["category_name"])
+            for record in tables.sample_annotation
+        )
+        if not annotated or count == 0:
+            what = "detections in range" if annotated else "annotations of the ten classes"
+            logger.warning("split %s has no %s: every AP is zero", self._split, what)
+            return _no_match(self._config), set()
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that `verbose` does not silence
+            evaluation = DetectionEval(
+                tables, self._config, str(path), self._split, str(self._output_dir), verbose=False
+            )
+        metrics, _ = evaluation.evaluate()
+        return metrics, {box.detection_name for box in evaluation.gt_boxes.all}
+
+
 class NuScenesEvaluator(DatasetEvaluator):
     """Collect detections, write `results_nusc.json`, and score it as the nuScenes benchmark does."""
 
@@ -50,9 +143,7 @@ class NuScenesEvaluator(DatasetEvaluator):
             split: an official split or one of the version's `splits.json`; all its samples must be processed.
             output_dir: gets `results_nusc.json` and `metrics_summary.json`.
         """
-        self._root, self._version, self._split = str(root), version, split
-        self._output_dir = Path(output_dir)
-        self._config: DetectionConfig = config_factory("detection_cvpr_2019")
+        self._scorer = NuScenesScorer(root=root, version=version, split=split, output_dir=output_dir)
         self._detections: dict[str, SampleDetections] = {}
 
     @classmethod
@@ -100,69 +191,8 @@ class NuScenesEvaluator(DatasetEvaluator):
         gathered = comm.gather(self._detections, dst=0)
         if not comm.is_main_process():
             return None
-        started = time.perf_counter()
         detections = {token: found for part in gathered for token, found in part.items()}
-        tables = _tables(self._root, self._version, _newest_change(self._root, self._version))
-        self._check_samples(tables, set(detections))
-        self._output_dir.mkdir(parents=True, exist_ok=True)
-        path = self._output_dir / "results_nusc.json"
-        count = write_results(path, detections, self._config.class_range)
-        metrics, present = self._score(tables, path, count, set(detections))
-        summary = self._output_dir / "metrics_summary.json"
-        summary.write_text(json.dumps(metrics.serialize(), indent=2))
-        scores = _scores(metrics, present)
-        logger.info(
-            "nuScenes score of %s (%d samples, %d boxes, %.1f s):\n%s",
-            self._split,
-            len(detections),
-            count,
-            time.perf_counter() - started,
-            _table(metrics, scores),
-        )
-        if len(present) < len(CLASS_NAMES):
-            logger.info(
-                "%d of %d classes have ground truth in %s; the official mAP counts the others as 0, so it is "
-                "%.3f at most; the mean over those present is %.3f",
-                len(present),
-                len(CLASS_NAMES),
-                self._split,
-                len(present) / len(CLASS_NAMES),
-                scores["mAP_present"],
-            )
-        return OrderedDict(bbox=scores)
-
-    def _check_samples(self, tables: NuScenesTables, tokens: set[str]) -> None:
-        scenes = set(scenes_of_split(tables, self._split))
-        names = {scene["token"]: scene["name"] for scene in tables.scene}
-        expected = {s["token"] for s in tables.sample if names[s["scene_token"]] in scenes}
-        if tokens != expected:
-            example = next(iter(expected - tokens or tokens - expected))
-            raise ValueError(
-                f"split {self._split!r} of {self._version} has {len(expected)} samples; "
-                f"{len(expected - tokens)} of them were not evaluated and {len(tokens - expected)} others "
-                f"were (e.g. {example!r}). The score needs the whole split: use build_test_loader with this "
-                "split"
-            )
-
-    def _score(
-        self, tables: NuScenesTables, path: Path, count: int, tokens: set[str]
-    ) -> tuple[DetectionMetrics, set[str]]:
-        """Returns the devkit's metrics, and the classes that have ground truth after its filters."""
-        # The devkit fails where one side has no boxes at all; what it would say is known.
-        annotated = any(
-            record["sample_token"] in tokens and category_to_detection_name(record["category_name"])
-            for record in tables.sample_annotation
-        )
-        if not annotated or count == 0:
-            what = "detections in range" if annotated else "annotations of the ten classes"
-            logger.warning("split %s has no %s: every AP is zero", self._split, what)
-            return _no_match(self._config), set()
-        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that `verbose` does not silence
-            evaluation = DetectionEval(
-                tables, self._config, str(path), self._split, str(self._output_dir), verbose=False
-            )
-        metrics, _ = evaluation.evaluate()
-        return metrics, {box.detection_name for box in evaluation.gt_boxes.all}
+        return self._scorer.score(detections)
 
 
 @functools.lru_cache(maxsize=1)

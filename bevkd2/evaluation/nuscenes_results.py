@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bevkd2.data.nuscenes_layout import CLASS_NAMES
+from bevkd2.data.nuscenes_layout import ATTRIBUTE_NAMES, CLASS_NAMES, NO_ATTRIBUTE
 from bevkd2.structures import Boxes3D, to_global
+from bevkd2.structures.box_tensor import BoxTensor
 
 MAX_BOXES = 500
 """A sample may have no more boxes than this in the official evaluation; those of lowest score go."""
@@ -33,6 +34,13 @@ _RESTING_ATTRIBUTE = {
     **dict.fromkeys(_CYCLES, "cycle.without_rider"),
     "pedestrian": "pedestrian.standing",
 }
+# A class's attribute where the predicted one cannot be: DefaultAttribute of mmdetection3d's NuScenesDataset.
+_DEFAULT_ATTRIBUTE = {
+    **dict.fromkeys(_VEHICLES, "vehicle.parked"),
+    "bus": "vehicle.moving",
+    **dict.fromkeys(_CYCLES, "cycle.without_rider"),
+    "pedestrian": "pedestrian.moving",
+}
 _META = {
     "use_camera": True,
     "use_lidar": False,
@@ -47,11 +55,13 @@ class SampleDetections:
     """What a model found in a sample, with what it takes to express it in the global frame.
 
     Attributes:
-        boxes: Boxes3D (K, 9) in LIDAR_TOP, on the CPU.
+        boxes: Boxes3D (K, 9) in LIDAR_TOP or another frame with z up, on the CPU.
         scores: (K,) in [0, 1].
         labels: (K,) index into CLASS_NAMES.
-        lidar2global: (4, 4) float64.
+        lidar2global: (4, 4) float64 from the boxes' frame.
         ego2global: (4, 4) float64 at the lidar's time.
+        attributes: (K,) index into ATTRIBUTE_NAMES, NO_ATTRIBUTE for none; None where the model predicts no
+            attributes: they then follow from class and speed.
     """
 
     boxes: Boxes3D
@@ -59,6 +69,25 @@ class SampleDetections:
     labels: npt.NDArray[np.int64]
     lidar2global: npt.NDArray[np.float64]
     ego2global: npt.NDArray[np.float64]
+    attributes: npt.NDArray[np.int64] | None = None
+
+
+def check_finite(boxes: BoxTensor, scores: npt.NDArray[np.float64], where: str) -> None:
+    """Check that no number of a detection is NaN or infinite.
+
+    Args:
+        boxes: K boxes on the CPU.
+        scores: (K,).
+        where: what they were found in, for the message.
+
+    Raises:
+        ValueError: one is not finite.
+    """
+    if not (np.isfinite(boxes.tensor.numpy()).all() and np.isfinite(scores).all()):
+        raise ValueError(
+            f"the detections of {where} contain NaN or infinity: the model's weights or its training have "
+            "diverged; evaluate an earlier checkpoint"
+        )
 
 
 def attribute_of(class_name: str, speed: float) -> str:
@@ -72,6 +101,26 @@ def attribute_of(class_name: str, speed: float) -> str:
         A nuScenes attribute; "" for barriers and traffic cones, which have none.
     """
     return (_MOVING_ATTRIBUTE if speed > MOVING_SPEED else _RESTING_ATTRIBUTE).get(class_name, "")
+
+
+def predicted_attribute(class_name: str, attribute: int) -> str:
+    """The attribute that a detection gets where the model predicts one.
+
+    Args:
+        class_name: one of CLASS_NAMES.
+        attribute: index into ATTRIBUTE_NAMES, or NO_ATTRIBUTE.
+
+    Returns:
+        The predicted attribute where the class may have it, else the class's default, as published: a
+        vehicle is parked (a bus moves), a cycle is without rider, a pedestrian moves. "" for barriers and
+        traffic cones, which have none.
+    """
+    default = _DEFAULT_ATTRIBUTE.get(class_name, "")
+    # Attributes are named <kind of object>.<state>, and a class may have all of its kind.
+    kind = default.partition(".")[0]
+    if attribute != NO_ATTRIBUTE and ATTRIBUTE_NAMES[attribute].partition(".")[0] == kind:
+        return ATTRIBUTE_NAMES[attribute]
+    return default
 
 
 def sample_results(
@@ -91,15 +140,10 @@ def sample_results(
     Raises:
         ValueError: a box or score is not finite; names the sample.
     """
-    finite = np.isfinite(detections.boxes.tensor.numpy()).all() and np.isfinite(detections.scores).all()
-    if not finite:
-        raise ValueError(
-            f"the detections of sample {sample_token!r} contain NaN or infinity: the model's weights or its "
-            "training have diverged; evaluate an earlier checkpoint"
-        )
+    check_finite(detections.boxes, detections.scores, f"sample {sample_token!r}")
     boxes = to_global(detections.boxes, detections.lidar2global)
     distances = np.linalg.norm(boxes.translation[:, :2] - detections.ego2global[:2, 3], axis=1)
-    speeds = np.linalg.norm(boxes.velocity, axis=1)
+    attributes = _attribute_names(detections, np.linalg.norm(boxes.velocity, axis=1))
     results: list[dict[str, Any]] = []
     for k in np.argsort(-detections.scores, kind="stable"):
         name = CLASS_NAMES[detections.labels[k]]
@@ -114,10 +158,18 @@ def sample_results(
                 "velocity": boxes.velocity[k].tolist(),
                 "detection_name": name,
                 "detection_score": float(detections.scores[k]),
-                "attribute_name": attribute_of(name, float(speeds[k])),
+                "attribute_name": attributes[k],
             }
         )
     return results[:MAX_BOXES]
+
+
+def _attribute_names(detections: SampleDetections, speeds: npt.NDArray[np.float64]) -> list[str]:
+    """The attribute of each detection, predicted or by class and speed (m/s)."""
+    names = [CLASS_NAMES[label] for label in detections.labels]
+    if detections.attributes is None:
+        return [attribute_of(name, float(speed)) for name, speed in zip(names, speeds, strict=True)]
+    return [predicted_attribute(name, int(a)) for name, a in zip(names, detections.attributes, strict=True)]
 
 
 def write_results(

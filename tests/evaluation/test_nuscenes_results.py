@@ -1,14 +1,23 @@
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
 from nuscenes.eval.common.config import config_factory
+from nuscenes.eval.detection.constants import ATTRIBUTE_NAMES as DEVKIT_ATTRIBUTES
 from nuscenes.eval.detection.data_classes import DetectionBox
 from nuscenes.eval.detection.utils import detection_name_to_rel_attributes
 
 from bevkd2.data import CLASS_NAMES
-from bevkd2.evaluation.nuscenes_results import SampleDetections, attribute_of, sample_results, write_results
+from bevkd2.data.nuscenes_layout import ATTRIBUTE_NAMES, NO_ATTRIBUTE
+from bevkd2.evaluation.nuscenes_results import (
+    SampleDetections,
+    attribute_of,
+    predicted_attribute,
+    sample_results,
+    write_results,
+)
 from bevkd2.structures import Boxes3D, pose_matrix
 
 RANGE = config_factory("detection_cvpr_2019").class_range
@@ -47,6 +56,30 @@ def test_attribute_rule():
     assert attribute_of("motorcycle", 0.0) == "cycle.without_rider"
     assert attribute_of("pedestrian", 1.0) == "pedestrian.moving"
     assert attribute_of("pedestrian", 0.0) == "pedestrian.standing"
+
+
+def test_attribute_names_are_the_devkits():
+    assert sorted(ATTRIBUTE_NAMES) == sorted(DEVKIT_ATTRIBUTES) and NO_ATTRIBUTE == 8
+
+
+@pytest.mark.parametrize("name", CLASS_NAMES)
+@pytest.mark.parametrize("attribute", range(9))
+def test_a_predicted_attribute_stands_where_the_class_may_have_it(name, attribute):
+    legal = detection_name_to_rel_attributes(name) or [""]
+    given = predicted_attribute(name, attribute)
+    if attribute != NO_ATTRIBUTE and ATTRIBUTE_NAMES[attribute] in legal:
+        assert given == ATTRIBUTE_NAMES[attribute]
+    else:
+        assert given in legal and given == predicted_attribute(name, NO_ATTRIBUTE)
+
+
+def test_predicted_attributes_are_written_whatever_the_speed():
+    car, cone = CLASS_NAMES.index("car"), CLASS_NAMES.index("traffic_cone")
+    stopped, rider = ATTRIBUTE_NAMES.index("vehicle.stopped"), ATTRIBUTE_NAMES.index("cycle.with_rider")
+    found = detections([row(1, speed=9), row(2, speed=9), row(3)], labels=[car, car, cone])
+    found = dataclasses.replace(found, attributes=np.array([stopped, rider, stopped]))
+    names = [r["attribute_name"] for r in sample_results("s", found, RANGE)]
+    assert names == ["vehicle.stopped", "vehicle.parked", ""]
 
 
 def test_boxes_beyond_the_class_range_are_dropped():
