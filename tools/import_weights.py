@@ -12,12 +12,22 @@ from typing import Any
 from torch import Tensor
 
 import bevkd2.modeling  # noqa: F401  (registers the meta-architectures)
-from bevkd2.checkpoint import CheckpointFileError, StateDictMismatchError, load_file, save_file
-from bevkd2.checkpoint.import_bevformer import from_published
+from bevkd2.checkpoint import (
+    CheckpointFileError,
+    StateDictMismatchError,
+    import_bevformer,
+    import_fcos3d,
+    load_file,
+    save_file,
+)
 from bevkd2.config import load_config
 from bevkd2.d2 import META_ARCH_REGISTRY
 
-IMPORTERS = {"bevformer": from_published}
+IMPORTERS = {
+    "bevformer": import_bevformer.from_published,
+    "fcos3d": import_fcos3d.from_published,
+    "pgd": import_fcos3d.from_published,
+}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

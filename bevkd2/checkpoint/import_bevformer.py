@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor
 
-from bevkd2.checkpoint.strict import StateDictMismatchError
+from bevkd2.checkpoint.key_rules import ImportReport, KeyRules
 
-# Published name, our name. {i} is a number, {rest} anything; the first rule that fits counts.
+# Published name, our name.
 _HEAD = "pts_bbox_head."
 _ENCODER = "pts_bbox_head.transformer.encoder.layers.{i}."
 _DECODER = "pts_bbox_head.transformer.decoder.layers.{i}."
@@ -50,53 +48,7 @@ _RULES = (
 _DROPPED = {_HEAD + "code_weights": "a constant of the loss: MODEL.BEVFORMER.LOSS.CODE_WEIGHTS"}
 
 
-def _pattern(template: str) -> re.Pattern[str]:
-    escaped = re.escape(template).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{rest\}", r"(?P<rest>.+)")
-    return re.compile(escaped)
-
-
-_TO_OURS = tuple((_pattern(published), ours) for published, ours in _RULES)
-_TO_PUBLISHED = tuple((_pattern(ours), published) for published, ours in _RULES)
-
-
-@dataclasses.dataclass(frozen=True)
-class ImportReport:
-    """What became of every key of a published file."""
-
-    state: dict[str, Tensor]
-    """Tensors by our names."""
-    mapped: dict[str, str]
-    """Our name, by the published one."""
-    dropped: dict[str, str]
-    """Why, by the published name."""
-
-    def check(
-        self, expected: Mapping[str, Tensor], source: str, allow_missing: Sequence[str] = ()
-    ) -> ImportReport:
-        """Holds the import against the model that it is for.
-
-        Args:
-            expected: the model's state dict.
-            source: where the weights come from, for the error.
-            allow_missing: prefixes of our names that the file may lack.
-
-        Returns:
-            This report.
-
-        Raises:
-            StateDictMismatchError: keys that the model lacks, that it has more, or of another shape.
-        """
-        lacking = [key for key in expected if key not in self.state]
-        missing = [key for key in lacking if not allow_missing or not key.startswith(tuple(allow_missing))]
-        unexpected = [name for name, key in self.mapped.items() if key not in expected]
-        mismatched = [
-            f"{key} {tuple(self.state[key].shape)} instead of {tuple(expected[key].shape)}"
-            for key in expected
-            if key in self.state and self.state[key].shape != expected[key].shape
-        ]
-        if missing or unexpected or mismatched:
-            raise StateDictMismatchError(source, "BEVFormer", missing, unexpected, mismatched)
-        return self
+_KEYS = KeyRules("BEVFormer", _RULES, _DROPPED)
 
 
 def from_published(published: Mapping[str, Tensor]) -> ImportReport:
@@ -113,25 +65,7 @@ def from_published(published: Mapping[str, Tensor]) -> ImportReport:
         KeyError: keys that no rule knows; they are named.
         ValueError: two keys for one tensor.
     """
-    state: dict[str, Tensor] = {}
-    mapped: dict[str, str] = {}
-    dropped: dict[str, str] = {}
-    unknown = []
-    for key, value in published.items():
-        name = key.removeprefix("module.").replace(".conv2_offset.", ".conv2.conv_offset.")
-        target = _rename(name, _TO_OURS)
-        if name in _DROPPED:
-            dropped[key] = _DROPPED[name]
-        elif target is None:
-            unknown.append(key)
-        elif target in state:
-            first = next(other for other, ours in mapped.items() if ours == target)
-            raise ValueError(f"the published keys {first} and {key} are both {target}; keep one of them")
-        else:
-            state[target], mapped[key] = value, target
-    if unknown:
-        raise KeyError(_unknown(unknown, "a published BEVFormer"))
-    return ImportReport(state, mapped, dropped)
+    return _KEYS.from_published(published)
 
 
 def to_published(state: Mapping[str, Tensor], code_weights: Tensor | None = None) -> dict[str, Tensor]:
@@ -144,24 +78,7 @@ def to_published(state: Mapping[str, Tensor], code_weights: Tensor | None = None
     Raises:
         KeyError: keys that the published layout has no place for; they are named.
     """
-    names = {key: _rename(key, _TO_PUBLISHED) for key in state}
-    unknown = [key for key, name in names.items() if name is None]
-    if unknown:
-        raise KeyError(_unknown(unknown, "the published layout"))
-    result = {str(name): state[key] for key, name in names.items()}
+    result = _KEYS.to_published(state)
     if code_weights is not None:
         result[_HEAD + "code_weights"] = code_weights
     return result
-
-
-def _rename(key: str, rules: Sequence[tuple[re.Pattern[str], str]]) -> str | None:
-    for pattern, template in rules:
-        match = pattern.fullmatch(key)
-        if match:
-            return template.format(**match.groupdict())
-    return None
-
-
-def _unknown(keys: list[str], layout: str) -> str:
-    rest = f" and {len(keys) - 10} more" if len(keys) > 10 else ""
-    return f"{len(keys)} keys have no place in {layout}: {', '.join(keys[:10])}{rest}"

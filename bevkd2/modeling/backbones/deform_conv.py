@@ -8,12 +8,14 @@ from torchvision.ops import deform_conv2d
 
 
 class DeformConv2d(nn.Conv2d):
-    """A 3x3 convolution without bias whose taps move and are weighted by what they see.
+    """A 3x3 convolution whose taps move and are weighted by what they see.
 
     The offsets start at zero and the modulation at one half, so it starts as half a plain convolution.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, groups: int = 1) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, stride: int = 1, groups: int = 1, bias: bool = False
+    ) -> None:
         """Make both convolutions.
 
         Args:
@@ -21,22 +23,24 @@ class DeformConv2d(nn.Conv2d):
             out_channels: channels written.
             stride: pixels a step.
             groups: of the main convolution.
+            bias: of the main convolution.
         """
-        super().__init__(in_channels, out_channels, 3, stride, padding=1, groups=groups, bias=False)
+        super().__init__(in_channels, out_channels, 3, stride, padding=1, groups=groups, bias=bias)
         # 27 channels: 18 offsets (y, x of every tap), then 9 modulation logits.
         self.conv_offset = nn.Conv2d(in_channels, 27, 3, stride, padding=1)
         nn.init.zeros_(self.conv_offset.weight)
         nn.init.zeros_(self.conv_offset.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C', H', W'), computed in float32 whatever autocast does."""
+        """(N, C, H, W) -> (N, C', H', W'), computed in float32 at least whatever autocast does."""
         with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
+            x = x if x.dtype == torch.float64 else x.float()
             offset, modulation = self.conv_offset(x).split((18, 9), dim=1)
             return deform_conv2d(
                 x,
                 offset.contiguous(),
                 self.weight,
+                self.bias,
                 stride=self.stride,
                 padding=self.padding,
                 mask=modulation.sigmoid(),

@@ -31,43 +31,14 @@ class DenseOutputs:
     uncertainty: list[Tensor] | None = None
     """(B, 1, h, w) log of the depth's scale (PGD on KITTI)."""
     keypoints: list[Tensor] | None = None
-    """(B, 16, h, w) x, y of the eight projected corners minus the location, divided by the largest regress
-    range of the head and squashed by tanh (PGD on KITTI)."""
+    """(B, 16, h, w) x, y of the eight projected corners minus the location, squashed by tanh: 1 is the finest
+    level's longest distance, scaled with the stride (PGD on KITTI)."""
     boxes2d: list[Tensor] | None = None
     """(B, 4, h, w) distances to left, top, right, bottom of the 2D box, not negative (PGD)."""
     attributes: list[Tensor] | None = None
     """(B, 9, h, w) logits (nuScenes)."""
 
 
-def locations_of(
-    level_shapes: Sequence[tuple[int, int]], strides: Sequence[int], device: torch.device
-) -> Tensor:
-    """Where the cells of all levels stand in the network's input.
-
-    Args:
-        level_shapes: rows and columns of every level.
-        strides: pixels to a cell of every level.
-        device: where to put them.
-
-    Returns:
-        (Q, 2) float32 x, y in pixels: level by level, row-major within a level.
-    """
-    levels = []
-    for (rows, columns), stride in zip(level_shapes, strides, strict=True):
-        y = torch.arange(rows, dtype=torch.float32, device=device) * stride + stride // 2
-        x = torch.arange(columns, dtype=torch.float32, device=device) * stride + stride // 2
-        levels.append(torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2))
-    return torch.cat(levels)
-
-
-def strides_of_locations(
-    level_shapes: Sequence[tuple[int, int]], strides: Sequence[int], device: torch.device
-) -> Tensor:
-    """(Q,) float32: the stride of the level that each location of :func:`locations_of` belongs to."""
-    cells = torch.tensor([rows * columns for rows, columns in level_shapes], device=device)
-    return torch.tensor(strides, dtype=torch.float32, device=device).repeat_interleave(cells)
-
-
 def flatten_levels(maps: Sequence[Tensor]) -> Tensor:
-    """Maps (B, C, h, w) of all levels to (B, Q, C), in the order of :func:`locations_of`."""
+    """Maps (B, C, h, w) of all levels to (B, Q, C), level by level, row-major within a level."""
     return torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)

@@ -1,0 +1,141 @@
+"""Renaming state dicts between a published layout and this package's, every key accounted for."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from bevkd2.checkpoint.strict import StateDictMismatchError
+
+_Compiled = tuple[tuple[re.Pattern[str], str], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportReport:
+    """What became of every key of a published file."""
+
+    model: str
+    """Which model the layout is of, for errors."""
+    state: dict[str, Tensor]
+    """Tensors by our names."""
+    mapped: dict[str, str]
+    """Our name, by the published one."""
+    dropped: dict[str, str]
+    """Why, by the published name."""
+
+    def check(
+        self, expected: Mapping[str, Tensor], source: str, allow_missing: Sequence[str] = ()
+    ) -> ImportReport:
+        """Holds the import against the model that it is for.
+
+        Args:
+            expected: the model's state dict.
+            source: where the weights come from, for the error.
+            allow_missing: prefixes of our names that the file may lack.
+
+        Returns:
+            This report.
+
+        Raises:
+            StateDictMismatchError: keys that the model lacks, that it has more, or of another shape.
+        """
+        lacking = [key for key in expected if key not in self.state]
+        missing = [key for key in lacking if not allow_missing or not key.startswith(tuple(allow_missing))]
+        unexpected = [name for name, key in self.mapped.items() if key not in expected]
+        mismatched = [
+            f"{key} {tuple(self.state[key].shape)} instead of {tuple(expected[key].shape)}"
+            for key in expected
+            if key in self.state and self.state[key].shape != expected[key].shape
+        ]
+        if missing or unexpected or mismatched:
+            raise StateDictMismatchError(source, self.model, missing, unexpected, mismatched)
+        return self
+
+
+class KeyRules:
+    """Pairs of a published name and ours; ``{i}`` is a number, ``{rest}`` anything.
+
+    The first rule that fits counts, in both directions.
+    """
+
+    def __init__(
+        self, model: str, rules: Sequence[tuple[str, str]], dropped: Mapping[str, str] | None = None
+    ) -> None:
+        """Compile the rules.
+
+        Args:
+            model: which model the layout is of, for errors.
+            rules: published name, our name.
+            dropped: published names that have no place here, with the reason.
+        """
+        self.model, self._dropped = model, dict(dropped or {})
+        self._to_ours: _Compiled = tuple((_pattern(published), ours) for published, ours in rules)
+        self._to_published: _Compiled = tuple((_pattern(ours), published) for published, ours in rules)
+
+    def from_published(self, published: Mapping[str, Tensor]) -> ImportReport:
+        """Renames the keys of a published state dict.
+
+        Args:
+            published: tensors by name; a leading ``module.`` and the old name ``conv2_offset`` are
+                understood.
+
+        Returns:
+            The renamed tensors, with an account of every key.
+
+        Raises:
+            KeyError: keys that no rule knows; they are named.
+            ValueError: two keys for one tensor.
+        """
+        report = ImportReport(self.model, {}, {}, {})
+        unknown = []
+        for key, value in published.items():
+            name = key.removeprefix("module.").replace(".conv2_offset.", ".conv2.conv_offset.")
+            target = _rename(name, self._to_ours)
+            if name in self._dropped:
+                report.dropped[key] = self._dropped[name]
+            elif target is None:
+                unknown.append(key)
+            elif target in report.state:
+                first = next(other for other, ours in report.mapped.items() if ours == target)
+                raise ValueError(f"the published keys {first} and {key} are both {target}; keep one of them")
+            else:
+                report.state[target], report.mapped[key] = value, target
+        if unknown:
+            raise KeyError(_unknown(unknown, f"a published {self.model}"))
+        return report
+
+    def to_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Renames our keys to the published layout.
+
+        Args:
+            state: tensors by our names.
+
+        Raises:
+            KeyError: keys that the published layout has no place for; they are named.
+        """
+        names = {key: _rename(key, self._to_published) for key in state}
+        unknown = [key for key, name in names.items() if name is None]
+        if unknown:
+            raise KeyError(_unknown(unknown, "the published layout"))
+        return {str(name): state[key] for key, name in names.items()}
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    escaped = re.escape(template).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{rest\}", r"(?P<rest>.+)")
+    return re.compile(escaped)
+
+
+def _rename(key: str, rules: _Compiled) -> str | None:
+    for pattern, template in rules:
+        match = pattern.fullmatch(key)
+        if match:
+            return template.format(**match.groupdict())
+    return None
+
+
+def _unknown(keys: list[str], layout: str) -> str:
+    rest = f" and {len(keys) - 10} more" if len(keys) > 10 else ""
+    return f"{len(keys)} keys have no place in {layout}: {', '.join(keys[:10])}{rest}"

@@ -1,0 +1,78 @@
+"""From a head's raw numbers to metres: what a class's typical depth and size contribute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class BoxPrior(nn.Module):
+    """Depth as an exponential (FCOS3D) or around a mean (PGD), sizes as factors of a class's typical ones.
+
+    Where priors differ by class, the class is the most likely one of the same location.
+    """
+
+    depth: Tensor | None
+    size: Tensor | None
+
+    def __init__(
+        self,
+        num_classes: int,
+        depth_priors: Sequence[Sequence[float]] = (),
+        size_priors: Sequence[Sequence[float]] = (),
+    ) -> None:
+        """Check and keep the priors.
+
+        Args:
+            num_classes: K.
+            depth_priors: mean and deviation (m) in class order, or one pair for all classes; empty: the
+                depth is the exponential of the raw number.
+            size_priors: length, height, width (m) in class order; empty: the size is the exponential of
+                the raw numbers.
+
+        Raises:
+            ValueError: a wrong number of priors, or numbers in one.
+        """
+        super().__init__()
+        _check("DEPTH_PRIORS", depth_priors, 2, sorted({0, 1, num_classes}))
+        _check("SIZE_PRIORS", size_priors, 3, [0, num_classes])
+        depth = torch.tensor(depth_priors, dtype=torch.float32) if len(depth_priors) else None
+        size = torch.tensor(size_priors, dtype=torch.float32) if len(size_priors) else None
+        self.register_buffer("depth", depth, persistent=False)
+        self.register_buffer("size", size, persistent=False)
+
+    def forward(self, depth: Tensor, size: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Turns raw maps into metres.
+
+        Args:
+            depth: (B, 1, h, w).
+            size: (B, 3, h, w) for length, height, width.
+            logits: (B, K, h, w) of the classes.
+
+        Returns:
+            Both in metres.
+        """
+        classes = logits.argmax(dim=1)
+        return self._metric_depth(depth, classes), self._metric_size(size, classes)
+
+    def _metric_depth(self, depth: Tensor, classes: Tensor) -> Tensor:
+        if self.depth is None:
+            return depth.exp()
+        rows = self.depth[classes if len(self.depth) > 1 else torch.zeros_like(classes)]
+        mean, deviation = rows.movedim(-1, 1).split(1, dim=1)
+        return mean + depth * deviation
+
+    def _metric_size(self, size: Tensor, classes: Tensor) -> Tensor:
+        if self.size is None:
+            return size.exp()
+        return self.size[classes].movedim(-1, 1) * size.exp()
+
+
+def _check(key: str, priors: Sequence[Sequence[float]], numbers: int, counts: Sequence[int]) -> None:
+    if len(priors) not in counts or any(len(row) != numbers for row in priors):
+        raise ValueError(
+            f"MODEL.FCOS3D.{key} has {len(priors)} rows of {sorted({len(row) for row in priors})} numbers, "
+            f"expected {' or '.join(map(str, counts))} rows of {numbers}, in the order of DATASETS.CLASSES"
+        )
