@@ -12,6 +12,7 @@ from typing import Any
 
 import fvcore.common.config as fvcore_config
 
+from bevkd2.config.mono_data import add_mono_data
 from bevkd2.config.node import CfgNode as CN  # noqa: N817  (Detectron2's customary alias)
 from bevkd2.config.plugins import extend_config
 
@@ -52,6 +53,7 @@ def add_bevkd2_config(cfg: fvcore_config.CfgNode) -> None:
     _add_model(cfg.MODEL)
     _add_bevformer(cfg.MODEL)
     _add_data(cfg)
+    add_mono_data(cfg)
     _add_solver(cfg.SOLVER)
     _add_test(cfg.TEST)
     _add_distill(cfg)
@@ -96,6 +98,10 @@ def _add_model(model: fvcore_config.CfgNode) -> None:
     timm = _node(model, "TIMM")
     timm.NAME = ""  # for NAME: build_timm_backbone; any timm model that gives features
     timm.OUT_INDICES = [3]
+
+    torchvision = _node(model, "TORCHVISION")
+    torchvision.NAME = ""  # for NAME: build_torchvision_backbone; a classification model of torchvision
+    torchvision.NODES = []  # whose outputs are the features, finest first
 
     fpn = _node(model, "FPN")
     fpn.IN_FEATURES = ["res5"]
@@ -173,7 +179,7 @@ def _add_data(cfg: fvcore_config.CfgNode) -> None:
     inp.QUEUE_LENGTH = 3  # key frames in a training sample: the current one and QUEUE_LENGTH - 1 of history
 
     data = cfg.DATASETS
-    data.FORMAT = "nuscenes"
+    data.FORMAT = "nuscenes"  # multi-view | "kitti" | "nuscenes_mono": single images
     data.ROOT = "data/nuscenes"
     data.VERSION = "v1.0-trainval"
     data.TRAIN = ("train",)  # names of splits, official ones or those of the root's splits.json
