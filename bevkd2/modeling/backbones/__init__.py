@@ -2,5 +2,13 @@
 
 from bevkd2.modeling.backbones.resnet import ResNet, build_bevkd2_resnet_backbone
 from bevkd2.modeling.backbones.timm_body import TimmBody, build_timm_backbone
+from bevkd2.modeling.backbones.torchvision_body import TorchvisionBody, build_torchvision_backbone
 
-__all__ = ["ResNet", "TimmBody", "build_bevkd2_resnet_backbone", "build_timm_backbone"]
+__all__ = [
+    "ResNet",
+    "TimmBody",
+    "TorchvisionBody",
+    "build_bevkd2_resnet_backbone",
+    "build_timm_backbone",
+    "build_torchvision_backbone",
+]

@@ -40,6 +40,13 @@ def make_norm(name: str, channels: int) -> nn.Module:
     raise ValueError(f"normalisation {name!r} is unknown, expected one of {', '.join(NORMS)}")
 
 
+def freeze_batch_norms(module: nn.Module) -> None:
+    """Lets every batch normalisation of the module use its running statistics."""
+    for child in module.modules():
+        if isinstance(child, nn.BatchNorm2d):
+            child.eval()
+
+
 def freeze_parameters(module: nn.Module) -> None:
     """Lets no parameter of the module learn."""
     for parameter in module.parameters():
