@@ -106,8 +106,8 @@ def batched_rotated_nms(
 
 
 def _pairwise(op: str, a: Tensor, b: Tensor, columns: int) -> Tensor:
-    first, second = _checked_boxes(op, "a", a, columns), _checked_boxes(op, "b", b, columns)
     _check_device(op, "b", b, "a", a)
+    first, second = _checked_boxes(op, "a", a, columns), _checked_boxes(op, "b", b, columns)
     out = getattr(torch.ops.bevkd2, op)(first, second)
     return out.to(device=a.device, dtype=torch.promote_types(a.dtype, b.dtype))
 
