@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ def load_body_weights(body: nn.Module, path: str, unused: tuple[str, ...] = ()) 
 
     A classifier's keys are left out. Of a file of a whole detector the part under ``img_backbone.``,
     ``image_backbone.`` or ``backbone.`` is taken. A body with deformable convolutions may start from a plain
-    one: its offsets then stay at zero, which is logged.
+    one: its offsets then stay at zero, which is logged. A body with group normalisation may start from one
+    with batch normalisation: it takes the scales and shifts and leaves out the running statistics, logged.
 
     Args:
         body: filled in place.
@@ -39,6 +41,10 @@ def load_body_weights(body: nn.Module, path: str, unused: tuple[str, ...] = ()) 
     skipped = (*_CLASSIFIERS, *unused)
     found = {key: value for key, value in found.items() if not key.startswith(skipped)}
     own = body.state_dict()
+    statistics = _statistics_without_place(found, own)
+    found = {key: value for key, value in found.items() if key not in statistics}
+    if statistics:
+        logger.info("%s: %d running statistics have no place in this body", source, len(statistics))
     offsets = [key for key in own if ".conv_offset." in key]
     plain = not any(key in found for key in offsets)
     if offsets and plain:
@@ -49,6 +55,13 @@ def load_body_weights(body: nn.Module, path: str, unused: tuple[str, ...] = ()) 
             found.setdefault(key, value)
     load_strict(body, found, source)
     logger.info("image body: %d tensors from %s", len(found), path)
+
+
+def _statistics_without_place(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> set[str]:
+    """Running statistics of layers that the body has in a form without any."""
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    split = [(key, *key.rpartition(".")[::2]) for key in found if key not in own]
+    return {key for key, layer, name in split if name in names and f"{layer}.weight" in own}
 
 
 def _tensors(content: dict[str, Any], source: str) -> dict[str, Tensor]:

@@ -8,17 +8,20 @@ from collections.abc import Sequence
 
 import timm
 import torch
+from timm.models.dla import DlaTree
 from torch import Tensor, nn
 
 from bevkd2.config import CfgNode
 from bevkd2.d2 import BACKBONE_REGISTRY, Backbone, ShapeSpec
 from bevkd2.modeling.backbones.initial_weights import load_body_weights
+from bevkd2.modeling.backbones.norms import NORMS, make_norm
 
 
 class TimmBody(Backbone):
     """A timm model in ``features_only`` form; a feature of stride 2**k is called ``res{k}``.
 
-    Batch normalisation uses the running statistics, as in the ResNet bodies.
+    Its batch normalisation uses the running statistics in the default form, as in the ResNet bodies, or is
+    exchanged for group normalisation.
     """
 
     def __init__(
@@ -27,7 +30,7 @@ class TimmBody(Backbone):
         *,
         out_indices: Sequence[int],
         in_channels: int = 3,
-        frozen_bn: bool = True,
+        norm: str = "FrozenBN",
         checkpointing: bool = False,
         weights: str = "",
     ) -> None:
@@ -37,28 +40,36 @@ class TimmBody(Backbone):
             name: of the timm model.
             out_indices: which of its features to return; bodies differ in whether 0 has stride 2 or 4.
             in_channels: of the images.
-            frozen_bn: batch normalisation by the running statistics even in training.
+            norm: what becomes of the model's batch normalisation: "FrozenBN" uses the running statistics even
+                in training, "BN" is as it is, "GN" is :func:`make_norm`'s group normalisation. A model
+                without batch normalisation keeps its own.
             checkpointing: recompute blocks in the backward pass.
             weights: local file that fills it; "": random weights.
 
         Raises:
-            ValueError: no such model, or features that share a stride.
+            ValueError: no such model, an unknown norm, or features that share a stride.
         """
         super().__init__()
         if name not in timm.list_models():
             near = timm.list_models(f"*{name.split('_')[0]}*")[:5] if name else []
             raise ValueError(f"MODEL.TIMM.NAME: timm has no model {name!r}; near it stand: {', '.join(near)}")
+        if norm not in NORMS:
+            raise ValueError(f"MODEL.RESNETS.NORM is {norm!r}, expected one of {', '.join(NORMS)}")
         self.body = timm.create_model(
             name, pretrained=False, features_only=True, out_indices=tuple(out_indices), in_chans=in_channels
         )
+        if norm == "GN":
+            _group_normalize(self.body)
         if weights:
             full = timm.create_model(name, pretrained=False, in_chans=in_channels)
-            load_body_weights(full, weights)
+            if norm == "GN":
+                _group_normalize(full)
+            load_body_weights(full, weights, unused=_idle_projections(full))
             _copy_features(full, self.body)
         _freeze_unused(self.body, timm.get_pretrained_cfg(name).input_size[1:], in_channels)
         if checkpointing:
             self.body.set_grad_checkpointing()
-        self.frozen_bn = frozen_bn
+        self.frozen_bn = norm == "FrozenBN"
         strides = self.body.feature_info.reduction()
         self._out_features = [f"res{int(math.log2(stride))}" for stride in strides]
         if len(set(self._out_features)) != len(strides):
@@ -83,6 +94,27 @@ class TimmBody(Backbone):
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
         return self
+
+
+def _group_normalize(module: nn.Module) -> None:
+    """Exchanges every batch normalisation for a fresh group normalisation."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            if type(child) is not nn.BatchNorm2d:
+                raise ValueError(
+                    f"MODEL.RESNETS.NORM is 'GN', but the model's {type(child).__name__} is more than a batch "
+                    "normalisation; use FrozenBN or BN, or a model with plain ones (dla34, dla60)"
+                )
+            setattr(module, name, make_norm("GN", child.num_features))
+        else:
+            _group_normalize(child)
+
+
+def _idle_projections(full: nn.Module) -> tuple[str, ...]:
+    """Prefixes of what the published files of DLA hold and no forward pass reads: projections of trees of
+    trees, whose inner trees have their own."""
+    trees = [(name, module) for name, module in full.named_modules() if isinstance(module, DlaTree)]
+    return tuple(f"{name}.project." for name, tree in trees if tree.levels > 1)
 
 
 def _freeze_unused(body: nn.Module, image_size: Sequence[int], in_channels: int) -> None:
@@ -122,7 +154,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBody:
         cfg.MODEL.TIMM.NAME,
         out_indices=cfg.MODEL.TIMM.OUT_INDICES,
         in_channels=input_shape.channels,
-        frozen_bn=cfg.MODEL.RESNETS.NORM == "FrozenBN",
+        norm=cfg.MODEL.RESNETS.NORM,
         checkpointing=cfg.MODEL.BACKBONE.CHECKPOINTING,
         weights=cfg.MODEL.BACKBONE.WEIGHTS,
     )

@@ -58,3 +58,38 @@ def test_bad_names_and_freezing_are_errors(tiny_cfg: CfgNode):
     tiny_cfg.MODEL.BACKBONE.FREEZE_AT = 2
     with pytest.raises(ValueError, match="FREEZE_AT is 2"):
         build_model(tiny_cfg)
+
+
+def test_group_normalisation_takes_the_place_of_batch_normalisation():
+    body = TimmBody("dla34", out_indices=(2, 3, 4, 5), norm="GN").train()
+    norms = {name: m for name, m in body.named_modules() if "Norm" in type(m).__name__}
+    assert {type(m) for m in norms.values()} == {torch.nn.GroupNorm}
+    assert {(m.num_groups, m.num_channels) for m in norms.values()} >= {(16, 16), (32, 32), (32, 512)}
+    assert all(p.requires_grad for p in body.parameters())
+    assert {name: spec.channels for name, spec in body.output_shape().items()} == {
+        "res2": 64,
+        "res3": 128,
+        "res4": 256,
+        "res5": 512,
+    }
+    with pytest.raises(ValueError, match="NORM is 'LN'"):
+        TimmBody("dla34", out_indices=(2,), norm="LN")
+    with pytest.raises(ValueError, match="BatchNormAct2d is more than"):
+        TimmBody("mobilenetv3_small_050", out_indices=(2,), norm="GN")
+
+
+def test_group_normalised_body_starts_from_a_batch_normalised_file(tmp_path: Path):
+    full = timm.create_model("dla60", pretrained=False)
+    state = full.state_dict()
+    # The published files hold projections that no forward pass reads.
+    state["level4.tree1.project.0.weight"] = torch.zeros(512, 256, 1, 1)
+    path = tmp_path / "dla60.pth"
+    torch.save(state, path)
+    body = TimmBody("dla60", out_indices=(2, 3, 4, 5), norm="GN", weights=str(path))
+    own = body.body.state_dict()
+    assert not any("running" in key for key in own)
+    assert all(torch.equal(value, state[key]) for key, value in own.items())
+    del state["level2.tree1.conv1.weight"]
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=r"missing from it: level2\.tree1\.conv1\.weight"):
+        TimmBody("dla60", out_indices=(2, 3, 4, 5), norm="GN", weights=str(path))
