@@ -1,0 +1,58 @@
+"""Weights that follow a recipe: whole detectors are recorded without storing their weights."""
+
+from __future__ import annotations
+
+import ast
+import math
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def listed_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a published state dict, recorded as lines ``key<TAB>shape<TAB>...``."""
+    lines = [line.split("\t") for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    return {key: ast.literal_eval(shape) for key, shape, *_ in lines}
+
+
+def recipe_state(tag: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The state dict of the recipe.
+
+    Args:
+        tag: which set of weights.
+        shapes: by published key.
+
+    Returns:
+        float64 tensors by published key; counters are int64.
+    """
+    return {key: _weight(key, shape, noise(tag, key, shape)) for key, shape in shapes.items()}
+
+
+def noise(tag: str, key: str, shape: Sequence[int]) -> Tensor:
+    """Standard normal numbers (float64) that depend on tag, key and shape alone."""
+    generator = np.random.Generator(np.random.PCG64(zlib.crc32(f"{tag}:{key}".encode())))
+    return torch.from_numpy(np.asarray(generator.standard_normal(tuple(shape))))
+
+
+def _weight(key: str, shape: Sequence[int], n: Tensor) -> Tensor:
+    """What the recipe makes of the noise; the first test that fits decides."""
+    gain = 1 / math.sqrt(math.prod(shape[1:]))
+    if key.endswith("num_batches_tracked"):
+        return torch.zeros(tuple(shape), dtype=torch.int64)
+    if key.endswith("running_mean"):
+        return 0.1 * n
+    if key.endswith("running_var"):
+        return 0.75 + 0.25 * n.tanh()
+    if "conv_offset" in key:
+        return 0.3 * n if key.endswith("bias") else 0.5 * gain * n
+    if key.endswith(".scale"):
+        return 1 + 0.1 * n
+    if key.endswith("fuse_lambda"):
+        return torch.full_like(n, 0.35)
+    if key.endswith("bias"):
+        return 0.1 * n
+    return 1 + 0.1 * n if len(shape) == 1 else gain * n
