@@ -89,6 +89,15 @@ def test_wrap_angle_sends_pi_to_minus_pi():
     assert float(wrap_angle(torch.tensor(-math.pi, dtype=torch.float64))) == -math.pi
 
 
+@given(angle=st.floats(-100, 100), start=st.floats(-4, 4), period=st.sampled_from([math.pi, 2 * math.pi]))
+@settings(max_examples=50, deadline=None)
+def test_wrap_angle_into_any_period(angle, start, period):
+    wrapped = float(wrap_angle(torch.tensor(angle, dtype=torch.float64), start=start, period=period))
+    assert start <= wrapped < start + period
+    turns = (wrapped - angle) / period
+    assert abs(turns - round(turns)) < 1e-12
+
+
 @given(angle=st.floats(-6, 6), seed=st.integers(0, 5))
 @settings(max_examples=25, deadline=None)
 def test_rotation_moves_corners_rigidly(angle, seed):

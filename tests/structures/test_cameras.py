@@ -16,6 +16,7 @@ from bevkd2.structures import (
     quaternion_to_matrix,
     quaternion_yaw,
     scale_intrinsics,
+    unproject_points,
 )
 
 quaternions = st.lists(st.floats(-1, 1), min_size=4, max_size=4).filter(lambda q: np.linalg.norm(q) > 0.1)
@@ -101,3 +102,29 @@ def test_projection_on_the_real_frame_equals_the_devkits(nusc, channel):
         uv, depth = project_points(torch.from_numpy(in_lidar), torch.from_numpy(lidar2img))
         np.testing.assert_allclose(uv.numpy(), expected, atol=1e-6)
         np.testing.assert_allclose(depth.numpy(), box.corners()[2], atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_unprojection_inverts_projection(batch: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn((*batch, 20, 3), generator=generator, dtype=torch.float64) + torch.tensor(
+        [0, 0, 9.0]
+    )
+    matrix = torch.eye(4, dtype=torch.float64).repeat(*batch, 1, 1)
+    # KITTI's P2: its third row has a translation too.
+    matrix[..., :3, :] = torch.tensor(
+        [[721.5, 0, 609.6, 44.86], [0, 721.5, 172.9, 0.216], [0, 0, 1, 0.00275]]
+    ).double()
+    uv, depth = project_points(points, matrix)
+    torch.testing.assert_close(unproject_points(uv, depth, matrix), points)
+
+
+def test_projections_keep_their_precision_under_autocast() -> None:
+    points = torch.rand(50, 3) * 20 + 5
+    matrix = torch.eye(4)
+    matrix[:2, 2], matrix[0, 0], matrix[1, 1] = torch.tensor([600.0, 180.0]), 700, 700
+    uv, depth = project_points(points, matrix)
+    back = unproject_points(uv, depth, matrix)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(project_points(points, matrix), (uv, depth), rtol=0, atol=0)
+        torch.testing.assert_close(unproject_points(uv, depth, matrix), back, rtol=0, atol=0)
