@@ -14,6 +14,7 @@ import fvcore.common.config as fvcore_config
 
 from bevkd2.config.mono_data import add_mono_data
 from bevkd2.config.node import CfgNode as CN  # noqa: N817  (Detectron2's customary alias)
+from bevkd2.config.nuscenes_mono import add_nuscenes_mono
 from bevkd2.config.plugins import extend_config
 
 
@@ -56,6 +57,7 @@ def add_bevkd2_config(cfg: fvcore_config.CfgNode) -> None:
     add_mono_data(cfg)
     _add_solver(cfg.SOLVER)
     _add_test(cfg.TEST)
+    add_nuscenes_mono(cfg.TEST)
     _add_distill(cfg)
     extend_config(cfg)
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from bevkd2.d2 import DatasetCatalog, MetadataCatalog, log_first_n
 from bevkd2.data.nuscenes_index import NuScenesIndex, cached_index
-from bevkd2.data.nuscenes_layout import CLASS_NAMES, check_version
+from bevkd2.data.nuscenes_layout import ATTRIBUTE_NAMES, CLASS_NAMES, NO_ATTRIBUTE, check_version
 from bevkd2.structures import CAMERA_NAMES, GlobalBoxes, from_global, invert_pose, pose_matrix
 
 logger = logging.getLogger(__name__)
@@ -250,11 +250,9 @@ def _visibility(tables: Any, annotation: dict[str, Any]) -> int:
 
 
 def _attribute(tables: Any, annotation: dict[str, Any]) -> int:
-    """Index into the devkit's ATTRIBUTE_NAMES; -1 for none."""
-    from nuscenes.eval.detection.constants import ATTRIBUTE_NAMES
-
+    """Index into ATTRIBUTE_NAMES of the annotation's first attribute; NO_ATTRIBUTE where it has none."""
     if not annotation["attribute_tokens"]:
-        return -1
+        return NO_ATTRIBUTE
     record = tables.get("attribute", annotation["attribute_tokens"][0])
     if record["name"] not in ATTRIBUTE_NAMES:
         raise ValueError(

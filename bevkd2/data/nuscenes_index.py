@@ -34,7 +34,7 @@ _DAMAGE = (
     RuntimeError,  # of which zipfile's NotImplementedError is one
     ValueError,
 )
-_FORMAT = 2  # raise it when the arrays or their meaning change: older files are then rebuilt
+_FORMAT = 3  # raise it when the arrays or their meaning change: older files are then rebuilt
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class NuScenesIndex:
         num_lidar_pts: (M,) int64.
         num_radar_pts: (M,) int64.
         visibility: (M,) int64, nuScenes levels 1 to 4; 0 where not annotated.
-        attributes: (M,) int64 index into nuscenes-devkit's ATTRIBUTE_NAMES, -1 for none.
+        attributes: (M,) int64 index into ATTRIBUTE_NAMES (of nuscenes_layout), NO_ATTRIBUTE for none.
     """
 
     root: str

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 CLASS_NAMES = (
     "car",
@@ -33,6 +37,27 @@ ATTRIBUTE_NAMES has another order."""
 
 NO_ATTRIBUTE = len(ATTRIBUTE_NAMES)
 """The ninth attribute label: the object has none."""
+
+
+def layout_labels(class_names: Sequence[str]) -> npt.NDArray[np.int64]:
+    """The labels, as in CLASS_NAMES, of classes in another order.
+
+    Args:
+        class_names: nuScenes detection classes in any order; may be fewer than all.
+
+    Returns:
+        (len(class_names),) for each of them its index in CLASS_NAMES.
+
+    Raises:
+        ValueError: a class that nuScenes has not, or one twice.
+    """
+    wrong = [name for i, name in enumerate(class_names) if name not in CLASS_NAMES or name in class_names[:i]]
+    if wrong:
+        raise ValueError(
+            f"DATASETS.CLASSES has {', '.join(wrong)}, unknown or twice; expected classes of nuScenes, each "
+            f"once: {', '.join(CLASS_NAMES)}"
+        )
+    return np.array([CLASS_NAMES.index(name) for name in class_names], dtype=np.int64)
 
 
 def check_version(root: str | Path, version: str) -> None:

@@ -202,7 +202,7 @@ def test_unknown_attribute_is_named(tmp_path):
     token = next(r for r in world.tables["sample_annotation"] if r["attribute_tokens"])["attribute_tokens"][0]
     world.record("attribute", token)["name"] = "vehicle.flying"
     world.write()
-    with pytest.raises(ValueError, match=r"is named 'vehicle\.flying', expected one of pedestrian\.moving"):
+    with pytest.raises(ValueError, match=r"is named 'vehicle\.flying', expected one of cycle\.with_rider"):
         load_nuscenes(world.root, VERSION, "first")
 
 
