@@ -102,8 +102,8 @@ def _group_normalize(module: nn.Module) -> None:
         if isinstance(child, nn.BatchNorm2d):
             if type(child) is not nn.BatchNorm2d:
                 raise ValueError(
-                    f"MODEL.RESNETS.NORM is 'GN', but the model's {type(child).__name__} is more than a batch "
-                    "normalisation; use FrozenBN or BN, or a model with plain ones (dla34, dla60)"
+                    f"MODEL.RESNETS.NORM is 'GN', but the model's {type(child).__name__} is more than a "
+                    "batch normalisation; use FrozenBN or BN, or a model with plain ones (dla34, dla60)"
                 )
             setattr(module, name, make_norm("GN", child.num_features))
         else:
