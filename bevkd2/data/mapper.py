@@ -11,8 +11,9 @@ from torch import Tensor
 
 from bevkd2.d2 import configurable
 from bevkd2.data.image_cache import ImageCache
+from bevkd2.data.image_files import read_image
 from bevkd2.data.nuscenes_index import NuScenesIndex
-from bevkd2.data.transforms import PhotometricDistortion, read_jpeg, resize, scaled_size
+from bevkd2.data.transforms import PhotometricDistortion, resize, scaled_size
 from bevkd2.structures import Boxes3D, wrap_angle
 
 
@@ -150,7 +151,8 @@ class NuScenesMapper:
         frame, images = index[i], []
         for camera, path in enumerate(frame["file_names"]):
             height, width = index.image_sizes[i, camera].tolist()
-            image = read_jpeg(path, frame["sample_token"], (height, width))
+            owner = f"sample {frame['sample_token']!r}"
+            image = read_image(path, owner, (height, width), "sample_data.json")
             images.append(resize(image, self.image_size(index, i, camera)))
         if len({image.shape for image in images}) > 1:
             sizes = ", ".join(f"{m.shape[1]} x {m.shape[2]}" for m in images)

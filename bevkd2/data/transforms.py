@@ -1,55 +1,11 @@
-"""Images: decoding, resizing, and BEVFormer's photometric augmentation."""
+"""Images: resizing, and BEVFormer's photometric augmentation."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
-
-
-def read_jpeg(path: str | Path, sample_token: str, size: tuple[int, int]) -> Tensor:
-    """Read and decode a JPEG.
-
-    Args:
-        path: the file.
-        sample_token: the sample that it belongs to, for error messages.
-        size: (height, width) that the tables give.
-
-    Returns:
-        uint8 (3, H, W), RGB.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is cut off or no JPEG, or its size is not that of the tables.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"image {path} of sample {sample_token!r} does not exist; unpack the images of the split again"
-        )
-    try:
-        data = torch.from_numpy(np.fromfile(path, dtype=np.uint8))
-        image = decode_jpeg(data, mode=ImageReadMode.RGB)
-    except RuntimeError as error:
-        raise ValueError(
-            f"image {path} of sample {sample_token!r} cannot be decoded ({path.stat().st_size} bytes): it "
-            f"is cut off or no JPEG; fetch it again. torchvision says: {_reason(error)}"
-        ) from error
-    if tuple(image.shape[1:]) != tuple(size):
-        raise ValueError(
-            f"image {path} of sample {sample_token!r} is {image.shape[1]} x {image.shape[2]} (height x "
-            f"width), but sample_data.json says {size[0]} x {size[1]}, for which the intrinsics hold"
-        )
-    return image
-
-
-def _reason(error: RuntimeError) -> str:
-    """What torchvision says, without the source file of its build that comes first."""
-    return str(error).splitlines()[0].rsplit(".cpp:", 1)[-1].split(", ", 1)[-1]
 
 
 def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:

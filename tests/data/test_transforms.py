@@ -1,5 +1,4 @@
 import colorsys
-import re
 
 import numpy as np
 import pytest
@@ -7,37 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bevkd2.data.transforms import PhotometricDistortion, _change_colours, read_jpeg, resize, scaled_size
-from tests.data.nuscenes_fixture import IMAGE_SIZE, image_bytes
-
-
-def test_reads_rgb(tmp_path):
-    path = tmp_path / "a.jpg"
-    path.write_bytes(image_bytes(0))
-    image = read_jpeg(path, "token", IMAGE_SIZE)
-    assert image.shape == (3, *IMAGE_SIZE) and image.dtype is torch.uint8
-
-
-@pytest.mark.parametrize("keep", [0, 1, 50, 0.5, -2])
-def test_truncated_file_is_named_with_its_sample(tmp_path, keep):
-    data = image_bytes(0)
-    path = tmp_path / "cut.jpg"
-    path.write_bytes(data[: int(len(data) * keep) if isinstance(keep, float) else keep])
-    with pytest.raises(ValueError, match=r"cut\.jpg of sample 'the-token' cannot be decoded") as error:
-        read_jpeg(path, "the-token", IMAGE_SIZE)
-    assert re.search(r"torchvision says: (Image is|Input tensor|Not a JPEG)", str(error.value))
-
-
-def test_missing_file_is_named_with_its_sample(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"gone\.jpg of sample 'the-token' does not exist"):
-        read_jpeg(tmp_path / "gone.jpg", "the-token", IMAGE_SIZE)
-
-
-def test_size_must_be_that_of_the_tables(tmp_path):
-    path = tmp_path / "a.jpg"
-    path.write_bytes(image_bytes(0))
-    with pytest.raises(ValueError, match=r"is 36 x 64 .* says 900 x 1600"):
-        read_jpeg(path, "token", (900, 1600))
+from bevkd2.data.transforms import PhotometricDistortion, _change_colours, resize, scaled_size
 
 
 def test_published_sizes():
