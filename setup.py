@@ -1,8 +1,10 @@
-"""Compiled ops of bevkd2. The package's metadata is in pyproject.toml; this file only says what to compile.
+"""The compiled parts of bevkd2. Metadata is in pyproject.toml; this file only says what to compile.
 
 Two libraries on the LibTorch stable ABI, loaded with torch.ops.load_library:
   bevkd2/_C.abi3.so       every schema, and the CPU kernels; always built
   bevkd2/_C_cuda.abi3.so  the CUDA kernels; see cuda_decision()
+and a module without torch, for one version of Python as all of pybind11's are:
+  bevkd2/_kitti_eval.*.so KITTI's score
 
 Environment: FORCE_CUDA=1 builds the CUDA library without a visible GPU, FORCE_CUDA=0 never builds it,
 TORCH_CUDA_ARCH_LIST replaces the architectures below, MAX_JOBS limits the compiler processes.
@@ -13,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 # torch 2.10: the first release whose stable ABI has everything that csrc/ uses.
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
@@ -75,14 +77,15 @@ def nvcc_major(cuda_home: str) -> str:
 
 
 def extensions() -> tuple[list, dict]:
-    """ext_modules and cmdclass. bevkd2.kitti_eval (pybind11, no torch) will be one more entry."""
+    """ext_modules and cmdclass."""
     try:
+        import pybind11
         import torch
         from torch.utils import cpp_extension
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
         sys.exit(
-            "bevkd2 setup: torch is not installed here, and the ops compile against it. Install torch "
-            ">= 2.10 first, then run: pip install --no-build-isolation -e ."
+            f"bevkd2 setup: {error.name} is not installed here, and the extensions compile against it. "
+            "Install torch >= 2.10 and pybind11 first, then run: pip install --no-build-isolation -e ."
         )
     modules = [
         cpp_extension.CppExtension(
@@ -91,7 +94,15 @@ def extensions() -> tuple[list, dict]:
             depends=HEADERS,
             extra_compile_args={"cxx": CXX_FLAGS},
             py_limited_api=True,
-        )
+        ),
+        Extension(
+            "bevkd2._kitti_eval",
+            ["csrc/kitti_eval.cpp"],
+            depends=HEADERS,
+            include_dirs=[pybind11.get_include()],
+            extra_compile_args=["-O3", "-g0", "-fvisibility=hidden"],
+            language="c++",
+        ),
     ]
     cuda, reason = cuda_decision(torch, cpp_extension.CUDA_HOME)
     say(f"torch {torch.__version__}; CPU library: yes; CUDA library: {'yes' if cuda else 'no'} ({reason})")
@@ -115,7 +126,7 @@ def main() -> None:
         setup()  # metadata and source distributions need no torch
         return
     ext_modules, cmdclass = extensions()
-    setup(ext_modules=ext_modules, cmdclass=cmdclass, options={"bdist_wheel": {"py_limited_api": "cp310"}})
+    setup(ext_modules=ext_modules, cmdclass=cmdclass)
 
 
 if __name__ == "__main__":
