@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.ops import generalized_box_iou_loss
 
 from bevkd2.modeling.mono.dense_positives import PositiveOutputs
 from bevkd2.modeling.mono.dense_targets import NEAREST_CORNER, DenseTargets
 from bevkd2.modeling.mono.lift import full_local_yaw, lift_boxes
 from bevkd2.structures import CameraBoxes3D, project_points
+
+# Square pixels below which an area counts as this much.
+_SMALLEST_AREA = 1e-6
 
 
 def consistency_loss(
@@ -30,8 +32,34 @@ def consistency_loss(
         A scalar.
     """
     projected, visible = projected_extent(found, wanted, depth, direction_offset)
-    loss = generalized_box_iou_loss(projected, decoded_boxes2d(found, wanted))
-    return (loss * visible).sum()
+    iou = generalized_iou(projected, decoded_boxes2d(found, wanted))
+    return ((1 - iou) * visible).sum()
+
+
+def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised IoU of pairs (arXiv 1902.09630).
+
+    Unlike torchvision's loss, it has a gradient where a box has no width or no height: distances after a
+    ReLU make such boxes, and they should be able to grow.
+
+    Args:
+        a: (P, 4) x1, y1, x2, y2, not turned inside out.
+        b: likewise.
+
+    Returns:
+        (P,) in [-1, 1].
+    """
+    overlap = _area(torch.maximum(a[:, :2], b[:, :2]), torch.minimum(a[:, 2:], b[:, 2:]))
+    union = (_area(a[:, :2], a[:, 2:]) + _area(b[:, :2], b[:, 2:]) - overlap).clamp(min=_SMALLEST_AREA)
+    hull = _area(torch.minimum(a[:, :2], b[:, :2]), torch.maximum(a[:, 2:], b[:, 2:]))
+    hull = hull.clamp(min=_SMALLEST_AREA)
+    return overlap / union - (hull - union) / hull
+
+
+def _area(low: Tensor, high: Tensor) -> Tensor:
+    sides = high - low
+    # Not clamp, whose gradient at exactly 0 differs between versions of torch: here it is 1.
+    return sides.where(sides >= 0, 0).prod(dim=1)
 
 
 def decoded_boxes2d(found: PositiveOutputs, wanted: DenseTargets) -> Tensor:
