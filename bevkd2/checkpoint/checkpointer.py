@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bevkd2.checkpoint.io import CheckpointFileError, load_file, model_state, replace_atomically, save_file
-from bevkd2.checkpoint.strict import load_strict
+from bevkd2.checkpoint.strict import check_classes, load_strict
 from bevkd2.d2 import comm
 
 _logger = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class Checkpointer(_FvcoreCheckpointer):
         save_to_disk: bool | None = None,
         allow_missing: Sequence[str] = (),
         tag_last: bool = True,
+        classes: Sequence[str] = (),
         **checkpointables: Any,
     ) -> None:
         """Takes apart the model.
@@ -53,6 +54,8 @@ class Checkpointer(_FvcoreCheckpointer):
             allow_missing: prefixes of the model's keys that :meth:`load` does not insist on, but where it
                 resumes (MODEL.ALLOW_MISSING).
             tag_last: make every file that is saved the one that a resumed training starts from.
+            classes: names of the classes in the order of the model's labels, stored with it; a file that was
+                stored with others is refused. Empty: they are fixed, or nobody knows them.
             checkpointables: objects with ``state_dict`` and ``load_state_dict``.
         """
         inner = model.module if isinstance(model, DistributedDataParallel) else model
@@ -60,6 +63,7 @@ class Checkpointer(_FvcoreCheckpointer):
         main = parts.pop("model")
         self.allow_missing = tuple(allow_missing)
         self.tag_last = tag_last
+        self.classes = list(classes)
         super().__init__(
             main,
             save_dir,
@@ -77,8 +81,10 @@ class Checkpointer(_FvcoreCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        content = {"model": self.model.state_dict()}
+        content: dict[str, Any] = {"model": self.model.state_dict()}
         content.update({key: item.state_dict() for key, item in self.checkpointables.items()})
+        if self.classes:
+            content["classes"] = self.classes
         path = Path(self.save_dir) / f"{name}.pth"
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({**content, **kwargs}, path)
@@ -106,6 +112,7 @@ class Checkpointer(_FvcoreCheckpointer):
             FileNotFoundError: there is no such file.
             CheckpointFileError: it is damaged, unsafe, or lacks an entry.
             StateDictMismatchError: a key of the model does not match.
+            ValueError: the file was stored with other classes, or in another order.
         """
         if not path:
             _logger.info("no checkpoint is named; the model starts from its initialisation")
@@ -119,6 +126,7 @@ class Checkpointer(_FvcoreCheckpointer):
                 f"training cannot be resumed from it; to start from its weights, set MODEL.WEIGHTS and leave "
                 f"out --resume"
             )
+        check_classes(content.pop("classes", []), self.classes, path)
         allowed = () if checkpointables is None else self.allow_missing
         load_strict(self.model, model_state(content, path), path, allowed)
         content.pop("model", None)

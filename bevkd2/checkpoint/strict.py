@@ -85,6 +85,24 @@ def load_strict(
         logging.getLogger(__name__).warning("%s: %s", source, text)
 
 
+def check_classes(stored: Sequence[str], expected: Sequence[str], source: str) -> None:
+    """Checks that weights were trained with the classes, in their order, that they are to be used with.
+
+    Args:
+        stored: names that were stored with the weights; empty where none were.
+        expected: names in the order of the labels; empty where nobody knows them.
+        source: where the weights come from, for the error.
+
+    Raises:
+        ValueError: both are known and differ.
+    """
+    if stored and expected and list(stored) != list(expected):
+        raise ValueError(
+            f"{source} was trained with the classes {', '.join(stored)}, in this order; the config's are "
+            f"{', '.join(expected)}. A label is a class's place: set DATASETS.CLASSES to the weights' own"
+        )
+
+
 def _listing(what: str, keys: Sequence[str]) -> str:
     rest = f", and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
     return f"{len(keys)} key{'s' if len(keys) > 1 else ''} {what}: {', '.join(keys[:_SHOWN])}{rest}"

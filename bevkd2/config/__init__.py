@@ -1,7 +1,7 @@
 """The configuration: fvcore's CfgNode with Detectron2's key names, read safely, unknown keys refused."""
 
 from bevkd2.config.defaults import add_bevkd2_config, get_cfg, load_config
-from bevkd2.config.mono_data import class_names
+from bevkd2.config.mono_data import class_names, stored_classes
 from bevkd2.config.node import CfgNode
 from bevkd2.config.plugins import import_plugin
 from bevkd2.config.teacher import is_distillation, resolve_teacher, student_config, teacher_config
@@ -15,6 +15,7 @@ __all__ = [
     "is_distillation",
     "load_config",
     "resolve_teacher",
+    "stored_classes",
     "student_config",
     "teacher_config",
 ]

@@ -58,6 +58,11 @@ def add_mono_data(cfg: FvcoreNode) -> None:
     affine.STEP = 0.1  # of shifts and scales
 
 
+def stored_classes(cfg: FvcoreNode) -> tuple[str, ...]:
+    """The class names to store with a model's weights: those of a monocular format, whose order is free."""
+    return class_names(cfg) if cfg.DATASETS.FORMAT in DEFAULT_CLASSES else ()
+
+
 def class_names(cfg: FvcoreNode) -> tuple[str, ...]:
     """Names of the classes of a monocular dataset; a class's label is its place.
 

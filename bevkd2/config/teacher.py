@@ -5,10 +5,18 @@ from __future__ import annotations
 from fvcore.common.config import CfgNode as FvcoreNode
 
 from bevkd2.config.defaults import get_cfg, load_config
+from bevkd2.config.mono_data import stored_classes
 from bevkd2.config.node import CfgNode
 
 # What the mapper decides once for both models (DESIGN: one geometry for teacher and student).
-_SHARED = (("INPUT", "IMAGE_SCALE"), ("INPUT", "CAMERAS"))
+_SHARED = (
+    ("DATASETS", "FORMAT"),
+    ("INPUT", "IMAGE_SCALE"),
+    ("INPUT", "CAMERAS"),
+    ("INPUT", "RESIZE_TRAIN"),
+    ("INPUT", "RESIZE_TEST"),
+    ("INPUT", "AFFINE"),
+)
 
 
 DISTILLER = "Distiller"
@@ -55,7 +63,10 @@ def resolve_teacher(cfg: FvcoreNode) -> None:
     node = cfg.DISTILL.TEACHER
     if node.CONFIG:
         teacher = load_config(node.CONFIG, node.OPTS)
-        node.RESOLVED = CfgNode({"MODEL": teacher.MODEL.clone(), "INPUT": teacher.INPUT.clone()})
+        data = {key: teacher.DATASETS[key] for key in ("FORMAT", "CLASSES")}
+        node.RESOLVED = CfgNode(
+            {"MODEL": teacher.MODEL.clone(), "INPUT": teacher.INPUT.clone(), "DATASETS": CfgNode(data)}
+        )
         node.CONFIG = ""
         node.OPTS = []
     elif not node.RESOLVED:
@@ -67,6 +78,12 @@ def resolve_teacher(cfg: FvcoreNode) -> None:
                 f"{section}.{key}: the teacher's is {theirs}, the student's is {ours}; both see the same "
                 "images, so make them equal (DISTILL.TEACHER.OPTS overrides the teacher's)"
             )
+    ours, theirs = stored_classes(cfg), stored_classes(node.RESOLVED)
+    if ours != theirs:
+        raise ValueError(
+            f"DATASETS.CLASSES: the teacher's are {', '.join(theirs)}, the student's {', '.join(ours)}; a "
+            "label is a class's place, so both need the same names in the same order"
+        )
 
 
 def teacher_config(cfg: FvcoreNode) -> CfgNode:
@@ -79,10 +96,9 @@ def teacher_config(cfg: FvcoreNode) -> CfgNode:
         KeyError, ValueError: DISTILL.TEACHER.RESOLVED was written by hand and has a wrong key or value.
     """
     teacher = get_cfg()
-    for section in ("DATASETS", "DATALOADER", "TEST"):
-        teacher[section] = cfg[section].clone()
     teacher.merge_from_other_cfg(cfg.DISTILL.TEACHER.RESOLVED, "DISTILL.TEACHER.RESOLVED")
-    teacher.INPUT = cfg.INPUT.clone()
+    for section in ("DATASETS", "DATALOADER", "TEST", "INPUT"):
+        teacher[section] = cfg[section].clone()
     teacher.defrost()  # what is cloned from a frozen config is frozen
     teacher.MODEL.BACKBONE.WEIGHTS = ""  # all that WEIGHTS holds comes after it
     teacher.MODEL.WEIGHTS = cfg.DISTILL.TEACHER.WEIGHTS or teacher.MODEL.WEIGHTS

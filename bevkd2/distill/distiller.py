@@ -11,8 +11,9 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from bevkd2.checkpoint import load_state, load_strict
-from bevkd2.config import student_config, teacher_config
+from bevkd2.checkpoint import check_classes, load_file, load_strict
+from bevkd2.checkpoint.io import model_state
+from bevkd2.config import stored_classes, student_config, teacher_config
 from bevkd2.d2 import META_ARCH_REGISTRY, configurable, get_event_storage
 from bevkd2.distill.inherit import Inheritable, inherit, verify_inherited
 from bevkd2.distill.methods import DISTILL_REGISTRY, DistillMethod
@@ -170,7 +171,8 @@ def build_teacher(cfg: CfgNode) -> Detector:
     """Builds the teacher that ``cfg.DISTILL.TEACHER`` names and loads its weights, every key matched.
 
     Raises:
-        ValueError: no weights are named, or they are not this architecture's (keys are named).
+        ValueError: no weights are named, or they are not this architecture's (keys are named), or they were
+            trained with other classes.
         FileNotFoundError: the weights are not there.
     """
     config = teacher_config(cfg)
@@ -185,7 +187,9 @@ def build_teacher(cfg: CfgNode) -> Detector:
             "tools/train_net.py, or convert published weights with tools/import_weights.py"
         )
     teacher = _build(config)
-    load_strict(teacher, load_state(path), source=f"DISTILL.TEACHER.WEIGHTS {path}")
+    content, source = load_file(path), f"DISTILL.TEACHER.WEIGHTS {path}"
+    check_classes(content.get("classes", ()), stored_classes(config), source)
+    load_strict(teacher, model_state(content, path), source)
     count = sum(1 for _ in teacher.state_dict())
     logging.getLogger(__name__).info("teacher: all %d tensors of %s loaded", count, path)
     return teacher

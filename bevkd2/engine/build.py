@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bevkd2.checkpoint import Checkpointer, load_file
-from bevkd2.config import is_distillation, teacher_config
+from bevkd2.config import is_distillation, stored_classes, teacher_config
 from bevkd2.d2 import (
     BestCheckpointer,
     CommonMetricPrinter,
@@ -110,7 +110,13 @@ def build_trainer(
         grad_norm_type=cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE,
         seed=max(cfg.SEED, 0),
     )
-    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, allow_missing=cfg.MODEL.ALLOW_MISSING, trainer=trainer)
+    checkpointer = Checkpointer(
+        model,
+        cfg.OUTPUT_DIR,
+        allow_missing=cfg.MODEL.ALLOW_MISSING,
+        classes=stored_classes(cfg),
+        trainer=trainer,
+    )
     trainer.register_hooks(build_hooks(cfg, model, trainer, checkpointer, evaluate))
     resuming = resume and checkpointer.has_checkpoint()
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
@@ -136,7 +142,7 @@ def build_hooks(
     """
     save_period, eval_period = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD
     keep = cfg.SOLVER.CHECKPOINTS_TO_KEEP or None
-    best = Checkpointer(model, cfg.OUTPUT_DIR, tag_last=False, trainer=trainer)
+    best = Checkpointer(model, cfg.OUTPUT_DIR, tag_last=False, classes=stored_classes(cfg), trainer=trainer)
     main = comm.is_main_process()
     return [
         IterationTimer(),

@@ -157,3 +157,15 @@ def test_periodic_checkpointer_keeps_the_newest_and_the_final(tmp_path: Path) ->
         "model_final.pth",
     ]
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_weights_of_other_classes_are_refused(tmp_path):
+    model = nn.Linear(2, 2)
+    Checkpointer(model, str(tmp_path), classes=("Car", "Cyclist")).save("model")
+    path = str(tmp_path / "model.pth")
+    Checkpointer(model, classes=("Car", "Cyclist")).load(path, checkpointables=[])
+    Checkpointer(model).load(path, checkpointables=[])  # nobody knows the classes
+    with pytest.raises(
+        ValueError, match=r"trained with the classes Car, Cyclist, in this order.*Cyclist, Car"
+    ):
+        Checkpointer(model, classes=("Cyclist", "Car")).load(path, checkpointables=[])

@@ -86,3 +86,14 @@ def test_wrong_key_in_the_teachers_config_is_named(tmp_path: Path) -> None:
     cfg = load_config(student(tmp_path, "MODEL: {BACKBON: {NAME: x}}"))
     with pytest.raises(KeyError, match=r"big\.yaml: unknown config key 'MODEL\.BACKBON'.*MODEL\.BACKBONE"):
         resolve_teacher(cfg)
+
+
+def test_classes_in_another_order_are_refused(tmp_path: Path) -> None:
+    mono = "DATASETS: {FORMAT: kitti, CLASSES: [Car, Pedestrian]}\n"
+    path = student(tmp_path, mono)
+    cfg = load_config(path, ["DATASETS.FORMAT", "kitti", "DATASETS.CLASSES", ["Pedestrian", "Car"]])
+    with pytest.raises(ValueError, match="teacher's are Car, Pedestrian, the student's Pedestrian, Car"):
+        resolve_teacher(cfg)
+    cfg.DATASETS.CLASSES = ["Car", "Pedestrian"]
+    resolve_teacher(cfg)
+    assert teacher_config(cfg).DATASETS.CLASSES == ["Car", "Pedestrian"]
