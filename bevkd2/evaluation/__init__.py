@@ -1,5 +1,6 @@
 """Scores."""
 
 from bevkd2.evaluation.nuscenes import NuScenesEvaluator
+from bevkd2.evaluation.nuscenes_mono import NuScenesMonoEvaluator
 
-__all__ = ["NuScenesEvaluator"]
+__all__ = ["NuScenesEvaluator", "NuScenesMonoEvaluator"]

@@ -33,7 +33,7 @@ def camera_to_upright(boxes: CameraBoxes3D, cam2frame: Array) -> Boxes3D:
         N boxes, float64, with a velocity if `boxes` have one.
     """
     matrix = torch.from_numpy(cam2frame @ _CAMERA_AXES)
-    return boxes.upright().to(torch.float64).transform(matrix)
+    return boxes.to(torch.float64).upright().transform(matrix)
 
 
 def camera_from_upright(boxes: Boxes3D, cam2frame: Array) -> CameraBoxes3D:
