@@ -58,7 +58,12 @@ def gaussian_radius(height: Tensor, width: Tensor, min_overlap: float) -> Tensor
 
 
 def draw_heatmap(
-    centers: Tensor, radii: Tensor, labels: Tensor, num_classes: int, shape: tuple[int, int]
+    centers: Tensor,
+    radii: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    shape: tuple[int, int],
+    windowed: bool = False,
 ) -> Tensor:
     """Gaussians around centres; the larger one wins where two of a class overlap.
 
@@ -68,6 +73,8 @@ def draw_heatmap(
         labels: (n,) int64.
         num_classes: K.
         shape: (H, W).
+        windowed: 0 beyond the radius, as CenterNet's code draws them, and the radius may be 0; else a
+            Gaussian reaches on, and its radius is MIN_RADIUS at least.
 
     Returns:
         (K, H, W) in [0, 1], exactly 1 in the cells of the centres.
@@ -75,10 +82,13 @@ def draw_heatmap(
     height, width = shape
     x = torch.arange(width, device=centers.device)
     y = torch.arange(height, device=centers.device)
-    sigma = ((2 * radii.clamp(min=MIN_RADIUS) + 1) / 6)[:, None]
+    radii = (radii if windowed else radii.clamp(min=MIN_RADIUS))[:, None]
+    sigma = (2 * radii + 1) / 6
     cells = centers.floor()
-    along_x = torch.exp(-((x - cells[:, :1]) ** 2) / (2 * sigma**2))
-    along_y = torch.exp(-((y - cells[:, 1:]) ** 2) / (2 * sigma**2))
+    from_x, from_y = x - cells[:, :1], y - cells[:, 1:]
+    along_x, along_y = (torch.exp(-(d**2) / (2 * sigma**2)) for d in (from_x, from_y))
+    if windowed:
+        along_x, along_y = along_x * (from_x.abs() <= radii), along_y * (from_y.abs() <= radii)
     bumps = (along_y[:, :, None] * along_x[:, None, :]).flatten(1)
     heatmap = centers.new_zeros(num_classes, height * width)
     heatmap.scatter_reduce_(0, labels[:, None].expand_as(bumps), bumps, "amax")
