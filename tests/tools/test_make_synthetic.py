@@ -57,6 +57,27 @@ def test_a_value_out_of_range_is_named(arguments, message, tool, tmp_path, capsy
     assert not (tmp_path / "world").exists()
 
 
+def test_a_world_in_kitti_layout(tool, tmp_path, capsys):
+    root = tmp_path / "kitti"
+    options = "--format kitti --train-frames 1 --val-frames 2 --image-size 104x32 --workers 1"
+    assert tool.main(["--out", str(root), *options.split(), "--difficulty", "medium", "--seed", "5"]) == 0
+    assert "KITTI layout, splits train, val" in capsys.readouterr().out
+    marker = json.loads((root / "synthetic.json").read_text())
+    assert marker["format"] == "kitti"
+    assert marker["config"]["seed"] == 5
+    assert marker["config"]["size_sigma"] == 0.05
+    assert len(list((root / "training" / "image_2").glob("*.png"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("layout", "flag"), [("kitti", "--frames"), ("kitti", "--val-scenes"), ("nuscenes", "--val-frames")]
+)
+def test_an_option_of_the_other_format_is_refused(layout, flag, tool, tmp_path, capsys):
+    assert tool.main(["--out", str(tmp_path / "world"), "--format", layout, flag, "3"]) == 2
+    assert f"{flag} given with --format {layout}" in capsys.readouterr().err
+    assert not (tmp_path / "world").exists()
+
+
 @pytest.mark.parametrize("size", ["big", "176", "176x", "-5x64"])
 def test_a_bad_image_size_is_named(size, tool, tmp_path, capsys):
     with pytest.raises(SystemExit):

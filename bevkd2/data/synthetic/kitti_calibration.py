@@ -87,7 +87,7 @@ def make_calibration(rng: np.random.Generator, config: KittiWorldConfig) -> Cali
     cx, cy = _PRINCIPAL_POINT * config.image_size
     intrinsics = np.array([[focal, 0.0, cx], [0.0, focal, cy], [0.0, 0.0, 1.0]])
     projections = np.stack([intrinsics @ np.column_stack([np.eye(3), t]) for t in _OFFSETS])
-    rectification = cv2.Rodrigues(_RECTIFICATION)[0]
+    rectification = np.asarray(cv2.Rodrigues(_RECTIFICATION)[0], dtype=np.float64)
     # So that the lidar, once rectified, stands level too.
     axes = pose_matrix(np.zeros(3), AXES_QUATERNION)[:3, :3].T
     lidar_to_camera = rectification.T @ np.column_stack([axes, _LIDAR_IN_CAMERA])

@@ -35,7 +35,7 @@ class KittiWorldConfig:
         nearest: metres before the camera at which the nearest objects begin.
         farthest: metres before the camera of the farthest object's centre. Distances are drawn uniformly in
             their logarithm, as the images of near objects are larger.
-        overlap: greatest share of an object's width in the image that any one other may hide or be hidden by.
+        overlap: greatest share of an object's width in the image that any one nearer object may cover.
         hue_sigma: standard deviation of an object's hue about that of its class, on a circle of length 1.
         size_sigma: standard deviation of the logarithm of an object's length, width and height about its
             class's mean.
@@ -53,7 +53,7 @@ class KittiWorldConfig:
     min_objects: int = 4
     max_objects: int = 8
     distractors: int = 4
-    nearest: float = 6.0
+    nearest: float = 7.0
     farthest: float = 28.0
     overlap: float = 0.4
     hue_sigma: float = 0.02
@@ -91,7 +91,7 @@ class KittiWorldConfig:
             )
         if self.num_frames == 0:
             raise ValueError(
-                "KittiWorldConfig: num_train_frames and num_val_frames are both 0, expected at least one frame"
+                "KittiWorldConfig: num_train_frames and num_val_frames are both 0, expected a frame at least"
             )
 
     @classmethod

@@ -78,8 +78,9 @@ def _projected_extents(boxes: Array, cam2img: Array) -> Array:
     """(n, 4) left, top, right, bottom of the projected corners, also beyond the image."""
     pixels, depth = project_boxes(CameraBoxes3D(torch.from_numpy(boxes)), torch.from_numpy(cam2img))
     assert bool((depth > 0).all()), "the scene keeps every corner before the camera"
-    return torch.cat([pixels.amin(dim=1), pixels.amax(dim=1)], dim=1).numpy()
+    extents: Array = torch.cat([pixels.amin(dim=1), pixels.amax(dim=1)], dim=1).numpy()
+    return extents
 
 
 def _area(rectangles: Array) -> Array:
-    return (rectangles[:, 2] - rectangles[:, 0]) * (rectangles[:, 3] - rectangles[:, 1])
+    return np.prod(rectangles[:, 2:] - rectangles[:, :2], axis=1)

@@ -173,16 +173,9 @@ def _footprint(item: WorldObject) -> Array:
 
 
 def _apart(a: WorldObject, b: WorldObject, path: EgoPath, overlap: float) -> bool:
-    """Whether two boxes do not touch, and the nearer hides no more than a share of the farther's width."""
-    rectangles = [
-        (
-            _ego_coordinates(path, item.position).tolist(),
-            (item.size[:2] + _GAP).tolist(),
-            math.degrees(item.yaw - path.heading),
-        )
-        for item in (a, b)
-    ]
-    if cv2.rotatedRectangleIntersection(*rectangles)[0] != cv2.INTERSECT_NONE:
+    """Whether two boxes keep their distance, and the nearer covers at most a share of the other's width."""
+    region, _ = cv2.rotatedRectangleIntersection(_widened(a, path), _widened(b, path))
+    if region != cv2.INTERSECT_NONE:
         return False
     spans = []
     for item in (a, b):
@@ -192,3 +185,9 @@ def _apart(a: WorldObject, b: WorldObject, path: EgoPath, overlap: float) -> boo
     (_, near_low, near_high), (_, far_low, far_high) = sorted(spans)
     shared = min(near_high, far_high) - max(near_low, far_low)
     return bool(shared <= overlap * (far_high - far_low))
+
+
+def _widened(item: WorldObject, path: EgoPath) -> tuple[list[float], list[float], float]:
+    """Centre, sides and angle (degrees) of a footprint with half the gap around it, as OpenCV takes them."""
+    center = _ego_coordinates(path, item.position).tolist()
+    return center, (item.size[:2] + _GAP).tolist(), math.degrees(item.yaw - path.heading)
