@@ -12,6 +12,7 @@ from typing import Any
 
 import fvcore.common.config as fvcore_config
 
+from bevkd2.config.fcos3d import add_fcos3d
 from bevkd2.config.mono_data import add_mono_data
 from bevkd2.config.node import CfgNode as CN  # noqa: N817  (Detectron2's customary alias)
 from bevkd2.config.nuscenes_mono import add_nuscenes_mono
@@ -53,6 +54,7 @@ def add_bevkd2_config(cfg: fvcore_config.CfgNode) -> None:
             cfg[name] = CN()
     _add_model(cfg.MODEL)
     _add_bevformer(cfg.MODEL)
+    add_fcos3d(cfg.MODEL)
     _add_data(cfg)
     add_mono_data(cfg)
     _add_solver(cfg.SOLVER)
@@ -93,7 +95,8 @@ def _add_model(model: fvcore_config.CfgNode) -> None:
     resnets.WIDTH_PER_GROUP = 64  # ResNeXt-101 32x8d: 8
     resnets.STRIDE_IN_1X1 = False  # True: caffe style
     resnets.DEFORM_ON_PER_STAGE = [False, False, False, False]  # res2..res5: DCNv2 in every 3x3
-    # "FrozenBN": running statistics, affine fixed in frozen stages only | "BN" | "GN"
+    # "FrozenBN": running statistics, affine fixed in frozen stages only | "FixedBN": fixed in all of them |
+    # "BN" | "GN"
     resnets.NORM = "FrozenBN"
     resnets.OUT_FEATURES = ["res5"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 NORMS = ("FrozenBN", "BN", "GN")
+"""What any body can have; ours can have "FixedBN", too."""
 
 
 class FrozenStatsBatchNorm2d(nn.BatchNorm2d):
@@ -22,7 +23,8 @@ def make_norm(name: str, channels: int) -> nn.Module:
     """A normalisation layer.
 
     Args:
-        name: "FrozenBN" | "BN" | "GN" (32 groups, or the largest power of two that divides the channels).
+        name: "FrozenBN" (running statistics, affine part learns) | "FixedBN" (nothing learns) | "BN" | "GN"
+            (32 groups, or the largest power of two that divides the channels).
         channels: C.
 
     Raises:
@@ -30,6 +32,10 @@ def make_norm(name: str, channels: int) -> nn.Module:
     """
     if name == "FrozenBN":
         return FrozenStatsBatchNorm2d(channels).train()
+    if name == "FixedBN":
+        norm = FrozenStatsBatchNorm2d(channels).train()
+        freeze_parameters(norm)
+        return norm
     if name == "BN":
         return nn.BatchNorm2d(channels)
     if name == "GN":
@@ -37,7 +43,7 @@ def make_norm(name: str, channels: int) -> nn.Module:
         while channels % groups:
             groups //= 2
         return nn.GroupNorm(groups, channels)
-    raise ValueError(f"normalisation {name!r} is unknown, expected one of {', '.join(NORMS)}")
+    raise ValueError(f"normalisation {name!r} is unknown, expected FixedBN or one of {', '.join(NORMS)}")
 
 
 def freeze_batch_norms(module: nn.Module) -> None:

@@ -115,7 +115,7 @@ class ResNet(Backbone):
             width_per_group: of the 3x3 convolutions, for res2_channels = 256.
             stride_in_1x1: stages stride in their first 1x1 convolution, as caffe's models do.
             deform_on_per_stage: res2 to res5: DCNv2 in every 3x3 convolution.
-            norm: "FrozenBN" | "BN" | "GN"; frozen stages always use running statistics.
+            norm: "FrozenBN" | "FixedBN" | "BN" | "GN"; frozen stages always use running statistics.
             out_features: names to return.
             freeze_at: how many stages are frozen, the stem counted as the first.
             checkpointing: recompute blocks in the backward pass.

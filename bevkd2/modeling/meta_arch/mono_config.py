@@ -1,0 +1,54 @@
+"""What every monocular detector reads from the config: body, neck of pyramids, pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bevkd2.config import CfgNode
+from bevkd2.d2 import build_backbone
+from bevkd2.modeling.necks.fpn import FPN
+
+
+def pixel_arguments(cfg: CfgNode) -> dict[str, Any]:
+    """How images are normalised and padded, as constructor arguments of a MonoDetector.
+
+    Args:
+        cfg: the whole config.
+
+    Raises:
+        ValueError: an unknown channel order, or means and deviations that are not three numbers each.
+    """
+    model = cfg.MODEL
+    if model.PIXEL_FORMAT not in ("RGB", "BGR"):
+        raise ValueError(f"MODEL.PIXEL_FORMAT is {model.PIXEL_FORMAT!r}, expected 'RGB' or 'BGR'")
+    if not len(model.PIXEL_MEAN) == len(model.PIXEL_STD) == 3 or min(model.PIXEL_STD) <= 0:
+        raise ValueError(
+            f"MODEL.PIXEL_MEAN is {list(model.PIXEL_MEAN)}, MODEL.PIXEL_STD {list(model.PIXEL_STD)}, "
+            "expected three numbers each, deviations above 0"
+        )
+    return {
+        "pixel_mean": model.PIXEL_MEAN,
+        "pixel_std": model.PIXEL_STD,
+        "pixel_format": model.PIXEL_FORMAT,
+        "size_divisibility": model.SIZE_DIVISIBILITY,
+    }
+
+
+def pyramid_arguments(cfg: CfgNode) -> dict[str, Any]:
+    """Body and feature pyramid, as constructor arguments of a MonoDetector.
+
+    Args:
+        cfg: the whole config.
+
+    Raises:
+        ValueError: the pyramid reads what the body lacks.
+    """
+    body, fpn = build_backbone(cfg), cfg.MODEL.FPN
+    neck = FPN(
+        body.output_shape(),
+        in_features=fpn.IN_FEATURES,
+        out_channels=fpn.OUT_CHANNELS,
+        num_outs=fpn.NUM_OUTS,
+        norm=fpn.NORM,
+    )
+    return {"image_backbone": body, "neck": neck}
