@@ -7,7 +7,7 @@ What a command says is changed in these ways only:
 * what ``make demo`` leaves behind (its world, ``output/demo``) is made where a page runs it or names it;
 * ``--num-gpus 8`` becomes ``--num-gpus 1``, and so with torchrun's ``--nproc-per-node``; torchrun takes a
   free port (``--standalone``);
-* scenes are fewer, and options at the end make training short and models of the full size small.
+* scenes and frames are fewer, and options at the end make training short and models of the full size small.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SMALL = (
 )
 ARGUMENTS = {
     "tools/train_net.py": (),
-    "tools/make_synthetic.py": ("--frames", "2", "--workers", "1"),
+    "tools/make_synthetic.py": ("--workers", "1"),
     "tools/export_weights.py": (),
     "tools/visualize.py": ("--num", "1"),
     "benchmarks/bench_ms_deform_attn.py": ("--quick",),
@@ -143,7 +143,9 @@ class Sandbox:
         for flag in ("--num-gpus", "--nproc-per-node"):
             if flag in words:
                 words[words.index(flag) + 1] = "1"
-        for flag in ("--train-scenes", "--val-scenes"):
+        if script == "tools/make_synthetic.py" and "kitti" not in words:
+            words += ("--frames", "2")
+        for flag in ("--train-scenes", "--val-scenes", "--train-frames", "--val-frames"):
             if flag in words:
                 words[words.index(flag) + 1] = str(scenes(int(words[words.index(flag) + 1])))
         if any(word.startswith("output/demo/") for word in words):
