@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bevkd2.d2 import DatasetCatalog, MetadataCatalog
 from bevkd2.data.mono_index import MonoRecord
+from bevkd2.data.nuscenes import load_nuscenes
 from bevkd2.data.nuscenes_index import NuScenesIndex
 from bevkd2.data.nuscenes_layout import CLASS_NAMES, layout_labels
 from bevkd2.structures import CameraBoxes3D, camera_from_upright, projected_boxes2d, wrap_angle
@@ -107,3 +110,55 @@ class NuScenesMonoIndex:
         boxes.tensor[:, 7:9] = boxes.velocity.nan_to_num(nan=0.0)
         attributes = torch.from_numpy(frames.attributes[where].copy())
         return boxes, torch.from_numpy(labels)[wanted], attributes[wanted]
+
+
+def register_nuscenes_mono(
+    name: str,
+    root: str | Path,
+    version: str,
+    split: str,
+    cache_dir: str,
+    cameras: Sequence[str],
+    classes: Sequence[str],
+) -> None:
+    """Register a split, seen one camera at a time, in DatasetCatalog and MetadataCatalog.
+
+    Args:
+        name: the dataset's name in the catalogs; registering the same again does nothing.
+        root: directory that holds the version's tables and `samples`.
+        version: name of the tables.
+        split: an official split or one of the version's `splits.json`.
+        cache_dir: where the index is kept, see `cache_directory`; multi-view models use the same one.
+        cameras: channels whose images are the dataset.
+        classes: nuScenes detection classes in the order of the labels.
+
+    Raises:
+        AssertionError: the name is registered with other values.
+    """
+    MetadataCatalog.get(name).set(
+        root=str(root),
+        version=version,
+        split=split,
+        cameras=tuple(cameras),
+        thing_classes=tuple(classes),
+        evaluator_type="nuscenes_mono",
+    )
+    if name not in DatasetCatalog:
+        load = functools.partial(load_nuscenes_mono, root, version, split, cache_dir, cameras, classes)
+        DatasetCatalog.register(name, load)
+
+
+def load_nuscenes_mono(
+    root: str | Path,
+    version: str,
+    split: str,
+    cache_dir: str,
+    cameras: Sequence[str],
+    classes: Sequence[str],
+) -> NuScenesMonoIndex:
+    """Load the images of a split; arguments as `register_nuscenes_mono`, errors as `load_nuscenes`.
+
+    Returns:
+        The index.
+    """
+    return NuScenesMonoIndex(load_nuscenes(root, version, split, cache_dir, cameras), classes)

@@ -8,9 +8,12 @@ from pyquaternion import Quaternion
 from torchvision.ops import box_iou
 
 from bevkd2.config.mono_data import DEFAULT_CLASSES
+from bevkd2.d2 import DatasetCatalog, MetadataCatalog
 from bevkd2.data import CLASS_NAMES, load_nuscenes
+from bevkd2.data.mono_index import JoinedIndex
 from bevkd2.data.nuscenes_layout import ATTRIBUTE_NAMES, NO_ATTRIBUTE, layout_labels
-from bevkd2.data.nuscenes_mono import NuScenesMonoIndex
+from bevkd2.data.nuscenes_mono import NuScenesMonoIndex, register_nuscenes_mono
+from bevkd2.data.samplers import SceneSampler
 from bevkd2.structures import CAMERA_NAMES, project_boxes
 from tests.data.nuscenes_fixture import CAMERA_DELAY, EGO_SPEED, IMAGE_SIZE, VERSION, FixtureWorld
 
@@ -174,3 +177,34 @@ def test_fewer_cameras(fixture_world):
     frames = load_nuscenes(fixture_world.root, VERSION, "first", cameras=cameras)
     index = NuScenesMonoIndex(frames, CLASSES)
     assert [index.record(i).extra["camera"] for i in range(4)] == [*cameras, *cameras]
+
+
+def test_registered_splits_are_loaded(fixture_world, index):
+    name = f"{fixture_world.root}/mono"
+    for _ in range(2):
+        register_nuscenes_mono(name, fixture_world.root, VERSION, "both", "", CAMERA_NAMES, CLASSES)
+    loaded = DatasetCatalog.get(name)
+    assert [loaded.record(i).image_id for i in range(36)] == [r.image_id for r in all_records(index)]
+    metadata = MetadataCatalog.get(name)
+    assert metadata.evaluator_type == "nuscenes_mono" and metadata.thing_classes == CLASSES
+    assert len(JoinedIndex([loaded, loaded]).groups()) == 12
+
+
+def test_key_frames_stay_together_on_their_rank(index):
+    """The images of a key frame are evaluated by one process, every image by one."""
+    shares = [[i for i, _ in SceneSampler(index.groups(), rank, 4)] for rank in range(4)]
+    assert sorted(i for share in shares for i in share) == list(range(len(index)))
+    frames = [{i // 6 for i in share} for share in shares]
+    assert sum(map(len, frames)) == 6
+
+
+def test_a_records_arrays_are_the_callers_to_change(index):
+    i = next(i for i in range(len(index)) if len(index.record(i).labels))
+    record = index.record(i)
+    for name in ("cam2global", "lidar2global", "ego2global"):
+        record.extra[name][:] = 0
+    for tensor in (record.boxes.tensor, record.labels, record.attributes):
+        tensor.fill_(-1)
+    again = index.record(i)
+    assert all(again.extra[name].any() for name in ("cam2global", "lidar2global", "ego2global"))
+    assert (again.boxes.size > 0).all() and (again.labels >= 0).all() and (again.attributes >= 0).all()
