@@ -1,0 +1,39 @@
+"""Frame lists of the KITTI layout: ImageSets/<split>.txt."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_FRAME_ID = re.compile(r"\d{6}")
+
+
+def read_frame_list(path: str | Path) -> tuple[str, ...]:
+    """Read the frames of a split.
+
+    Args:
+        path: a text file with a frame of six digits in each line; blank lines are skipped.
+
+    Returns:
+        The frames in the order of the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: something that is no frame, a frame twice, or none at all.
+    """
+    frames: dict[str, int] = {}
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        frame = line.strip()
+        if not frame:
+            continue
+        if not _FRAME_ID.fullmatch(frame):
+            raise ValueError(f"{path}, line {number}: {frame!r}, expected a frame of six digits, as 000008")
+        if frame in frames:
+            raise ValueError(
+                f"{path}, line {number}: frame {frame} is in line {frames[frame]} already; every frame "
+                "counts once, take one out"
+            )
+        frames[frame] = number
+    if not frames:
+        raise ValueError(f"{path} lists no frame, expected one a line, as 000008")
+    return tuple(frames)

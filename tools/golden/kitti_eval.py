@@ -1,0 +1,93 @@
+"""KITTI's score against results of the official C++ evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from golden.report import Differences, Row
+
+from bevkd2.data.kitti_labels import read_detections, read_labels
+from bevkd2.evaluation.kitti_ap import Curve, KittiScores, kitti_scores
+
+# Arrays of a curve, by the name that they have in the recordings and in ours.
+_OF_A_CURVE = ("thresholds", "recall", "precision", "tp", "fp", "fn", "similarity", "aos")
+# Sums over all true positives, in an order that nobody fixes: relative to their size.
+_SUMS = ("similarity",)
+# What a set has only if every detection has an alpha.
+_OF_ORIENTATION = {"AOS_R40", "similarity", "aos"}
+TOLERANCES = {
+    "sets evaluated": 0.0,
+    "AP_R40": 1e-9,
+    "AP_R11": 1e-9,
+    "AOS_R40": 1e-9,
+    "n_gt": 0.0,
+    **dict.fromkeys(("thresholds", "recall", "precision"), 1e-9),
+    **dict.fromkeys(("tp", "fp", "fn"), 0.0),
+    **dict.fromkeys(("similarity", "aos"), 1e-9),
+}
+
+
+def compare(directory: Path) -> list[Row]:
+    """Evaluates every set in ``directory``/kitti_eval.
+
+    Args:
+        directory: holds kitti_eval/<set>/{label_2/*.txt,dets/data/*.txt,results.json}.
+
+    Returns:
+        The largest difference of each kind of number over all sets; percent for AP.
+
+    Raises:
+        FileNotFoundError: there is no set.
+    """
+    recordings = sorted((directory / "kitti_eval").glob("*/results.json"))
+    if not recordings:
+        raise FileNotFoundError(f"{directory}/kitti_eval has no folder with a results.json")
+    differences = Differences(TOLERANCES, required=TOLERANCES.keys() - _OF_ORIENTATION)
+    for recording in recordings:
+        _compare_set(differences, recording)
+    return differences.rows()
+
+
+def _compare_set(differences: Differences, recording: Path) -> None:
+    golden = json.loads(recording.read_text())
+    folder = recording.parent
+    scores = kitti_scores(
+        [read_labels(folder / "label_2" / f"{frame}.txt") for frame in golden["frames"]],
+        [read_detections(folder / "dets" / "data" / f"{frame}.txt") for frame in golden["frames"]],
+    )
+    same = set(scores.curves) == set(golden["detail"]) and set(scores.not_evaluated) == set(
+        golden["not_evaluated"]
+    )
+    differences.note("sets evaluated", 0.0 if same else float("inf"))
+    if not same:
+        return
+    _compare_averages(differences, scores, golden)
+    for key, recorded in golden["detail"].items():
+        _compare_curve(differences, scores.curves[key], recorded)
+
+
+def _compare_averages(differences: Differences, scores: KittiScores, golden: Mapping[str, Any]) -> None:
+    ours = {"AP_R40": scores.ap_r40(), "AP_R11": scores.ap_r11(), "AOS_R40": scores.aos_r40()}
+    for quantity, values in ours.items():
+        recorded = {key: value for key, value in golden.get(quantity, {}).items() if value is not None}
+        if values.keys() != recorded.keys():
+            differences.note(quantity, float("inf"))
+            continue
+        for key, value in values.items():
+            differences.add(quantity, value, recorded[key])
+
+
+def _compare_curve(differences: Differences, curve: Curve, golden: Mapping[str, Any]) -> None:
+    differences.add("n_gt", float(curve.n_gt), float(golden["n_gt"]))
+    for name in _OF_A_CURVE:
+        ours, recorded = getattr(curve, name), np.asarray(golden.get(name) or [], dtype=np.float64)
+        if ours is None:  # the official tool has zeros where it does not evaluate the orientation
+            if recorded.any():
+                differences.note(name, float("inf"))
+        else:
+            scale = max(1.0, float(np.abs(recorded).max(initial=0))) if name in _SUMS else 1.0
+            differences.add(name, ours, recorded, scale)
