@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,28 +22,28 @@ class ImageCache:
     that read the same frame at once write the same bytes; the flag is set after the bytes are there.
     """
 
-    def __init__(self, num_frames: int, shape: tuple[int, ...]) -> None:
+    def __init__(self, shapes: Sequence[tuple[int, ...]]) -> None:
         """Reserve memory for all frames.
 
         Args:
-            num_frames: number of frames F.
-            shape: of the images of a frame, uint8, e.g. (6, 3, H, W).
+            shapes: of the images of each frame, uint8, e.g. (6, 3, H, W) or (3, H, W).
 
         Raises:
             ValueError: the images would take more than half of the machine's memory.
         """
-        size = num_frames * int(torch.tensor(shape).prod())
+        self._shapes = list(shapes)
+        self._ends = np.cumsum([math.prod(shape) for shape in self._shapes])
+        size = int(self._ends[-1]) if self._shapes else 0
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if size > memory / 2:
             raise ValueError(
-                f"DATALOADER.CACHE_IMAGES: {num_frames} frames take {size / 2**30:.1f} GiB, more than half "
-                f"of the {memory / 2**30:.1f} GiB of this machine; set it to False, or lower "
-                "INPUT.IMAGE_SCALE"
+                f"DATALOADER.CACHE_IMAGES: {len(self._shapes)} frames take {size / 2**30:.1f} GiB, more than "
+                f"half of the {memory / 2**30:.1f} GiB of this machine; set it to False, or make the images "
+                "smaller (INPUT.IMAGE_SCALE; INPUT.RESIZE_TRAIN of single images)"
             )
-        logger.info("caching up to %d frames of decoded images in %.2f GiB", num_frames, size / 2**30)
-        self._images = torch.frombuffer(mmap.mmap(-1, max(size, 1)), dtype=torch.uint8, count=size)
-        self._images = self._images.view(num_frames, *shape)
-        self._filled = torch.frombuffer(mmap.mmap(-1, max(num_frames, 1)), dtype=torch.uint8)
+        logger.info("caching up to %d frames of decoded images in %.2f GiB", len(self._shapes), size / 2**30)
+        self._memory = torch.frombuffer(mmap.mmap(-1, max(size, 1)), dtype=torch.uint8)
+        self._filled = torch.frombuffer(mmap.mmap(-1, max(len(self._shapes), 1)), dtype=torch.uint8)
 
     def get(self, i: int, read: Callable[[], Tensor]) -> Tensor:
         """The images of a frame.
@@ -52,18 +54,12 @@ class ImageCache:
 
         Returns:
             A copy of the images, uint8.
-
-        Raises:
-            ValueError: the frame's images have another shape than the cache was made for.
         """
+        shape, end = self._shapes[i], int(self._ends[i])
+        images = self._memory[end - math.prod(shape) : end].view(shape)
         if not self._filled[i]:
-            images = read()
-            if images.shape != self._images.shape[1:]:
-                raise ValueError(
-                    f"DATALOADER.CACHE_IMAGES: the images of frame {i} are {tuple(images.shape)}, those of "
-                    f"the first frame {tuple(self._images.shape[1:])}; the cache needs one size, set it to "
-                    "False"
-                )
-            self._images[i] = images
+            new = read()
+            assert new.shape == images.shape, (i, new.shape, images.shape)
+            images.copy_(new)
             self._filled[i] = 1
-        return self._images[i].clone()
+        return images.clone()

@@ -129,10 +129,11 @@ def load_kitti(root: str | Path, split: str, classes: Sequence[str]) -> KittiInd
 
 def split_folder(root: str | Path, split: str) -> Path:
     """The directory with a split's image_2, calib and, in training, label_2 (see `load_kitti`)."""
-    return Path(root) / ("training" if _has_labels(split) else "testing")
+    return Path(root) / ("training" if has_labels(split) else "testing")
 
 
-def _has_labels(split: str) -> bool:
+def has_labels(split: str) -> bool:
+    """Whether a split of that name is one of training, with labels (see `load_kitti`)."""
     return not (split == "test" or split.startswith("test_"))
 
 
@@ -144,9 +145,10 @@ def _read_split(root: Path, split: str) -> tuple[str, ...]:
     """The frames of a split, from ImageSets/<split>.txt."""
     if not root.is_dir():
         raise FileNotFoundError(
-            f"the dataset root {str(root)!r} does not exist. Set DATASETS.ROOT in the config, or on the command "
-            "line (DATASETS.ROOT /path/to/kitti), to the directory that holds training and ImageSets; or make "
-            "a synthetic world with `python tools/make_synthetic.py --format kitti --out DIR` and point it there"
+            f"the dataset root {str(root)!r} does not exist. Set DATASETS.ROOT in the config, or on the "
+            "command line (DATASETS.ROOT /path/to/kitti), to the directory that holds training and "
+            "ImageSets; or make a synthetic world with `python tools/make_synthetic.py --format kitti --out "
+            "DIR` and point it there"
         )
     path = root / "ImageSets" / f"{split}.txt"
     if not path.is_file():
@@ -164,8 +166,8 @@ def _read_split(root: Path, split: str) -> tuple[str, ...]:
             raise ValueError(f"{path}, line {number}: {frame!r}, expected a frame of six digits, as 000008")
         if frame in frames:
             raise ValueError(
-                f"{path}, line {number}: frame {frame} is in line {frames[frame]} already; every frame counts "
-                "once, take one out"
+                f"{path}, line {number}: frame {frame} is in line {frames[frame]} already; every frame "
+                "counts once, take one out"
             )
         frames[frame] = number
     if not frames:
@@ -187,7 +189,7 @@ def _state_of_files(folder: Path, frames: Sequence[str], split: str) -> str:
     """
     states = []
     for frame in frames:
-        for file in _files(folder, frame, _has_labels(split)):
+        for file in _files(folder, frame, has_labels(split)):
             try:
                 state = os.stat(file)  # noqa: PTH116
             except FileNotFoundError as error:
@@ -220,7 +222,7 @@ def _load(
         frame_ids=np.array(frames),
         image_sizes=np.array([frame.size for frame in read], dtype=np.int64),
         cam2img=np.stack([frame.cam2img for frame in read]),
-        annotated=_has_labels(split),
+        annotated=has_labels(split),
         box_starts=starts,
         boxes=np.concatenate([objects.boxes for objects in found]),
         labels=np.concatenate([objects.labels for objects in found]),
@@ -247,7 +249,7 @@ class _Frame:
 
 
 def _read_frame(folder: Path, frame: str, split: str, classes: tuple[str, ...]) -> _Frame:
-    image, calib, *label_file = _files(folder, frame, _has_labels(split))
+    image, calib, *label_file = _files(folder, frame, has_labels(split))
     size, cam2img = png_size(image), read_cam2img(calib)
     check_principal_point(calib, cam2img, image, size)
     if not label_file:
@@ -263,13 +265,12 @@ def _objects_to_find(path: str, classes: tuple[str, ...], cam2img: npt.NDArray[n
     if (objects.sizes <= 0).any():
         bad = int((objects.sizes <= 0).any(axis=1).argmax())
         raise ValueError(
-            f"{path}: a {objects.types[bad]} of height, width, length {objects.sizes[bad].tolist()} m, expected "
-            "sizes above 0; correct the row, or call it DontCare"
+            f"{path}: a {objects.types[bad]} of height, width, length {objects.sizes[bad].tolist()} m, "
+            "expected sizes above 0; correct the row, or call it DontCare"
         )
     z = objects.location[:, 2]
-    front = (
-        np.minimum(z, z + cam2img[2, 3]) > 0
-    )  # of the rectified camera 0, and of the one that took the image
+    # Of the rectified camera 0, and of camera 2, which took the image.
+    front = np.minimum(z, z + cam2img[2, 3]) > 0
     kept = objects[front]
     rows = np.column_stack([kept.location, kept.sizes[:, [2, 0, 1]], kept.rotation_y])
     boxes = CameraBoxes3D.from_bottom(torch.from_numpy(rows)).tensor.float().numpy()

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 _PROJECTION = "P2"  # of the left colour camera, which takes image_2
-# The principal point of a whole image is near its middle: KITTI's are at 0.48 to 0.50 of the width and 0.46 to
+# The principal point of a whole image is near its middle: KITTI's are near 0.49 of the width and 0.46 to
 # 0.49 of the height. Outside this range an image was resized, cropped or swapped without its calibration.
 _PRINCIPAL_POINT_RANGE = (0.25, 0.75)
 
@@ -21,7 +21,7 @@ def read_cam2img(path: str | Path) -> npt.NDArray[np.float64]:
 
     Returns:
         (4, 4) P2 with the row 0 0 0 1: from metres in the rectified camera 0's frame, in which labels are, to
-        (u * d, v * d, d, 1) with pixels u, v of image_2. Its translation is that of camera 2 against camera 0.
+        (u * d, v * d, d, 1) with pixels u, v of image_2. Its translation is camera 2's against camera 0.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -35,14 +35,14 @@ def read_cam2img(path: str | Path) -> npt.NDArray[np.float64]:
     if len(found) != 1:
         keys = ", ".join(key.strip() for key, _, _ in rows if key.strip())
         raise ValueError(
-            f"calibration {path} has {len(found)} rows {_PROJECTION}, expected one (rows there: {keys or 'none'}); "
-            "labels cannot be projected into image_2 without it: fetch the file again"
+            f"calibration {path} has {len(found)} rows {_PROJECTION}, expected one (rows there: "
+            f"{keys or 'none'}); labels cannot be projected into image_2 without it: fetch the file again"
         )
     projection = _parse(path, found[0])
     if not (projection[0, 0] > 0 and projection[1, 1] > 0 and np.array_equal(projection[2, :3], [0, 0, 1])):
         raise ValueError(
-            f"calibration {path}: {_PROJECTION} is {projection.tolist()}, expected the projection of a rectified "
-            "camera: focal lengths above 0 and a third row that begins 0 0 1"
+            f"calibration {path}: {_PROJECTION} is {projection.tolist()}, expected the projection of a "
+            "rectified camera: focal lengths above 0 and a third row that begins 0 0 1"
         )
     return np.concatenate([projection, [[0.0, 0.0, 0.0, 1.0]]])
 

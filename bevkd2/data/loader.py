@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import dataclasses
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from bevkd2.config import class_names
 from bevkd2.d2 import DatasetCatalog, comm
 from bevkd2.data.image_cache import ImageCache
+from bevkd2.data.kitti import has_labels, register_kitti
 from bevkd2.data.mapper import NuScenesMapper
+from bevkd2.data.mono_index import JoinedIndex
+from bevkd2.data.mono_mapper import MonoMapper
 from bevkd2.data.nuscenes import register_nuscenes
 from bevkd2.data.nuscenes_index import NuScenesIndex, concatenate
+from bevkd2.data.nuscenes_mono import register_nuscenes_mono
 from bevkd2.data.samplers import SceneSampler, TrainingSampler
+
+
+class Mapper(Protocol):
+    """Makes samples of the frames of an index."""
+
+    def __call__(
+        self, index: Any, i: int, rng: np.random.Generator, cache: ImageCache | None = None
+    ) -> dict[str, Any]:
+        """The sample of frame `i`; equal generators make equal samples."""
+
+    def cached_shape(self, index: Any, i: int) -> tuple[int, ...]:
+        """Shape of what `cache` holds of frame `i`."""
 
 
 class MappedDataset(Dataset[dict[str, Any]]):
@@ -24,7 +43,7 @@ class MappedDataset(Dataset[dict[str, Any]]):
     numbers of workers, and resumed ones, see the same augmentation.
     """
 
-    def __init__(self, index: NuScenesIndex, mapper: NuScenesMapper, seed: int, cache_images: bool) -> None:
+    def __init__(self, index: Any, mapper: Mapper, seed: int, cache_images: bool) -> None:
         """Combine index and mapper.
 
         Args:
@@ -35,9 +54,8 @@ class MappedDataset(Dataset[dict[str, Any]]):
         """
         self.index, self.mapper, self._seed = index, mapper, seed
         self._cache = None
-        if cache_images and len(index):
-            shape = (len(index.cameras), 3, *mapper.image_size(index, 0, 0))
-            self._cache = ImageCache(len(index), shape)
+        if cache_images:
+            self._cache = ImageCache([mapper.cached_shape(index, i) for i in range(len(index))])
 
     def __len__(self) -> int:
         return len(self.index)
@@ -60,15 +78,69 @@ def dataset_name(cfg: Any, split: str) -> str:
         The name.
 
     Raises:
-        ValueError: DATASETS.FORMAT is unknown.
+        ValueError: DATASETS.FORMAT or CLASSES is wrong for the other.
     """
+    return _format(cfg).register(cfg, split)
+
+
+def _register_nuscenes(cfg: Any, split: str) -> str:
     data = cfg.DATASETS
-    if data.FORMAT != "nuscenes":
-        raise ValueError(f"DATASETS.FORMAT is {data.FORMAT!r}, expected 'nuscenes'")
+    if data.CLASSES:
+        raise ValueError(
+            f"DATASETS.CLASSES is {list(data.CLASSES)}, but the multi-view format 'nuscenes' has ten classes "
+            "in a fixed order; set it to [], or choose a monocular DATASETS.FORMAT"
+        )
     cameras = tuple(cfg.INPUT.CAMERAS)
     name = "/".join([data.ROOT, data.VERSION, split, *cameras])
     register_nuscenes(name, data.ROOT, data.VERSION, split, data.CACHE_DIR, cameras)
     return name
+
+
+def _register_kitti(cfg: Any, split: str) -> str:
+    classes = class_names(cfg)
+    if split in cfg.DATASETS.TRAIN and not has_labels(split):
+        raise ValueError(
+            f"DATASETS.TRAIN names {split!r}, whose frames are in the folder testing, which has no labels; "
+            "call the list of a training split otherwise (neither test nor test_...)"
+        )
+    name = "/".join(["kitti", cfg.DATASETS.ROOT, split, *classes])
+    register_kitti(name, cfg.DATASETS.ROOT, split, classes)
+    return name
+
+
+def _register_nuscenes_mono(cfg: Any, split: str) -> str:
+    data, cameras, classes = cfg.DATASETS, tuple(cfg.INPUT.CAMERAS), class_names(cfg)
+    name = "/".join(["mono", data.ROOT, data.VERSION, split, *cameras, *classes])
+    register_nuscenes_mono(name, data.ROOT, data.VERSION, split, data.CACHE_DIR, cameras, classes)
+    return name
+
+
+@dataclasses.dataclass(frozen=True)
+class _Format:
+    """What a DATASETS.FORMAT reads with."""
+
+    register: Callable[[Any, str], str]
+    """(cfg, split) -> its name in DatasetCatalog, which loads its index."""
+    join: Callable[[Sequence[Any]], Any]
+    """Of the indices of several training splits."""
+    groups: Callable[[Any], list[range]]
+    """Frames of an index that one process must evaluate, in order."""
+    mapper: Callable[..., Mapper]
+
+
+_mono_groups = operator.methodcaller("groups")
+_FORMATS = {
+    "nuscenes": _Format(_register_nuscenes, concatenate, NuScenesIndex.scenes, NuScenesMapper),
+    "kitti": _Format(_register_kitti, JoinedIndex, _mono_groups, MonoMapper),
+    "nuscenes_mono": _Format(_register_nuscenes_mono, JoinedIndex, _mono_groups, MonoMapper),
+}
+
+
+def _format(cfg: Any) -> _Format:
+    name = cfg.DATASETS.FORMAT
+    if name not in _FORMATS:
+        raise ValueError(f"DATASETS.FORMAT is {name!r}, expected one of {', '.join(_FORMATS)}")
+    return _FORMATS[name]
 
 
 def build_train_loader(cfg: Any, start_iter: int = 0) -> DataLoader[dict[str, Any]]:
@@ -91,15 +163,16 @@ def build_train_loader(cfg: Any, start_iter: int = 0) -> DataLoader[dict[str, An
         )
     if not cfg.DATASETS.TRAIN:
         raise ValueError("DATASETS.TRAIN is empty, expected the name of a split or several")
-    index = concatenate([DatasetCatalog.get(dataset_name(cfg, split)) for split in cfg.DATASETS.TRAIN])
+    form = _format(cfg)
+    index = form.join([DatasetCatalog.get(dataset_name(cfg, split)) for split in cfg.DATASETS.TRAIN])
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-    dataset = MappedDataset(index, NuScenesMapper(cfg, is_train=True), seed, cfg.DATALOADER.CACHE_IMAGES)
+    dataset = MappedDataset(index, form.mapper(cfg, is_train=True), seed, cfg.DATALOADER.CACHE_IMAGES)
     sampler = TrainingSampler(len(index), seed, comm.get_rank(), world_size, start_iter * total)
     return _loader(dataset, sampler, total // world_size, cfg.DATALOADER.NUM_WORKERS)
 
 
 def build_test_loader(cfg: Any, split: str) -> DataLoader[dict[str, Any]]:
-    """The test loader of this rank: its scenes, frame by frame in order.
+    """The test loader of this rank: its frames in order, scenes and key frames in one piece.
 
     Args:
         cfg: the config.
@@ -108,10 +181,11 @@ def build_test_loader(cfg: Any, split: str) -> DataLoader[dict[str, Any]]:
     Returns:
         A loader of lists of one sample.
     """
+    form = _format(cfg)
     index = DatasetCatalog.get(dataset_name(cfg, split))
     # No cache: an evaluation reads every frame once, and the next one has a loader of its own.
-    dataset = MappedDataset(index, NuScenesMapper(cfg, is_train=False), seed=0, cache_images=False)
-    sampler = SceneSampler(index.scenes(), comm.get_rank(), comm.get_world_size())
+    dataset = MappedDataset(index, form.mapper(cfg, is_train=False), seed=0, cache_images=False)
+    sampler = SceneSampler(form.groups(index), comm.get_rank(), comm.get_world_size())
     return _loader(dataset, sampler, 1, cfg.DATALOADER.NUM_WORKERS)
 
 

@@ -142,6 +142,10 @@ class NuScenesMapper:
         height, width = index.image_sizes[i, camera].tolist()
         return scaled_size((height, width), self.image_scale)
 
+    def cached_shape(self, index: NuScenesIndex, i: int) -> tuple[int, ...]:
+        """Shape of what an image cache holds of a frame."""
+        return (len(index.cameras), 3, *self.image_size(index, i, 0))
+
     def read_images(self, index: NuScenesIndex, i: int) -> Tensor:
         """Read, decode and resize the images of a frame: uint8 (C, 3, H, W).
 

@@ -113,7 +113,9 @@ def test_no_training_split(cfg):
 
 def test_unknown_format(cfg):
     cfg.DATASETS.FORMAT = "waymo"
-    with pytest.raises(ValueError, match=r"DATASETS\.FORMAT is 'waymo', expected 'nuscenes'"):
+    with pytest.raises(
+        ValueError, match=r"DATASETS\.FORMAT is 'waymo', expected one of nuscenes, kitti, nuscenes_mono"
+    ):
         dataset_name(cfg, "both")
 
 

@@ -133,15 +133,22 @@ def test_from_config():
 
 
 def test_cached_images_are_the_read_ones(index):
-    cache = ImageCache(len(index), (6, 3, 18, 32))
+    cache = ImageCache([(6, 3, 18, 32)] * len(index))
     plain, first, second = (mapper()(index, 4, rng(), c)["images"] for c in (None, cache, cache))
     assert torch.equal(plain, first) and torch.equal(plain, second)
     second.zero_()
     assert torch.equal(plain, cache.get(4, lambda: pytest.fail("read again")))
 
 
+def test_cache_holds_frames_of_any_size():
+    frames = [torch.full((3, 2 + i, 5), i, dtype=torch.uint8) for i in range(4)]
+    cache = ImageCache([frame.shape for frame in frames])
+    for i in (2, 0, 3, 1):
+        assert torch.equal(cache.get(i, lambda i=i: frames[i]), frames[i])
+    for i, frame in enumerate(frames):
+        assert torch.equal(cache.get(i, lambda: pytest.fail("read again")), frame)
+
+
 def test_cache_refuses_what_does_not_fit():
-    with pytest.raises(ValueError, match=r"CACHE_IMAGES: .* GiB"):
-        ImageCache(10**9, (6, 3, 450, 800))
-    with pytest.raises(ValueError, match="the cache needs one size"):
-        ImageCache(1, (1, 3, 2, 2)).get(0, lambda: torch.zeros((1, 3, 4, 4), dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"CACHE_IMAGES: 1 frames take .* GiB"):
+        ImageCache([(10**9, 3, 450, 800)])
