@@ -52,21 +52,6 @@ def test_another_world_needs_overwrite(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["world"]
 
 
-def test_a_folder_of_something_else_is_never_replaced(tmp_path):
-    precious = tmp_path / "home"
-    precious.mkdir()
-    (precious / "thesis.tex").write_text("years of work")
-    with pytest.raises(FileExistsError, match="is not a synthetic world"):
-        generate(SMALL, precious, overwrite=True, progress=False)
-    assert (precious / "thesis.tex").read_text() == "years of work"
-
-
-def test_an_empty_folder_is_filled(tmp_path):
-    (tmp_path / "world").mkdir()
-    root = generate(SMALL, tmp_path / "world", progress=False)
-    assert (root / SMALL.version / "sample.json").is_file()
-
-
 def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(config, root, index):
         raise OSError("no space left on device")
