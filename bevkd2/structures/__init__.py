@@ -2,7 +2,7 @@
 
 from bevkd2.structures.boxes3d import Boxes3D, wrap_angle
 from bevkd2.structures.camera_boxes import CameraBoxes3D, project_boxes, projected_boxes2d
-from bevkd2.structures.camera_global import camera_from_upright, camera_to_upright
+from bevkd2.structures.camera_global import UPRIGHT_TO_CAMERA, camera_from_upright, camera_to_upright
 from bevkd2.structures.cameras import (
     CAMERA_NAMES,
     invert_pose,
@@ -18,6 +18,7 @@ from bevkd2.structures.global_boxes import GlobalBoxes, from_global, to_global
 
 __all__ = [
     "CAMERA_NAMES",
+    "UPRIGHT_TO_CAMERA",
     "Boxes3D",
     "CameraBoxes3D",
     "GlobalBoxes",

@@ -12,9 +12,9 @@ from bevkd2.structures.cameras import invert_pose
 
 Array = npt.NDArray[np.float64]
 
-# To the camera's axes (x right, y down, z forward) from those of `CameraBoxes3D.upright` (x right, y forward,
-# z up).
-_CAMERA_AXES = np.array([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+UPRIGHT_TO_CAMERA: Array = np.array([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+"""(4, 4) to a camera's axes (x right, y down, z forward) from those of `CameraBoxes3D.upright` (x right, y
+forward, z up): `cam2img @ UPRIGHT_TO_CAMERA` projects a camera's upright boxes."""
 
 
 def camera_to_upright(boxes: CameraBoxes3D, cam2frame: Array) -> Boxes3D:
@@ -32,7 +32,7 @@ def camera_to_upright(boxes: CameraBoxes3D, cam2frame: Array) -> Boxes3D:
     Returns:
         N boxes, float64, with a velocity if `boxes` have one.
     """
-    matrix = torch.from_numpy(cam2frame @ _CAMERA_AXES)
+    matrix = torch.from_numpy(cam2frame @ UPRIGHT_TO_CAMERA)
     return boxes.to(torch.float64).upright().transform(matrix)
 
 
@@ -46,6 +46,6 @@ def camera_from_upright(boxes: Boxes3D, cam2frame: Array) -> CameraBoxes3D:
     Returns:
         N boxes in the dtype of `boxes`, rotation_y in [-pi, pi]; NaN velocities stay NaN.
     """
-    matrix = torch.from_numpy(invert_pose(cam2frame @ _CAMERA_AXES))
+    matrix = torch.from_numpy(invert_pose(cam2frame @ UPRIGHT_TO_CAMERA))
     moved = boxes.to(torch.float64).transform(matrix)
     return CameraBoxes3D.from_upright(moved).to(boxes.tensor.dtype)

@@ -7,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyquaternion import Quaternion
 
-from bevkd2.structures import Boxes3D, CameraBoxes3D, camera_from_upright, camera_to_upright, pose_matrix
+from bevkd2.structures import (
+    UPRIGHT_TO_CAMERA,
+    Boxes3D,
+    CameraBoxes3D,
+    camera_from_upright,
+    camera_to_upright,
+    pose_matrix,
+    project_boxes,
+    project_points,
+)
 
 LEVEL = Quaternion(0.5, -0.5, 0.5, -0.5)  # a level camera that looks along +x of a frame with z up
 angles = st.floats(-3.1, 3.1)
@@ -63,3 +72,16 @@ def test_unknown_velocities_stay_unknown():
     boxes = Boxes3D(torch.tensor([[620.0, 1590, 0.8, 4.5, 1.9, 1.6, 0.3, math.nan, math.nan]]))
     out = camera_from_upright(boxes, camera_pose(0.3))
     assert out.velocity.isnan().all() and out.tensor[:, :7].isfinite().all()
+
+
+def test_upright_boxes_are_projected_where_the_cameras_are():
+    tensor = torch.tensor(
+        [[2.0, 0.5, 10, 4.5, 1.9, 1.6, 0.4], [-6, 1, 25, 9, 2.5, 3, -2]], dtype=torch.float64
+    )
+    boxes = CameraBoxes3D(tensor)
+    cam2img = torch.tensor([[700.0, 0, 600, 45], [0, 710, 180, 0.2], [0, 0, 1, 0.003], [0, 0, 0, 1]]).double()
+    expected, _ = project_boxes(boxes, cam2img)
+    given, _ = project_points(boxes.upright().corners(), cam2img @ torch.from_numpy(UPRIGHT_TO_CAMERA))
+    # The same eight corners, in another order.
+    distances = torch.cdist(given, expected).min(dim=2)
+    assert distances.values.max() < 1e-9 and (distances.indices.sort(dim=1).values == torch.arange(8)).all()
