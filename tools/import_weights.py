@@ -17,6 +17,7 @@ from bevkd2.checkpoint import (
     StateDictMismatchError,
     import_bevformer,
     import_fcos3d,
+    import_smoke,
     load_file,
     save_file,
 )
@@ -27,6 +28,7 @@ IMPORTERS = {
     "bevformer": import_bevformer.from_published,
     "fcos3d": import_fcos3d.from_published,
     "pgd": import_fcos3d.from_published,
+    "smoke": import_smoke.from_published,
 }
 
 

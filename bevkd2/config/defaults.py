@@ -17,6 +17,7 @@ from bevkd2.config.mono_data import add_mono_data
 from bevkd2.config.node import CfgNode as CN  # noqa: N817  (Detectron2's customary alias)
 from bevkd2.config.nuscenes_mono import add_nuscenes_mono
 from bevkd2.config.plugins import extend_config
+from bevkd2.config.smoke import add_smoke
 
 
 def get_cfg() -> CN:
@@ -55,6 +56,7 @@ def add_bevkd2_config(cfg: fvcore_config.CfgNode) -> None:
     _add_model(cfg.MODEL)
     _add_bevformer(cfg.MODEL)
     add_fcos3d(cfg.MODEL)
+    add_smoke(cfg.MODEL)
     _add_data(cfg)
     add_mono_data(cfg)
     _add_solver(cfg.SOLVER)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from bevkd2.config import CfgNode
-from bevkd2.config.mono_data import class_names
+from bevkd2.config import CfgNode, class_names
 from bevkd2.d2 import build_backbone
+from bevkd2.modeling.meta_arch.mono_config import pixel_arguments
 from bevkd2.modeling.mono.smoke_decode import SmokeCoder
 from bevkd2.modeling.mono.smoke_head import SmokeHead
 from bevkd2.modeling.mono.smoke_losses import SmokeLossWeights
@@ -26,7 +26,7 @@ def smoke_arguments(cfg: CfgNode) -> dict[str, Any]:
         ValueError: keys that contradict each other.
     """
     classes = class_names(cfg)
-    _check(cfg, classes)
+    _check(cfg.MODEL.SMOKE, classes)
     model, smoke = cfg.MODEL, cfg.MODEL.SMOKE
     body = build_backbone(cfg)
     neck = DLAUp(
@@ -47,15 +47,11 @@ def smoke_arguments(cfg: CfgNode) -> dict[str, Any]:
         "max_detections": smoke.MAX_DETECTIONS,
         "score_threshold": smoke.SCORE_THRESHOLD,
         "num_classes": len(classes),
-        "pixel_mean": model.PIXEL_MEAN,
-        "pixel_std": model.PIXEL_STD,
-        "pixel_format": model.PIXEL_FORMAT,
-        "size_divisibility": model.SIZE_DIVISIBILITY,
+        **pixel_arguments(cfg),
     }
 
 
-def _check(cfg: CfgNode, classes: tuple[str, ...]) -> None:
-    model, smoke = cfg.MODEL, cfg.MODEL.SMOKE
+def _check(smoke: CfgNode, classes: tuple[str, ...]) -> None:
     priors = smoke.SIZE_PRIORS
     rules = [
         (
@@ -69,10 +65,6 @@ def _check(cfg: CfgNode, classes: tuple[str, ...]) -> None:
         ),
         (0 < smoke.MIN_OVERLAP < 1, f"MIN_OVERLAP is {smoke.MIN_OVERLAP}, expected between 0 and 1"),
         (smoke.MAX_DETECTIONS >= 1, f"MAX_DETECTIONS is {smoke.MAX_DETECTIONS}, expected 1 at least"),
-        (
-            model.PIXEL_FORMAT in ("RGB", "BGR"),
-            f"MODEL.PIXEL_FORMAT is {model.PIXEL_FORMAT!r}, expected 'RGB' or 'BGR'",
-        ),
     ]
     broken = [message for holds, message in rules if not holds]
     if broken:

@@ -61,7 +61,9 @@ class SmokeCoder:
         x, _, z = (centers if heading_centers is None else heading_centers).unbind(dim=1)
         # The published code adds or takes a quarter turn by the cosine's sign, which is atan2 of both.
         local = torch.atan2(codes[:, 6], codes[:, 7]) - math.pi / 2
-        heading = wrap_angle(local + torch.atan2(x, z))
+        # Behind the camera, where no object is, this too is as published: the arc tangent of x / z.
+        azimuth = torch.atan2(x.where(z >= 0, -x), z.abs())
+        heading = wrap_angle(local + azimuth)
         return CameraBoxes3D(torch.cat([centers, sizes[:, [0, 2, 1]], heading[:, None]], dim=1))
 
 

@@ -54,18 +54,25 @@ def smoke_losses(
     truth = objects.boxes[objects.teaches_boxes]
     codes = outputs.codes[rows, :, cells[:, 1], cells[:, 0]]
     predicted = coder.decode(codes, cells, labels, cam2img[rows], heading_centers=truth.center)
-    for name, boxes in _disentangled(predicted, truth).items():
+    for name, boxes in disentangled_boxes(predicted, truth).items():
         distance = (boxes.corners() - truth.corners()).abs().sum()
         # The second term keeps the graph where no image has an object.
         losses[f"loss_{name}"] = weights.box * distance + outputs.codes.sum() * 0
     return losses
 
 
-def _disentangled(predicted: CameraBoxes3D, truth: CameraBoxes3D) -> dict[str, CameraBoxes3D]:
+def disentangled_boxes(predicted: CameraBoxes3D, truth: CameraBoxes3D) -> dict[str, CameraBoxes3D]:
     """Annotated boxes, each with one part exchanged for the predicted one.
 
     As in the published code, boxes stand on their bottom: the exchanged location is the predicted centre
     lowered by half of the predicted height, so this loss teaches the height too.
+
+    Args:
+        predicted: P boxes.
+        truth: P annotated ones.
+
+    Returns:
+        P boxes by ``orientation``, ``size`` and ``location``, whatever is predicted in them.
     """
     ours, theirs = predicted.to_bottom(), truth.to_bottom()
     parts = {"orientation": slice(6, 7), "size": slice(3, 6), "location": slice(0, 3)}
