@@ -7,7 +7,6 @@ import functools
 import hashlib
 import logging
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,13 +17,13 @@ import torch
 from bevkd2.d2 import DatasetCatalog, MetadataCatalog
 from bevkd2.data.image_files import png_size
 from bevkd2.data.kitti_calib import check_principal_point, read_cam2img
+from bevkd2.data.kitti_frames import read_frame_list
 from bevkd2.data.kitti_labels import read_labels
 from bevkd2.data.mono_index import MonoRecord
 from bevkd2.structures import CameraBoxes3D
 
 logger = logging.getLogger(__name__)
 
-_FRAME_ID = re.compile(r"\d{6}")
 _COLUMNS = 7
 
 
@@ -157,22 +156,7 @@ def _read_split(root: Path, split: str) -> tuple[str, ...]:
             f"{path} does not exist; it lists the frames of the split {split!r}, one a line. Splits there: "
             f"{', '.join(present) or 'none'}. Set DATASETS.TRAIN and DATASETS.TEST, or write the list"
         )
-    frames: dict[str, int] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        frame = line.strip()
-        if not frame:
-            continue
-        if not _FRAME_ID.fullmatch(frame):
-            raise ValueError(f"{path}, line {number}: {frame!r}, expected a frame of six digits, as 000008")
-        if frame in frames:
-            raise ValueError(
-                f"{path}, line {number}: frame {frame} is in line {frames[frame]} already; every frame "
-                "counts once, take one out"
-            )
-        frames[frame] = number
-    if not frames:
-        raise ValueError(f"{path} lists no frame, expected one a line, as 000008")
-    return tuple(frames)
+    return read_frame_list(path)
 
 
 def _files(folder: Path, frame: str, labels: bool) -> list[str]:
