@@ -63,8 +63,9 @@ class NuScenesMonoIndex:
             i: frame times the number of cameras, plus the camera.
 
         Returns:
-            The record. `extra` holds sample_token and camera (str), cam2global (4, 4) float64, through the
-            ego's pose at the camera's own time, and lidar2global and ego2global (4, 4) float64.
+            The record, without image-plane boxes, as nuScenes has none of its own. `extra` holds sample_token
+            and camera (str), cam2global (4, 4) float64, through the ego's pose at the camera's own time, and
+            lidar2global and ego2global (4, 4) float64.
 
         Raises:
             IndexError: no such image.
@@ -88,7 +89,6 @@ class NuScenesMonoIndex:
             cam2img=cam2img,
             boxes=boxes[seen],
             labels=labels[seen],
-            boxes2d=boxes2d[seen],
             attributes=attributes[seen],
             extra={
                 "sample_token": token,
