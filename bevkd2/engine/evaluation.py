@@ -15,9 +15,15 @@ from bevkd2.checkpoint import Checkpointer
 from bevkd2.config import stored_classes
 from bevkd2.d2 import DatasetCatalog, DatasetEvaluator, comm, inference_on_dataset, print_csv_format
 from bevkd2.data.loader import build_test_loader, dataset_name
-from bevkd2.evaluation.nuscenes import NuScenesEvaluator
+from bevkd2.evaluation import KittiEvaluator, NuScenesEvaluator, NuScenesMonoEvaluator
 
 _logger = logging.getLogger(__name__)
+
+_EVALUATORS: dict[str, Callable[[CfgNode, str, Path], DatasetEvaluator]] = {
+    "nuscenes": NuScenesEvaluator,
+    "nuscenes_mono": NuScenesMonoEvaluator,
+    "kitti": KittiEvaluator,
+}
 
 
 def build_evaluator(cfg: CfgNode, split: str, output_dir: Path) -> DatasetEvaluator:
@@ -27,8 +33,14 @@ def build_evaluator(cfg: CfgNode, split: str, output_dir: Path) -> DatasetEvalua
         cfg: the config; reads DATASETS.
         split: one of DATASETS.TEST.
         output_dir: where results are written.
+
+    Raises:
+        ValueError: DATASETS.FORMAT is unknown.
     """
-    return NuScenesEvaluator(cfg, split, output_dir)
+    form = cfg.DATASETS.FORMAT
+    if form not in _EVALUATORS:
+        raise ValueError(f"DATASETS.FORMAT is {form!r}, expected one of {', '.join(_EVALUATORS)}")
+    return _EVALUATORS[form](cfg, split, output_dir)
 
 
 def check_datasets(cfg: CfgNode, *, training: bool) -> None:

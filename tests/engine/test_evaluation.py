@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from bevkd2.checkpoint import Checkpointer, StateDictMismatchError
+from bevkd2.config import get_cfg
 from bevkd2.d2 import build_model
 from bevkd2.engine import evaluate, load_for_evaluation
+from bevkd2.engine.evaluation import build_evaluator
+from bevkd2.evaluation import KittiEvaluator, NuScenesEvaluator, NuScenesMonoEvaluator
 from tests.engine.toys import ToyEvaluator, build_toy_test_loader, flat, toy_cfg
 
 
@@ -86,3 +89,16 @@ def test_allowance_does_not_hold_for_what_is_scored(tmp_path: Path) -> None:
     cfg.merge_from_list(["MODEL.WEIGHTS", str(weights), "MODEL.ALLOW_MISSING", ["head."]])
     with pytest.raises(StateDictMismatchError, match=r"2 keys missing from it: head\.bias, head\.weight"):
         load_for_evaluation(cfg, build_model(cfg), resume=False)
+
+
+@pytest.mark.parametrize(
+    ("form", "evaluator"),
+    [("nuscenes", NuScenesEvaluator), ("nuscenes_mono", NuScenesMonoEvaluator), ("kitti", KittiEvaluator)],
+)
+def test_the_data_s_format_decides_who_scores(tmp_path: Path, form: str, evaluator: type) -> None:
+    cfg = get_cfg()
+    cfg.DATASETS.FORMAT = form
+    assert type(build_evaluator(cfg, "val", tmp_path)) is evaluator
+    cfg.DATASETS.FORMAT = "coco"
+    with pytest.raises(ValueError, match=r"DATASETS\.FORMAT is 'coco', expected one of nuscenes"):
+        build_evaluator(cfg, "val", tmp_path)
