@@ -14,6 +14,7 @@ from bevkd2.visualization.objects import Array, Image, Objects
 _GRID = (214, 214, 214)
 _EGO = (60, 60, 60)
 _RING_STEP = 10.0
+_RING_LABEL_WIDTH = 40  # pixels
 # Metres, about a car's.
 _EGO_LENGTH, _EGO_WIDTH = 4.6, 1.9
 # Slower objects get no arrow.
@@ -75,23 +76,30 @@ def draw_bev(
         ValueError: `base` has another shape.
     """
     if base is None:
-        canvas = _draw_rings(frame)
+        canvas = np.full((*frame.shape, 3), 255, dtype=np.uint8)
+        draw_rings(canvas, frame)
     elif base.shape[:2] == frame.shape:
         canvas = base.copy()
     else:
         raise ValueError(f"draw_bev: base is {base.shape[:2]}, expected the frame's {frame.shape}")
     if truth is not None:
-        _draw_filled(canvas, frame, truth)
+        draw_filled(canvas, frame, truth)
     if predictions is not None:
-        _draw_outlined(canvas, frame, predictions)
+        draw_outlined(canvas, frame, predictions)
     _draw_ego(canvas, frame)
     return canvas
 
 
-def draw_outlines(canvas: Image, frame: BEVFrame, objects: Objects, color: tuple[int, int, int]) -> None:
-    """Draw thin outlines of one colour, in place."""
+def draw_outlines(
+    canvas: Image, frame: BEVFrame, objects: Objects, color: tuple[int, int, int], headings: bool = False
+) -> None:
+    """Draw thin outlines of one colour, in place; with `headings`, a line from each centre to the front."""
     for footprint in _footprints(frame, objects):
         cv2.polylines(canvas, [footprint], True, color, 1, cv2.LINE_AA)
+        if headings:
+            center, front = footprint.mean(axis=0), footprint[:2].mean(axis=0)
+            (x0, y0), (x1, y1) = np.rint([center, front]).astype(int).tolist()
+            cv2.line(canvas, (x0, y0), (x1, y1), color, 1, cv2.LINE_AA)
 
 
 def _footprints(frame: BEVFrame, objects: Objects) -> npt.NDArray[np.int32]:
@@ -104,21 +112,30 @@ def _round(points: Array) -> npt.NDArray[np.int32]:
     return np.ascontiguousarray(np.rint(np.clip(points - 0.5, -1e6, 1e6)), dtype=np.int32)
 
 
-def _draw_rings(frame: BEVFrame) -> Image:
-    canvas = np.full((*frame.shape, 3), 255, dtype=np.uint8)
+def draw_rings(canvas: Image, frame: BEVFrame, bearing: float = 0.0) -> None:
+    """Draw circles of constant distance from the origin, every 10 m, in place.
+
+    Args:
+        canvas: of `frame.shape`.
+        frame: what part of the ground.
+        bearing: radians to the right of +y, where the distances are written; farther left along the circle
+            where that would be outside of the picture.
+    """
     farthest = max(abs(limit) for limit in frame.extent)
     center = tuple(_round(frame.to_pixels(np.zeros(2))).tolist())
+    rightmost = frame.extent[2] - _RING_LABEL_WIDTH / frame.pixels_per_meter
     for radius in np.arange(_RING_STEP, 1.5 * farthest, _RING_STEP):
         cv2.circle(canvas, center, round(radius * frame.pixels_per_meter), _GRID, 1, cv2.LINE_AA)
-        x, y = _round(frame.to_pixels(np.array([0.0, radius]))).tolist()
+        side = float(np.clip(radius * np.sin(bearing), -radius, min(rightmost, radius)))
+        x, y = _round(frame.to_pixels(np.array([side, np.sqrt(radius**2 - side**2)]))).tolist()
         if 0 < y < frame.shape[0] - 12:
             cv2.putText(
                 canvas, f"{radius:.0f} m", (x + 2, y + 11), cv2.FONT_HERSHEY_SIMPLEX, 0.35, (150, 150, 150), 1
             )
-    return canvas
 
 
-def _draw_filled(canvas: Image, frame: BEVFrame, objects: Objects) -> None:
+def draw_filled(canvas: Image, frame: BEVFrame, objects: Objects) -> None:
+    """Draw footprints filled in a pale tone of the class's colour, in place; a bar marks the front."""
     pale = canvas.copy()
     for i, footprint in enumerate(_footprints(frame, objects)):
         cv2.fillPoly(pale, [footprint], objects.color(i), cv2.LINE_AA)
@@ -128,7 +145,8 @@ def _draw_filled(canvas: Image, frame: BEVFrame, objects: Objects) -> None:
         _draw_velocity(canvas, frame, objects, i)
 
 
-def _draw_outlined(canvas: Image, frame: BEVFrame, objects: Objects) -> None:
+def draw_outlined(canvas: Image, frame: BEVFrame, objects: Objects) -> None:
+    """Draw footprints as outlines in the class's colour, in place: the surer the thicker and the higher."""
     order = range(len(objects)) if objects.scores is None else np.argsort(objects.scores)
     footprints = _footprints(frame, objects)
     for i in order:

@@ -79,17 +79,35 @@ def draw_boxes(image: Image, objects: Objects, lidar2img: Array, scale: float = 
     return canvas
 
 
+def draw_box_edges(canvas: Image, objects: Objects, lidar2img: Array, color: tuple[int, int, int]) -> None:
+    """Draw thin edges of one colour, in place.
+
+    Args:
+        canvas: (H, W, 3) RGB.
+        objects: what to draw.
+        lidar2img: (4, 4) metres to pixels of the canvas.
+        color: RGB.
+    """
+    segments, visible = project_edges(objects.corners(), lidar2img)
+    for (x0, y0), (x1, y1) in _round(segments[visible]).tolist():
+        cv2.line(canvas, (x0, y0), (x1, y1), color, 1, cv2.LINE_AA)
+
+
 def _touches(segments: Array, shape: tuple[int, ...]) -> bool:
     """Whether the bounding box of (k, 2, 2) segments meets an image of a shape (H, W, ...)."""
     low, high = segments.min(axis=(0, 1)), segments.max(axis=(0, 1))
     return bool(high[0] >= 0 and high[1] >= 0 and low[0] < shape[1] and low[1] < shape[0])
 
 
+def _round(points: Array) -> npt.NDArray[np.int64]:
+    # Pixel (i, j) covers [j, j + 1) x [i, i + 1), OpenCV's coordinates name its middle.
+    return np.rint(np.clip(points - 0.5, -1e6, 1e6)).astype(np.int64)
+
+
 def _draw_box(
     canvas: Image, segments: Array, visible: npt.NDArray[np.bool_], color: tuple[int, int, int]
 ) -> None:
-    # Pixel (i, j) covers [j, j + 1) x [i, i + 1), OpenCV's coordinates name its middle.
-    pixels = np.rint(np.clip(segments - 0.5, -1e6, 1e6)).astype(int)
+    pixels = _round(segments)
     if visible[:_NUM_FRONT_EDGES].all():
         shaded = canvas.copy()
         cv2.fillConvexPoly(shaded, pixels[:_NUM_FRONT_EDGES, 0].astype(np.int32), color, cv2.LINE_AA)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bevkd2.structures import Boxes3D
+from bevkd2.structures import Boxes3D, CameraBoxes3D
 
 Image = npt.NDArray[np.uint8]
 """(H, W, 3) RGB."""
@@ -34,19 +34,28 @@ CLASS_COLORS: Image = np.array(
 """(10, 3) RGB, in the order of the class labels; further labels begin again."""
 
 
+def class_palette(num_classes: int) -> Image:
+    """Colours of few classes, (num_classes, 3) and at most ten, as far apart as CLASS_COLORS has them."""
+    count = min(num_classes, len(CLASS_COLORS))
+    return CLASS_COLORS[np.arange(count) * len(CLASS_COLORS) // max(count, 1)]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Objects:
     """Annotated or predicted objects of one frame.
 
     Attributes:
-        boxes: N boxes in the LIDAR_TOP frame.
+        boxes: N boxes with z up: in the LIDAR_TOP frame, or those of a camera turned upright (x right, y
+            forward; `CameraBoxes3D.upright`).
         labels: (N,) class labels.
         scores: (N,) in 0..1; None for annotations.
+        colors: (K, 3) RGB in the order of the labels; further labels begin again.
     """
 
     boxes: Boxes3D
     labels: npt.NDArray[np.int64]
     scores: Array | None = None
+    colors: Image = dataclasses.field(default_factory=lambda: CLASS_COLORS, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.labels) != len(self.boxes):
@@ -59,21 +68,28 @@ class Objects:
             )
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Objects:
+    def from_dict(cls, record: Mapping[str, Any], colors: Image = CLASS_COLORS) -> Objects:
         """From a sample's annotations or a model's output.
 
         Args:
-            record: "boxes" Boxes3D and "labels" (N,), and for predictions "scores" (N,). Without "boxes"
-                there are no objects.
+            record: "boxes" (Boxes3D, or CameraBoxes3D, which are turned upright) and "labels" (N,), and for
+                predictions "scores" (N,). Without "boxes" there are no objects.
+            colors: (K, 3) RGB in the order of the labels.
 
         Returns:
             The objects, on the CPU.
         """
         if "boxes" not in record:
-            return cls(Boxes3D.empty(), np.zeros(0, dtype=np.int64))
-        boxes = Boxes3D(record["boxes"].tensor.detach().cpu().double())
+            return cls(Boxes3D.empty(), np.zeros(0, dtype=np.int64), colors=colors)
+        boxes = record["boxes"]
+        upright = boxes.upright() if isinstance(boxes, CameraBoxes3D) else boxes
         scores = record.get("scores")
-        return cls(boxes, _to_numpy(record["labels"]), None if scores is None else _to_numpy(scores))
+        return cls(
+            Boxes3D(upright.tensor.detach().cpu().double()),
+            _to_numpy(record["labels"]),
+            None if scores is None else _to_numpy(scores),
+            colors,
+        )
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -83,7 +99,7 @@ class Objects:
         if self.scores is None:
             return self
         keep = np.nonzero(self.scores >= threshold)[0]
-        return Objects(self.boxes[torch.from_numpy(keep)], self.labels[keep], self.scores[keep])
+        return Objects(self.boxes[torch.from_numpy(keep)], self.labels[keep], self.scores[keep], self.colors)
 
     def corners(self) -> Array:
         """(N, 8, 3) metres, in the order of `Boxes3D.corners`: the front face first."""
@@ -91,7 +107,7 @@ class Objects:
 
     def color(self, index: int) -> tuple[int, int, int]:
         """RGB of an object's class."""
-        r, g, b = CLASS_COLORS[self.labels[index] % len(CLASS_COLORS)].tolist()
+        r, g, b = self.colors[self.labels[index] % len(self.colors)].tolist()
         return r, g, b
 
 

@@ -1,0 +1,144 @@
+"""One camera's image with boxes, and its scene from above: x to the right, z (forward) upwards."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from bevkd2.visualization.bev_view import BEVFrame, draw_filled, draw_outlined, draw_outlines, draw_rings
+from bevkd2.visualization.camera_view import draw_box_edges, draw_boxes
+from bevkd2.visualization.canvas import resize
+from bevkd2.visualization.objects import Array, Image, Objects
+from bevkd2.visualization.score_labels import draw_scores
+
+_UNSEEN = (236, 236, 236)
+_BORDER = (190, 190, 190)
+_CAMERA = (60, 60, 60)
+_TRUTH = (255, 255, 255)
+_TRUTH_ABOVE = (20, 20, 20)
+# (x, y, z) of a camera's frame (x right, y down, z forward) from upright axes (x right, y forward, z up).
+_UPRIGHT_TO_CAMERA = np.array([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+
+
+def upright2img(cam2img: npt.NDArray[np.floating]) -> Array:
+    """Projection of a camera's upright axes (`CameraBoxes3D.upright`), as `draw_boxes` reads it.
+
+    Args:
+        cam2img: (4, 4) metres in the camera's frame to (u * d, v * d, d, 1), pixels.
+
+    Returns:
+        (4, 4).
+
+    Raises:
+        ValueError: another shape.
+    """
+    if cam2img.shape != (4, 4):
+        raise ValueError(f"upright2img: cam2img is {cam2img.shape}, expected (4, 4): pad P2 with 0 0 0 1")
+    return cam2img.astype(np.float64) @ _UPRIGHT_TO_CAMERA
+
+
+def draw_mono_image(
+    image: Image,
+    cam2img: npt.NDArray[np.floating],
+    objects: Objects,
+    truth: Objects | None = None,
+    scale: float = 1.0,
+) -> Image:
+    """Draw boxes into one camera's image, each with its score, the front face thick and shaded.
+
+    Args:
+        image: (H, W, 3) RGB.
+        cam2img: (4, 4) metres in the camera's frame to pixels of `image`.
+        objects: in their class's colour; predictions (with scores) or annotations.
+        truth: annotations to compare with: thin white edges under the objects.
+        scale: the image is resized by it before lines are drawn.
+
+    Returns:
+        A new image, (scale * H, scale * W, 3).
+    """
+    canvas = resize(image, scale)
+    grown = np.diag([canvas.shape[1] / image.shape[1], canvas.shape[0] / image.shape[0], 1.0, 1.0])
+    matrix = grown @ upright2img(cam2img)
+    if truth is not None:
+        draw_box_edges(canvas, truth, matrix, _TRUTH)
+    canvas = draw_boxes(canvas, objects, matrix)
+    draw_scores(canvas, objects, matrix)
+    return canvas
+
+
+def draw_mono_bev(
+    frame: BEVFrame,
+    cam2img: npt.NDArray[np.floating],
+    image_width: int,
+    truth: Objects | None = None,
+    predictions: Objects | None = None,
+) -> Image:
+    """Draw one camera's scene from above: predictions filled, the truth as thin black outlines.
+
+    A thick bar marks a prediction's front, a line from the centre that of the truth. What the image
+    does not show is grey; arcs are distances from the camera.
+
+    Args:
+        frame: what part of the ground: x to the right, z upwards.
+        cam2img: (4, 4) metres in the camera's frame to pixels.
+        image_width: of the image that `cam2img` projects into, pixels.
+        truth: annotations.
+        predictions: detections, in their class's colour.
+
+    Returns:
+        A new image of `frame.shape`.
+    """
+    canvas = _draw_ground(frame, cam2img, image_width)
+    if predictions is not None:
+        draw_filled(canvas, frame, predictions)
+        draw_outlined(canvas, frame, predictions)
+    if truth is not None:
+        draw_outlines(canvas, frame, truth, _TRUTH_ABOVE, headings=True)
+    return canvas
+
+
+def count_outside(frame: BEVFrame, objects: Objects) -> int:
+    """How many objects have their centre outside of the part of the ground that a picture shows."""
+    x0, y0, x1, y1 = frame.extent
+    x, y = objects.boxes.center[:, :2].double().numpy().T
+    return int(np.count_nonzero((x < x0) | (x >= x1) | (y < y0) | (y >= y1)))
+
+
+def fitting_extent(objects: Objects) -> tuple[float, float, float, float]:
+    """x0, z0, x1, z1 in metres: ahead of the camera as far as the farthest object, in steps of 10 m.
+
+    At least 30 m, at most 100 m; half as wide to either side.
+    """
+    farthest = float(objects.boxes.center[:, 1].max()) if len(objects) else 0.0
+    far = float(np.clip(10 * np.ceil((farthest + 3) / 10), 30, 100))
+    return -far / 2, -2.0, far / 2, far
+
+
+def _draw_ground(frame: BEVFrame, cam2img: npt.NDArray[np.floating], image_width: int) -> Image:
+    """Range arcs, the field of view, and the camera as a triangle."""
+    canvas = np.full((*frame.shape, 3), _UNSEEN, dtype=np.uint8)
+    far = 4 * max(abs(limit) for limit in frame.extent)
+    camera, left, right = _field_of_view(cam2img, image_width, far)
+    corners = _pixels(frame, np.stack([camera, left, right]))
+    cv2.fillConvexPoly(canvas, corners, (255, 255, 255), cv2.LINE_AA)
+    cv2.polylines(canvas, [corners[[1, 0, 2]]], False, _BORDER, 1, cv2.LINE_AA)
+    draw_rings(canvas, frame, float(np.arctan2(*(right - camera))))
+    _, left, right = _field_of_view(cam2img, image_width, 1.5)
+    cv2.fillConvexPoly(canvas, _pixels(frame, np.stack([camera, left, right])), _CAMERA, cv2.LINE_AA)
+    return canvas
+
+
+def _field_of_view(
+    cam2img: npt.NDArray[np.floating], image_width: int, depth: float
+) -> tuple[Array, Array, Array]:
+    """(x, z) of the camera's centre and of the image's left and right border at a depth, metres."""
+    inverse = np.linalg.inv(cam2img[:3, :3].astype(np.float64))
+    center = -inverse @ cam2img[:3, 3]
+    row = float(cam2img[1, 2])  # the row of the horizon: any would do, as rectified images have no roll
+    left, right = (center + depth * (inverse @ np.array([u, row, 1.0])) for u in (0.0, float(image_width)))
+    return center[[0, 2]], left[[0, 2]], right[[0, 2]]
+
+
+def _pixels(frame: BEVFrame, points: Array) -> npt.NDArray[np.int32]:
+    return np.rint(frame.to_pixels(points) - 0.5).astype(np.int32)
