@@ -15,12 +15,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from golden import bevformer, iou, mono_ops
+from golden import bevformer, iou, mono_ops, pgd_losses
 from golden.report import Row, table
 
 MONOCULAR = {
     "rotated boxes (iou)": iou.compare,
     "geometry, NMS and DCNv2 (ops)": mono_ops.compare,
+    "PGD: targets, losses, gradients (heads)": pgd_losses.compare,
 }
 FOLDERS = ("heads", "ops", "iou", "full_nets", "kitti_eval")
 

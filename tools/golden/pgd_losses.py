@@ -34,6 +34,9 @@ _FLOOR = 1e-5
 # Pixels up to 3,000 in float32, from another order of operations.
 _PIXEL_FLOOR = 1e-3
 _GRADIENT_FLOOR = 1e-6
+# Of a parameter's gradient, relative to its length: sums over 27,000 locations that cancel out in part. The
+# recorded float32 gradients of the towers' biases are up to 1.5e-3 away from the same ones in double.
+_PARAMETER_DISTANCE = 1e-3
 _SCENARIOS = "ABC"
 _PUBLISHED_LOSSES = {
     "loss_rotsin": "loss_rotation",
@@ -59,7 +62,7 @@ _TOLERANCES = {
     "losses": _LOSS,
     "gradients of the head's maps": _RELATIVE,
     "gradient of fuse_lambda": _RELATIVE,
-    "gradients of parameters": _RELATIVE,
+    "gradients of parameters, distance": _PARAMETER_DISTANCE,
     "gradients of parameters, lengths": _RELATIVE,
     "gradients of features": _RELATIVE,
     "gradients of features, lengths": _RELATIVE,
@@ -248,5 +251,9 @@ def _compare_gradient(
     quantity = {"param_grad": "gradients of parameters", "feat_grad": "gradients of features"}[kind]
     length = case.train[f"A/{kind}_l2/{name}"]
     differences.add_close(f"{quantity}, lengths", gradient.double().norm(), length, _FLOOR)
-    if f"A/{kind}/{name}" in case.train:
-        differences.add_close(quantity, gradient, case.train[f"A/{kind}/{name}"], _FLOOR)
+    golden = case.train.get(f"A/{kind}/{name}")
+    if golden is not None and kind == "param_grad":
+        distance = (gradient - golden).norm() / golden.norm()
+        differences.note("gradients of parameters, distance", float(distance))
+    elif golden is not None:
+        differences.add_close(quantity, gradient, golden, _FLOOR)
