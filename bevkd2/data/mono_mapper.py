@@ -42,7 +42,7 @@ class MonoMapper:
         Args:
             is_train: training samples are augmented; test samples are not.
             resize_within: (width, height) that images are scaled to fit, proportions kept; (): as they are.
-            warp_size: (width, height) that images are warped to (SMOKE), instead of resized; (): they are not.
+            warp_size: (width, height) that images are warped to (SMOKE), not resized; (): they are not.
             augmentation: of the warp in training.
             flip_prob: how often a training image is mirrored.
             photometric: whether training images are distorted.
@@ -74,12 +74,15 @@ class MonoMapper:
     def from_config(cls, cfg: Any, *, is_train: bool) -> dict[str, Any]:
         """Read the settings from a config."""
         inp, affine = cfg.INPUT, cfg.INPUT.AFFINE
+        if len(affine.SCALE) != 2:
+            raise ValueError(f"INPUT.AFFINE.SCALE is {list(affine.SCALE)}, expected [least, largest]")
         low, high = affine.SCALE
+        augmentation = AffineAugmentation(affine.PROB, affine.SHIFT, (low, high), affine.STEP)
         return {
             "is_train": is_train,
             "resize_within": tuple(inp.RESIZE_TRAIN if is_train else inp.RESIZE_TEST),
             "warp_size": tuple(affine.SIZE) if affine.ENABLED else (),
-            "augmentation": AffineAugmentation(affine.PROB, affine.SHIFT, (low, high), affine.STEP),
+            "augmentation": augmentation if affine.ENABLED else None,
             "flip_prob": inp.FLIP_PROB,
             "photometric": inp.PHOTOMETRIC,
             "boxes2d": inp.BOXES2D,
@@ -108,8 +111,8 @@ class MonoMapper:
 
         Raises:
             FileNotFoundError: the image is missing.
-            ValueError: the image cannot be decoded, has another size than the dataset says, or is for training
-                and not annotated.
+            ValueError: the image cannot be decoded, has another size than the dataset says, or is for
+                training and not annotated.
         """
         record = index.record(i)
         if self.is_train and record.boxes is None:

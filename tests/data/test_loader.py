@@ -6,6 +6,7 @@ import torch
 from bevkd2.config import get_cfg
 from bevkd2.data import build_test_loader, build_train_loader, dataset_name
 from bevkd2.data import loader as loader_module
+from tests.data.kitti_fixture import VAL
 from tests.data.nuscenes_fixture import VERSION
 
 
@@ -123,3 +124,72 @@ def test_fewer_cameras(cfg):
     cfg.INPUT.CAMERAS = ["CAM_BACK", "CAM_FRONT"]
     sample = batches(cfg, 1)[0][0]
     assert sample["images"].shape[0] == 2 and sample["lidar2img"].shape == (2, 4, 4)
+
+
+def mono(cfg, root, form):
+    cfg.DATASETS.FORMAT = form
+    cfg.DATASETS.ROOT = str(root)
+    if form == "kitti":
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("train", "val"), ("val",)
+    return cfg
+
+
+@pytest.fixture(params=["kitti", "nuscenes_mono"])
+def mono_cfg(request, cfg):
+    root = request.getfixturevalue("kitti_world")
+    return mono(cfg, root if request.param == "kitti" else cfg.DATASETS.ROOT, request.param)
+
+
+def assert_same_images(a, b):
+    assert [s["image_id"] for s in a] == [s["image_id"] for s in b]
+    for x, y in zip(a, b, strict=True):
+        assert torch.equal(x["image"], y["image"]) and torch.equal(x["boxes2d"], y["boxes2d"])
+        assert torch.equal(x["cam2img"], y["cam2img"])
+
+
+@pytest.mark.parametrize(("workers", "cached"), [(2, False), (0, True), (2, True)])
+def test_single_images_are_the_same_whoever_reads_them(mono_cfg, workers, cached):
+    mono_cfg.INPUT.RESIZE_TRAIN = [100, 100]
+    plain = batches(mono_cfg, 10)
+    assert max(len(sample["boxes"]) for batch in plain for sample in batch) > 0
+    mono_cfg.DATALOADER.NUM_WORKERS, mono_cfg.DATALOADER.CACHE_IMAGES = workers, cached
+    for a, b in zip(plain, batches(mono_cfg, 10), strict=True):
+        assert_same_images(a, b)
+    for a, b in zip(plain[6:], batches(mono_cfg, 4, start_iter=6), strict=True):
+        assert_same_images(a, b)
+
+
+def test_single_images_are_evaluated_once_by_one_rank(mono_cfg, monkeypatch):
+    split = mono_cfg.DATASETS.TEST[0]
+    whole = [batch[0]["image_id"] for batch in build_test_loader(mono_cfg, split)]
+    assert len(whole) == len(set(whole)) == (3 if mono_cfg.DATASETS.FORMAT == "kitti" else 36)
+    monkeypatch.setattr(loader_module.comm, "get_world_size", lambda: 2)
+    dealt = []
+    for rank in range(2):
+        monkeypatch.setattr(loader_module.comm, "get_rank", lambda rank=rank: rank)
+        dealt.append([batch[0]["image_id"] for batch in build_test_loader(mono_cfg, split)])
+    assert dealt[0] + dealt[1] == whole and all(dealt)
+
+
+def test_kitti_frames_are_in_the_order_of_the_list(cfg, kitti_world):
+    loader = build_test_loader(mono(cfg, kitti_world, "kitti"), "val")
+    assert [batch[0]["image_id"] for batch in loader] == VAL
+
+
+def test_classes_are_a_part_of_a_datasets_name(cfg, kitti_world):
+    cfg = mono(cfg, kitti_world, "kitti")
+    names = [dataset_name(cfg, "train")]
+    cfg.DATASETS.CLASSES = ["Car"]
+    names.append(dataset_name(cfg, "train"))
+    cars = build_train_loader(cfg).dataset.index
+    assert len(set(names)) == 2 and all((cars.record(i).labels == 0).all() for i in range(len(cars)))
+    cfg.DATASETS.FORMAT = "nuscenes"
+    with pytest.raises(ValueError, match=r"CLASSES is \['Car'\], but the multi-view format"):
+        dataset_name(cfg, "both")
+
+
+def test_training_needs_labels(cfg, kitti_world):
+    cfg = mono(cfg, kitti_world, "kitti")
+    cfg.DATASETS.TRAIN = ("test",)
+    with pytest.raises(ValueError, match="names 'test', whose frames are in the folder testing"):
+        dataset_name(cfg, "test")
