@@ -15,13 +15,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from golden import bevformer, iou, mono_ops, pgd_losses
+from golden import bevformer, iou, mono_ops, pgd_losses, smoke_heads, smoke_net
 from golden.report import Row, table
 
 MONOCULAR = {
     "rotated boxes (iou)": iou.compare,
     "geometry, NMS and DCNv2 (ops)": mono_ops.compare,
     "PGD: targets, losses, gradients (heads)": pgd_losses.compare,
+    "SMOKE: head, targets, losses, gradients, decoding (heads)": smoke_heads.compare,
+    "SMOKE: the whole detector (full_nets)": smoke_net.compare,
 }
 FOLDERS = ("heads", "ops", "iou", "full_nets", "kitti_eval")
 

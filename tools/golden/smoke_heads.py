@@ -49,6 +49,7 @@ TOLERANCES = {
     "decoded labels": 0,
 }
 _FLOOR = 1e-5
+_FLOOR_OF_GRADIENTS = 1e-6
 _PARTS = {"ori": "orientation", "dim": "size", "loc": "location"}
 
 Arrays = Mapping[str, Tensor]
@@ -199,15 +200,17 @@ def _compare_gradients(
 ) -> None:
     score = outputs.logits.detach().sigmoid()
     of_logits = golden["grad/cls_score"] * score * (1 - score)
-    differences.add_close("gradients of outputs", outputs.logits.grad, of_logits, _FLOOR)
-    differences.add_close("gradients of outputs", outputs.codes.grad, golden["grad/bbox_pred"], _FLOOR)
+    differences.add_close("gradients of outputs", outputs.logits.grad, of_logits, _FLOOR_OF_GRADIENTS)
+    differences.add_close(
+        "gradients of outputs", outputs.codes.grad, golden["grad/bbox_pred"], _FLOOR_OF_GRADIENTS
+    )
     of_parameters = to_published({f"head.{name}": p.grad for name, p in head.named_parameters()})
     for key, grad in of_parameters.items():
         name = key.removeprefix("bbox_head.")
         norm = golden[f"param_grad_l2/{name}"]
-        differences.add_close("gradients of parameters", grad.double().norm(), norm, _FLOOR)
+        differences.add_close("gradients of parameters", grad.double().norm(), norm, _FLOOR_OF_GRADIENTS)
         if f"param_grad/{name}" in golden:
-            scale = max(float(norm), _FLOOR)
+            scale = max(float(norm), _FLOOR_OF_GRADIENTS)
             differences.add("gradients of parameters", grad, golden[f"param_grad/{name}"], scale)
     scale = float(golden["feat_grad"].norm())
     differences.add("gradients of features", features.grad, golden["feat_grad"], scale)
