@@ -8,10 +8,11 @@ from types import ModuleType
 import pytest
 import torch
 
-from bevkd2.checkpoint import load_state, load_strict
+from bevkd2.checkpoint import import_fcos3d, load_state, load_strict
 from bevkd2.checkpoint.import_bevformer import to_published
 from bevkd2.config import load_config
-from bevkd2.modeling import BEVFormer
+from bevkd2.modeling import PGD, BEVFormer
+from tests.modeling.mono.pgd_model import small_cfg
 
 TOOLS = Path(__file__).parents[2] / "tools"
 CONFIG = """
@@ -72,3 +73,16 @@ def test_pickles_are_refused(
     bomb.write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
     assert import_weights.main([*argv[:-1], str(bomb), str(tmp_path / "ours.pth")]) == 1
     assert ".pkl" in capsys.readouterr().err
+
+
+def test_pgd_weights_are_converted(import_weights: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture):
+    config, cfg = tmp_path / "pgd.yaml", small_cfg()
+    config.write_text(cfg.dump())
+    model = PGD(cfg)
+    torch.save({"state_dict": import_fcos3d.to_published(model.state_dict())}, tmp_path / "pgd.pth")
+    argv = ["--arch", "pgd", "--config-file", str(config), str(tmp_path / "pgd.pth")]
+    assert import_weights.main([*argv, str(tmp_path / "ours.pth")]) == 0
+    assert "0 dropped, 0 missing" in capsys.readouterr().out
+    fresh = PGD(cfg)
+    load_strict(fresh, load_state(tmp_path / "ours.pth"), "ours")
+    assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), model.parameters(), strict=True))

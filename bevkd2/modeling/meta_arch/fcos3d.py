@@ -31,6 +31,9 @@ class FCOS3D(MonoDetector):
     different sizes are padded to one, and the head's group normalisation sees the padding, as published.
     """
 
+    neck: FPN
+    head: DenseHead
+
     @configurable
     def __init__(
         self,

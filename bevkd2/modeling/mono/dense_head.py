@@ -92,7 +92,14 @@ class Branch(nn.Module):
 
 
 class DenseHead(nn.Module):
-    """Predicts a box at every cell of every level; all levels share everything but scalar factors."""
+    """Predicts a box at every cell of every level; all levels share everything but scalar factors.
+
+    Attributes:
+        fuse_lambda: scalar whose sigmoid weighs the direct depth against the distribution's; None without
+            a distribution.
+    """
+
+    fuse_lambda: nn.Parameter | None
 
     def __init__(
         self,
