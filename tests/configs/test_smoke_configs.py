@@ -41,7 +41,7 @@ def test_published_setting(name: str):
     assert list(cfg.DATASETS.CLASSES) == ["Pedestrian", "Cyclist", "Car"]
     assert smoke.SIZE_PRIORS == [[0.88, 1.73, 0.67], [1.78, 1.70, 0.58], [3.88, 1.63, 1.53]]
     assert (smoke.DEPTH_PRIOR, smoke.MIN_OVERLAP) == ([28.01, 16.32], 0.7)
-    assert smoke.LOSS.BOX_WEIGHT == pytest.approx(1 / 300)
+    assert pytest.approx(1 / 300) == smoke.LOSS.BOX_WEIGHT
     assert smoke.LOSS.HEATMAP_WEIGHT == 1.0
     assert (smoke.SCORE_THRESHOLD, smoke.MAX_DETECTIONS) == (0.25, 100)
     assert (affine.ENABLED, list(affine.SIZE), affine.PROB) == (True, [1280, 384], 0.3)
