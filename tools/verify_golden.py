@@ -15,13 +15,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from golden import bevformer, iou, mono_ops, pgd_losses, smoke_heads, smoke_net
+from golden import bevformer, full_nets, iou, mono_ops, pgd_heads, pgd_losses, smoke_heads, smoke_net
 from golden.report import Row, table
 
 MONOCULAR = {
     "rotated boxes (iou)": iou.compare,
     "geometry, NMS and DCNv2 (ops)": mono_ops.compare,
+    "PGD: head and decoding (heads)": pgd_heads.compare,
     "PGD: targets, losses, gradients (heads)": pgd_losses.compare,
+    "PGD: the whole detectors (full_nets)": full_nets.compare,
     "SMOKE: head, targets, losses, gradients, decoding (heads)": smoke_heads.compare,
     "SMOKE: the whole detector (full_nets)": smoke_net.compare,
 }
