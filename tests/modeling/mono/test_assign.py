@@ -25,11 +25,16 @@ def _grid(targets: MonoTargets, shape: tuple[int, int], stride: int, ranges: tup
     return assign_locations(targets, [shape], [stride], [ranges]).reshape(shape).tolist()
 
 
-def test_locations_within_one_and_a_half_strides_are_positive():
-    # Columns stand at 4, 12, 20, 28, 36 and rows at 4, 12, 20; |x - 20| < 12 leaves 12, 20 and 28: the ones
-    # at exactly 12 px are outside.
-    targets = _targets([[20.0, 12.0]], [[10.0, 6.0, 30.0, 18.0]])
-    assert _grid(targets, (3, 5), 8, (-1, 100)) == [[-1, 0, 0, 0, -1]] * 3
+def test_locations_nearer_than_one_and_a_half_strides_are_positive():
+    # Columns stand at 4, 12, 20, 28, 36: at 20, 12, 4, 4 and 12 px from the centre, and 12 px are too far.
+    targets = _targets([[24.0, 12.0]], [[10.0, 6.0, 30.0, 18.0]])
+    assert _grid(targets, (3, 5), 8, (-1, 100)) == [[-1, -1, 0, 0, -1]] * 3
+
+
+def test_the_neighbourhood_is_a_square():
+    # The location (12, 4) is 11 px from the centre in x and in y, so farther than 12 px as the crow flies.
+    targets = _targets([[23.0, 15.0]], [[10.0, 6.0, 30.0, 18.0]])
+    assert _grid(targets, (3, 5), 8, (-1, 100))[0] == [-1, 0, 0, 0, -1]
 
 
 def test_both_ends_of_a_levels_range_are_included():

@@ -79,7 +79,7 @@ def test_what_equals_its_target_costs_nothing(kitti: bool):
     losses = _criterion(kitti)(outputs, targets, direct)
     names = {"offset", "depth", "size", "rotation", "boxes2d", "direction"}
     names |= {"keypoints"} if kitti else {"velocity"}
-    assert {name: float(losses[f"loss_{name}"]) for name in names} == pytest.approx(
+    assert {name: losses[f"loss_{name}"].item() for name in names} == pytest.approx(
         dict.fromkeys(names, 0), abs=1e-6
     )
 
@@ -88,7 +88,7 @@ def test_consistency_is_zero_where_the_2d_box_is_the_projected_3d_box():
     # Objects whose projection the image does not clip.
     targets = _targets(False, [[scenes.FAR]], translation=False)
     losses = _criterion(False)(_perfect(targets, False), targets, torch.tensor(100.0))
-    assert float(losses["loss_consistency"]) == pytest.approx(0, abs=1e-4)
+    assert losses["loss_consistency"].item() == pytest.approx(0, abs=1e-4)
 
 
 def test_terms_by_hand():
@@ -102,11 +102,11 @@ def test_terms_by_hand():
         level[:, 6] += 0.5 + math.pi  # yaw: half a turn more costs nothing
         level[:, 7] += 3.0  # vx
     losses = _criterion(False, box_beta=0.1, depth_beta=0.5)(outputs, targets, torch.tensor(100.0))
-    assert float(losses["loss_offset"]) == pytest.approx(1 - 0.05, rel=1e-5)
-    assert float(losses["loss_depth"]) == pytest.approx(0.2 * (2 - 0.25), rel=1e-5)
-    assert float(losses["loss_size"]) == pytest.approx(0.5 * 0.05**2 / 0.1, rel=1e-3)
-    assert float(losses["loss_rotation"]) == pytest.approx(math.sin(0.5) - 0.05, rel=1e-4)
-    assert float(losses["loss_velocity"]) == pytest.approx(0.05 * (3 - 0.05), rel=1e-4)
+    assert losses["loss_offset"].item() == pytest.approx(1 - 0.05, rel=1e-5)
+    assert losses["loss_depth"].item() == pytest.approx(0.2 * (2 - 0.25), rel=1e-5)
+    assert losses["loss_size"].item() == pytest.approx(0.5 * 0.05**2 / 0.1, rel=1e-3)
+    assert losses["loss_rotation"].item() == pytest.approx(math.sin(0.5) - 0.05, rel=1e-4)
+    assert losses["loss_velocity"].item() == pytest.approx(0.05 * (3 - 0.05), rel=1e-4)
 
 
 def test_uncertainty_scales_the_depth_loss_and_is_paid_for():
@@ -117,7 +117,7 @@ def test_uncertainty_scales_the_depth_loss_and_is_paid_for():
         level[:, 2] -= 4.0
     outputs.uncertainty = [torch.full_like(level, 0.7) for level in outputs.uncertainty]
     losses = _criterion(True)(outputs, targets, torch.tensor(100.0))
-    assert float(losses["loss_depth"]) == pytest.approx(math.exp(-0.7) * (4 - 1.5) + 0.7, rel=1e-4)
+    assert losses["loss_depth"].item() == pytest.approx(math.exp(-0.7) * (4 - 1.5) + 0.7, rel=1e-4)
 
 
 def test_the_depth_loss_acts_on_the_fused_depth():
@@ -128,7 +128,7 @@ def test_the_depth_loss_acts_on_the_fused_depth():
     for level in outputs.depth_bins:
         level[:, 2] = 0  # all on the bin of 20 m
     losses = _criterion(True)(outputs, targets, torch.tensor(0.0))
-    assert float(losses["loss_depth"]) == pytest.approx(abs((depth + 20) / 2 - depth) - 1.5, rel=1e-4)
+    assert losses["loss_depth"].item() == pytest.approx(abs((depth + 20) / 2 - depth) - 1.5, rel=1e-4)
 
 
 def test_classes_are_divided_by_positives_and_images():
@@ -140,7 +140,7 @@ def test_classes_are_divided_by_positives_and_images():
     entries = sum(level.numel() for level in outputs.logits)
     total = (0.25 * positives + 0.75 * (entries - positives)) * 0.25 * math.log(2)
     losses = _criterion(True)(outputs, targets, FUSE)
-    assert float(losses["loss_cls"]) == pytest.approx(total / (positives + 2), rel=1e-5)
+    assert losses["loss_cls"].item() == pytest.approx(total / (positives + 2), rel=1e-5)
 
 
 def test_attributes_are_weighted_by_centerness():
@@ -163,11 +163,11 @@ def test_code_and_loss_weights_scale_their_terms():
     )
     factors = {"offset": 2, "depth": 2, "size": 2, "rotation": 2, "boxes2d": 3, "consistency": 3}
     factors |= {"keypoints": 4, "cls": 1, "direction": 1, "centerness": 1}
-    assert {name: float(twice[f"loss_{name}"] / once[f"loss_{name}"]) for name in factors} == pytest.approx(
+    assert {name: (twice[f"loss_{name}"] / once[f"loss_{name}"]).item() for name in factors} == pytest.approx(
         factors
     )
     halved = _criterion(True, loss_weights={"cls": 0.5})(outputs, targets, FUSE)
-    assert float(halved["loss_cls"]) == pytest.approx(0.5 * float(once["loss_cls"]))
+    assert halved["loss_cls"].item() == pytest.approx(0.5 * once["loss_cls"].item())
 
 
 @pytest.mark.parametrize("kitti", [True, False])
@@ -188,7 +188,7 @@ def test_gradients_in_double(kitti: bool):
         moved = {k: v.detach() + sign * d for (k, v), d in zip(leaves.items(), directions[:-1], strict=True)}
         maps = {name: [moved[f"{name}/{i}"] for i in range(2)] for name, m in vars(outputs).items() if m}
         shifted = DenseOutputs(**{name: maps.get(name) for name in vars(outputs)})
-        return float(sum(criterion(shifted, targets, FUSE.double() + sign * directions[-1]).values()))
+        return sum(criterion(shifted, targets, FUSE.double() + sign * directions[-1]).values()).item()
 
     assert len(wanted.images)
     assert (value(1) - value(-1)) / 2 == pytest.approx(slope, rel=1e-5)
@@ -199,7 +199,7 @@ def test_without_positives_losses_are_zero_and_reach_every_output(kitti: bool):
     targets = _targets(kitti, [[], []])
     outputs, fuse = scenes.random_outputs(2, kitti=kitti), FUSE.clone().requires_grad_()
     losses = _criterion(kitti)(outputs, targets, fuse)
-    assert {name for name, loss in losses.items() if float(loss) != 0} == {"loss_cls"}
+    assert {name for name, loss in losses.items() if loss.item() != 0} == {"loss_cls"}
     sum(losses.values()).backward()
     gradients = {name: leaf.grad for name, leaf in scenes.leaves(outputs).items()} | {"fuse": fuse.grad}
     assert not [name for name, gradient in gradients.items() if gradient is None]
@@ -228,13 +228,13 @@ def test_a_batch_of_two_is_two_images_but_for_the_normalisers(kitti: bool):
         )
         for name, loss in criterion(one, _targets(kitti, [image]), FUSE).items():
             count = int(positives[i]) + (name == "loss_cls")
-            sums[name] = sums.get(name, 0) + float(loss) * count
+            sums[name] = sums.get(name, 0) + loss.item() * count
     counted = {
         name: value / (int(positives.sum()) + 2 * (name == "loss_cls"))
         for name, value in sums.items()
         if name != "loss_attribute"  # divided by the sum of centre-ness instead
     }
-    assert {name: float(together[name]) for name in counted} == pytest.approx(counted, rel=1e-4)
+    assert {name: together[name].item() for name in counted} == pytest.approx(counted, rel=1e-4)
 
 
 def test_boxes_behind_the_camera_have_finite_losses():
@@ -244,8 +244,27 @@ def test_boxes_behind_the_camera_have_finite_losses():
     losses = _criterion(True)(outputs, targets, FUSE)
     sum(losses.values()).backward()
     assert int((targets.assigned >= 0).sum())
-    assert float(losses["loss_keypoints"]) < 100
+    assert losses["loss_keypoints"].item() < 100
     assert all(bool(leaf.grad.isfinite().all()) for leaf in scenes.leaves(outputs).values())
+
+
+def test_a_box_that_reaches_behind_the_camera_has_no_consistency():
+    close = [0.5, 0.2, 1.5, 4.5, 1.6, 1.5, math.pi / 2, 0.0, 0.0]
+    targets = _targets(True, [[close]])
+    losses = _criterion(True)(_perfect(targets, True), targets, FUSE)
+    assert losses["loss_consistency"].item() == 0
+
+
+def test_a_wrong_depth_does_not_change_the_projected_extent_on_the_axis():
+    # The rectangle is seen from the annotated distance, so that the consistency does not teach depth by size.
+    straight = [0.0, 0.0, 12.0, 3.9, 1.6, 1.5, 0.2, 0.0, 0.0]
+    targets = _targets(False, [[straight]], translation=False)
+    outputs = _perfect(targets, False)
+    right = _criterion(False)(outputs, targets, torch.tensor(100.0))
+    outputs.boxes = [level + torch.eye(9)[2][:, None, None] * 8 for level in outputs.boxes]
+    wrong = _criterion(False)(outputs, targets, torch.tensor(100.0))
+    assert wrong["loss_depth"].item() > 1
+    assert wrong["loss_consistency"].item() == pytest.approx(right["loss_consistency"].item(), abs=1e-5)
 
 
 def test_fcos3d_without_optional_branches():
@@ -261,7 +280,7 @@ def test_the_consistency_depth_is_a_choice():
     targets, outputs = _targets(True, [[scenes.NEAR]]), scenes.random_outputs(1, kitti=True)
     outputs.depth_bins = [level.detach() + torch.arange(8.0)[:, None, None] for level in outputs.depth_bins]
     values = {
-        depth: float(_criterion(True, consistency_depth=depth)(outputs, targets, FUSE)["loss_consistency"])
+        depth: _criterion(True, consistency_depth=depth)(outputs, targets, FUSE)["loss_consistency"].item()
         for depth in ("direct", "fused")
     }
     assert values["direct"] != pytest.approx(values["fused"], rel=1e-3)
@@ -276,8 +295,9 @@ def test_losses_are_in_float32_under_autocast():
         losses = _criterion(True)(half, targets, FUSE)
         whole = _criterion(True)(outputs, targets, FUSE)
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
-    assert float(whole["loss_consistency"]) == pytest.approx(
-        float(_criterion(True)(outputs, targets, FUSE)["loss_consistency"]), rel=1e-6
+    without = _criterion(True)(outputs, targets, FUSE)
+    assert {name: loss.item() for name, loss in whole.items()} == pytest.approx(
+        {name: loss.item() for name, loss in without.items()}, rel=1e-6
     )
 
 
