@@ -101,4 +101,4 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _double(numbers: Numbers) -> Tensor:
-    return torch.as_tensor(numbers).detach().double()
+    return torch.as_tensor(numbers, dtype=torch.float64).detach()
