@@ -1,0 +1,99 @@
+"""TinyMono: on one feature map, a heat map of objects' centres and a box in every cell."""
+
+import torch
+import torch.nn.functional as F
+
+from bevkd2.config import CfgNode, class_names
+from bevkd2.d2 import META_ARCH_REGISTRY, configurable
+from bevkd2.modeling.heatmap_heads import HeatmapHead, draw_heatmap, gaussian_radius, heatmap_loss
+from bevkd2.modeling.losses import average_over_ranks
+from bevkd2.modeling.meta_arch.mono_config import pixel_arguments, pyramid_arguments
+from bevkd2.modeling.mono.assign import assign_locations, level_shapes
+from bevkd2.modeling.mono.dense_outputs import flatten_levels, locations_of
+from bevkd2.modeling.mono.detector import MonoDetector
+from bevkd2.structures import CameraBoxes3D, unproject_points, wrap_angle
+
+
+def add_tinymono(cfg):
+    """Adds the detector's own keys; body, pyramid (of one level) and pixels have bevkd2's."""
+    cfg.MODEL.TINYMONO = CfgNode({"PIXELS_PER_METRE": 20.0, "MAX_DETECTIONS": 30})
+
+
+@META_ARCH_REGISTRY.register()
+class TinyMono(MonoDetector):
+    """Codes of a cell: log depth, x, y to the centre (cells), log length, width, height, local sin, cos."""
+
+    @configurable
+    def __init__(self, *, pixels_per_metre, max_detections, **shared):
+        super().__init__(**shared)
+        (self.stride,), channels = self.neck.strides, self.neck.out_channels
+        self.pixels_per_metre, self.max_detections = pixels_per_metre, max_detections
+        self.class_head = HeatmapHead(channels, self.num_classes)
+        hidden = torch.nn.Conv2d(channels, channels, 3, padding=1)
+        self.box_head = torch.nn.Sequential(hidden, torch.nn.ReLU(), torch.nn.Conv2d(channels, 8, 1))
+
+    @classmethod
+    def from_config(cls, cfg):
+        """Config to constructor arguments."""
+        own = {key.lower(): value for key, value in cfg.MODEL.TINYMONO.items()}
+        return {**pyramid_arguments(cfg), **pixel_arguments(cfg), **own, "num_classes": len(class_names(cfg))}
+
+    def extract(self, inputs, wants=frozenset(), state=None):
+        """Images to logits, codes and depths of all cells."""
+        (level,), knowledge = self.features(inputs, wants)
+        knowledge.logits = flatten_levels([self.class_head(level)])
+        knowledge.outputs = codes = flatten_levels([self.box_head(level)]).float()
+        typical = inputs.cam2img[:, :1, 0] / self.pixels_per_metre  # (m): a longer lens enlarges
+        knowledge.depth = knowledge.direct_depth = typical * codes[..., 0].clamp(-3, 3).exp()
+        knowledge.locations = locations_of(knowledge.level_shapes, [self.stride], level.device)
+        return knowledge
+
+    def targets(self, batched_inputs, inputs):
+        """Annotations, with the object that each cell near a centre stands for."""
+        targets, strides = super().targets(batched_inputs, inputs), [self.stride]
+        shapes = level_shapes(inputs.padded_size, strides)
+        targets.assigned = assign_locations(targets, shapes, strides, [(-1.0, 1e8)])
+        return targets
+
+    def losses(self, knowledge, targets):
+        """A focal loss of the heat map, and the L1 distance of the assigned cells' codes."""
+        shape, images = knowledge.level_shapes[0], range(len(targets.boxes))
+        heatmap = torch.stack([self._heatmap(targets, i, shape) for i in images])
+        logits = knowledge.logits.transpose(1, 2).unflatten(2, shape)
+        wanted = torch.cat([self._codes(targets, i, knowledge.locations) for i in images])
+        error = (knowledge.outputs[targets.assigned >= 0] - wanted).abs().sum(0)
+        error = error / average_over_ranks(len(wanted), error.device)
+        loss_heatmap = heatmap_loss(logits, heatmap, int((heatmap == 1).sum()))
+        return {"loss_heatmap": loss_heatmap, "loss_depth": error[0], "loss_box": error[1:].sum()}
+
+    def inference(self, knowledge, inputs):
+        """The highest peaks of the heat map, lifted into the camera's frame."""
+        heatmap = knowledge.logits.sigmoid().transpose(1, 2).unflatten(2, knowledge.level_shapes[0])
+        peaks = heatmap.where(heatmap == F.max_pool2d(heatmap, 3, 1, 1), 0).flatten(2)
+        results = []
+        for i, (scores, labels) in enumerate(zip(*peaks.max(dim=1), strict=True)):
+            inside = (knowledge.locations < inputs.image_sizes[i].flip(0)).all(1)  # not in the padding
+            scores, best = (scores * inside).topk(min(self.max_detections, len(scores)))
+            codes, locations = knowledge.outputs[i, best], knowledge.locations[best]
+            pixels = locations + codes[:, 1:3] * self.stride
+            centers = unproject_points(pixels, knowledge.depth[i, best], inputs.cam2img[i])
+            ray = torch.atan2(centers[:, 0], centers[:, 2])
+            heading = wrap_angle(torch.atan2(codes[:, 6], codes[:, 7]) + ray)
+            boxes = CameraBoxes3D(torch.cat([centers, codes[:, 3:6].exp(), heading[:, None]], 1))
+            results.append({"boxes": boxes, "scores": scores, "labels": labels[best]})
+        return results
+
+    def _heatmap(self, targets, i, shape):
+        centers, boxes = targets.centers2d[i], targets.boxes2d[i]
+        inside = ((centers >= 0) & (centers < targets.image_sizes[i].flip(0))).all(1)
+        width, height = ((boxes[inside, 2:] - boxes[inside, :2]) / self.stride).unbind(1)
+        radii, cells = gaussian_radius(height, width, 0.7), centers[inside] / self.stride
+        return draw_heatmap(cells, radii, targets.labels[i][inside], self.num_classes, shape)
+
+    def _codes(self, targets, i, locations):
+        cells = targets.assigned[i] >= 0
+        objects = targets.assigned[i][cells]
+        boxes, alpha = targets.boxes[i][objects], targets.boxes[i][objects].alpha()[:, None]
+        depth = targets.depths[i][objects] * self.pixels_per_metre / targets.cam2img[i, 0, 0]
+        offset = (targets.centers2d[i][objects] - locations[cells]) / self.stride
+        return torch.cat([depth.log()[:, None], offset, boxes.size.log(), alpha.sin(), alpha.cos()], 1)
