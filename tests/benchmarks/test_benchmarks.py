@@ -1,4 +1,4 @@
-"""Both benchmarks run on small inputs and print what they promise; their figures are not tested."""
+"""The benchmarks run on small inputs and print what they promise; their figures are not tested."""
 
 from __future__ import annotations
 
@@ -67,3 +67,10 @@ def test_training_step_names_the_machine(training_step: dict[str, Any]) -> None:
     machine = training_step["machine"]
     assert machine["torch"] == torch.__version__ and machine["threads"] >= 1
     assert {"processor", "gpu"} <= set(machine)
+
+
+def test_kitti_evaluation() -> None:
+    report = run("bench_kitti_eval.py", "--frames", "40", "--repeats", "1")
+    assert report["frames"] == 40 and report["detections"] == 20 and report["machine"]["threads"] == 1
+    assert report["total seconds"] == pytest.approx(report["reading seconds"] + report["scoring seconds"])
+    assert report["car/3d/moderate AP_R40"] > 1  # something matched
