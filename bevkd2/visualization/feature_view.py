@@ -1,0 +1,76 @@
+"""FPN features of several models over one image (depth-guided distillation, Fig. 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from bevkd2.visualization.image_heat import TILE_WIDTH, Levels, Map, content_cells, draw_heat_grid
+from bevkd2.visualization.objects import Image
+
+# Outliers must not darken all the rest.
+_PERCENTILES = (1.0, 99.5)
+
+
+def feature_response(features: Map) -> Map:
+    """Mean absolute value of features over their channels, so that widths of one and another model compare.
+
+    Args:
+        features: (C, h, w).
+
+    Returns:
+        (h, w).
+
+    Raises:
+        ValueError: another number of dimensions.
+    """
+    if features.ndim != 3:
+        raise ValueError(f"feature_response: features are {features.shape}, expected (C, h, w) of one image")
+    return np.abs(features).mean(axis=0)
+
+
+def shared_scales(
+    responses: Mapping[str, Levels], image_size: tuple[int, int]
+) -> dict[int, tuple[float, float]]:
+    """One colour scale a level for all models: the 1st and 99.5th percentile of all their cells together.
+
+    Args:
+        responses: name of the model -> levels.
+        image_size: height and width in pixels before padding, which does not count.
+
+    Returns:
+        Stride -> low and high, finest level first.
+    """
+    scales = {}
+    for stride in sorted(set[int]().union(*responses.values())):
+        cells = [content_cells(r[stride], stride, image_size) for r in responses.values() if stride in r]
+        low, high = np.percentile(np.concatenate([c.ravel() for c in cells]), _PERCENTILES)
+        scales[stride] = (float(low), float(high))
+    return scales
+
+
+def draw_feature_maps(
+    image: Image,
+    responses: Mapping[str, Levels],
+    boxes2d: Map | None = None,
+    tile_width: int = TILE_WIDTH,
+) -> Image:
+    """Draw the FPN features of several models: a row a model below the image, a column a level.
+
+    All models of a column share its colour scale, so what is brighter is stronger.
+
+    Args:
+        image: (H, W, 3) RGB that the features are of, before padding.
+        responses: name of the model -> stride -> (h, w) of `feature_response`.
+        boxes2d: (n, 4) x1, y1, x2, y2 in pixels of `image`, outlined in white, such as the ground truth.
+        tile_width: pixels of one heat map.
+
+    Returns:
+        One image.
+
+    Raises:
+        ValueError: there is no level, or one does not cover the image.
+    """
+    scales = shared_scales(responses, (image.shape[0], image.shape[1]))
+    return draw_heat_grid(image, responses, scales, boxes2d, smooth=True, opacity=1, tile_width=tile_width)
