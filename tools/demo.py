@@ -11,8 +11,6 @@ summary.json.
 import argparse
 import json
 import os
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,13 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from demo_steps import (
+    ROOT,
+    TITLES,
+    frames_per_second,
+    load_model,
+    report_files,
+    say,
+    train_students,
+)
 from tabulate import tabulate
 from torch import nn
 
-import bevkd2.modeling  # registers the meta-architectures  # noqa: F401
-from bevkd2.checkpoint import load_state, load_strict
 from bevkd2.config import CfgNode, load_config
-from bevkd2.d2 import build_model
 from bevkd2.data import build_test_loader
 from bevkd2.data.synthetic import WorldConfig, generate
 from bevkd2.visualization import (
@@ -39,10 +43,17 @@ from bevkd2.visualization import (
     save_image,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs" / "demo"
 TEACHER_WEIGHTS = ROOT / "assets" / "demo_teacher.safetensors"
-TITLES = {"teacher": "T (teacher)", "student": "S (student)", "distilled": "S+KD (distilled)"}
+TRAININGS = {
+    name: CONFIGS / f"{file}.yaml"
+    for name, file in (("teacher", "teacher"), ("student", "student"), ("distilled", "distill"))
+}
+# The plain config of every model.
+MODELS = {
+    name: CONFIGS / f"{file}.yaml"
+    for name, file in (("teacher", "teacher"), ("student", "student"), ("distilled", "student"))
+}
 # Keys of the devkit's metrics_summary.json.
 TP_ERRORS = {
     "mATE": "trans_err",
@@ -70,18 +81,11 @@ def main() -> None:
 
     common = ["DATASETS.ROOT", str(args.data), "MODEL.DEVICE", args.device]
     length = ["SOLVER.MAX_ITER", str(args.iterations)] if args.iterations else []
-    weights = {"teacher": args.teacher}
-    for step, name, config in (("2/5", "student", "student"), ("3/5", "distilled", "distill")):
-        say(step, f"training {TITLES[name]}")
-        teacher = ["DISTILL.TEACHER.WEIGHTS", str(args.teacher)] if name == "distilled" else []
-        train_net(args.output / name, config, *common, "SEED", str(args.seed), *length, *teacher)
-        weights[name] = args.output / name / "model_final.pth"
-    say("4/5", "scoring the teacher")
-    options = ["--eval-only", *common, "MODEL.WEIGHTS", str(args.teacher)]
-    train_net(args.output / "teacher", "teacher", *options)
+    options = [*common, "SEED", str(args.seed), *length]
+    weights = train_students(args.output, TRAININGS, args.teacher, options)
 
     say("5/5", "speed and pictures")
-    configs = {name: load_config(CONFIGS / f"{c}.yaml", common) for name, c in model_configs().items()}
+    configs = {name: load_config(path, common) for name, path in MODELS.items()}
     models = {name: load_model(configs[name], weights[name], args.device) for name in configs}
     batches = list(build_test_loader(configs["teacher"], configs["teacher"].DATASETS.TEST[0]))
     fps = frames_per_second(models, batches)
@@ -114,44 +118,6 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def model_configs() -> dict[str, str]:
-    """Returns the plain config (a file name without suffix) of every model."""
-    return {"teacher": "teacher", "student": "student", "distilled": "student"}
-
-
-def say(step: str, text: str) -> None:
-    """Prints where the demo is."""
-    print(f"\n[{step}] {text}", flush=True)
-
-
-def train_net(output: Path, config: str, *options: str) -> None:
-    """Runs tools/train_net.py with a progress bar; its log goes to ``output``/console.txt.
-
-    Raises:
-        SystemExit: it failed; its last lines are printed.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    flags = [o for o in options if o.startswith("--")]
-    pairs = [o for o in options if not o.startswith("--")]
-    command = [sys.executable, str(ROOT / "tools" / "train_net.py"), "--config-file"]
-    command += [str(CONFIGS / f"{config}.yaml"), *flags, "OUTPUT_DIR", str(output), *pairs]
-    log = output / "console.txt"
-    with log.open("w") as file:
-        environment = {**os.environ, "BEVKD2_PROGRESS": "1"}
-        code = subprocess.run(command, stdout=file, env=environment, check=False).returncode
-    if code:
-        tail = "\n".join(log.read_text().splitlines()[-20:])
-        sys.exit(f"{tail}\ntools/train_net.py failed with exit code {code}; its whole log is {log}")
-
-
-def load_model(cfg: CfgNode, weights: Path, device: str) -> nn.Module:
-    """Builds a model and loads its weights, every key matched."""
-    cfg.MODEL.DEVICE = device
-    model = build_model(cfg)
-    load_strict(model, load_state(weights), source=str(weights))
-    return model.eval()
-
-
 def parameters(model: nn.Module) -> int:
     """Returns how many numbers are needed at inference: auxiliary heads are for training only."""
     return sum(p.numel() for name, p in model.named_parameters() if "heatmap_head" not in name)
@@ -162,20 +128,6 @@ def scores(output: Path) -> dict[str, float]:
     official = json.loads((output / "inference" / "metrics_summary.json").read_text())
     errors = {name: official["tp_errors"][key] for name, key in TP_ERRORS.items()}
     return {"mAP": official["mean_ap"], "NDS": official["nd_score"], **errors}
-
-
-@torch.no_grad()
-def frames_per_second(
-    models: Mapping[str, nn.Module], batches: Sequence[list[dict[str, Any]]], rounds: int = 40
-) -> dict[str, float]:
-    """Returns key frames (six images) a second by model: medians of interleaved runs, images in memory."""
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for batch in batches[: rounds + 3]:
-        for name, model in models.items():
-            start = time.perf_counter()
-            model(batch)
-            seconds[name].append(time.perf_counter() - start)
-    return {name: 1 / statistics.median(times[3:]) for name, times in seconds.items()}
 
 
 @torch.no_grad()
@@ -226,11 +178,8 @@ def report(summary: Mapping[str, Any], pictures: Sequence[Path], path: Path) -> 
     headers = ["", "mAP", "NDS", *TP_ERRORS, "params (M)", "FPS"]
     formats = ("", *[".3f"] * 7, ".3f", ".1f")
     print("\n" + tabulate(rows, headers=headers, floatfmt=formats))
-    minutes, seconds = divmod(round(summary["seconds"]), 60)
     print(f"\nScored by the official nuScenes devkit on {summary['val_scenes']} held-out synthetic scenes.")
-    print(f"{minutes} min {seconds} s, seed {summary['seed']}; pictures and numbers:")
-    for picture in (*pictures, path):
-        print(f"  {picture}")
+    report_files(summary["seconds"], summary["seed"], pictures, path)
 
 
 if __name__ == "__main__":

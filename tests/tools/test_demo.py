@@ -129,6 +129,7 @@ def test_a_teacher_that_is_not_there_is_named_before_anything_is_done(
         str(tmp_path / "d"),
     ]
     monkeypatch.setattr("sys.argv", ["demo.py", *arguments])
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
     with pytest.raises(SystemExit, match=r"gone\.safetensors do not exist; `make demo-teacher` trains them"):
         runpy.run_path(str(ROOT / "tools" / "demo.py"), run_name="__main__")
     assert not list(tmp_path.iterdir())
