@@ -1,0 +1,319 @@
+"""Configs of the monocular detectors: they say what was published or what the paper did, and fit together.
+
+The paper is "Beyond the limitation of monocular 3D detector via knowledge distillation" (Yang et al., ICCV
+2023), section 4.2 and Tables 1 to 6; the published configs are mmdetection3d's. SMOKE: test_smoke_configs.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bevkd2.distill  # noqa: F401  (registers the methods)
+from bevkd2.config import class_names, load_config
+from bevkd2.distill.methods import DISTILL_REGISTRY
+from tests.configs.shipped import (
+    CAFFE,
+    CONFIGS,
+    DISTILLATIONS,
+    MONOCULAR,
+    RGB,
+    built,
+    config,
+    name_of,
+    on_meta,
+    pair,
+)
+
+PAIRS = [path for path in DISTILLATIONS if path in MONOCULAR]
+KITTI_CLASSES = ("Pedestrian", "Cyclist", "Car")
+NUSCENES_CLASSES = (
+    *("car", "truck", "trailer", "bus", "construction_vehicle"),
+    *("bicycle", "motorcycle", "pedestrian", "traffic_cone", "barrier"),
+)
+KITTI_IMAGES, NUSCENES_IMAGES = 3712, 28130 * 6
+ALL_LEVELS, COARSE_LEVELS = ["res2", "res3", "res4", "res5"], ["res3", "res4", "res5"]
+NO_DEFORM, DEFORM = [False] * 4, [False, False, True, True]
+
+# Millions of parameters. Those of ResNet-101 are the published weights' (tests/checkpoint); for half channels
+# on ResNet-18 the paper has 14.31 (docs/model_zoo.md).
+PARAMETERS = {
+    "pgd/fcos3d_r101_nuscenes": 54.95,
+    "pgd/pgd_r101_kitti": 54.84,
+    "pgd/pgd_r101_kitti_paper": 54.84,
+    "pgd/pgd_r101_nuscenes": 56.13,
+    "pgd/pgd_r101_nuscenes_1x": 56.13,
+    "pgd/pgd_r18_kitti": 22.78,
+    "pgd/pgd_r18_half_kitti": 14.18,
+    "pgd/pgd_r18_nuscenes": 22.32,
+    "pgd/pgd_r50_nuscenes": 35.34,
+    "pgd/pgd_regnetx32_kitti": 26.09,
+    "pgd/pgd_regnetx08_kitti": 18.24,
+    "pgd/pgd_regnetx08_half_kitti": 9.61,
+    "pgd/pgd_mobilenetv2_kitti": 13.29,
+    "pgd/pgd_shufflenetv2_kitti": 12.35,
+    "smoke/smoke_dla34_kitti": 19.47,
+    "smoke/smoke_dla60_kitti": 36.05,
+}
+# Teacher and student of every distillation, and where the paper has them.
+TABLES: dict[str, tuple[str, str]] = {
+    "distill/kitti_r101_r18_half": ("pgd_r101_kitti_paper", "pgd_r18_half_kitti"),  # Tables 1-3, 5
+    "distill/kitti_r101_r18": ("pgd_r101_kitti_paper", "pgd_r18_kitti"),  # Tables 3, 5
+    "distill/kitti_r101_mobilenetv2": ("pgd_r101_kitti_paper", "pgd_mobilenetv2_kitti"),  # Table 3
+    "distill/kitti_r101_shufflenetv2": ("pgd_r101_kitti_paper", "pgd_shufflenetv2_kitti"),
+    "distill/kitti_regnetx32_regnetx08_half": ("pgd_regnetx32_kitti", "pgd_regnetx08_half_kitti"),
+    "distill/kitti_regnetx32_regnetx08": ("pgd_regnetx32_kitti", "pgd_regnetx08_kitti"),
+    "distill/kitti_regnetx32_mobilenetv2": ("pgd_regnetx32_kitti", "pgd_mobilenetv2_kitti"),
+    "distill/kitti_regnetx32_shufflenetv2": ("pgd_regnetx32_kitti", "pgd_shufflenetv2_kitti"),
+    "distill/kitti_dla60_dla34": ("smoke_dla60_kitti", "smoke_dla34_kitti"),  # Table 4
+    "distill/nuscenes_r101_r18": ("pgd_r101_nuscenes_1x", "pgd_r18_nuscenes"),  # Table 6
+    "distill/nuscenes_r101_r50": ("pgd_r101_nuscenes_1x", "pgd_r50_nuscenes"),
+}
+PAPER_KITTI = sorted(
+    {name for names in TABLES.values() for name in names if name.startswith("pgd") and "kitti" in name}
+)
+
+each_pair = pytest.mark.parametrize("path", PAIRS, ids=name_of)
+
+
+def path_of(name: str) -> Path:
+    """The file of a detector's config."""
+    return CONFIGS / name.split("_")[0].replace("fcos3d", "pgd") / f"{name}.yaml"
+
+
+def detector(name: str) -> Any:
+    return load_config(path_of(name))
+
+
+def pixels(cfg: Any) -> tuple:
+    return cfg.MODEL.PIXEL_FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
+
+
+def assert_schedule(
+    cfg: Any, images: int, batch: int, lr: float, epochs: int, drops: tuple[int, ...]
+) -> None:
+    """Steps are those of whole epochs over ``images``, the last step of an epoch short where it must be."""
+    solver = cfg.SOLVER
+    assert (batch, lr) == (solver.IMS_PER_BATCH, solver.BASE_LR)
+    epoch = -(-images // batch)
+    assert epochs * epoch == solver.MAX_ITER
+    assert tuple(drop * epoch for drop in drops) == tuple(solver.STEPS)
+    assert (solver.LR_SCHEDULER_NAME, solver.GAMMA) == ("WarmupMultiStepLR", 0.1)
+    assert solver.CHECKPOINT_PERIOD % epoch == 0
+
+
+def assert_dense_solver(cfg: Any) -> None:
+    """What mmdetection3d's FCOS3D and PGD share; the paper names momentum and decay, and they are these."""
+    solver, clip = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS
+    assert (solver.OPTIMIZER, solver.MOMENTUM, solver.WEIGHT_DECAY) == ("SGD", 0.9, 1e-4)
+    assert (solver.BIAS_LR_FACTOR, solver.WEIGHT_DECAY_BIAS, solver.BACKBONE_MULTIPLIER) == (2.0, 0.0, 1.0)
+    assert (solver.WARMUP_ITERS, solver.WARMUP_METHOD) == (500, "linear")
+    assert pytest.approx(1 / 3) == solver.WARMUP_FACTOR
+    assert (clip.ENABLED, clip.CLIP_VALUE, clip.NORM_TYPE) == (True, 35.0, 2.0)
+
+
+def test_every_detector_has_a_known_number_of_parameters() -> None:
+    detectors = {name_of(p) for p in MONOCULAR if p not in PAIRS and p.parent.name != "demo_mono"}
+    assert detectors == set(PARAMETERS)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_number_of_parameters(name: str) -> None:
+    counted = sum(p.numel() for p in built(CONFIGS / f"{name}.yaml").parameters()) / 1e6
+    assert round(counted, 2) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", ["pgd_r101_kitti", "pgd_r101_kitti_paper"])
+def test_pgd_on_kitti_is_the_published_one(name: str) -> None:
+    cfg = detector(name)
+    model, head, pgd = cfg.MODEL, cfg.MODEL.FCOS3D, cfg.MODEL.PGD
+    assert (model.META_ARCHITECTURE, pixels(cfg)) == ("PGD", CAFFE)
+    body = model.RESNETS
+    assert (body.DEPTH, body.STRIDE_IN_1X1, body.DEFORM_ON_PER_STAGE) == (101, True, NO_DEFORM)
+    assert (body.NORM, model.BACKBONE.FREEZE_AT) == ("FixedBN", 1)  # frozen_stages 0: the stem
+    assert (model.FPN.IN_FEATURES, model.FPN.OUT_CHANNELS, model.FPN.NUM_OUTS) == (ALL_LEVELS, 256, 4)
+    assert (head.FEATURE_CHANNELS, head.STACKED_CONVS, head.DCN_ON_LAST_CONV) == (256, 2, True)
+    assert head.REGRESS_BOUNDS == [64, 128, 256] and head.CENTER_RADIUS == 1.5
+    assert (head.ATTRIBUTES, head.VELOCITY, head.BRANCHES.CENTERNESS) == (0, False, [256])
+    assert head.DEPTH_PRIORS == [[28.01, 16.32]]
+    assert head.SIZE_PRIORS == [[0.8, 1.73, 0.6], [1.76, 1.73, 0.6], [3.9, 1.56, 1.6]]
+    assert head.LOSS.DEPTH_BETA == 3.0 and head.LOSS.CODE_WEIGHTS == [1.0] * 7
+    assert (pgd.DEPTH_BINS, pgd.DEPTH_UNIT) == (8, 10.0)
+    assert (pgd.UNCERTAINTY, pgd.KEYPOINTS, pgd.BOXES2D) == (True, True, True)
+    assert (pgd.LOSS.KEYPOINT_WEIGHT, pgd.LOSS.BOX2D_WEIGHT) == (0.2, 1.0)
+    test = head.TEST
+    assert (test.CANDIDATES_PER_LEVEL, test.NMS_THRESHOLD) == (100, 0.05)
+    assert (test.SCORE_THRESHOLD, test.MAX_DETECTIONS) == (0.001, 20)
+    assert class_names(cfg) == KITTI_CLASSES and cfg.INPUT.FLIP_PROB == 0.5 and not cfg.INPUT.PHOTOMETRIC
+    assert_dense_solver(cfg)
+    assert cfg.TEST.BEST_METRIC == "bbox/Car_3D_moderate_R40"
+
+
+@pytest.mark.parametrize("name", ["pgd_r101_nuscenes", "pgd_r101_nuscenes_1x", "fcos3d_r101_nuscenes"])
+def test_dense_detectors_on_nuscenes_are_the_published_ones(name: str) -> None:
+    cfg = detector(name)
+    model, head = cfg.MODEL, cfg.MODEL.FCOS3D
+    body = model.RESNETS
+    assert pixels(cfg) == CAFFE
+    assert (body.DEPTH, body.STRIDE_IN_1X1, body.DEFORM_ON_PER_STAGE) == (101, True, DEFORM)
+    assert (body.NORM, model.BACKBONE.FREEZE_AT) == ("FixedBN", 2)  # frozen_stages 1: stem and res2
+    assert (model.FPN.IN_FEATURES, model.FPN.OUT_CHANNELS, model.FPN.NUM_OUTS) == (COARSE_LEVELS, 256, 5)
+    assert built(path_of(name)).neck.strides == [8, 16, 32, 64, 128]
+    assert (head.FEATURE_CHANNELS, head.STACKED_CONVS, head.DCN_ON_LAST_CONV) == (256, 2, True)
+    assert head.REGRESS_BOUNDS == [48, 96, 192, 384] and head.CENTER_RADIUS == 1.5
+    assert (head.ATTRIBUTES, head.VELOCITY, head.BRANCHES.CENTERNESS) == (9, True, [64])
+    assert head.LOSS.CODE_WEIGHTS == [1, 1, 0.2, 1, 1, 1, 1, 0.05, 0.05]
+    assert pytest.approx(1 / 9) == head.LOSS.DEPTH_BETA
+    test = head.TEST
+    assert (test.CANDIDATES_PER_LEVEL, test.NMS_THRESHOLD, test.MAX_DETECTIONS) == (1000, 0.8, 200)
+    assert class_names(cfg) == NUSCENES_CLASSES and cfg.INPUT.FLIP_PROB == 0.5 and not cfg.INPUT.PHOTOMETRIC
+    assert_dense_solver(cfg)
+
+
+def test_fcos3d_has_no_priors_and_no_depth_bins() -> None:
+    cfg = detector("fcos3d_r101_nuscenes")
+    assert cfg.MODEL.META_ARCHITECTURE == "FCOS3D" and cfg.MODEL.FCOS3D.TEST.SCORE_THRESHOLD == 0.05
+    assert cfg.MODEL.FCOS3D.DEPTH_PRIORS == [] and cfg.MODEL.FCOS3D.SIZE_PRIORS == []
+
+
+def test_priors_of_pgd_on_nuscenes() -> None:
+    head, pgd = detector("pgd_r101_nuscenes").MODEL.FCOS3D, detector("pgd_r101_nuscenes").MODEL.PGD
+    assert [
+        *([31.99, 21.12], [37.15, 24.63], [39.69, 23.97], [40.91, 26.34], [34.16, 20.11]),
+        *([22.35, 13.70], [24.28, 16.05], [27.26, 15.50], [20.61, 13.68], [22.74, 15.01]),
+    ] == head.DEPTH_PRIORS
+    assert [
+        *([4.62, 1.73, 1.96], [6.93, 2.83, 2.51], [12.56, 3.89, 2.94], [11.22, 3.50, 2.95]),
+        *([6.68, 3.21, 2.85], [6.68, 3.21, 2.85]),  # the published bicycle's is the construction vehicle's
+        *([2.11, 1.46, 0.78], [0.73, 1.77, 0.67], [0.41, 1.08, 0.41], [0.50, 0.99, 2.52]),
+    ] == head.SIZE_PRIORS
+    assert (pgd.DEPTH_BINS, pgd.DEPTH_UNIT, pgd.LOSS.BOX2D_WEIGHT) == (6, 10.0, 0.2)
+    assert (pgd.UNCERTAINTY, pgd.KEYPOINTS, pgd.BOXES2D) == (False, False, True)
+    assert head.TEST.SCORE_THRESHOLD == 0.01
+
+
+def test_published_schedules() -> None:
+    assert_schedule(detector("pgd_r101_kitti"), KITTI_IMAGES, 12, 1e-3, 48, (32, 44))
+    assert_schedule(detector("pgd_r101_nuscenes"), NUSCENES_IMAGES, 32, 4e-3, 24, (16, 22))
+    assert_schedule(detector("pgd_r101_nuscenes_1x"), NUSCENES_IMAGES, 32, 4e-3, 12, (8, 11))
+    assert_schedule(detector("fcos3d_r101_nuscenes"), NUSCENES_IMAGES, 16, 2e-3, 12, (8, 11))
+    published = detector("pgd_r101_kitti").INPUT
+    assert (published.RESIZE_TRAIN, published.RESIZE_TEST) == ([1242, 375], [])
+
+
+@pytest.mark.parametrize("name", PAPER_KITTI)
+def test_the_papers_schedule_on_kitti(name: str) -> None:
+    cfg = detector(name)
+    assert_schedule(cfg, KITTI_IMAGES, 9, 1e-3, 48, (32, 44))
+    assert_dense_solver(cfg)
+    assert cfg.INPUT.RESIZE_TRAIN == cfg.INPUT.RESIZE_TEST == [1242, 375]
+    assert class_names(cfg) == KITTI_CLASSES
+
+
+@pytest.mark.parametrize("name", ["pgd_r18_nuscenes", "pgd_r50_nuscenes"])
+def test_the_papers_schedule_on_nuscenes(name: str) -> None:
+    cfg = detector(name)
+    assert_schedule(cfg, NUSCENES_IMAGES, 16, 4e-3, 12, (8, 11))
+    assert_dense_solver(cfg)
+    assert cfg.INPUT.RESIZE_TRAIN == cfg.INPUT.RESIZE_TEST == []  # 900 x 1600 as they are
+    assert cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE == NO_DEFORM and pixels(cfg) == RGB
+
+
+def test_the_papers_teacher_is_the_published_model_otherwise_trained() -> None:
+    ours, published = detector("pgd_r101_kitti_paper"), detector("pgd_r101_kitti")
+    assert ours.MODEL == published.MODEL and ours.DATASETS == published.DATASETS
+    assert ours.SOLVER != published.SOLVER
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("pgd_r18_kitti", [64, 128, 256, 512]),
+        ("pgd_regnetx08_kitti", [64, 128, 288, 672]),
+        ("pgd_regnetx32_kitti", [96, 192, 432, 1008]),
+        ("pgd_mobilenetv2_kitti", [24, 32, 96, 320]),
+        ("pgd_shufflenetv2_kitti", [24, 116, 232, 464]),
+    ],
+)
+def test_bodies_of_the_paper_give_four_levels(name: str, channels: list[int]) -> None:
+    shapes = built(path_of(name)).feature_shapes()
+    assert [shape.channels for shape in shapes.body.values()] == channels
+    assert [shape.stride for shape in shapes.fpn] == [4, 8, 16, 32]
+    assert pixels(detector(name)) == RGB
+
+
+@pytest.mark.parametrize("body", ["r18", "regnetx08"])
+def test_half_channels_are_half_in_neck_towers_and_branches(body: str) -> None:
+    full, half = (detector(f"pgd_{body}{kind}_kitti").MODEL for kind in ("", "_half"))
+    assert (full.FPN.OUT_CHANNELS, half.FPN.OUT_CHANNELS) == (256, 128)
+    assert (full.FCOS3D.FEATURE_CHANNELS, half.FCOS3D.FEATURE_CHANNELS) == (256, 128)
+    for ours, theirs in (
+        (half.FCOS3D.BRANCHES, full.FCOS3D.BRANCHES),
+        (half.PGD.BRANCHES, full.PGD.BRANCHES),
+    ):
+        assert ours == {name: [width // 2 for width in widths] for name, widths in theirs.items()}
+    half.FPN, half.FCOS3D.BRANCHES, half.PGD.BRANCHES = full.FPN, full.FCOS3D.BRANCHES, full.PGD.BRANCHES
+    half.FCOS3D.FEATURE_CHANNELS = 256
+    assert half == full
+
+
+def test_every_pair_of_the_paper_is_there() -> None:
+    shipped = {name_of(path) for path in PAIRS if path.parent.name == "distill"}
+    assert shipped == set(TABLES)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_pair_is_that_of_the_paper(name: str) -> None:
+    path = CONFIGS / f"{name}.yaml"
+    teacher_name, student_name = TABLES[name]
+    distillation = load_config(path)
+    assert Path(distillation.DISTILL.TEACHER.CONFIG).stem == teacher_name
+    student, teacher = pair(path)
+    plain_student, plain_teacher = detector(student_name), detector(teacher_name)
+    assert student.MODEL == plain_student.MODEL and teacher.MODEL == plain_teacher.MODEL
+    for section in ("SOLVER", "INPUT", "DATASETS", "TEST"):  # distilled and baseline differ in nothing else
+        assert student[section] == plain_student[section]
+
+
+@each_pair
+def test_student_can_be_distilled(path: Path) -> None:
+    student_cfg, teacher_cfg = pair(path)
+    assert class_names(student_cfg) == class_names(teacher_cfg)
+    student, teacher = on_meta(student_cfg), on_meta(teacher_cfg)
+    shapes = student.feature_shapes(), teacher.feature_shapes()
+    ours, theirs = ([level.stride for level in shape.fpn] for shape in shapes)
+    assert ours == theirs
+    distill = load_config(path).DISTILL
+    methods = {name: DISTILL_REGISTRY.get(name) for name in distill.METHODS}
+    assert set(methods) == {"PerspectiveFeature", "DepthGuidedPrediction"}
+    feature, prediction = (method(distill[method.node], *shapes) for method in methods.values())
+    widths = [(adapter.in_channels, adapter.out_channels) for adapter in feature.adapters]
+    assert widths == [(s.channels, t.channels) for s, t in zip(shapes[0].fpn, shapes[1].fpn, strict=True)]
+    assert not list(prediction.parameters())
+    assert sum(p.numel() for p in student.parameters()) < sum(p.numel() for p in teacher.parameters())
+
+
+@each_pair
+def test_method_is_that_of_the_paper(path: Path) -> None:
+    distill = load_config(path).DISTILL
+    feature, prediction = distill.PERSPECTIVE_FEATURE, distill.DEPTH_GUIDED
+    assert feature.PERSPECTIVE and feature.LEVELS == [] and feature.CENTER == [0.5, 0.5]
+    assert (feature.AMPLITUDE, feature.SIGMA) == (0.3, [0.7, 0.7])  # section 4.3.1
+    assert (prediction.DISTANCE, prediction.DEPTH_ATTENTION, prediction.RHO) == ("l2", True, "exp")  # Table 1
+    assert distill.INHERIT.MODE == "off"
+
+
+@pytest.mark.parametrize(
+    ("front", "behind"),
+    [
+        ("distill_pgd_r18", "distill/kitti_r101_r18_half"),
+        ("distill_pgd_r18_nuscenes", "distill/nuscenes_r101_r18"),
+    ],
+)
+def test_configs_of_the_front_page_are_pairs_of_the_paper(front: str, behind: str) -> None:
+    ours, theirs = config(f"{front}.yaml"), config(f"{behind}.yaml")
+    assert Path(ours.DISTILL.TEACHER.CONFIG).resolve() == Path(theirs.DISTILL.TEACHER.CONFIG).resolve()
+    ours.DISTILL.TEACHER.CONFIG, ours.OUTPUT_DIR = theirs.DISTILL.TEACHER.CONFIG, theirs.OUTPUT_DIR
+    assert ours == theirs
