@@ -6,7 +6,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 import yaml
+
+from bevkd2.config import load_config
+from bevkd2.data.nuscenes import load_nuscenes
+from bevkd2.data.nuscenes_mono import NuScenesMonoIndex
+from tests.data.nuscenes_fixture import VERSION, FixtureWorld
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "MODEL: {META_ARCHITECTURE: %s}\nDATASETS: {FORMAT: %s, TRAIN: [train, val]}\n"
@@ -46,8 +52,6 @@ def test_kitti(compute_priors: ModuleType, kitti_world: Path, tmp_path: Path, ca
 def test_what_is_printed_is_a_config(
     compute_priors: ModuleType, kitti_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
-    from bevkd2.config import load_config
-
     arguments = ["--config-file", _config(tmp_path), "--shared-depth", "DATASETS.ROOT", str(kitti_world)]
     assert compute_priors.main(arguments) == 0
     pasted = tmp_path / "pasted.yaml"
@@ -64,6 +68,20 @@ def test_smoke_has_one_depth_prior(
     node = yaml.safe_load(capsys.readouterr().out)["MODEL"]["SMOKE"]
     assert len(node["DEPTH_PRIOR"]) == 2
     assert len(node["SIZE_PRIORS"]) == 3
+
+
+def test_nuscenes_one_camera_at_a_time(
+    compute_priors: ModuleType, fixture_world: FixtureWorld, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    cfg = load_config(_config(tmp_path, layout="nuscenes_mono"), ["DATASETS.VERSION", VERSION])
+    cfg.DATASETS.ROOT, cfg.DATASETS.CACHE_DIR = str(fixture_world.root), str(tmp_path)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.CLASSES = ("both",), ["car"]
+    priors = compute_priors.priors_of(cfg)
+    index = NuScenesMonoIndex(load_nuscenes(fixture_world.root, VERSION, "both"), ["car"])
+    cars = torch.cat([index.record(i).boxes.tensor for i in range(len(index))])
+    assert priors.counts == [len(cars)]
+    assert priors.depths[0] == pytest.approx((cars[:, 2].mean().item(), cars[:, 2].std(correction=0).item()))
+    assert priors.sizes[0] == pytest.approx(cars[:, [3, 5, 4]].mean(dim=0).tolist())
 
 
 @pytest.mark.parametrize(
