@@ -90,16 +90,21 @@ def draw_bev(
     return canvas
 
 
-def draw_outlines(
-    canvas: Image, frame: BEVFrame, objects: Objects, color: tuple[int, int, int], headings: bool = False
-) -> None:
-    """Draw thin outlines of one colour, in place; with `headings`, a line from each centre to the front."""
+def draw_outlines(canvas: Image, frame: BEVFrame, objects: Objects, color: tuple[int, int, int]) -> None:
+    """Draw thin outlines of one colour, in place."""
     for footprint in _footprints(frame, objects):
         cv2.polylines(canvas, [footprint], True, color, 1, cv2.LINE_AA)
-        if headings:
-            center, front = footprint.mean(axis=0), footprint[:2].mean(axis=0)
-            (x0, y0), (x1, y1) = np.rint([center, front]).astype(int).tolist()
-            cv2.line(canvas, (x0, y0), (x1, y1), color, 1, cv2.LINE_AA)
+
+
+def draw_headings(
+    canvas: Image, frame: BEVFrame, objects: Objects, color: tuple[int, int, int] | None = None
+) -> None:
+    """Draw a line from each centre to the middle of the front, in place, in its class's or one colour."""
+    for i, footprint in enumerate(_footprints(frame, objects)):
+        middles = np.rint([footprint.mean(axis=0), footprint[:2].mean(axis=0)]).astype(int).tolist()
+        (x0, y0), (x1, y1) = middles
+        line = objects.color(i) if color is None else color
+        cv2.line(canvas, (x0, y0), (x1, y1), line, 2 if color is None else 1, cv2.LINE_AA)
 
 
 def _footprints(frame: BEVFrame, objects: Objects) -> npt.NDArray[np.int32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,7 +38,7 @@ def mono_figure(
         predictions: detections.
         truth: annotations; None where the image is not annotated.
         title: written above.
-        class_names: in the order of the labels; colours are `class_palette`'s, objects should have them too.
+        class_names: in the order of the labels; colours are `class_palette`'s.
         score_threshold: detections below it are not drawn.
         extent: x0, z0, x1, z1 of the view from above, metres; by default it holds the truth (else the
             predictions), so that pictures of several models agree.
@@ -46,8 +47,13 @@ def mono_figure(
     Returns:
         One image: the annotated image above the one with predictions (and the truth in white), and the view
         from above on the right.
+
+    Raises:
+        ValueError: a label that is no class.
     """
-    shown = predictions.above(score_threshold)
+    palette = class_palette(len(class_names))
+    shown = _in_colors(predictions.above(score_threshold), palette, class_names)
+    truth = None if truth is None else _in_colors(truth, palette, class_names)
     scale = tile_width / image.shape[1]
     panels = []
     if truth is not None:
@@ -57,12 +63,21 @@ def mono_figure(
     white = "" if truth is None else ", white: ground truth"
     _caption(panels[-1], f"predictions, score >= {score_threshold:g}: {len(shown)}{white}")
     left = stack(panels, axis=0)
-    key = legend(tuple(class_names), class_palette(len(class_names)), 500)
+    key = legend(tuple(class_names), palette, 500)
     height = int(np.clip(left.shape[0] - key.shape[0] - 6, *_BEV_HEIGHTS))
     frame = BEVFrame(extent or fitting_extent(shown if truth is None else truth), height)
     above = draw_mono_bev(frame, cam2img, image.shape[1], truth, shown)
     _caption_bev(above, frame, truth, shown)
     return with_title(stack([left, stack([above, key], axis=0)], axis=1), title)
+
+
+def _in_colors(objects: Objects, palette: Image, class_names: Sequence[str]) -> Objects:
+    if len(objects) and not 0 <= objects.labels.min() <= objects.labels.max() < len(class_names):
+        raise ValueError(
+            f"mono_figure: labels are {sorted(set(objects.labels.tolist()))}, expected 0 to "
+            f"{len(class_names) - 1}: class_names are {', '.join(class_names)}"
+        )
+    return dataclasses.replace(objects, colors=palette)
 
 
 def _caption(panel: Image, text: str) -> None:

@@ -6,7 +6,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from bevkd2.visualization.bev_view import BEVFrame, draw_filled, draw_outlined, draw_outlines, draw_rings
+from bevkd2.visualization.bev_view import (
+    BEVFrame,
+    draw_filled,
+    draw_headings,
+    draw_outlined,
+    draw_outlines,
+    draw_rings,
+)
 from bevkd2.visualization.camera_view import draw_box_edges, draw_boxes
 from bevkd2.visualization.canvas import resize
 from bevkd2.visualization.objects import Array, Image, Objects
@@ -76,8 +83,8 @@ def draw_mono_bev(
 ) -> Image:
     """Draw one camera's scene from above: predictions filled, the truth as thin black outlines.
 
-    A thick bar marks a prediction's front, a line from the centre that of the truth. What the image
-    does not show is grey; arcs are distances from the camera.
+    A line from the centre points to the front. What the image does not show is grey; arcs are distances
+    from the camera.
 
     Args:
         frame: what part of the ground: x to the right, z upwards.
@@ -93,8 +100,10 @@ def draw_mono_bev(
     if predictions is not None:
         draw_filled(canvas, frame, predictions)
         draw_outlined(canvas, frame, predictions)
+        draw_headings(canvas, frame, predictions)
     if truth is not None:
-        draw_outlines(canvas, frame, truth, _TRUTH_ABOVE, headings=True)
+        draw_outlines(canvas, frame, truth, _TRUTH_ABOVE)
+        draw_headings(canvas, frame, truth, _TRUTH_ABOVE)
     return canvas
 
 

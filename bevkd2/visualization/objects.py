@@ -68,19 +68,18 @@ class Objects:
             )
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any], colors: Image = CLASS_COLORS) -> Objects:
+    def from_dict(cls, record: Mapping[str, Any]) -> Objects:
         """From a sample's annotations or a model's output.
 
         Args:
             record: "boxes" (Boxes3D, or CameraBoxes3D, which are turned upright) and "labels" (N,), and for
                 predictions "scores" (N,). Without "boxes" there are no objects.
-            colors: (K, 3) RGB in the order of the labels.
 
         Returns:
             The objects, on the CPU.
         """
         if "boxes" not in record:
-            return cls(Boxes3D.empty(), np.zeros(0, dtype=np.int64), colors=colors)
+            return cls(Boxes3D.empty(), np.zeros(0, dtype=np.int64))
         boxes = record["boxes"]
         upright = boxes.upright() if isinstance(boxes, CameraBoxes3D) else boxes
         scores = record.get("scores")
@@ -88,7 +87,6 @@ class Objects:
             Boxes3D(upright.tensor.detach().cpu().double()),
             _to_numpy(record["labels"]),
             None if scores is None else _to_numpy(scores),
-            colors,
         )
 
     def __len__(self) -> int:
