@@ -1,0 +1,50 @@
+"""The recorded head of SMOKE, and that a changed number is noticed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+TOOLS = Path(__file__).parents[3] / "tools"
+
+
+@pytest.fixture
+def smoke_heads(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    from golden import smoke_heads
+
+    return smoke_heads
+
+
+def test_recorded_heads(smoke_heads: ModuleType, shared_dir: Path) -> None:
+    rows = smoke_heads.compare(shared_dir / "golden" / "mono")
+    assert [row.quantity for row in rows if row.failed] == []
+    assert len(rows) == 18
+
+
+@pytest.mark.parametrize(
+    ("key", "quantity"),
+    [
+        ("target/heatmap", "heat map"),
+        ("loss/bbox_dim", "losses"),
+        ("pred/loc_corners", "disentangled corners"),
+        ("grad/bbox_pred", "gradients of outputs"),
+        ("decode/img0/bboxes_3d", "decoded boxes"),
+    ],
+)
+def test_a_changed_number_fails(
+    smoke_heads: ModuleType, shared_dir: Path, tmp_path: Path, key: str, quantity: str
+) -> None:
+    heads = tmp_path / "heads"
+    heads.mkdir()
+    for path in (shared_dir / "golden" / "mono" / "heads").glob("smoke_*"):
+        shutil.copy(path, heads / path.name)
+    path = heads / "smoke_small_a_outputs.npz"
+    arrays = dict(np.load(path))
+    arrays[key] = arrays[key] + np.float32(1e-3) * (1 + np.abs(arrays[key]))
+    np.savez(path, **arrays)
+    assert quantity in [row.quantity for row in smoke_heads.compare(tmp_path) if row.failed]
