@@ -12,6 +12,8 @@ from tests.docs.sandbox import NoRuleError, Sandbox
 
 # Make targets that CI does not run, and the tests that do the same on small data.
 TESTED_TARGETS = {"demo": "tests/tools/test_demo.py", "bench": "tests/benchmarks"}
+# Commands that load a package of the user's own are read off the pages and run by this test.
+PLUGIN_TEST = ROOT / "tests" / "examples" / "test_downstream.py"
 SHELLS = {"sh", "shell", "console", "zsh"}
 
 
@@ -50,6 +52,8 @@ def check(words: list[str], sandbox: Sandbox) -> None:
         check_make(words[1], sandbox)
     elif words[0] == "pip":
         check_pip(words)
+    elif words[0] == "python" and "--import" in words and PLUGIN_TEST.is_file():
+        return
     elif words[0] in ("python", "torchrun"):
         sandbox.run(words)
     else:

@@ -16,7 +16,7 @@ from tests.docs.pages import PAGES, ROOT, blocks, commands, inline_code, make_re
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _DOTTED_KEY = re.compile(r"\b[A-Z][A-Z0-9_]*(?:\.[A-Z][A-Z0-9_]*)+\b")
 _SET_KEY = re.compile(r"\b([A-Z][A-Z0-9_]+): ")
-_FOLDERS = ("assets", "benchmarks", "bevkd2", "configs", "csrc", "docs", "tests", "tools")
+_FOLDERS = ("assets", "benchmarks", "bevkd2", "configs", "csrc", "docs", "examples", "tests", "tools")
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
