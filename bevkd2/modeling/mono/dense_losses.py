@@ -39,6 +39,8 @@ class DenseCriterion(nn.Module):
     process, so a batch of two is not the mean of two batches of one.
     """
 
+    box_code_weights: Tensor
+
     def __init__(
         self,
         *,
