@@ -40,7 +40,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def annotations(index: MonoIndex) -> tuple[Tensor, Tensor, Tensor]:
+def all_objects(index: MonoIndex) -> tuple[Tensor, Tensor, Tensor]:
     """All objects of a dataset.
 
     Args:
@@ -105,7 +105,7 @@ def priors_of(cfg: Any) -> BoxPriors:
             f"{', '.join(DENSE)} or SMOKE"
         )
     splits = [DatasetCatalog.get(dataset_name(cfg, split)) for split in cfg.DATASETS.TRAIN]
-    return compute_priors(*annotations(JoinedIndex(splits)), class_names(cfg))
+    return compute_priors(*all_objects(JoinedIndex(splits)), class_names(cfg))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
