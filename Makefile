@@ -1,4 +1,4 @@
-# make demo | test | lint | cuda | gpu-check | bench | build | clean
+# make demo | demo-mono | test | lint | cuda | gpu-check | bench | build | clean
 # Everything runs in $(VENV), which is made on first use.
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: install build demo demo-teacher test lint cuda gpu-check bench clean
+.PHONY: install build demo demo-teacher demo-mono demo-mono-teacher test lint cuda gpu-check bench clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -31,6 +31,15 @@ demo-teacher: $(STAMP)
 	$(BIN)/python tools/make_synthetic.py --out data/demo --train-scenes 240 --val-scenes 24 --seed 0
 	$(BIN)/python tools/train_net.py --config-file configs/demo/teacher.yaml
 	$(BIN)/python tools/export_weights.py output/demo_teacher/model_final.pth assets/demo_teacher.safetensors
+
+demo-mono: $(STAMP)
+	$(BIN)/python tools/demo_mono.py
+
+# Trains the monocular teacher that ships in assets/ (docs/demo.md).
+demo-mono-teacher: $(STAMP)
+	$(BIN)/python tools/make_synthetic.py --format kitti --out data/demo_mono --train-frames 480 --val-frames 120 --seed 0
+	$(BIN)/python tools/train_net.py --config-file configs/demo_mono/teacher.yaml
+	$(BIN)/python tools/export_weights.py output/demo_mono_teacher/model_final.pth assets/demo_mono_teacher.safetensors
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
