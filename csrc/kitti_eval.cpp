@@ -95,8 +95,7 @@ double overlap(Metric metric, const Object& det, const Object& other, bool of_de
   return of_detection ? shared / size : box3d::intersection_over_union(shared, size, other_size);
 }
 
-// 25.99 pixels are 25 to the official tool: a detection's height is cut to an integer, an object's is not.
-double whole_height(const Object& det) { return std::trunc(std::abs(det.y1 - det.y2)); }
+double image_height(const Object& det) { return std::abs(det.y1 - det.y2); }
 
 enum State : int8_t { kCounts, kIgnored, kAbsent };
 
@@ -107,8 +106,9 @@ State truth_state(const Object& truth, const Class& cls, const Difficulty& diffi
 }
 
 // The height comes before the class: a low detection of any class is ignored, and may take an object with it.
+// Exactly 25 pixels are enough for a detection, though not for an object.
 State detection_state(const Object& det, const Class& cls, const Difficulty& difficulty) {
-  if (whole_height(det) < difficulty.min_height) return kIgnored;
+  if (image_height(det) < difficulty.min_height) return kIgnored;
   if (det.type != cls.type) return kAbsent;
   return det.ignored ? kIgnored : kCounts;
 }
@@ -150,7 +150,7 @@ Pairs find_pairs(const Objects& truths, const Objects& dets, const Class& cls, M
     relevant.clear();
     for (int64_t j = dets.splits[image]; j < dets.splits[image + 1]; ++j) {
       const Object& det = dets.rows[j];
-      if (det.type == cls.type || whole_height(det) < low) relevant.push_back(j);
+      if (det.type == cls.type || image_height(det) < low) relevant.push_back(j);
       if (det.type == cls.type)
         pairs.unlabelled[j] = lies_in_unlabelled(truths, image, det, cls.dont_care, metric, min_overlap);
     }
@@ -252,18 +252,15 @@ class Matching {
   // A detection that counts replaces one that is ignored; of those ignored the first stays.
   int64_t largest_overlap(const Truth& truth, double threshold) const {
     int64_t best = -1;
-    double largest = 0;
-    bool best_is_ignored = false;
+    double largest = 0;  // of those that count
     for (size_t c = truth.begin; c < truth.end; ++c) {
       const auto [j, value] = pairs_.candidates[c];
       if (!free(j) || dets_.rows[j].score < threshold) continue;
-      if (det_states_[j] == kCounts && (value > largest || best_is_ignored)) {
+      if (det_states_[j] == kCounts && value > largest) {
         best = j;
         largest = value;
-        best_is_ignored = false;
       } else if (det_states_[j] == kIgnored && best < 0) {
         best = j;
-        best_is_ignored = true;
       }
     }
     return best;
