@@ -11,7 +11,11 @@ from tests.docs.pages import PAGES, ROOT, Command, ci_targets, commands, languag
 from tests.docs.sandbox import NoRuleError, Sandbox
 
 # Make targets that CI does not run, and the tests that do the same on small data.
-TESTED_TARGETS = {"demo": "tests/tools/test_demo.py", "bench": "tests/benchmarks"}
+TESTED_TARGETS = {
+    "demo": "tests/tools/test_demo.py",
+    "demo-mono": "tests/tools/test_demo_mono.py",
+    "bench": "tests/benchmarks",
+}
 # Commands that load a package of the user's own are read off the pages and run by this test.
 PLUGIN_TEST = ROOT / "tests" / "examples" / "test_downstream.py"
 SHELLS = {"sh", "shell", "console", "zsh"}

@@ -121,8 +121,8 @@ def collate_targets(
     for sample, (_, depth) in zip(samples, projected, strict=True):
         if bool((depth <= 0).any()):
             raise ValueError(
-                f"image {sample['image_id']}: an object's centre has depth {float(depth.min()):.2f} m, expected "
-                "above 0; objects behind the camera must be left out by the mapper"
+                f"image {sample['image_id']}: an object's centre has depth {float(depth.min()):.2f} m, "
+                "expected above 0; objects behind the camera must be left out by the mapper"
             )
     with_attributes = all("attributes" in sample for sample in samples)
     return MonoTargets(
@@ -166,6 +166,6 @@ def _check_annotations(sample: Mapping[str, Any], num_classes: int) -> None:
     labels = sample["labels"]
     if len(set(lengths.values())) != 1 or bool(((labels < 0) | (labels >= num_classes)).any()):
         raise ValueError(
-            f"{name}: labels are {labels.tolist()} with entries {lengths}, expected as many of each and labels "
-            f"in 0..{num_classes - 1} (DATASETS.CLASSES)"
+            f"{name}: labels are {labels.tolist()} with entries {lengths}, expected as many of each and "
+            f"labels in 0..{num_classes - 1} (DATASETS.CLASSES)"
         )
