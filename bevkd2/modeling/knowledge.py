@@ -26,7 +26,7 @@ class Knowledge:
     image_sizes: Tensor | None = None
     """(B*N, 2) float32: height and width in pixels before padding."""
     logits: Tensor | None = None
-    """Class logits before the sigmoid, (B, Q, K): of the last decoder layer's queries, or of all locations."""
+    """Class logits before the sigmoid, (B, Q, K): of the last layer's queries, or of all locations."""
 
 
 @dataclasses.dataclass

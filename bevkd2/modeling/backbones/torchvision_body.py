@@ -51,8 +51,8 @@ class TorchvisionBody(Backbone):
         unknown = [node for node in nodes if not _is_node(model, node)]
         if unknown or not nodes:
             raise ValueError(
-                f"MODEL.TORCHVISION.NODES is {list(nodes)}, expected one name or more of {name}, which has no "
-                f"{unknown}; its modules are {', '.join(child for child, _ in model.named_children())}"
+                f"MODEL.TORCHVISION.NODES is {list(nodes)}, expected one name or more of {name}, which has "
+                f"no {unknown}; its modules are {', '.join(child for child, _ in model.named_children())}"
             )
         self.body = create_feature_extractor(model, {node: node for node in nodes})
         self.frozen_bn = norm == "FrozenBN"
