@@ -74,9 +74,15 @@ class DepthGuidedPrediction(DistillMethod):
         Raises:
             ValueError: the two do not predict at the same locations, or a head has not the depth.
         """
-        self._check(student, teacher, targets)
-        assert isinstance(student, MonoKnowledge) and isinstance(teacher, MonoKnowledge)
+        student, teacher = self._dense("student", student), self._dense("teacher", teacher)
         assert student.logits is not None and teacher.logits is not None
+        if student.logits.shape != teacher.logits.shape or student.level_shapes != teacher.level_shapes:
+            raise ValueError(
+                f"DISTILL.{self.node}: the student predicts {tuple(student.logits.shape)} (batch, locations, "
+                f"classes) on levels {student.level_shapes}, the teacher {tuple(teacher.logits.shape)} on "
+                f"{teacher.level_shapes}; give both heads the same levels and classes"
+            )
+        assert isinstance(targets, MonoTargets) and targets.assigned is not None
         distance = class_distance(student.logits, teacher.logits, self.distance, self.temperature)
         objects = targets.assigned >= 0
         weights = self._guidance(student, teacher, targets)
@@ -100,22 +106,14 @@ class DepthGuidedPrediction(DistillMethod):
             rho=self.rho,
         )
 
-    def _check(self, student: Knowledge, teacher: Knowledge, targets: Any) -> None:
-        for who, knowledge in (("student", student), ("teacher", teacher)):
-            if not isinstance(knowledge, MonoKnowledge):
-                raise ValueError(
-                    f"DISTILL.{self.node}: the {who} is not a dense monocular detector (it gives "
-                    f"{type(knowledge).__name__}); leave {type(self).__name__} out of DISTILL.METHODS"
-                )
-            if self.depth_attention and getattr(knowledge, self.depth_field) is None:
-                raise ValueError(
-                    f"DISTILL.{self.node}.DEPTH: the {who}'s head has no {self.depth_field}; use decoded or "
-                    "direct"
-                )
-        if student.logits.shape != teacher.logits.shape or student.level_shapes != teacher.level_shapes:
+    def _dense(self, who: str, knowledge: Knowledge) -> MonoKnowledge:
+        if not isinstance(knowledge, MonoKnowledge):
             raise ValueError(
-                f"DISTILL.{self.node}: the student predicts {tuple(student.logits.shape)} (batch, locations, "
-                f"classes) on levels {student.level_shapes}, the teacher {tuple(teacher.logits.shape)} on "
-                f"{teacher.level_shapes}; give both heads the same levels and classes"
+                f"DISTILL.{self.node}: the {who} is not a dense monocular detector (it gives "
+                f"{type(knowledge).__name__}); leave {type(self).__name__} out of DISTILL.METHODS"
             )
-        assert isinstance(targets, MonoTargets) and targets.assigned is not None
+        if self.depth_attention and getattr(knowledge, self.depth_field) is None:
+            raise ValueError(
+                f"DISTILL.{self.node}.DEPTH: the {who}'s head has no {self.depth_field}; use decoded or direct"
+            )
+        return knowledge
