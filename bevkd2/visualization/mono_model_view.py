@@ -89,7 +89,7 @@ def mono_figures(
     }
     responses = {name: view.responses for name, view in views.items()}
     features = draw_feature_maps(image, responses, boxes2d, _tile_width(responses))
-    title = f"FPN features, mean of absolute values over the channels, image {sample['image_id']}"
+    title = f"mean absolute FPN features, image {sample['image_id']}"
     pictures["features"] = with_title(features, title, height=14)
     if perspective is not None:
         levels = next(iter(responses.values()))
