@@ -114,6 +114,7 @@ class DepthGuidedPrediction(DistillMethod):
             )
         if self.depth_attention and getattr(knowledge, self.depth_field) is None:
             raise ValueError(
-                f"DISTILL.{self.node}.DEPTH: the {who}'s head has no {self.depth_field}; use decoded or direct"
+                f"DISTILL.{self.node}.DEPTH: the {who}'s head has no {self.depth_field}; use decoded or "
+                "direct"
             )
         return knowledge
