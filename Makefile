@@ -62,6 +62,7 @@ gpu-check: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/bench_ms_deform_attn.py
 	$(BIN)/python benchmarks/bench_train_step.py
+	$(BIN)/python benchmarks/bench_kitti_eval.py
 
 clean:
 	rm -rf build output .pytest_cache .mypy_cache .ruff_cache

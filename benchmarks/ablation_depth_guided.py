@@ -26,7 +26,7 @@ from tabulate import tabulate
 
 ROOT = Path(__file__).resolve().parent.parent
 TEACHER_WEIGHTS = ROOT / "assets" / "demo_mono_teacher.safetensors"
-FEATURE, PREDICTION = "[PerspectiveFeature]", "[DepthGuidedPrediction]"
+FEATURE, PREDICTION = "['PerspectiveFeature']", "['DepthGuidedPrediction']"
 NODE = "DISTILL.DEPTH_GUIDED"
 
 

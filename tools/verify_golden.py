@@ -15,7 +15,17 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from golden import bevformer, full_nets, iou, mono_ops, pgd_heads, pgd_losses, smoke_heads, smoke_net
+from golden import (
+    bevformer,
+    full_nets,
+    iou,
+    kitti_eval,
+    mono_ops,
+    pgd_heads,
+    pgd_losses,
+    smoke_heads,
+    smoke_net,
+)
 from golden.report import Row, table
 
 MONOCULAR = {
@@ -26,6 +36,7 @@ MONOCULAR = {
     "PGD: the whole detectors (full_nets)": full_nets.compare,
     "SMOKE: head, targets, losses, gradients, decoding (heads)": smoke_heads.compare,
     "SMOKE: the whole detector (full_nets)": smoke_net.compare,
+    "KITTI evaluation (kitti_eval)": kitti_eval.compare,
 }
 FOLDERS = ("heads", "ops", "iou", "full_nets", "kitti_eval")
 
