@@ -1,7 +1,6 @@
 """TinyMono: on one feature map, a heat map of objects' centres and a box in every cell."""
 
 import torch
-import torch.nn.functional as F
 
 from bevkd2.config import CfgNode, class_names
 from bevkd2.d2 import META_ARCH_REGISTRY, configurable
@@ -26,6 +25,8 @@ class TinyMono(MonoDetector):
     @configurable
     def __init__(self, *, pixels_per_metre, max_detections, **shared):
         super().__init__(**shared)
+        if len(self.neck.strides) != 1:
+            raise ValueError(f"MODEL.FPN.NUM_OUTS makes {len(self.neck.strides)} levels, expected 1")
         (self.stride,), channels = self.neck.strides, self.neck.out_channels
         self.pixels_per_metre, self.max_detections = pixels_per_metre, max_detections
         self.class_head = HeatmapHead(channels, self.num_classes)
@@ -61,15 +62,15 @@ class TinyMono(MonoDetector):
         heatmap = torch.stack([self._heatmap(targets, i, shape) for i in images])
         logits = knowledge.logits.transpose(1, 2).unflatten(2, shape)
         wanted = torch.cat([self._codes(targets, i, knowledge.locations) for i in images])
-        error = (knowledge.outputs[targets.assigned >= 0] - wanted).abs().sum(0)
-        error = error / average_over_ranks(len(wanted), error.device)
+        error = (knowledge.outputs[targets.assigned >= 0] - wanted).abs()
+        error = error.sum(0) / average_over_ranks(len(wanted), error.device)
         loss_heatmap = heatmap_loss(logits, heatmap, int((heatmap == 1).sum()))
         return {"loss_heatmap": loss_heatmap, "loss_depth": error[0], "loss_box": error[1:].sum()}
 
     def inference(self, knowledge, inputs):
         """The highest peaks of the heat map, lifted into the camera's frame."""
         heatmap = knowledge.logits.sigmoid().transpose(1, 2).unflatten(2, knowledge.level_shapes[0])
-        peaks = heatmap.where(heatmap == F.max_pool2d(heatmap, 3, 1, 1), 0).flatten(2)
+        peaks = heatmap.where(heatmap == torch.max_pool2d(heatmap, 3, 1, 1), 0).flatten(2)
         results = []
         for i, (scores, labels) in enumerate(zip(*peaks.max(dim=1), strict=True)):
             inside = (knowledge.locations < inputs.image_sizes[i].flip(0)).all(1)  # not in the padding
@@ -77,8 +78,7 @@ class TinyMono(MonoDetector):
             codes, locations = knowledge.outputs[i, best], knowledge.locations[best]
             pixels = locations + codes[:, 1:3] * self.stride
             centers = unproject_points(pixels, knowledge.depth[i, best], inputs.cam2img[i])
-            ray = torch.atan2(centers[:, 0], centers[:, 2])
-            heading = wrap_angle(torch.atan2(codes[:, 6], codes[:, 7]) + ray)
+            heading = wrap_angle(torch.atan2(*codes[:, 6:].T) + torch.atan2(centers[:, 0], centers[:, 2]))
             boxes = CameraBoxes3D(torch.cat([centers, codes[:, 3:6].exp(), heading[:, None]], 1))
             results.append({"boxes": boxes, "scores": scores, "labels": labels[best]})
         return results
