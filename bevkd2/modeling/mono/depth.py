@@ -17,7 +17,8 @@ def depth_from_bins(logits: Tensor, unit: float) -> Tensor:
         (...) metres.
     """
     values = unit * torch.arange(logits.shape[-1], dtype=logits.dtype, device=logits.device)
-    return logits.softmax(dim=-1) @ values
+    # Not a matrix product, which autocast would make one of 16 bits: 70 m would be read to half a metre.
+    return (logits.softmax(dim=-1) * values).sum(dim=-1)
 
 
 def depth_confidence(logits: Tensor) -> Tensor:

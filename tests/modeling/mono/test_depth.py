@@ -18,6 +18,13 @@ def test_an_even_distribution_is_the_mean_of_all_bins():
     assert float(depth_confidence(torch.zeros(8))) == pytest.approx(1 / 8)
 
 
+def test_depths_are_as_exact_under_autocast():
+    logits = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = fuse_depth(logits[:, 0], depth_from_bins(logits, 10.0), torch.tensor(0.3))
+    assert torch.equal(found, fuse_depth(logits[:, 0], depth_from_bins(logits, 10.0), torch.tensor(0.3)))
+
+
 def test_two_even_bins_are_as_sure_as_one():
     logits = torch.tensor([0.0, 0.0, -50.0, -50.0])
     assert float(depth_from_bins(logits, 4.0)) == pytest.approx(2)
