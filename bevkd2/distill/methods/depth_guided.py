@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
+import torch
 from fvcore.common.config import CfgNode as FvcoreNode
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from bevkd2.distill.methods.base import DistillMethod, register_method
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import Knowledge, MonoKnowledge
 from bevkd2.modeling.mono.inputs import MonoTargets
-from bevkd2.ops import class_distance, depth_guidance
+from bevkd2.ops import class_distance, content_mask, depth_guidance
 from bevkd2.ops.prediction_distill import Distance, Rho
 
 _DEPTHS = {"decoded": "depth", "direct": "direct_depth", "probabilistic": "probabilistic_depth"}
@@ -24,7 +25,9 @@ class DepthGuidedPrediction(DistillMethod):
     L_p = a_obj / K_obj * sum over objects' locations of D * l + a_bg / K_bg * sum over the others of l, where
     l is the distance of the two class predictions at a location, summed over the classes, and D the
     depth-guided weight (:func:`bevkd2.ops.depth_guidance`). Objects' locations are those that the student's
-    assignment gives an object; K counts them over the batch of this process.
+    assignment gives an object; K counts them over the batch of this process. Locations in the padding are
+    neither. In images that were shifted or scaled, from which nobody learns depths (SMOKE's augmentation),
+    the two depths count as equal, so that phi is its offset; rho is as anywhere.
 
     Args:
         cfg: the method's node.
@@ -84,10 +87,12 @@ class DepthGuidedPrediction(DistillMethod):
             )
         assert isinstance(targets, MonoTargets) and targets.assigned is not None
         distance = class_distance(student.logits, teacher.logits, self.distance, self.temperature)
-        objects = targets.assigned >= 0
+        content = _content(student, targets)
+        objects = (targets.assigned >= 0) & content
+        background = ~objects & content
         weights = self._guidance(student, teacher, targets)
         on_objects = (distance * weights).masked_fill(~objects, 0).sum() / objects.sum().clamp(min=1)
-        elsewhere = distance.masked_fill(objects, 0).sum() / (~objects).sum().clamp(min=1)
+        elsewhere = distance.masked_fill(~background, 0).sum() / background.sum().clamp(min=1)
         return {"depth_guided": self.object_weight * on_objects + self.background_weight * elsewhere}
 
     def _guidance(self, student: MonoKnowledge, teacher: MonoKnowledge, targets: MonoTargets) -> Tensor:
@@ -96,6 +101,7 @@ class DepthGuidedPrediction(DistillMethod):
         if self.depth_attention:
             ours, theirs = getattr(student, self.depth_field), getattr(teacher, self.depth_field).detach()
             ours = ours.detach() if self.detach else ours
+            ours = torch.where(targets.affine_augmented[:, None], theirs, ours)
         return depth_guidance(
             ours,
             theirs,
@@ -118,3 +124,11 @@ class DepthGuidedPrediction(DistillMethod):
                 "direct"
             )
         return knowledge
+
+
+def _content(knowledge: MonoKnowledge, targets: MonoTargets) -> Tensor:
+    """(B, Q) bool: locations whose cell sees the image and not its padding."""
+    assert knowledge.level_shapes is not None and knowledge.fpn_strides is not None
+    levels = zip(knowledge.level_shapes, knowledge.fpn_strides, strict=True)
+    masks = [content_mask(targets.image_sizes, shape, stride).flatten(1) for shape, stride in levels]
+    return torch.cat(masks, dim=1)

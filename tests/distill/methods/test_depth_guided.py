@@ -31,6 +31,7 @@ def knowledge(seed):
         depth=torch.rand(B, Q, generator=generator) * 40,
         direct_depth=torch.rand(B, Q, generator=generator) * 40,
         level_shapes=[(1, Q)],
+        fpn_strides=[8],
     )
 
 
@@ -38,7 +39,7 @@ def targets(assigned=((0, -1, -1, 1, -1), (-1, -1, 0, -1, -1))):
     return MonoTargets(
         boxes=[CameraBoxes3D.empty()] * B, labels=[], boxes2d=[], centers2d=[],
         depths=[torch.tensor([10.0, 40.0]), torch.tensor([20.0])], attributes=None,
-        image_sizes=torch.zeros(B, 2), cam2img=torch.eye(4), assigned=torch.tensor(assigned),
+        image_sizes=torch.tensor([[8.0, 8.0 * Q]] * B), cam2img=torch.eye(4), assigned=torch.tensor(assigned),
         affine_augmented=torch.zeros(B, dtype=torch.bool),
     )  # fmt: skip
 
@@ -99,6 +100,29 @@ def test_a_batch_without_objects_distils_the_background():
     loss = build()(student, teacher, nothing)["depth_guided"]
     distance = (student.logits.sigmoid() - teacher.logits.sigmoid()).square().sum(-1)
     torch.testing.assert_close(loss, distance.mean())
+
+
+def test_padding_counts_neither_as_object_nor_as_background():
+    """The second image has three columns of content and two of padding: eight cells count in all."""
+    student, teacher = knowledge(0), knowledge(1)
+    padded = targets(((0, -1, -1, 1, -1), (-1, -1, -1, 0, -1)))
+    padded.image_sizes[1, 1] = 17.0
+    loss = build(DEPTH_ATTENTION=False, RHO="off")(student, teacher, padded)["depth_guided"]
+    distance = (student.logits.sigmoid() - teacher.logits.sigmoid()).square().sum(-1)
+    on = (distance[0, 0] + distance[0, 3]) / 2
+    off = (distance[0, [1, 2, 4]].sum() + distance[1, :3].sum()) / 6
+    torch.testing.assert_close(loss, on + off)
+
+
+def test_depths_of_shifted_and_scaled_images_do_not_guide():
+    """Nobody has learnt them; how far the object is still does."""
+    student, teacher, augmented = knowledge(0), knowledge(1), targets()
+    augmented.affine_augmented[0] = True
+    loss = build()(student, teacher, augmented)["depth_guided"]
+    agreeing = knowledge(0)
+    agreeing.depth[0] = teacher.depth[0]
+    torch.testing.assert_close(loss, build()(agreeing, teacher, targets())["depth_guided"])
+    assert not torch.isclose(loss, build()(student, teacher, targets())["depth_guided"])
 
 
 def test_what_does_not_fit_is_named():
