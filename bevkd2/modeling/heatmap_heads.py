@@ -147,7 +147,7 @@ def image_heatmap_targets(
     return draw_heatmap(center[keep] / stride, radii, labels[keep], num_classes, shape), int(keep.sum())
 
 
-def heatmap_loss(logits: Tensor, target: Tensor, num_centers: int) -> Tensor:
+def heatmap_loss(logits: Tensor, target: Tensor, num_centers: int | Tensor) -> Tensor:
     """Penalty-reduced pixel-wise focal loss (CenterNet, Eq. 1), alpha 2, beta 4.
 
     Args:

@@ -40,14 +40,10 @@ class SMOKE(MonoDetector):
         head: SmokeHead,
         coder: SmokeCoder,
         loss_weights: SmokeLossWeights,
-        num_classes: int,
         min_overlap: float = 0.7,
         max_detections: int = 100,
         score_threshold: float = 0.25,
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
-        pixel_format: str = "RGB",
-        size_divisibility: int = 32,
+        **shared: Any,
     ) -> None:
         """Put the parts together.
 
@@ -57,24 +53,12 @@ class SMOKE(MonoDetector):
             head: that to a heat map and box codes.
             coder: box codes to boxes.
             loss_weights: factors of the losses.
-            num_classes: K.
             min_overlap: decides the radius of the heat map's Gaussians.
             max_detections: most detections an image.
             score_threshold: detections must be above it.
-            pixel_mean: of the images, in the order of ``pixel_format``, 0..255.
-            pixel_std: likewise.
-            pixel_format: "RGB" | "BGR", what the body was trained on.
-            size_divisibility: images are padded to a multiple of it.
+            **shared: of MonoDetector.
         """
-        super().__init__(
-            image_backbone=image_backbone,
-            neck=neck,
-            num_classes=num_classes,
-            pixel_mean=pixel_mean,
-            pixel_std=pixel_std,
-            pixel_format=pixel_format,
-            size_divisibility=size_divisibility,
-        )
+        super().__init__(image_backbone=image_backbone, neck=neck, **shared)
         self.head, self.coder, self.loss_weights = head, coder, loss_weights
         self.min_overlap = min_overlap
         self.max_detections, self.score_threshold = max_detections, score_threshold
@@ -94,7 +78,7 @@ class SMOKE(MonoDetector):
         targets = super().targets(batched_inputs, inputs)
         (shape,) = level_shapes(inputs.padded_size, self.neck.strides)
         objects = objects_of(targets, self.coder.stride)
-        targets.assigned = assign_cells(objects, targets.depths, len(inputs.images), shape)
+        targets.assigned = assign_cells(objects, len(inputs.images), shape)
         return targets
 
     def extract(

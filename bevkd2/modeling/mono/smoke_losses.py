@@ -46,8 +46,7 @@ def smoke_losses(
         Weighted scalars: ``loss_heatmap`` (the sum over the cells divided by the number of centres of the
         batch), ``loss_orientation``, ``loss_size`` and ``loss_location``.
     """
-    centers = int((heatmap == 1).sum())
-    losses = {"loss_heatmap": weights.heatmap * heatmap_loss(outputs.logits, heatmap, centers)}
+    losses = {"loss_heatmap": weights.heatmap * heatmap_loss(outputs.logits, heatmap, (heatmap == 1).sum())}
     rows, cells, labels = (
         part[objects.teaches_boxes] for part in (objects.rows, objects.cells, objects.labels)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ class SmokeObjects:
     """P annotated boxes."""
     boxes2d: Tensor
     """(P, 4) x1, y1, x2, y2 in pixels of the network's input."""
+    depths: Tensor
+    """(P,) metres along the optical axis."""
     teaches_boxes: Tensor
     """(P,) bool: False where the image was shifted or scaled, which changes what a depth looks like."""
 
@@ -50,16 +53,18 @@ def objects_of(targets: MonoTargets, stride: int) -> SmokeObjects:
     ]
     counts = torch.tensor([len(kept) for kept in inside], device=targets.cam2img.device)
     rows = torch.arange(len(inside), device=counts.device).repeat_interleave(counts)
-    centers = torch.cat([c[kept] for c, kept in zip(targets.centers2d, inside, strict=True)])
+
+    def pick(parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat([part[kept] for part, kept in zip(parts, inside, strict=True)])
+
     return SmokeObjects(
         rows=rows,
         indices=torch.cat(inside),
-        cells=(centers / stride).long(),
-        labels=torch.cat([labels[kept] for labels, kept in zip(targets.labels, inside, strict=True)]),
-        boxes=CameraBoxes3D(
-            torch.cat([b.tensor[kept, :7] for b, kept in zip(targets.boxes, inside, strict=True)])
-        ),
-        boxes2d=torch.cat([boxes[kept] for boxes, kept in zip(targets.boxes2d, inside, strict=True)]),
+        cells=(pick(targets.centers2d) / stride).long(),
+        labels=pick(targets.labels),
+        boxes=CameraBoxes3D(pick([boxes.tensor[:, :7] for boxes in targets.boxes])),
+        boxes2d=pick(targets.boxes2d),
+        depths=pick(targets.depths),
         teaches_boxes=~targets.affine_augmented[rows],
     )
 
@@ -93,14 +98,11 @@ def heatmap_targets(
     return maps.unflatten(0, (num_images, num_classes))
 
 
-def assign_cells(
-    objects: SmokeObjects, depths: list[Tensor], num_images: int, shape: tuple[int, int]
-) -> Tensor:
-    """Which object a cell stands for; the nearest where several share it.
+def assign_cells(objects: SmokeObjects, num_images: int, shape: tuple[int, int]) -> Tensor:
+    """Which object a cell stands for; the nearest where several share it, of equally near ones the first.
 
     Args:
         objects: of a batch.
-        depths: (n,) metres an image.
         num_images: B.
         shape: (h, w) of the map.
 
@@ -108,9 +110,11 @@ def assign_cells(
         (B, h * w) int64 index of the object in its image's lists, -1 for background.
     """
     height, width = shape
-    assigned = torch.full((num_images, height * width), BACKGROUND, device=objects.rows.device)
-    places = (objects.cells[:, 1] * width + objects.cells[:, 0]).tolist()
-    entries = list(zip(objects.rows.tolist(), places, objects.indices.tolist(), strict=True))
-    for row, place, index in sorted(entries, key=lambda entry: -float(depths[entry[0]][entry[2]])):
-        assigned[row, place] = index
-    return assigned
+    places = (objects.rows * height + objects.cells[:, 1]) * width + objects.cells[:, 0]
+    by_depth = objects.depths.argsort(stable=True)
+    ranks = by_depth.argsort()
+    nobody = len(ranks)
+    nearest = places.new_full((num_images * height * width,), nobody)
+    nearest.scatter_reduce_(0, places, ranks, "amin")
+    indices = torch.cat([objects.indices[by_depth], by_depth.new_full((1,), BACKGROUND)])
+    return indices[nearest].unflatten(0, (num_images, height * width))

@@ -31,7 +31,7 @@ def test_an_object_whose_centre_is_outside_teaches_nothing():
     assert objects.indices.tolist() == [1]
     assert objects.labels.tolist() == [1]
     assert not heatmaps(annotations([[OUTSIDE]])).any()
-    assert (assign_cells(objects, targets.depths, 1, SHAPE) == 0).sum() == 0
+    assert (assign_cells(objects, 1, SHAPE) == 0).sum() == 0
 
 
 def test_velocities_are_left_out():
@@ -64,7 +64,7 @@ def test_the_nearest_object_has_the_cell():
         targets = annotations([order], columns=7)
         objects = objects_of(targets, 4)
         assert len({tuple(cell) for cell in objects.cells.tolist()}) == 1
-        assigned = assign_cells(objects, targets.depths, 1, SHAPE)
+        assigned = assign_cells(objects, 1, SHAPE)
         assert assigned.shape == (1, SHAPE[0] * SHAPE[1])
         assert assigned[assigned >= 0].tolist() == [order.index(NEAR)]
         x, y = objects.cells[0].tolist()
@@ -76,7 +76,7 @@ def test_images_do_not_mix(row: int):
     images = [[NEAR, OUTSIDE, FAR], [LARGE]]
     both, alone = annotations(images, columns=7), annotations([images[row]], columns=7)
     assert torch.equal(heatmaps(both)[row], heatmaps(alone)[0])
-    assigned = [assign_cells(objects_of(t, 4), t.depths, len(t.boxes), SHAPE) for t in (both, alone)]
+    assigned = [assign_cells(objects_of(t, 4), len(t.boxes), SHAPE) for t in (both, alone)]
     assert torch.equal(assigned[0][row], assigned[1][0])
 
 
