@@ -31,10 +31,11 @@ class HeatmapHead(nn.Sequential):
             channels: of the features.
             num_classes: K.
         """
-        super().__init__(
-            nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, num_classes, 1)
-        )
-        nn.init.constant_(self[-1].bias, -2.19)  # prior probability 0.1, as CenterNet
+        first = nn.Conv2d(channels, channels, 3, padding=1)
+        last = nn.Conv2d(channels, num_classes, 1)
+        super().__init__(first, nn.ReLU(), last)
+        assert last.bias is not None
+        nn.init.constant_(last.bias, -2.19)  # prior probability 0.1, as CenterNet
 
 
 def gaussian_radius(height: Tensor, width: Tensor, min_overlap: float) -> Tensor:

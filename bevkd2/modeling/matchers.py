@@ -89,6 +89,9 @@ class HungarianMatcher:
             cost = torch.nan_to_num(cost, nan=1e8, posinf=1e8, neginf=-1e8)
             by_sample.append([linear_sum_assignment(layer.numpy()) for layer in cost])
         return [
-            [tuple(torch.as_tensor(index, device=device) for index in pair) for pair in layer]
+            [
+                (torch.as_tensor(queries, device=device), torch.as_tensor(objects, device=device))
+                for queries, objects in layer
+            ]
             for layer in zip(*by_sample, strict=True)
         ]

@@ -29,6 +29,7 @@ class DeformConv2d(nn.Conv2d):
         # 27 channels: 18 offsets (y, x of every tap), then 9 modulation logits.
         self.conv_offset = nn.Conv2d(in_channels, 27, 3, stride, padding=1)
         nn.init.zeros_(self.conv_offset.weight)
+        assert self.conv_offset.bias is not None
         nn.init.zeros_(self.conv_offset.bias)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -133,7 +134,7 @@ class ResNet(Backbone):
         channels = [stem_channels] + [res2_channels * 2**i for i in range(4)]
         self.num_stages = max(FEATURES.index(name) for name in out_features)
         for i, blocks in enumerate(BLOCKS[depth][: self.num_stages]):
-            options: dict[str, object] = {"norm": norms[i + 1]}
+            options: dict[str, Any] = {"norm": norms[i + 1]}
             if not basic:
                 options |= {
                     "width": channels[i + 1] // 4 * width_per_group // 64 * groups,
@@ -141,7 +142,7 @@ class ResNet(Backbone):
                     "stride_in_1x1": stride_in_1x1,
                     "deformable": deform_on_per_stage[i],
                 }
-            block = BasicBlock if basic else Bottleneck
+            block: type[BasicBlock | Bottleneck] = BasicBlock if basic else Bottleneck
             stage = [block(channels[i], channels[i + 1], stride=1 if i == 0 else 2, **options)]
             stage += [block(channels[i + 1], channels[i + 1], stride=1, **options) for _ in range(blocks - 1)]
             self.add_module(f"layer{i + 1}", nn.Sequential(*stage))
@@ -164,7 +165,7 @@ class ResNet(Backbone):
     def _recomputes(self, x: Tensor) -> bool:
         return self.checkpointing and self.training and torch.is_grad_enabled() and x.requires_grad
 
-    def _stages(self) -> list[nn.Module]:
+    def _stages(self) -> list[nn.Sequential]:
         return [getattr(self, f"layer{i + 1}") for i in range(self.num_stages)]
 
     def _initialize(self) -> None:

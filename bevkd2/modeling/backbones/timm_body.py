@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from bevkd2.config import CfgNode
 from bevkd2.d2 import BACKBONE_REGISTRY, Backbone, ShapeSpec
 from bevkd2.modeling.backbones.initial_weights import load_body_weights
-from bevkd2.modeling.backbones.norms import NORMS, make_norm
+from bevkd2.modeling.backbones.norms import NORMS, freeze_batch_norms, make_norm
 
 
 class TimmBody(Backbone):
@@ -23,6 +24,8 @@ class TimmBody(Backbone):
     Its batch normalisation uses the running statistics in the default form, as in the ResNet bodies, or is
     exchanged for group normalisation.
     """
+
+    body: Any  # timm's, whose attributes nn.Module does not declare
 
     def __init__(
         self,
@@ -66,7 +69,9 @@ class TimmBody(Backbone):
                 _group_normalize(full)
             load_body_weights(full, weights, unused=_idle_projections(full))
             _copy_features(full, self.body)
-        _freeze_unused(self.body, timm.get_pretrained_cfg(name).input_size[1:], in_channels)
+        pretrained = timm.get_pretrained_cfg(name)
+        assert pretrained is not None, name
+        _freeze_unused(self.body, pretrained.input_size[1:], in_channels)
         if checkpointing:
             self.body.set_grad_checkpointing()
         self.frozen_bn = norm == "FrozenBN"
@@ -90,9 +95,7 @@ class TimmBody(Backbone):
         """Sets the mode, but for frozen batch normalisation."""
         super().train(mode)
         if self.frozen_bn:
-            for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
+            freeze_batch_norms(self)
         return self
 
 
@@ -132,7 +135,7 @@ def _freeze_unused(body: nn.Module, image_size: Sequence[int], in_channels: int)
 
 def _copy_features(full: nn.Module, features: nn.Module) -> None:
     """Copies weights into the ``features_only`` form, which flattens or wraps the first part of the names."""
-    source = {}
+    source: dict[str, Tensor] = {}
     for key, value in full.state_dict().items():
         source |= {key: value, key.replace(".", "_", 1): value, f"model.{key}": value}
     features.load_state_dict({key: source[key] for key in features.state_dict()})

@@ -97,6 +97,9 @@ class DecoderLayer(nn.Module):
 class ObjectDecoder(nn.Module):
     """Deformable DETR's decoder on the bird's-eye view, with box refinement (BEVFormer, section 3.5)."""
 
+    range_low: Tensor
+    range_extent: Tensor
+
     def __init__(
         self,
         *,
@@ -203,7 +206,9 @@ def _class_branch(embed_dim: int, num_classes: int) -> nn.Sequential:
         nn.ReLU(),
         nn.Linear(embed_dim, num_classes),
     )
-    nn.init.constant_(branch[-1].bias, -math.log((1 - 0.01) / 0.01))  # prior probability 0.01 (focal loss)
+    last = branch[-1]
+    assert isinstance(last, nn.Linear)
+    nn.init.constant_(last.bias, -math.log((1 - 0.01) / 0.01))  # prior probability 0.01 (focal loss)
     return branch
 
 

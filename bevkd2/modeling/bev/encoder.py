@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -124,7 +125,7 @@ class BEVEncoder(nn.Module):
         super().__init__()
         self.camera_embeddings = nn.Parameter(torch.randn(num_cameras, embed_dim))
         self.level_embeddings = nn.Parameter(torch.randn(num_level_embeddings, embed_dim))
-        common = {"embed_dim": embed_dim, "num_heads": num_heads, "dropout": dropout}
+        common: dict[str, Any] = {"embed_dim": embed_dim, "num_heads": num_heads, "dropout": dropout}
         self.layers = nn.ModuleList(
             EncoderLayer(
                 TemporalSelfAttention(**common, num_points=temporal_points, bev_shape=bev_shape),

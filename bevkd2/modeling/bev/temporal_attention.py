@@ -87,7 +87,7 @@ class TemporalSelfAttention(DeformableAttention):
         offsets = self._by_queue(self.sampling_offsets(context), 2)
         logits = self._by_queue(self.attention_weights(context)).squeeze(-1)
         value = self.value_proj(queue).flatten(0, 1).unflatten(-1, (self.num_heads, -1))
-        attended = ms_deform_attn_fused(
+        result = ms_deform_attn_fused(
             value,
             [self.bev_shape],
             history.reference_points.flatten(0, 1).unsqueeze(2),
@@ -95,7 +95,7 @@ class TemporalSelfAttention(DeformableAttention):
             logits,
             return_weights=return_weights,
         )
-        attended, weights = attended if return_weights else (attended, None)
+        attended, weights = result if isinstance(result, tuple) else (result, None)
         mean = attended.unflatten(0, (batch, NUM_QUEUES)).mean(1)
         if weights is not None:
             weights = weights.unflatten(0, (batch, NUM_QUEUES)).permute(0, 2, 3, 1, 4, 5)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bevkd2.config import CfgNode
-from bevkd2.d2 import META_ARCH_REGISTRY, ShapeSpec, configurable
+from bevkd2.d2 import META_ARCH_REGISTRY, Backbone, ShapeSpec, configurable
 from bevkd2.modeling.bev.decoder import ObjectDecoder
 from bevkd2.modeling.bev.encoder import BEVEncoder, EncoderOutput
 from bevkd2.modeling.bev.geometry import BEVGeometry
@@ -39,7 +39,7 @@ from bevkd2.modeling.inputs import (
 from bevkd2.modeling.knowledge import WANTS, BEVKnowledge, TemporalState
 from bevkd2.modeling.losses import SetCriterion
 from bevkd2.modeling.meta_arch.bevformer_config import bevformer_arguments
-from bevkd2.modeling.necks.fpn import FPN
+from bevkd2.modeling.necks.neck import Neck
 
 
 @META_ARCH_REGISTRY.register()
@@ -50,12 +50,17 @@ class BEVFormer(Detector):
     what else is in the batch.
     """
 
+    image_backbone: Backbone
+    neck: Neck
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     @configurable
     def __init__(
         self,
         *,
-        image_backbone: nn.Module,
-        neck: FPN,
+        image_backbone: Backbone,
+        neck: Neck,
         encoder: BEVEncoder,
         decoder: ObjectDecoder,
         criterion: SetCriterion,
@@ -311,6 +316,8 @@ class BEVFormer(Detector):
 
     def losses(self, knowledge: BEVKnowledge, targets: BEVTargets) -> dict[str, Tensor]:
         """Weighted losses of every decoder layer, and of the heat maps where the model has them."""
+        assert knowledge.class_logits is not None and knowledge.box_codes is not None
+        assert knowledge.fpn_strides is not None
         losses = self.criterion(knowledge.class_logits, knowledge.box_codes, targets.labels, targets.codes)
         if knowledge.bev_heatmap is not None:
             loss = bev_heatmap_loss(knowledge.bev_heatmap, targets, self.geometry.pc_range)
@@ -323,6 +330,7 @@ class BEVFormer(Detector):
     @torch.no_grad()
     def inference(self, knowledge: BEVKnowledge, inputs: BEVInputs) -> list[dict[str, Any]]:
         """Detections of the last decoder layer, one dict a sample with ``boxes``, ``scores``, ``labels``."""
+        assert knowledge.class_logits is not None and knowledge.box_codes is not None
         results = []
         for row in inputs.current.rows:
             boxes, scores, labels = decode_detections(
@@ -343,6 +351,7 @@ class BEVFormer(Detector):
             inputs = self.preprocess([batched_inputs[row] for row in rows])
             state = self._memory.recall(inputs.current.scene_tokens)
             knowledge = self.extract(inputs, state=state)
+            assert knowledge.state is not None
             self._memory.store(knowledge.state)
             results.update(zip(rows, self.inference(knowledge, inputs), strict=True))
         self._memory.forget_others(scenes)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bevkd2.config import CfgNode
-from bevkd2.d2 import META_ARCH_REGISTRY, configurable
+from bevkd2.d2 import META_ARCH_REGISTRY, Backbone, configurable
 from bevkd2.modeling.detector import Sample
 from bevkd2.modeling.knowledge import MonoKnowledge
 from bevkd2.modeling.meta_arch.fcos3d_config import fcos3d_arguments
@@ -20,7 +20,7 @@ from bevkd2.modeling.mono.dense_losses import DenseCriterion
 from bevkd2.modeling.mono.dense_outputs import flatten_levels, locations_of
 from bevkd2.modeling.mono.detector import MonoDetector
 from bevkd2.modeling.mono.inputs import MonoInputs, MonoTargets
-from bevkd2.modeling.necks.fpn import FPN
+from bevkd2.modeling.necks.neck import Neck
 
 
 @META_ARCH_REGISTRY.register()
@@ -31,15 +31,14 @@ class FCOS3D(MonoDetector):
     different sizes are padded to one, and the head's group normalisation sees the padding, as published.
     """
 
-    neck: FPN
     head: DenseHead
 
     @configurable
     def __init__(
         self,
         *,
-        image_backbone: nn.Module,
-        neck: FPN,
+        image_backbone: Backbone,
+        neck: Neck,
         head: DenseHead,
         criterion: DenseCriterion,
         decoding: DecodeOptions,

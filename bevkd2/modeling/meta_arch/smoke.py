@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bevkd2.config import CfgNode
-from bevkd2.d2 import META_ARCH_REGISTRY, configurable
+from bevkd2.d2 import META_ARCH_REGISTRY, Backbone, configurable
 from bevkd2.modeling.detector import Sample
 from bevkd2.modeling.knowledge import MonoKnowledge
 from bevkd2.modeling.meta_arch.smoke_config import smoke_arguments
@@ -21,6 +21,7 @@ from bevkd2.modeling.mono.smoke_decode import SmokeCoder, detect
 from bevkd2.modeling.mono.smoke_head import SmokeHead
 from bevkd2.modeling.mono.smoke_losses import SmokeLossWeights, smoke_losses
 from bevkd2.modeling.mono.smoke_targets import assign_cells, heatmap_targets, objects_of
+from bevkd2.modeling.necks.neck import Neck
 
 
 @META_ARCH_REGISTRY.register()
@@ -35,8 +36,8 @@ class SMOKE(MonoDetector):
     def __init__(
         self,
         *,
-        image_backbone: nn.Module,
-        neck: nn.Module,
+        image_backbone: Backbone,
+        neck: Neck,
         head: SmokeHead,
         coder: SmokeCoder,
         loss_weights: SmokeLossWeights,
@@ -100,6 +101,7 @@ class SMOKE(MonoDetector):
         knowledge.logits = flatten_levels([outputs.logits])
         knowledge.direct_depth = self.coder.depth(outputs.codes[:, 0].flatten(1))
         knowledge.depth = knowledge.direct_depth
+        assert knowledge.level_shapes is not None
         knowledge.locations = locations_of(knowledge.level_shapes, self.neck.strides, level.device)
         return knowledge
 

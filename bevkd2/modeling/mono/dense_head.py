@@ -169,14 +169,15 @@ class DenseHead(nn.Module):
         Returns:
             The maps, boxes in metres.
         """
-        maps = [self._level(x, scale) for x, scale in zip(levels, self.scales, strict=True)]
+        factors = [dict(scales.named_parameters()) for scales in self.scales]
+        maps = [self._level(x, level) for x, level in zip(levels, factors, strict=True)]
         return DenseOutputs(**{name: [level[name] for level in maps] for name in maps[0]})
 
-    def _level(self, x: Tensor, scales: nn.ParameterDict) -> dict[str, Tensor]:
+    def _level(self, x: Tensor, factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         class_features, box_features = self.class_tower(x), self.box_tower(x)
         logits = self.class_branch(class_features)
         numbers = {name: branch(box_features) for name, branch in self.regressors.items()}
-        numbers |= {name: numbers[name] * scale for name, scale in scales.items()}
+        numbers |= {name: numbers[name] * factor for name, factor in factors.items()}
         depth, size = self.prior(numbers["depth"], numbers["size"], logits)
         parts = [numbers["offset"], depth, size, numbers["rotation"]]
         if "velocity" in numbers:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bevkd2.d2 import ShapeSpec
+from bevkd2.d2 import Backbone, ShapeSpec
 from bevkd2.modeling.detector import Detector, FeatureShapes, Sample
 from bevkd2.modeling.inputs import PixelNormalizer
 from bevkd2.modeling.knowledge import WANTS, MonoKnowledge
 from bevkd2.modeling.mono.inputs import MonoInputs, MonoTargets, collate_images, collate_targets
+from bevkd2.modeling.necks.neck import Neck
 
 
 class MonoDetector(Detector):
@@ -22,11 +23,16 @@ class MonoDetector(Detector):
     assignment of objects to locations does not depend on predictions.
     """
 
+    image_backbone: Backbone
+    neck: Neck
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(
         self,
         *,
-        image_backbone: nn.Module,
-        neck: nn.Module,
+        image_backbone: Backbone,
+        neck: Neck,
         num_classes: int,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
@@ -36,8 +42,8 @@ class MonoDetector(Detector):
         """Put the shared parts together.
 
         Args:
-            image_backbone: images (B, 3, H, W) to features by name, with ``output_shape()``.
-            neck: those to a list of levels, with known ``strides`` and ``out_channels``.
+            image_backbone: images (B, 3, H, W) to features by name.
+            neck: those to a list of levels.
             num_classes: K.
             pixel_mean: of the images, in the order of ``pixel_format``, 0..255.
             pixel_std: likewise.
@@ -48,8 +54,8 @@ class MonoDetector(Detector):
         self.image_backbone, self.neck = image_backbone, neck
         self.num_classes = num_classes
         self.pixel_format, self.size_divisibility = pixel_format, size_divisibility
-        self.register_buffer("pixel_mean", torch.tensor(list(pixel_mean)), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(list(pixel_std)), persistent=False)
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean, dtype=torch.float32), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std, dtype=torch.float32), persistent=False)
 
     @property
     def device(self) -> torch.device:

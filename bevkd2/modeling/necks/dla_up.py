@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bevkd2.d2 import ShapeSpec
 from bevkd2.modeling.backbones.deform_conv import DeformConv2d
 from bevkd2.modeling.backbones.norms import make_norm
+from bevkd2.modeling.necks.neck import Neck
 
 
 class DeformNode(nn.Module):
@@ -74,7 +75,7 @@ class IDAUp(nn.Module):
         return merged
 
 
-class DLAUp(nn.Module):
+class DLAUp(Neck):
     """The body's levels to one map of the finest one's stride."""
 
     def __init__(

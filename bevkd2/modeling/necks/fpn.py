@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bevkd2.d2 import ShapeSpec
 from bevkd2.modeling.backbones.norms import make_norm
+from bevkd2.modeling.necks.neck import Neck
 
 
 class ConvNorm(nn.Module):
@@ -27,7 +28,7 @@ class ConvNorm(nn.Module):
         return self.norm(self.conv(x))
 
 
-class FPN(nn.Module):
+class FPN(Neck):
     """Lateral 1x1, top-down nearest, 3x3; extra levels by stride-2 convolutions on the coarsest output."""
 
     def __init__(
