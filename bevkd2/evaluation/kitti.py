@@ -16,9 +16,10 @@ from tabulate import tabulate
 
 from bevkd2.config.mono_data import class_names
 from bevkd2.d2 import DatasetEvaluator, comm, configurable
-from bevkd2.data.kitti import split_folder
+from bevkd2.data.kitti import has_labels, split_folder
 from bevkd2.data.kitti_frames import read_frame_list
 from bevkd2.data.kitti_labels import KittiObjects, write_detections
+from bevkd2.evaluation.check_detections import check_finite, check_labels
 from bevkd2.evaluation.kitti_ap import (
     CLASSES,
     DIFFICULTIES,
@@ -95,7 +96,8 @@ class KittiEvaluator(DatasetEvaluator):
             the scores by distance are in `kitti_scores.json`.
 
         Raises:
-            ValueError: frames of the split are missing or foreign, or detections are not finite.
+            FileNotFoundError: the list of the split or a label file does not exist.
+            ValueError: frames of the split are missing or foreign.
         """
         gathered = comm.gather(self._detections, dst=0)
         if not comm.is_main_process():
@@ -106,10 +108,10 @@ class KittiEvaluator(DatasetEvaluator):
         self._check_frames(names, set(detections))
         folder = self._output_dir / "data"
         _write(folder, detections)
-        label_dir = split_folder(self._root, self._split) / "label_2"
-        if not label_dir.is_dir():
-            logger.warning("%s does not exist: %s holds the detections, unscored", label_dir, folder)
+        if not has_labels(self._split):
+            logger.warning("%s is a split of testing: %s holds the detections, unscored", self._split, folder)
             return OrderedDict()
+        label_dir = split_folder(self._root, self._split) / "label_2"
         truths, written = KittiFrames(names, label_dir, folder, 0).read()
         scores, by_distance = kitti_scores(truths, written), ap_by_distance(truths, written)
         self._write_scores(scores, by_distance)
@@ -165,24 +167,22 @@ def to_kitti(sample: Mapping[str, Any], found: Mapping[str, Any], classes: Seque
         K or fewer objects, truncated and occluded unknown (-1), in the order of `found`.
 
     Raises:
-        ValueError: a box or score is not finite; names the image.
+        ValueError: a box or score is not finite, or a label is none of the classes; names the image.
     """
     boxes = CameraBoxes3D(found["boxes"].tensor.detach().cpu().double()[:, :7])
-    scores = found["scores"].detach().cpu().double()
-    if not (boxes.tensor.isfinite().all() and scores.isfinite().all()):
-        raise ValueError(
-            f"the detections of image {sample['image_id']!r} contain NaN or infinity: the model's weights or "
-            "its training have diverged; evaluate an earlier checkpoint"
-        )
+    scores, labels = found["scores"].detach().cpu().double().numpy(), found["labels"].cpu().numpy()
+    where = f"image {sample['image_id']!r}"
+    check_finite(boxes, scores, where)
+    check_labels(labels, len(classes), where)
     to_original = torch.eye(4, dtype=torch.float64)
     to_original[:3, :3] = torch.as_tensor(sample["image_to_original"]).double()
     cam2img = to_original @ torch.as_tensor(sample["cam2img"]).cpu().double()
     boxes2d = projected_boxes2d(boxes, cam2img, (sample["height"], sample["width"]))
-    visible = (boxes2d[:, 2] > boxes2d[:, 0]) & (boxes2d[:, 3] > boxes2d[:, 1])
-    boxes, labels = boxes[visible], found["labels"].cpu()[visible].tolist()
+    visible = (boxes2d[:, 2:] > boxes2d[:, :2]).all(dim=1)
+    boxes, kept = boxes[visible], visible.numpy()
     unknown = np.full(len(boxes), -1)
     return KittiObjects(
-        types=np.array([classes[label] for label in labels], dtype=np.str_),
+        types=np.array([classes[label] for label in labels[kept]], dtype=np.str_),
         truncated=unknown.astype(np.float64),
         occluded=unknown.astype(np.int64),
         alpha=wrap_angle(boxes.alpha()).numpy(),
@@ -190,7 +190,7 @@ def to_kitti(sample: Mapping[str, Any], found: Mapping[str, Any], classes: Seque
         sizes=boxes.tensor[:, [5, 4, 3]].numpy(),
         location=boxes.bottom_center.numpy(),
         rotation_y=wrap_angle(boxes.rotation_y).numpy(),
-        scores=scores[visible].numpy(),
+        scores=scores[kept],
     )
 
 

@@ -16,7 +16,7 @@ class KittiFrames:
     """The files of the frames to be evaluated.
 
     Attributes:
-        names: of the frames, sorted: the files' names without .txt.
+        names: of the frames: the files' names without .txt.
         ground_truth_dir: the directory that holds the label files themselves.
         detection_dir: the directory that holds the detection files themselves.
         left_out: how many frames of the ground truth are not evaluated.

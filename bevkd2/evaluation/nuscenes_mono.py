@@ -12,8 +12,8 @@ from bevkd2.config import class_names
 from bevkd2.d2 import DatasetEvaluator, comm, configurable
 from bevkd2.data.nuscenes_layout import layout_labels
 from bevkd2.evaluation.camera_merge import CameraDetections, MergeRule, merge_cameras
+from bevkd2.evaluation.check_detections import check_finite, check_labels
 from bevkd2.evaluation.nuscenes import NuScenesScorer
-from bevkd2.evaluation.nuscenes_results import check_finite
 
 
 class NuScenesMonoEvaluator(DatasetEvaluator):
@@ -112,13 +112,9 @@ class NuScenesMonoEvaluator(DatasetEvaluator):
         boxes = found["boxes"].to("cpu")
         scores = found["scores"].detach().cpu().double().numpy()
         labels = found["labels"].cpu().numpy()
-        check_finite(boxes, scores, f"image {sample['image_id']!r}")
-        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self._layout_labels):
-            raise ValueError(
-                f"image {sample['image_id']!r} has a detection of label {labels.max()}, expected 0 to "
-                f"{len(self._layout_labels) - 1}: the model has another number of classes than "
-                "DATASETS.CLASSES"
-            )
+        where = f"image {sample['image_id']!r}"
+        check_finite(boxes, scores, where)
+        check_labels(labels, len(self._layout_labels), where)
         attributes = found.get("attributes")
         return CameraDetections(
             boxes=boxes,

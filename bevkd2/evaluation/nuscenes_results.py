@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bevkd2.data.nuscenes_layout import ATTRIBUTE_NAMES, CLASS_NAMES, NO_ATTRIBUTE
+from bevkd2.evaluation.check_detections import check_finite
 from bevkd2.structures import Boxes3D, to_global
-from bevkd2.structures.box_tensor import BoxTensor
 
 MAX_BOXES = 500
 """A sample may have no more boxes than this in the official evaluation; those of lowest score go."""
@@ -70,24 +70,6 @@ class SampleDetections:
     lidar2global: npt.NDArray[np.float64]
     ego2global: npt.NDArray[np.float64]
     attributes: npt.NDArray[np.int64] | None = None
-
-
-def check_finite(boxes: BoxTensor, scores: npt.NDArray[np.float64], where: str) -> None:
-    """Check that no number of a detection is NaN or infinite.
-
-    Args:
-        boxes: K boxes on the CPU.
-        scores: (K,).
-        where: what they were found in, for the message.
-
-    Raises:
-        ValueError: one is not finite.
-    """
-    if not (np.isfinite(boxes.tensor.numpy()).all() and np.isfinite(scores).all()):
-        raise ValueError(
-            f"the detections of {where} contain NaN or infinity: the model's weights or its training have "
-            "diverged; evaluate an earlier checkpoint"
-        )
 
 
 def attribute_of(class_name: str, speed: float) -> str:

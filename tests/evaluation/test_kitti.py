@@ -154,6 +154,14 @@ def test_a_diverged_model_is_named():
             to_kitti(sample, found, CLASSES)
 
 
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_beyond_the_classes_is_named(label):
+    sample, found = one_box()
+    found["labels"][0] = label
+    with pytest.raises(ValueError, match=rf"'000001' have the label {label}, expected 0 to 2"):
+        to_kitti(sample, found, CLASSES)
+
+
 def test_the_whole_split_must_be_processed(kitti_world: Path, tmp_path: Path):
     out = evaluator(kitti_world, tmp_path)
     first, *others = kitti_fixture.VAL
@@ -187,15 +195,28 @@ def test_nothing_found_is_not_evaluated(kitti_world: Path, tmp_path: Path):
     assert [path.read_text() for path in (tmp_path / "data").iterdir()] == [""] * len(kitti_fixture.VAL)
 
 
-def test_a_split_without_labels_is_written_only(kitti_world: Path, tmp_path: Path, caplog):
+@pytest.mark.parametrize("folder", [None, "testing/label_2"])
+def test_a_split_without_labels_is_written_only(tmp_path: Path, caplog, folder: str | None):
+    """The split's name decides, not what lies about: labels of some testing frames score nothing."""
     root = tmp_path / "root"
     (root / "ImageSets").mkdir(parents=True)
     (root / "ImageSets" / "test.txt").write_text("000001\n")
+    if folder is not None:
+        (root / folder).mkdir(parents=True)
     out = evaluator(root, tmp_path / "out", "test")
     out.process(*([part] for part in one_box()))
     assert out.evaluate() == {}
     assert len(read_detections(tmp_path / "out" / "data" / "000001.txt")) == 1
     assert "unscored" in caplog.text
+
+
+def test_a_split_of_training_without_labels_is_an_error(tmp_path: Path):
+    (tmp_path / "ImageSets").mkdir()
+    (tmp_path / "ImageSets" / "val.txt").write_text("000001\n")
+    out = evaluator(tmp_path, tmp_path / "out")
+    out.process(*([part] for part in one_box()))
+    with pytest.raises(FileNotFoundError, match=r"training/label_2/000001\.txt"):
+        out.evaluate()
 
 
 def test_it_is_made_from_a_config(kitti_world: Path, tmp_path: Path):
