@@ -15,13 +15,14 @@ import bevkd2.modeling  # noqa: F401  (registers the meta-architectures)
 from bevkd2.checkpoint import (
     CheckpointFileError,
     StateDictMismatchError,
+    check_classes,
     import_bevformer,
     import_fcos3d,
     import_smoke,
     load_file,
     save_file,
 )
-from bevkd2.config import load_config
+from bevkd2.config import load_config, stored_classes
 from bevkd2.d2 import META_ARCH_REGISTRY
 
 IMPORTERS = {
@@ -54,6 +55,15 @@ def state_dict_of(content: dict[str, Any], source: str) -> dict[str, Tensor]:
     return state
 
 
+def classes_of(content: dict[str, Any]) -> list[str]:
+    """Returns the names of the classes that a published file states beside its weights; empty: none."""
+    meta = content.get("meta")
+    meta = meta if isinstance(meta, dict) else {}
+    dataset = meta.get("dataset_meta")
+    names = dataset.get("classes") if isinstance(dataset, dict) else meta.get("CLASSES")
+    return [str(name) for name in names or ()]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Converts one file; returns the exit status."""
     args = parse_args(argv)
@@ -61,16 +71,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         cfg = load_config(args.config_file, args.opts)
         cfg.MODEL.BACKBONE.WEIGHTS = ""
         model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
-        published = state_dict_of(load_file(args.input), args.input)
+        file, classes = load_file(args.input), list(stored_classes(cfg))
+        check_classes(classes_of(file), classes, args.input)
+        published = state_dict_of(file, args.input)
         report = IMPORTERS[args.arch](published).check(model.state_dict(), args.input)
-        content = report.state if Path(args.output).suffix == ".safetensors" else {"model": report.state}
-        save_file(content, args.output)
+        named = {"classes": classes} if classes else {}
+        plain = Path(args.output).suffix == ".safetensors"
+        save_file(report.state if plain else {"model": report.state, **named}, args.output)
     except (CheckpointFileError, StateDictMismatchError, FileNotFoundError, KeyError, ValueError) as error:
         print(f"error: {error.args[0] if error.args else error}", file=sys.stderr)
         return 1
     print(f"{len(published)} keys: {len(report.mapped)} mapped, {len(report.dropped)} dropped, 0 missing")
     for key, reason in report.dropped.items():
         print(f"dropped {key}: {reason}")
+    if classes:
+        print(f"labels 0 to {len(classes) - 1} are {', '.join(classes)} (DATASETS.CLASSES)")
     print(f"wrote {args.output}")
     return 0
 

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from bevkd2.checkpoint import import_fcos3d, load_state, load_strict
+from bevkd2.checkpoint import import_fcos3d, load_file, load_state, load_strict
 from bevkd2.checkpoint.import_bevformer import to_published
 from bevkd2.config import load_config
 from bevkd2.modeling import PGD, BEVFormer
@@ -86,3 +86,29 @@ def test_pgd_weights_are_converted(import_weights: ModuleType, tmp_path: Path, c
     fresh = PGD(cfg)
     load_strict(fresh, load_state(tmp_path / "ours.pth"), "ours")
     assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), model.parameters(), strict=True))
+
+
+def test_classes_that_a_published_file_states_are_held_against_the_config(
+    import_weights: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    config, cfg = tmp_path / "pgd.yaml", small_cfg()
+    config.write_text(cfg.dump())
+    state = import_fcos3d.to_published(PGD(cfg).state_dict())
+    argv = [
+        "--arch",
+        "pgd",
+        "--config-file",
+        str(config),
+        str(tmp_path / "pgd.pth"),
+        str(tmp_path / "ours.pth"),
+    ]
+    for meta in ({"CLASSES": ("Car", "Pedestrian", "Cyclist")}, {"dataset_meta": {"classes": ["Car"]}}):
+        torch.save({"state_dict": state, "meta": meta}, tmp_path / "pgd.pth")
+        assert import_weights.main(argv) == 1
+        assert "was trained with the classes Car" in capsys.readouterr().err
+    torch.save(
+        {"state_dict": state, "meta": {"CLASSES": ("Pedestrian", "Cyclist", "Car")}}, tmp_path / "pgd.pth"
+    )
+    assert import_weights.main(argv) == 0
+    assert "labels 0 to 2 are Pedestrian, Cyclist, Car" in capsys.readouterr().out
+    assert load_file(tmp_path / "ours.pth")["classes"] == ["Pedestrian", "Cyclist", "Car"]

@@ -78,6 +78,7 @@ def _arguments(
     pyramid = pyramid_arguments(cfg)
     strides = pyramid["neck"].strides
     _check(node, strides)
+    _refuse_random_windows(cfg)
     return {
         **pyramid,
         **pixel_arguments(cfg),
@@ -135,6 +136,16 @@ def _criterion(node: CfgNode, strides: list[int], pgd: dict[str, Any]) -> DenseC
         "keypoint_range": [*node.REGRESS_BOUNDS, _FARTHEST][0] / strides[0],
     }
     return DenseCriterion(**shared | pgd | {"loss_weights": weights | pgd.get("loss_weights", {})})
+
+
+def _refuse_random_windows(cfg: CfgNode) -> None:
+    """These heads learn depths from every image, and a shift or scale changes what a depth looks like."""
+    affine = cfg.INPUT.AFFINE
+    if affine.ENABLED and affine.PROB > 0:
+        raise ValueError(
+            f"INPUT.AFFINE.PROB is {affine.PROB}, expected 0: {cfg.MODEL.META_ARCHITECTURE} learns depths "
+            "from every image, and a random window makes them wrong; only SMOKE leaves such images out"
+        )
 
 
 def _check(node: CfgNode, strides: list[int]) -> None:

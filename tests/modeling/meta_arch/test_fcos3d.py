@@ -187,6 +187,38 @@ def test_wrong_keys_are_named(key: str, value: Any, message: str):
         build_model(cfg)
 
 
+def test_random_windows_are_refused_since_every_image_teaches_depths():
+    cfg = small_cfg()
+    cfg.INPUT.AFFINE.ENABLED = True
+    with pytest.raises(ValueError, match=r"INPUT\.AFFINE\.PROB is 0\.3, expected 0: PGD learns depths"):
+        build_model(cfg)
+    cfg.INPUT.AFFINE.PROB = 0.0
+    build_model(cfg)
+
+
+OPTIONS = {
+    "no branch": {"UNCERTAINTY": False, "KEYPOINTS": False, "BOXES2D": False},
+    "2D box": {"UNCERTAINTY": False, "KEYPOINTS": False},
+    "keypoints": {"UNCERTAINTY": False, "BOXES2D": False},
+    "uncertainty": {"KEYPOINTS": False, "BOXES2D": False},
+}
+
+
+@pytest.mark.parametrize("objects", [0, 3])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_choice_of_branches_reaches_every_parameter(name: str, objects: int):
+    """DistributedDataParallel waits for all of them, on images without objects too."""
+    cfg = small_cfg(nuscenes=name == "2D box")
+    cfg.MODEL.PGD.update(OPTIONS[name])
+    cfg.MODEL.PGD.LOSS.CONSISTENCY_WEIGHT = 0.0
+    samples = [make_image(seed, objects=objects, nuscenes=name == "2D box") for seed in (0, 1)]
+    model = build_model(cfg).train()
+    losses = model(samples)
+    assert ("loss_boxes2d" in losses) == (name == "2D box")
+    sum(losses.values()).backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
 def test_an_unknown_want_is_an_error():
     model = make_model()
     with pytest.raises(ValueError, match="unknown wants"):
