@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """Write the student alone: the `model` part of a checkpoint, without teacher, adapters and optimizer.
 
+The names of the classes stay with it.
+
 python tools/export_weights.py output/distill_r50/model_final.pth student.safetensors
 """
 
 import argparse
 from pathlib import Path
 
-from bevkd2.checkpoint import load_state, save_file
+from bevkd2.checkpoint import load_file, model_state, save_file
 
 
 def main() -> None:
@@ -18,9 +20,11 @@ def main() -> None:
     parser.add_argument("checkpoint", help="a checkpoint of tools/train_net.py")
     parser.add_argument("output", help="file to write, .safetensors or .pth")
     args = parser.parse_args()
-    state = load_state(args.checkpoint)
-    content = state if args.output.endswith(".safetensors") else {"model": state}
-    save_file(content, args.output)
+    content = load_file(args.checkpoint)
+    state = model_state(content, args.checkpoint)
+    classes = {"classes": content["classes"]} if "classes" in content else {}
+    weights = state if args.output.endswith(".safetensors") else {"model": state}
+    save_file({**weights, **classes}, args.output)
     size = Path(args.output).stat().st_size / 1e6
     print(f"{args.output}: {len(state)} tensors, {size:.1f} MB")
 

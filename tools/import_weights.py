@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = IMPORTERS[args.arch](published).check(model.state_dict(), args.input)
         named = {"classes": classes} if classes else {}
         plain = Path(args.output).suffix == ".safetensors"
-        save_file(report.state if plain else {"model": report.state, **named}, args.output)
+        save_file({**(report.state if plain else {"model": report.state}), **named}, args.output)
     except (CheckpointFileError, StateDictMismatchError, FileNotFoundError, KeyError, ValueError) as error:
         print(f"error: {error.args[0] if error.args else error}", file=sys.stderr)
         return 1

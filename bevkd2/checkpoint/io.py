@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import struct
@@ -11,12 +12,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file as load_safetensors
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 SUFFIXES = (".pth", ".safetensors")
+
+# What stands beside the tensors of a bare state dict; in a .safetensors file, in its metadata.
+_CLASSES = "classes"
 
 # What torch.load(weights_only=True) reads back besides containers and tensors.
 _PLAIN_TYPES = (str, bytes, bool, int, float, type(None), torch.dtype, torch.device, torch.Size)
@@ -46,7 +49,8 @@ def load_file(path: str | Path) -> dict[str, Any]:
         path: the file.
 
     Returns:
-        Its content: a state dict, or a checkpoint with keys such as ``model`` and ``trainer``.
+        Its content: a state dict, or a checkpoint with keys such as ``model`` and ``trainer``. Either may
+        have ``classes`` besides: names in the order of the model's labels.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -70,7 +74,8 @@ def save_file(content: dict[str, Any], path: str | Path) -> None:
     """Writes a checkpoint atomically: after a crash there is the old file or the new one, never half of one.
 
     Args:
-        content: what to write; for ``.safetensors`` a flat dict of tensors. Numpy numbers become Python's.
+        content: what to write; for ``.safetensors`` a flat dict of tensors, and ``classes``, a list of names,
+            where they are known. Numpy numbers become Python's.
         path: a ``.pth`` or ``.safetensors`` file; its folder must exist.
 
     Raises:
@@ -79,8 +84,9 @@ def save_file(content: dict[str, Any], path: str | Path) -> None:
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        tensors = {name: tensor.detach().contiguous() for name, tensor in content.items()}
-        replace_atomically(path, lambda file: file.write(safetensors_bytes(tensors)))
+        tensors = {name: value.detach().contiguous() for name, value in content.items() if name != _CLASSES}
+        metadata = {_CLASSES: json.dumps(list(content[_CLASSES]))} if _CLASSES in content else None
+        replace_atomically(path, lambda file: file.write(safetensors_bytes(tensors, metadata)))
     elif path.suffix == ".pth":
         plain = _plain(content, key="")
         replace_atomically(path, lambda file: torch.save(plain, file))
@@ -114,7 +120,8 @@ def model_state(content: dict[str, Any], source: str | Path) -> dict[str, Tensor
     Raises:
         CheckpointFileError: neither of the two.
     """
-    state = content["model"] if isinstance(content.get("model"), dict) else content
+    bare = {name: value for name, value in content.items() if name != _CLASSES}
+    state = content["model"] if isinstance(content.get("model"), dict) else bare
     strangers = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
     if strangers or not state:
         raise CheckpointFileError(
@@ -154,8 +161,11 @@ def _flush_directory(directory: Path) -> None:
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
-        return load_safetensors(path)
-    except SafetensorError as error:
+        with safe_open(path, framework="pt") as file:
+            content: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = (file.metadata() or {}).get(_CLASSES)
+        return content if names is None else {**content, _CLASSES: json.loads(names)}
+    except (SafetensorError, json.JSONDecodeError) as error:
         raise CheckpointFileError(f"{path} is damaged or not a safetensors file: {error}") from error
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bevkd2.checkpoint import CheckpointFileError, load_file, load_state, save_file
@@ -79,6 +79,7 @@ def test_pkl_error_says_what_is_read_and_how_to_convert(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@settings(deadline=None)
 @given(cut=st.floats(0, 0.999))
 def test_truncated_file_is_a_named_error(
     suffix: str, cut: float, tmp_path_factory: pytest.TempPathFactory
@@ -91,6 +92,7 @@ def test_truncated_file_is_a_named_error(
         load_file(path)
 
 
+@settings(deadline=None)
 @given(content=st.binary(max_size=200))
 def test_garbage_is_a_named_error(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("garbage") / "garbage.pth"
@@ -123,6 +125,14 @@ def test_file_without_weights(tmp_path: Path, content: dict[str, Any]) -> None:
 def test_state_is_found_under_model(tmp_path: Path) -> None:
     save_file({"model": OrderedDict(WEIGHTS), "trainer": {"iteration": 4}}, tmp_path / "full.pth")
     assert set(load_state(tmp_path / "full.pth")) == set(WEIGHTS)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_classes_stay_with_bare_weights(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"weights{suffix}"
+    save_file({**WEIGHTS, "classes": ["Car", "Van"]}, path)
+    assert load_file(path)["classes"] == ["Car", "Van"]
+    assert set(load_state(path)) == set(WEIGHTS)
 
 
 def test_numpy_numbers_are_stored_as_pythons(tmp_path: Path) -> None:

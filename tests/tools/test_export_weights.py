@@ -71,6 +71,16 @@ def test_safetensors_hold_nothing_but_the_student(
     assert (tmp_path / "student.safetensors").stat().st_size < source.stat().st_size
 
 
+@pytest.mark.parametrize("name", ["out.safetensors", "out.pth"])
+def test_the_classes_go_with_the_weights(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    Checkpointer(model, str(tmp_path), classes=("Pedestrian", "Car")).save("model_final")
+    export(monkeypatch, tmp_path / "model_final.pth", tmp_path / name)
+    Checkpointer(model, classes=("Pedestrian", "Car")).load(str(tmp_path / name), checkpointables=[])
+    with pytest.raises(ValueError, match="trained with the classes Pedestrian, Car, in this order"):
+        Checkpointer(model, classes=("Car", "Pedestrian")).load(str(tmp_path / name), checkpointables=[])
+
+
 def test_a_checkpoint_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"gone\.pth"):
         export(monkeypatch, tmp_path / "gone.pth", tmp_path / "out.safetensors")
