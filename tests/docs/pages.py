@@ -5,7 +5,12 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
+
+from fvcore.common.config import CfgNode
+
+from bevkd2.config import get_cfg
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -75,6 +80,17 @@ def make_recipes() -> dict[str, list[list[str]]]:
             plain = line.strip().lstrip("@").replace("$(BIN)/", "")
             current.append(shlex.split(plain))
     return recipes
+
+
+def keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    """Every key of a config with its path, nodes included."""
+    for name, value in node.items():
+        yield prefix + name
+        if isinstance(value, CfgNode):
+            yield from keys(value, f"{prefix}{name}.")
+
+
+KEYS = frozenset(keys(get_cfg()))
 
 
 def ci_targets() -> set[str]:

@@ -2,9 +2,12 @@
 
 What a command says is changed in these ways only:
 
-* ``/path/to/...`` becomes a synthetic world with the version and the splits that the command asks for;
-* ``teacher.pth`` is made, with random weights of the teacher that the config names;
-* what ``make demo`` leaves behind (its world, ``output/demo``) is made where a page runs it or names it;
+* ``/path/to/NAME`` becomes a synthetic world in the layout of DATASETS.FORMAT, with the version and the
+  splits that the command asks for; so do the places where real data usually are (``data/kitti``);
+* ``/path/to/detections`` becomes KITTI detection files;
+* ``teacher.pth`` is made, with random weights of the teacher that the config names, unless a command of the
+  page wrote it; what ``tools/import_weights.py`` reads is made in the published layout;
+* what ``make demo`` and ``make demo-mono`` leave behind is made where a page runs them or names it;
 * ``--num-gpus 8`` becomes ``--num-gpus 1``, and so with torchrun's ``--nproc-per-node``; torchrun takes a
   free port (``--standalone``);
 * scenes and frames are fewer, and options at the end make training short and models of the full size small.
@@ -12,47 +15,72 @@ What a command says is changed in these ways only:
 
 from __future__ import annotations
 
-import json
-import math
 import multiprocessing
 import os
-import re
 import runpy
 import shutil
 import subprocess
 import sys
-from pathlib import Path
-
-from nuscenes.utils.splits import create_splits_scenes
+from pathlib import Path, PurePosixPath
 
 import bevkd2.modeling  # noqa: F401  (registers the models)
-from bevkd2.checkpoint import save_file
-from bevkd2.config import CfgNode, load_config, resolve_teacher, student_config, teacher_config
-from bevkd2.d2 import build_model
-from bevkd2.data.synthetic import WorldConfig, generate
-from tests.docs.pages import ROOT
+from bevkd2.config import CfgNode, is_distillation, load_config, resolve_teacher, teacher_config
+from tests.docs import worlds
+from tests.docs.pages import KEYS, ROOT
 
-SECONDS = 120
+SECONDS = 240
 SHORT = (
     *("MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "1", "SOLVER.WARMUP_ITERS", "1"),
-    *("DATALOADER.NUM_WORKERS", "0"),
+    *("SOLVER.STEPS", "(1,)", "DATALOADER.NUM_WORKERS", "0"),
 )
 # Depths, kinds of layers and feature levels stay those of the config.
 SMALL = (
     *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 32),
     *("MODEL.RESNETS.WIDTH_PER_GROUP", 8, "MODEL.FPN.OUT_CHANNELS", 32, "MODEL.BEVFORMER.EMBED_DIM", 32),
     *("MODEL.BEVFORMER.BEV_SHAPE", [8, 8], "MODEL.BEVFORMER.NUM_QUERIES", 16),
+    *(
+        "MODEL.FCOS3D.FEATURE_CHANNELS",
+        32,
+        "MODEL.SMOKE.FEATURE_CHANNELS",
+        32,
+        "MODEL.DLA_UP.OUT_CHANNELS",
+        16,
+    ),
+    *("INPUT.RESIZE_TRAIN", [], "INPUT.RESIZE_TEST", [], "INPUT.AFFINE.SIZE", [416, 128]),
 )
+# Scripts with a config, and the options that they get.
+CONFIGURED = {
+    "tools/train_net.py": SHORT,
+    "tools/visualize.py": ("MODEL.DEVICE", "cpu"),
+    "tools/analyze_model.py": ("MODEL.DEVICE", "cpu"),
+    "tools/import_weights.py": (),
+    "tools/compute_priors.py": (),
+}
+READ_DATA = ("tools/train_net.py", "tools/visualize.py", "tools/compute_priors.py")
+USUAL_ROOTS = ("data/nuscenes", "data/kitti")
+# Scripts, and the arguments that they get before options of the config.
 ARGUMENTS = {
-    "tools/train_net.py": (),
+    **dict.fromkeys(CONFIGURED, ()),
     "tools/make_synthetic.py": ("--workers", "1"),
     "tools/export_weights.py": (),
     "tools/visualize.py": ("--num", "1"),
+    "tools/analyze_model.py": ("--image-size", "208x64"),
+    "tools/kitti_eval.py": (),
+    "tools/demo_mono.py": (
+        *("--workers", "1", "--iterations", "2"),
+        *("--train-frames", "5", "--val-frames", "2"),
+    ),
     "benchmarks/bench_ms_deform_attn.py": ("--quick",),
     "benchmarks/bench_train_step.py": ("--iterations", "1", "--warm-up", "1"),
+    "benchmarks/bench_kitti_eval.py": ("--frames", "20", "--repeats", "1"),
+    "benchmarks/model_zoo.py": ("--only", "pgd/pgd_regnetx08_half_kitti"),
+    "benchmarks/ablation_depth_guided.py": (
+        *("--rows", "student", "--seeds", "0"),
+        *("--iterations", "2", "--jobs", "1"),
+    ),
 }
-DEMO_SCENES = (240, 24)
-_OPTION = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
+FEWER = ("--train-scenes", "--val-scenes", "--train-frames", "--val-frames")
+ONE = ("--num-gpus", "--nproc-per-node", "--time")
 
 _processes = multiprocessing.get_context("forkserver")
 # Every command gets a process of its own, forked from one that has imported what is slow to import.
@@ -63,20 +91,38 @@ class NoRuleError(Exception):
     """No rule says how a command could be run in a test."""
 
 
-def scenes(number: int) -> int:
-    """Fewer scenes, in such a way that different worlds of a page stay different."""
-    return math.ceil(number / 100)
-
-
 def run_script(words: list[str], folder: Path, log: Path) -> None:
     """What ``python SCRIPT ARGUMENTS`` does, in this process."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.chdir(folder)
+    os.environ["PYTHONPATH"] = python_path()
     sys.argv = words
     sys.path.insert(0, str(Path(words[0]).resolve().parent))
     runpy.run_path(words[0], run_name="__main__")
+
+
+def python_path() -> str:
+    """PYTHONPATH of programs that are started: the package is that of the working tree."""
+    return os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+
+
+def first_option(words: list[str]) -> int:
+    """Index of the first KEY VALUE option of the config, or of the end."""
+    return next((i for i, word in enumerate(words) if word in KEYS), len(words))
+
+
+def small_options(cfg: CfgNode) -> tuple[str, ...]:
+    """Options that make the models of a config small; heads have as many branches as before."""
+    branches = {f"MODEL.{head}.BRANCHES": cfg.MODEL[head].BRANCHES for head in ("FCOS3D", "PGD")}
+    widths = {
+        f"{node}.{name}": [32] * len(widths)
+        for node, all_widths in branches.items()
+        for name, widths in all_widths.items()
+    }
+    options = [*SMALL, *(word for pair in widths.items() for word in pair)]
+    return tuple(map(str, options))
 
 
 class Sandbox:
@@ -84,10 +130,13 @@ class Sandbox:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in ("configs", "tools", "benchmarks", "docs"):
+        self.written: set[str] = set()  # weights that a command of the page wrote
+        for name in ("configs", "docs"):
             (folder / name).symlink_to(ROOT / name)
-        if (ROOT / "assets").is_dir():  # copied: commands of the docs may write there
-            shutil.copytree(ROOT / "assets", folder / "assets")
+        # Copied: commands of the docs may write there, and scripts beside themselves.
+        for name in ("assets", "benchmarks", "tools"):
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, folder / name)
 
     def run(self, words: list[str]) -> list[str]:
         """Run a command that starts with python or torchrun.
@@ -120,8 +169,7 @@ class Sandbox:
 
     def _torchrun(self, words: list[str], log: Path) -> int:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *words]
-        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        environment = {**os.environ, "PYTHONPATH": path}
+        environment = {**os.environ, "PYTHONPATH": python_path()}
         with log.open("w") as file:
             return subprocess.run(
                 command,
@@ -140,79 +188,77 @@ class Sandbox:
             known = ", ".join(ARGUMENTS)
             raise NoRuleError(f"it runs none of the scripts that the sandbox knows how to shrink: {known}")
         words = list(words)
-        for flag in ("--num-gpus", "--nproc-per-node"):
-            if flag in words:
-                words[words.index(flag) + 1] = "1"
+        for i, word in enumerate(words):
+            if word in ONE:
+                words[i + 1] = "1"
+            if word in FEWER:
+                words[i + 1] = str(worlds.fewer(int(words[i + 1])))
         if script == "tools/make_synthetic.py" and "kitti" not in words:
             words += ("--frames", "2")
-        for flag in ("--train-scenes", "--val-scenes", "--train-frames", "--val-frames"):
-            if flag in words:
-                words[words.index(flag) + 1] = str(scenes(int(words[words.index(flag) + 1])))
-        if any(word.startswith("output/demo/") for word in words):
-            self.demo()
-        options = next((i for i, word in enumerate(words) if _OPTION.fullmatch(word)), len(words))
-        words[options:options] = ARGUMENTS[script]
-        if script == "tools/train_net.py":
-            self._shrink_training(words)
+        self._make_leftovers(script, words)
+        first = first_option(words)
+        words[first:first] = () if "--table" in words else ARGUMENTS[script]
+        if script in CONFIGURED:
+            self._shrink_configured(script, words)
+        if script == "tools/kitti_eval.py":
+            words = [self._kitti_file(word) for word in words]
         left = [word for word in words if word.startswith("/path/to/")]
         if left:
             raise NoRuleError(f"nothing makes {left[0]} real")
         return words
 
-    def _shrink_training(self, words: list[str]) -> None:
-        """Appends options, and makes the data set and the teacher that placeholders stand for."""
+    def _make_leftovers(self, script: str, words: list[str]) -> None:
+        """What the demos leave behind, where a command names it."""
+        if any("output/demo/" in word for word in words):
+            worlds.demo(self.folder)
+        makes_it = script in ("tools/make_synthetic.py", "tools/demo_mono.py")
+        named = any("output/demo-mono/" in word or "data/demo_mono" in word for word in words)
+        if script == "benchmarks/ablation_depth_guided.py" or (named and not makes_it):
+            worlds.demo_mono(self.folder)
+
+    def _shrink_configured(self, script: str, words: list[str]) -> None:
+        """Appends options, and makes the data and the weights that placeholders stand for."""
         config = self.folder / words[words.index("--config-file") + 1]
-        first = next((i for i, word in enumerate(words) if _OPTION.fullmatch(word)), len(words))
-        full_size = config.resolve().parent != ROOT / "configs" / "demo"
-        distilled = load_config(config).MODEL.META_ARCHITECTURE == "Distiller"
-        words += SHORT
-        words += map(str, SMALL if full_size else ())
-        words += ("DISTILL.TEACHER.OPTS", repr(list(SMALL))) if full_size and distilled else ()
+        first = first_option(words)
+        plain = load_config(config)
+        words += CONFIGURED[script]
+        if not config.resolve().parent.name.startswith("demo"):
+            words += small_options(plain)
+            words += (
+                ("DISTILL.TEACHER.OPTS", repr(list(small_options(plain)))) if is_distillation(plain) else ()
+            )
         cfg = load_config(config, words[first:])
-        for i, word in enumerate(words):
-            if word.startswith("/path/to/nuscenes"):
-                words[i] = str(self.dataset(Path(word).name, cfg))
-        if cfg.DISTILL.TEACHER.WEIGHTS == "teacher.pth":
+        if script in READ_DATA:
+            self._make_data(cfg, words)
+        if cfg.DISTILL.TEACHER.WEIGHTS == "teacher.pth" and "teacher.pth" not in self.written:
             resolve_teacher(cfg)
-            self.weights(teacher_config(cfg), "teacher.pth")
+            worlds.save_weights(teacher_config(cfg), self.folder / "teacher.pth")
+        if script == "tools/import_weights.py":
+            published, out = (word for word in words if Path(word).suffix in (".pth", ".safetensors"))
+            worlds.save_published(words[words.index("--arch") + 1], cfg, self.folder / published)
+            self.written.add(out)
 
-    def dataset(self, name: str, cfg: CfgNode) -> Path:
-        """A synthetic world that has the version and the splits of a config, one scene each."""
-        version, official = cfg.DATASETS.VERSION, create_splits_scenes()
-        named = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-        splits = {split: official.get(split, [split])[:1] for split in named}
-        root = self.folder / "-".join([name, version, *splits])
-        world = WorldConfig(
-            version=version,
-            num_train_scenes=len(splits),
-            num_val_scenes=0,
-            frames_per_scene=2,
-            image_size=(160, 90),
-        )
-        generate(world, root, workers=1, progress=False)
-        table = root / version / "scene.json"
-        records = json.loads(table.read_text())
-        for record, names in zip(records, splits.values(), strict=True):
-            record["name"] = names[0]
-        table.write_text(json.dumps(records))
-        (root / version / "splits.json").write_text(json.dumps(splits))
-        return root
-
-    def weights(self, cfg: CfgNode, path: str) -> None:
-        """A checkpoint of the plain model of a config, untrained."""
-        cfg = cfg.clone()
-        cfg.MODEL.DEVICE = "cpu"
-        (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
-        save_file({"model": build_model(cfg).state_dict()}, str(self.folder / path))
-
-    def demo(self) -> None:
-        """What ``make demo`` leaves behind (tests/tools/test_demo.py runs it)."""
-        if (self.folder / "output" / "demo").is_dir():
+    def _make_data(self, cfg: CfgNode, words: list[str]) -> None:
+        """Makes the data set, and has the command read it."""
+        root = cfg.DATASETS.ROOT
+        if root == "data/demo_mono":
+            worlds.demo_mono(self.folder)
+        if not (root in USUAL_ROOTS or root.startswith("/path/to/")):
             return
-        student = load_config(ROOT / "configs" / "demo" / "student.yaml")
-        distilled = student_config(load_config(ROOT / "configs" / "demo" / "distill.yaml"))
-        train, val = map(scenes, DEMO_SCENES)
-        world = WorldConfig.preset("easy", num_train_scenes=train, num_val_scenes=val, frames_per_scene=2)
-        generate(world, self.folder / student.DATASETS.ROOT, workers=1, progress=False)
-        self.weights(student, "output/demo/student/model_final.pth")
-        self.weights(distilled, "output/demo/distilled/model_final.pth")
+        name = PurePosixPath(root).name
+        if cfg.DATASETS.FORMAT == "kitti":
+            made = worlds.kitti(self.folder, name, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+        else:
+            made = worlds.nuscenes(self.folder, name, cfg)
+        words += ("DATASETS.ROOT", str(made))
+        words[:] = [str(made) if word == root else word for word in words]
+
+    def _kitti_file(self, word: str) -> str:
+        """A path below /path/to/kitti, or /path/to/detections, which are those of its split val."""
+        place = PurePosixPath(word)
+        if place.parts[:3] != ("/", "path", "to"):
+            return word
+        root = worlds.kitti(self.folder, "kitti", ("train", "val"))
+        if place.name == "detections":
+            return str(worlds.kitti_detections(root, "val", self.folder / "detections"))
+        return str(root.joinpath(*place.parts[4:])) if place.parts[3] == "kitti" else word

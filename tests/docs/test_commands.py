@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs import worlds
 from tests.docs.pages import PAGES, ROOT, Command, ci_targets, commands, languages, make_recipes
 from tests.docs.sandbox import NoRuleError, Sandbox
 
@@ -32,7 +33,9 @@ def check_make(target: str, sandbox: Sandbox) -> None:
     if target not in recipes:
         raise NoRuleError(f"the Makefile has no target {target!r}")
     if target == "demo":
-        sandbox.demo()
+        worlds.demo(sandbox.folder)
+    if target == "demo-mono":
+        worlds.demo_mono(sandbox.folder)
     if target in ci_targets():
         return
     if target in TESTED_TARGETS:
