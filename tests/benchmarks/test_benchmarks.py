@@ -74,3 +74,9 @@ def test_kitti_evaluation() -> None:
     assert report["frames"] == 40 and report["detections"] == 20 and report["machine"]["threads"] == 1
     assert report["total seconds"] == pytest.approx(report["reading seconds"] + report["scoring seconds"])
     assert report["car/3d/moderate AP_R40"] > 1  # something matched
+
+
+def test_annotations_of_nuscenes_cameras_score_one() -> None:
+    report = run("nuscenes_mono_roundtrip.py", "--scenes", "1")
+    assert report["key frames"] == 8 and report["images"] == 48
+    assert report["mAP_present"] > 0.98 and report["mATE"] < 1  # of classes that are not there it is 1
