@@ -1,8 +1,8 @@
+import contextlib
 import importlib.util
+import io
 import json
-import os
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
@@ -26,11 +26,12 @@ def world(tmp_path_factory):
     options = (
         "--train-scenes 1 --val-scenes 1 --seed 7 --difficulty hard --image-size 64x32 --frames 2 --workers 1"
     )
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, str(SCRIPT), "--out", str(root), *options.split()]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert "synthetic_train, synthetic_val" in done.stdout
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr("sys.argv", [str(SCRIPT), "--out", str(root), *options.split()])
+        with pytest.raises(SystemExit, match=r"^0$"):
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert "synthetic_train, synthetic_val" in printed.getvalue()
     return root
 
 

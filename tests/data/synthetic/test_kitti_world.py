@@ -1,5 +1,6 @@
 import hashlib
 import json
+import pickle
 
 import cv2
 import pytest
@@ -18,8 +19,16 @@ def digests(root):
     }
 
 
-def test_the_files_depend_on_the_configuration_alone(tmp_path):
+def test_the_files_depend_on_the_configuration_alone(tmp_path, monkeypatch):
+    """What other processes would do, without starting them; test_world.py starts some."""
+
+    def in_another_order(make, count, workers, unit, progress):
+        assert workers == 2
+        for index in reversed(range(count)):
+            pickle.loads(pickle.dumps(make))(index)
+
     one = generate_kitti(SMALL, tmp_path / "one", workers=1, progress=False)
+    monkeypatch.setattr("bevkd2.data.synthetic.kitti_world.map_indices", in_another_order)
     two = generate_kitti(SMALL, tmp_path / "two", workers=2, progress=False)
     assert digests(one) == digests(two)
     names = [f"training/{f}" for i in range(4) for f in (f"calib/{i:06d}.txt", f"label_2/{i:06d}.txt")]
