@@ -25,9 +25,11 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 @META_ARCH_REGISTRY.register()
 class Distiller(nn.Module):
-    """Trains a student on its own losses and on what a frozen teacher knows (structured distillation, Eq. 9).
+    """Trains a student on its own losses and on what a frozen teacher knows.
 
     total = detection losses + ``factor`` * sum over methods of ``weight`` * loss
+
+    This is Eq. 9 of structured distillation and Eq. 7 of depth-guided distillation.
 
     The teacher stands outside module registration: it moves with ``.to``, but is in no state dict, no
     optimizer and no DDP bucket; it is in eval mode and without gradient whatever ``.train()`` is called.
@@ -38,7 +40,7 @@ class Distiller(nn.Module):
         teacher: another, its weights loaded.
         methods: distillation methods by name.
         weights: each method's weight.
-        factor: multiplies all weights; 0.01 in the paper.
+        factor: multiplies all weights; 0.01 in structured distillation, 1 in depth-guided, which has none.
         teacher_dtype: autocast type of the teacher's forward pass; float32 switches autocast off.
         inherit_mode, inherit_params, inherit_resize: see :func:`bevkd2.distill.inherit.inherit`.
     """

@@ -13,6 +13,7 @@ from bevkd2.d2 import ShapeSpec
 from bevkd2.distill.methods.base import DistillMethod, register_method
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import Knowledge
+from bevkd2.modeling.mono.inputs import MonoTargets
 from bevkd2.ops import content_mask, feature_l2, occlusion_factor, perspective_matrix
 
 _ADAPTERS = {"conv1x1": 1, "conv3x3": 3}
@@ -89,7 +90,7 @@ class PerspectiveFeature(DistillMethod):
                 image_sizes, shape, stride, amplitude=self.amplitude, sigma=self.sigma, center=self.center
             )
         if self.occlusion == "near_boxes":
-            if not hasattr(targets, "boxes2d"):
+            if not isinstance(targets, MonoTargets):
                 raise ValueError(
                     f"DISTILL.{self.node}.OCCLUSION: near_boxes needs targets with 2D boxes, which "
                     f"{type(targets).__name__} has not; set it to off"

@@ -118,12 +118,7 @@ def collate_targets(
         _check_annotations(sample, num_classes)
     boxes = [sample["boxes"].to(device) for sample in samples]
     projected = [project_points(b.center, m) for b, m in zip(boxes, inputs.cam2img, strict=True)]
-    for sample, (_, depth) in zip(samples, projected, strict=True):
-        if bool((depth <= 0).any()):
-            raise ValueError(
-                f"image {sample['image_id']}: an object's centre has depth {float(depth.min()):.2f} m, "
-                "expected above 0; objects behind the camera must be left out by the mapper"
-            )
+    _check_depths(samples, [depth for _, depth in projected])
     with_attributes = all("attributes" in sample for sample in samples)
     return MonoTargets(
         boxes=boxes,
@@ -169,3 +164,14 @@ def _check_annotations(sample: Mapping[str, Any], num_classes: int) -> None:
             f"{name}: labels are {labels.tolist()} with entries {lengths}, expected as many of each and "
             f"labels in 0..{num_classes - 1} (DATASETS.CLASSES)"
         )
+
+
+def _check_depths(samples: Sequence[Mapping[str, Any]], depths: Sequence[Tensor]) -> None:
+    if bool((torch.cat(list(depths)) > 0).all()):  # one wait for the device, not one an image
+        return
+    for sample, depth in zip(samples, depths, strict=True):
+        if not bool((depth > 0).all()):
+            raise ValueError(
+                f"image {sample['image_id']}: an object's centre has depth {float(depth.min()):.2f} m, "
+                "expected above 0; objects behind the camera must be left out by the mapper"
+            )
