@@ -6,7 +6,8 @@ What a command says is changed in these ways only:
   splits that the command asks for; so do the places where real data usually are (``data/kitti``);
 * ``/path/to/detections`` becomes KITTI detection files;
 * ``teacher.pth`` is made, with random weights of the teacher that the config names, unless a command of the
-  page wrote it; what ``tools/import_weights.py`` reads is made in the published layout;
+  page wrote it; what ``tools/import_weights.py`` reads is made in the published layout, and what
+  MODEL.BACKBONE.WEIGHTS names for a ResNet;
 * what ``make demo`` and ``make demo-mono`` leave behind is made where a page runs them or names it;
 * ``--num-gpus 8`` becomes ``--num-gpus 1``, and so with torchrun's ``--nproc-per-node``; torchrun takes a
   free port (``--standalone``);
@@ -24,7 +25,14 @@ import sys
 from pathlib import Path, PurePosixPath
 
 import bevkd2.modeling  # noqa: F401  (registers the models)
-from bevkd2.config import CfgNode, is_distillation, load_config, resolve_teacher, teacher_config
+from bevkd2.config import (
+    CfgNode,
+    is_distillation,
+    load_config,
+    resolve_teacher,
+    student_config,
+    teacher_config,
+)
 from tests.docs import worlds
 from tests.docs.pages import KEYS, ROOT
 
@@ -73,6 +81,7 @@ ARGUMENTS = {
     "benchmarks/bench_ms_deform_attn.py": ("--quick",),
     "benchmarks/bench_train_step.py": ("--iterations", "1", "--warm-up", "1"),
     "benchmarks/bench_kitti_eval.py": ("--frames", "20", "--repeats", "1"),
+    "benchmarks/nuscenes_mono_roundtrip.py": ("--scenes", "1"),
     "benchmarks/model_zoo.py": ("--only", "pgd/pgd_regnetx08_half_kitti"),
     "benchmarks/ablation_depth_guided.py": (
         *("--rows", "student", "--seeds", "0"),
@@ -233,6 +242,9 @@ class Sandbox:
         if cfg.DISTILL.TEACHER.WEIGHTS == "teacher.pth" and "teacher.pth" not in self.written:
             resolve_teacher(cfg)
             worlds.save_weights(teacher_config(cfg), self.folder / "teacher.pth")
+        if cfg.MODEL.BACKBONE.WEIGHTS:
+            plain_cfg = student_config(cfg) if is_distillation(cfg) else cfg
+            worlds.save_weights(plain_cfg, self.folder / cfg.MODEL.BACKBONE.WEIGHTS)
         if script == "tools/import_weights.py":
             published, out = (word for word in words if Path(word).suffix in (".pth", ".safetensors"))
             worlds.save_published(words[words.index("--arch") + 1], cfg, self.folder / published)
