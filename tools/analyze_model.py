@@ -227,12 +227,6 @@ def deform_conv_flops(inputs: list[Any], outputs: list[Any]) -> int:
     return cells * prod(weight) + 4 * cells * image[1] * prod(weight[2:])
 
 
-def matmul_flops(inputs: list[Any], outputs: list[Any]) -> int:
-    """fvcore's handle of a product of tensors; its own knows no vectors, which end the depth distribution."""
-    left, out = inputs[0].type().sizes(), outputs[0].type().sizes()
-    return prod(out) * left[-1]
-
-
 @torch.no_grad()
 def count_flops(model: MonoDetector, sample: Mapping[str, Any]) -> dict[str, Any]:
     """Multiply-adds of one image.
@@ -250,7 +244,6 @@ def count_flops(model: MonoDetector, sample: Mapping[str, Any]) -> dict[str, Any
     inputs = model.preprocess([sample])
     analysis = FlopCountAnalysis(Extraction(model, inputs), (inputs.images,))
     analysis.set_op_handle("torchvision::deform_conv2d", deform_conv_flops)
-    analysis.set_op_handle("aten::matmul", matmul_flops)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     total, by_module = int(analysis.total()), analysis.by_module()
     flops = {part: int(by_module[f"model.{name}"]) for name, part in PARTS.items() if hasattr(model, name)}
