@@ -89,7 +89,15 @@ def to_yaml(priors: BoxPriors, names: Sequence[str], architecture: str, shared_d
         rows = [f"    - {row(depth)}  # {text}" for depth, text in zip(priors.depths, comments, strict=True)]
         depths = ["    DEPTH_PRIORS:  # mean, deviation (m)", *rows]
     node = "FCOS3D" if architecture in DENSE else architecture
-    lines = ["MODEL:", f"  {node}:", *depths, "    SIZE_PRIORS:  # length, height, width (m)", *sizes]
+    classes = f"    PRIOR_CLASSES: [{', '.join(names)}]"
+    lines = [
+        "MODEL:",
+        f"  {node}:",
+        classes,
+        *depths,
+        "    SIZE_PRIORS:  # length, height, width (m)",
+        *sizes,
+    ]
     return "\n".join(lines)
 
 

@@ -47,6 +47,7 @@ def test_kitti(compute_priors: ModuleType, kitti_world: Path, tmp_path: Path, ca
     means = [sum(column) / len(cars) for column in zip(*cars, strict=True)]
     assert node["SIZE_PRIORS"][2] == pytest.approx(means, abs=0.006)
     assert len(node["DEPTH_PRIORS"]) == 3
+    assert node["PRIOR_CLASSES"] == ["Pedestrian", "Cyclist", "Car"]
 
 
 def test_what_is_printed_is_a_config(

@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 from bevkd2.config import CfgNode, class_names
-from bevkd2.modeling.meta_arch.mono_config import pixel_arguments, pyramid_arguments
+from bevkd2.modeling.meta_arch.mono_config import check_prior_classes, pixel_arguments, pyramid_arguments
 from bevkd2.modeling.mono.box_prior import BoxPrior
 from bevkd2.modeling.mono.decode import DecodeOptions
 from bevkd2.modeling.mono.dense_head import DenseHead, DenseHeadOptions
@@ -79,6 +79,8 @@ def _arguments(
     strides = pyramid["neck"].strides
     _check(node, strides)
     _refuse_random_windows(cfg)
+    if max(len(node.DEPTH_PRIORS), len(node.SIZE_PRIORS)) > 1:
+        check_prior_classes(cfg, "FCOS3D")
     return {
         **pyramid,
         **pixel_arguments(cfg),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bevkd2.config import CfgNode
+from bevkd2.config import CfgNode, class_names
+from bevkd2.config.mono_data import DEFAULT_CLASSES
 from bevkd2.d2 import build_backbone
 from bevkd2.modeling.necks.fpn import FPN
 
@@ -32,6 +33,31 @@ def pixel_arguments(cfg: CfgNode) -> dict[str, Any]:
         "pixel_format": model.PIXEL_FORMAT,
         "size_divisibility": model.SIZE_DIVISIBILITY,
     }
+
+
+def check_prior_classes(cfg: CfgNode, name: str) -> None:
+    """Refuse rows of priors that stand in another order than the classes.
+
+    The rows are of MODEL.<name>.PRIOR_CLASSES. Where that is empty they are of DATASETS.CLASSES, but if those
+    are the format's default list in another order, they are of the default: then it is more likely that the
+    priors of a config were kept than that they were moved.
+
+    Args:
+        cfg: the whole config.
+        name: node of the priors in MODEL.
+
+    Raises:
+        ValueError: the classes of the rows are not DATASETS.CLASSES.
+    """
+    classes, default = class_names(cfg), DEFAULT_CLASSES[cfg.DATASETS.FORMAT]
+    reordered = sorted(classes) == sorted(default)
+    rows_of = tuple(cfg.MODEL[name].PRIOR_CLASSES) or (default if reordered else classes)
+    if rows_of != classes:
+        raise ValueError(
+            f"MODEL.{name}: the rows of the priors are of {', '.join(rows_of)}, but DATASETS.CLASSES is "
+            f"{', '.join(classes)}; bring the rows into that order and set MODEL.{name}.PRIOR_CLASSES to it "
+            "(tools/compute_priors.py prints both)"
+        )
 
 
 def pyramid_arguments(cfg: CfgNode) -> dict[str, Any]:

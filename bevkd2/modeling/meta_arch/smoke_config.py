@@ -6,7 +6,7 @@ from typing import Any
 
 from bevkd2.config import CfgNode, class_names
 from bevkd2.d2 import build_backbone
-from bevkd2.modeling.meta_arch.mono_config import pixel_arguments
+from bevkd2.modeling.meta_arch.mono_config import check_prior_classes, pixel_arguments
 from bevkd2.modeling.mono.smoke_decode import SmokeCoder
 from bevkd2.modeling.mono.smoke_head import SmokeHead
 from bevkd2.modeling.mono.smoke_losses import SmokeLossWeights
@@ -27,6 +27,7 @@ def smoke_arguments(cfg: CfgNode) -> dict[str, Any]:
     """
     classes = class_names(cfg)
     _check(cfg.MODEL.SMOKE, classes)
+    check_prior_classes(cfg, "SMOKE")
     model, smoke = cfg.MODEL, cfg.MODEL.SMOKE
     body = build_backbone(cfg)
     neck = DLAUp(
