@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import zipfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -64,7 +65,8 @@ def run(title: str, check: Check) -> bool:
     """Runs one check and prints its table; returns whether it passed."""
     try:
         rows = check()
-    except (FileNotFoundError, KeyError, ValueError) as error:
+    # A damaged file, a missing array, or shapes that do not fit each other: the other checks still run.
+    except (OSError, LookupError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         print(f"error: {title}: {error}", file=sys.stderr)
         return False
     print(f"\n{title}\n{table(rows)}", flush=True)

@@ -275,6 +275,14 @@ def test_unlabelled_regions_excuse_detections_in_the_image_only():
     assert counts(truths, [right, thing(box=inside, x=9, score=0.9)], "car/bev/moderate") == (1, 1, 0, 1)
 
 
+def test_a_region_must_hold_more_than_the_minimum():
+    truths = [thing("Pedestrian"), thing("DontCare", box=(350, 100, 500, 200))]
+    right = thing("Pedestrian", score=0.5)
+    for left, false in ((300, 1), (301, 0)):  # a half of it lies inside, and a little more
+        det = thing("Pedestrian", box=(left, 100, left + 100, 200), score=0.9)
+        assert counts(truths, [right, det], "pedestrian/bbox/moderate") == (1, false, 0, 1)
+
+
 def test_thresholds_take_the_highest_score_and_counts_the_largest_overlap():
     truth = thing(box=(100, 100, 200, 200))
     loose, tight = thing(box=(100, 100, 200, 180), score=0.9), thing(box=(100, 100, 200, 199), score=0.3)
@@ -322,6 +330,9 @@ def test_sizes_that_are_not_given_match_nothing_in_3d():
     for sizes in ((1.5, 0.0, 4.0), (1.5, -1.6, 4.0), (0.0, 1.6, 4.0)):
         empty = thing(score=0.9, sizes=sizes)
         assert counts(truths, [thing(score=0.5), empty], "car/3d/easy") == (1, 1, 0, 1)
+    # Both below 0 make the corners, so the rectangle, of their absolute values.
+    turned = thing(score=0.9, sizes=(1.5, -1.6, -4.0))
+    assert counts([*truths, thing(x=9.0)], [turned, thing(x=9.0, score=0.5)], "car/3d/easy") == (2, 0, 0, 2)
 
 
 def test_bins_of_distance_ignore_what_is_outside():

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from golden.pgd_case import load_arrays
 from golden.pgd_heads import published_maps
-from golden.recipe import listed_shapes, recipe_state
-from golden.report import Differences, Row
+from golden.recipe import listed_shapes, recipe_state, recorded_tag
+from golden.report import Differences, Row, uncompared
 from torch import Tensor
 
 from bevkd2.checkpoint.import_fcos3d import from_published
@@ -19,12 +19,11 @@ from bevkd2.modeling import FCOS3D, PGD
 
 _CONFIGS = Path(__file__).parents[2] / "configs" / "pgd"
 _BODY = ["res2", "res3", "res4", "res5"]
-# Recording, config, listing of the published state dict.
+# Beginning of the recording's name, config, listing of the published state dict.
 _NETS = {
-    "pgd_kitti_r101": ("pgd_r101_kitti.yaml", "pgd_r101-caffe_fpn_head-gn_4xb3-4x_kitti-mono3d.txt"),
-    "pgd_nus_r101_dcn": ("pgd_r101_nuscenes.yaml", "pgd_r101-caffe_fpn_head-gn_16xb2-2x_nus-mono3d.txt"),
+    "pgd_kitti": ("pgd_r101_kitti.yaml", "pgd_r101-caffe_fpn_head-gn_4xb3-4x_kitti-mono3d.txt"),
+    "pgd_nus": ("pgd_r101_nuscenes.yaml", "pgd_r101-caffe_fpn_head-gn_16xb2-2x_nus-mono3d.txt"),
 }
-_TAG = "g1"
 _DOUBLE = 1e-9
 # Large maps are stored in float32, and the published head rounds boxes to it.
 _SINGLE = 1e-6
@@ -53,18 +52,39 @@ def compare(directory: Path) -> list[Row]:
     """
     rows = []
     for name, (config, listing) in _NETS.items():
-        golden = load_arrays(directory / "full_nets" / f"{name}.npz")
-        published = recipe_state(_TAG, listed_shapes(directory / "state_dicts" / listing))
-        found = _compare(_CONFIGS / config, published, golden, source=listing)
-        rows += [dataclasses.replace(row, quantity=f"{name}: {row.quantity}") for row in found]
+        shapes = listed_shapes(directory / "state_dicts" / listing)
+        for path in recordings(directory, name):
+            golden = load_arrays(path)
+            tag = recorded_tag(path, golden["input"])
+            found = _compare(_CONFIGS / config, recipe_state(tag, shapes), golden, source=listing)
+            rows += [dataclasses.replace(row, quantity=f"{path.stem}: {row.quantity}") for row in found]
     return rows
+
+
+def recordings(directory: Path, name: str) -> list[Path]:
+    """The recordings of a detector.
+
+    Args:
+        directory: golden/mono.
+        name: how their names begin.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    found = sorted((directory / "full_nets").glob(f"{name}*.npz"))
+    if not found:
+        raise FileNotFoundError(f"{directory / 'full_nets'} has no recording {name}*.npz")
+    return found
 
 
 @torch.no_grad()
 def _compare(
     config: Path, published: Mapping[str, Tensor], golden: Mapping[str, Tensor], source: str
 ) -> list[Row]:
-    differences = Differences(_TOLERANCES)
+    # Which maps are stored in float32 is a matter of their size: that each is compared is seen to below.
+    stored = {name for name in _TOLERANCES if name.startswith(("body", "pyramid"))}
+    differences = Differences(_TOLERANCES, required=_TOLERANCES.keys() - stored)
+    compared = {key for key in golden if key.startswith("check_weight_sum/")} | {"input"}
     for key, total in golden.items():
         if key.startswith("check_weight_sum/"):
             ours = published[key.removeprefix("check_weight_sum/")].sum()
@@ -76,13 +96,16 @@ def _compare(
         prefix = {"body": "backbone", "pyramid": "neck"}[part]
         for index, ours in enumerate(maps):
             recorded = golden[f"{prefix}/{index}"]
+            compared.add(f"{prefix}/{index}")
             rounded = "" if recorded.dtype == torch.float64 else ", stored in float32"
             differences.add_close(part + rounded, ours, recorded, atol=_TOLERANCES[part + rounded])
     for name, maps in published_maps(model.head(levels), model.neck.strides, training=False).items():
         part = "boxes" if name == "bbox" else "head but for boxes"
         for level, ours in enumerate(maps):
             recorded = golden[f"head/{name}/{level}"]
+            compared.add(f"head/{name}/{level}")
             differences.add_close(part, ours, recorded, atol=_TOLERANCES[part])
+    uncompared(golden, compared)
     return differences.rows()
 
 

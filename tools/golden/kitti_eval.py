@@ -19,6 +19,9 @@ _OF_A_CURVE = ("thresholds", "recall", "precision", "tp", "fp", "fn", "similarit
 _SUMS = ("similarity",)
 # What a set has only if every detection has an alpha.
 _OF_ORIENTATION = {"AOS_R40", "similarity", "aos"}
+# Relative, but nowhere more than this in percent or parts of 1; beneath the floor only rounding is left.
+_FLOOR = 1e-12
+_MOST = 1e-9
 TOLERANCES = {
     "sets evaluated": 0.0,
     "AP_R40": 1e-9,
@@ -58,6 +61,7 @@ def _compare_set(differences: Differences, recording: Path) -> None:
     scores = kitti_scores(
         [read_labels(folder / "label_2" / f"{frame}.txt") for frame in golden["frames"]],
         [read_detections(folder / "dets" / "data" / f"{frame}.txt") for frame in golden["frames"]],
+        min_overlaps={cls: (minimum,) * 3 for cls, minimum in golden["min_overlap"].items()},
     )
     same = set(scores.curves) == set(golden["detail"]) and set(scores.not_evaluated) == set(
         golden["not_evaluated"]
@@ -73,21 +77,33 @@ def _compare_set(differences: Differences, recording: Path) -> None:
 def _compare_averages(differences: Differences, scores: KittiScores, golden: Mapping[str, Any]) -> None:
     ours = {"AP_R40": scores.ap_r40(), "AP_R11": scores.ap_r11(), "AOS_R40": scores.aos_r40()}
     for quantity, values in ours.items():
-        recorded = {key: value for key, value in golden.get(quantity, {}).items() if value is not None}
+        # What is 0 / 0 has no value on either side.
+        recorded = {key: value for key, value in golden.get(quantity, {}).items() if _defined(value)}
+        values = {key: value for key, value in values.items() if _defined(value)}
         if values.keys() != recorded.keys():
             differences.note(quantity, float("inf"))
             continue
         for key, value in values.items():
-            differences.add(quantity, value, recorded[key])
+            differences.add_close(quantity, value, recorded[key], _FLOOR, at_most=_MOST)
+
+
+def _defined(value: float | None) -> bool:
+    return value is not None and value == value
 
 
 def _compare_curve(differences: Differences, curve: Curve, golden: Mapping[str, Any]) -> None:
     differences.add("n_gt", float(curve.n_gt), float(golden["n_gt"]))
     for name in _OF_A_CURVE:
-        ours, recorded = getattr(curve, name), np.asarray(golden.get(name) or [], dtype=np.float64)
+        ours = getattr(curve, name)
         if ours is None:  # the official tool has zeros where it does not evaluate the orientation
-            if recorded.any():
+            if np.any(golden.get(name) or 0):
                 differences.note(name, float("inf"))
+            continue
+        # 0 / 0 is the same on both sides: no other number is negative.
+        recorded = np.nan_to_num(np.asarray(golden[name], dtype=np.float64), nan=-1.0)
+        ours = np.nan_to_num(np.asarray(ours, dtype=np.float64), nan=-1.0)
+        if TOLERANCES[name] == 0:
+            differences.add(name, ours, recorded)
         else:
-            scale = max(1.0, float(np.abs(recorded).max(initial=0))) if name in _SUMS else 1.0
-            differences.add(name, ours, recorded, scale)
+            most = float("inf") if name in _SUMS else _MOST
+            differences.add_close(name, ours, recorded, _FLOOR, at_most=most)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from golden.report import Differences, Row
+from golden.report import FLOAT32_FLOOR, FLOAT32_RELATIVE, Differences, Row
 from torch import Tensor
 from torchvision.ops import deform_conv2d
 
@@ -21,13 +21,13 @@ from bevkd2.structures import (
     wrap_angle,
 )
 
-_THRESHOLDS = ("0.01", "0.05", "0.3", "0.5", "0.8")
 _DCN_RELATIVE = 1e-9
 _DCN_FLOOR = 1e-12
-# float32 numbers of metres up to 100, radians up to 10, pixels up to 2,000.
+# The most that float32 numbers differ by: metres up to 100, radians up to 10, pixels up to 2,000.
 _METRES = 2e-5
 _RADIANS = 2e-6
 _PIXELS = 1e-3
+_NMS = "nms_keep_"
 # The recorded kernel computes in float32.
 _IOU = 1e-6
 
@@ -54,7 +54,9 @@ def _deformable_convolution(golden: Mapping[str, Tensor]) -> list[Row]:
     outputs = ("y", "grad_x", "grad_offset", "grad_mask", "grad_weight", "grad_bias")
     differences = Differences({f"DCNv2: {name}": _DCN_RELATIVE for name in outputs})
     for case in sorted({key.split("/")[0] for key in golden}):
-        ours = _convolve({key.split("/")[1]: value for key, value in golden.items() if key.startswith(case)})
+        ours = _convolve(
+            {key.split("/")[1]: value for key, value in golden.items() if key.startswith(f"{case}/")}
+        )
         for name in outputs:
             differences.add_close(f"DCNv2: {name}", ours[name], golden[f"{case}/{name}"], _DCN_FLOOR)
     return differences.rows()
@@ -82,10 +84,10 @@ def _convolve(case: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _geometry(golden: Mapping[str, Tensor]) -> list[Row]:
     differences = Differences(
         {
-            "camera boxes: metres and radians": _METRES,
+            "camera boxes: metres and radians": FLOAT32_RELATIVE,
             "camera boxes: angles": _RADIANS,
-            "camera boxes: projections, pixels": _PIXELS,
-            "camera boxes: unprojections, metres": _METRES,
+            "camera boxes: projections": FLOAT32_RELATIVE,
+            "camera boxes: unprojections": FLOAT32_RELATIVE,
             "camera boxes: rotated IoU": _IOU,
             "camera boxes: rotated NMS, indices that differ": 0,
         }
@@ -96,15 +98,15 @@ def _geometry(golden: Mapping[str, Tensor]) -> list[Row]:
     _projections(differences, boxes, golden)
     planar, scores = golden["bev_xywhr"], golden["scores"]
     differences.add("camera boxes: rotated IoU", rotated_iou(planar, planar), golden["iou_rotated_bev"])
-    for threshold in _THRESHOLDS:
+    for threshold in (key.removeprefix(_NMS) for key in golden if key.startswith(_NMS)):
         kept = rotated_nms(planar, scores, float(threshold), inclusive=True)
-        differences.add(
-            "camera boxes: rotated NMS, indices that differ", kept, golden[f"nms_keep_{threshold}"]
-        )
+        recorded = golden[f"{_NMS}{threshold}"]
+        differences.add_unequal("camera boxes: rotated NMS, indices that differ", kept, recorded)
     return differences.rows()
 
 
 def _boxes(differences: Differences, boxes: CameraBoxes3D, golden: Mapping[str, Tensor]) -> None:
+    x, z, length, width, angle = boxes.bev().unbind(dim=1)
     half_height = torch.zeros_like(boxes.to_bottom())
     half_height[:, 1] = boxes.size[:, 2] / 2
     ours = {
@@ -112,13 +114,17 @@ def _boxes(differences: Differences, boxes: CameraBoxes3D, golden: Mapping[str, 
         "gravity_center": boxes.center,
         "bottom_center": boxes.bottom_center,
         "bev_xywhr": boxes.bev(),
+        "bev_xyxyr": torch.stack(
+            [x - length / 2, z - width / 2, x + length / 2, z + width / 2, angle], dim=1
+        ),
         # The same seven numbers read as a gravity centre: half a height lower.
         "tensor_if_input_origin_is_gravity": boxes.to_bottom() + half_height,
         "flip_horizontal": boxes.flip().to_bottom(),
         "alpha_local_yaw": boxes.alpha(),
     }
     for key, values in ours.items():
-        differences.add("camera boxes: metres and radians", values, golden[key])
+        quantity = "camera boxes: metres and radians"
+        differences.add_close(quantity, values, golden[key], FLOAT32_FLOOR, at_most=_METRES)
 
 
 def _angles(differences: Differences, angle: Tensor, golden: Mapping[str, Tensor]) -> None:
@@ -133,12 +139,18 @@ def _angles(differences: Differences, angle: Tensor, golden: Mapping[str, Tensor
 
 def _projections(differences: Differences, boxes: CameraBoxes3D, golden: Mapping[str, Tensor]) -> None:
     cam2img = golden["cam2img"].float()
-    pixels, metres = "camera boxes: projections, pixels", "camera boxes: unprojections, metres"
-    differences.add(pixels, project_boxes(boxes, cam2img)[0], golden["corners_uv"])
     uv, depth = project_points(boxes.center, cam2img)
-    differences.add(pixels, torch.cat([uv, depth[:, None]], dim=1), golden["center_uvd"])
+    ours = {
+        "corners_uv": project_boxes(boxes, cam2img)[0],
+        "center_uvd": torch.cat([uv, depth[:, None]], dim=1),
+    }
+    for key, values in ours.items():
+        quantity = "camera boxes: projections"
+        differences.add_close(quantity, values, golden[key], FLOAT32_FLOOR, at_most=_PIXELS)
     uv, depth = golden["uvd"][:, :2], golden["uvd"][:, 2]
-    differences.add(metres, unproject_points(uv, depth, cam2img), golden["uvd_to_xyz"])
     intrinsics = torch.eye(4)
     intrinsics[:3, :3] = cam2img[:3, :3]
-    differences.add(metres, unproject_points(uv, depth, intrinsics), golden["uvd_to_xyz_3x3"])
+    for key, matrix in (("uvd_to_xyz", cam2img), ("uvd_to_xyz_3x3", intrinsics)):
+        points = unproject_points(uv, depth, matrix)
+        quantity = "camera boxes: unprojections"
+        differences.add_close(quantity, points, golden[key], FLOAT32_FLOOR, at_most=_METRES)

@@ -105,6 +105,35 @@ class PGDCase:
         matrix[: len(recorded), : len(recorded)] = recorded.float()
         return matrix
 
+    @property
+    def scenarios(self) -> list[str]:
+        """The sets of annotations.
+
+        Raises:
+            KeyError: there is none.
+        """
+        found = sorted({key.split("/")[0] for key in self.inputs if key.endswith("/img0/gt_labels")})
+        if not found:
+            raise KeyError("no annotations: expected arrays <scenario>/img0/gt_labels")
+        return found
+
+    @property
+    def code_weights(self) -> list[str]:
+        """Names of the code weights that losses are recorded for; gradients are for the first."""
+        return sorted({key.split("/")[1] for key in self.train if key.endswith("/total")})
+
+    @property
+    def detailed(self) -> str:
+        """The scenario whose positives and gradients are recorded.
+
+        Raises:
+            KeyError: it is not one.
+        """
+        found = {key.split("/")[0] for key in self.train if "/pos/" in key or "_grad" in key}
+        if len(found) != 1:
+            raise KeyError(f"gradients of scenarios {sorted(found)}, expected those of one")
+        return found.pop()
+
     def levels(self, name: str) -> list[Tensor]:
         """All levels of one recorded output; none where the head has no such output."""
         keys = [f"{name}/{level}" for level in range(len(self.strides))]
@@ -160,8 +189,10 @@ class PGDCase:
             num_classes=self.num_classes,
             num_levels=len(self.strides),
             feature_channels=len(tower),
-            stacked_convs=2,
-            deformable_last=True,
+            stacked_convs=sum(
+                key.endswith("conv.bias") for key in self.weights if key.startswith("cls_convs")
+            ),
+            deformable_last=any("conv_offset" in key for key in self.weights),
             widths={name: self._widths(prefix) for name, prefix in branches.items()},
             prior=BoxPrior(
                 self.num_classes,

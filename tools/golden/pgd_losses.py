@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from golden.pgd_case import (
     dense_outputs,
     pgd_cases,
 )
-from golden.report import Differences, Row
+from golden.report import FLOAT32_FLOOR, FLOAT32_RELATIVE, Differences, Row
 from torch import Tensor
 
 from bevkd2.checkpoint.import_fcos3d import to_published
@@ -29,15 +30,15 @@ from bevkd2.modeling.mono.depth import depth_from_bins
 from bevkd2.modeling.mono.inputs import MonoTargets
 
 _LOSS = 1e-5
-_RELATIVE = 1e-4
-_FLOOR = 1e-5
-# Pixels up to 3,000 in float32, from another order of operations.
-_PIXEL_FLOOR = 1e-3
+_RELATIVE = FLOAT32_RELATIVE
+_FLOOR = FLOAT32_FLOOR
 _GRADIENT_FLOOR = 1e-6
-# Of a parameter's gradient, relative to its length: sums over 27,000 locations that cancel out in part. The
-# recorded float32 gradients of the towers' biases are up to 1.5e-3 away from the same ones in double.
-_PARAMETER_DISTANCE = 1e-3
-_SCENARIOS = "ABC"
+# Of the gradient of a tower's parameter, relative to its length: sums over 27,000 locations that cancel out
+# in part. The recorded float32 ones are themselves up to 1.5e-3 away from the same ones in double.
+_TOWER_DISTANCE = 1e-3
+_TOWERS = ("cls_convs.", "reg_convs.")
+# Numbers up to which a parameter's gradient is recorded in full.
+_ALL_RECORDED = 5000
 _PUBLISHED_LOSSES = {
     "loss_rotsin": "loss_rotation",
     "loss_velo": "loss_velocity",
@@ -50,6 +51,7 @@ _TOLERANCES = {
     "locations": 0,
     "labels of locations, those that differ": 0,
     "positives, indices that differ": 0,
+    "positives, locations": 0,
     "regression targets": _RELATIVE,
     "centre-ness targets": _RELATIVE,
     "attribute targets, those that differ": 0,
@@ -62,7 +64,10 @@ _TOLERANCES = {
     "losses": _LOSS,
     "gradients of the head's maps": _RELATIVE,
     "gradient of fuse_lambda": _RELATIVE,
-    "gradients of parameters, distance": _PARAMETER_DISTANCE,
+    "gradients of branches": _RELATIVE,
+    "gradients of branches, sums": _RELATIVE,
+    "gradients of towers, distance": _TOWER_DISTANCE,
+    "gradients of towers, sums": _TOWER_DISTANCE,
     "gradients of parameters, lengths": _RELATIVE,
     "gradients of features": _RELATIVE,
     "gradients of features, lengths": _RELATIVE,
@@ -92,12 +97,13 @@ def compare(directory: Path) -> list[Row]:
 def _compare(case: PGDCase) -> list[Row]:
     differences = Differences(_TOLERANCES, required=set(_TOLERANCES) - set(_NOT_EVERYWHERE))
     _compare_locations(differences, case)
-    for scenario in _SCENARIOS:
+    for scenario in case.scenarios:
         targets = case.targets(scenario)
         _compare_targets(differences, case, scenario, targets)
         _compare_losses(differences, case, scenario, targets)
-    _compare_positives(differences, case, case.targets("A"))
-    _compare_head(differences, case, case.targets("A"))
+    targets = case.targets(case.detailed)
+    _compare_positives(differences, case, targets)
+    _compare_head(differences, case, targets)
     return differences.rows()
 
 
@@ -129,7 +135,6 @@ def _compare_targets(differences: Differences, case: PGDCase, scenario: str, tar
     order = _recorded_order(case, wanted)
     labels = torch.full(targets.assigned.shape, case.num_classes)
     labels[wanted.images, wanted.locations] = wanted.labels
-    attributes = torch.zeros(0) if wanted.attributes is None else wanted.attributes[order]
     cells = [rows * columns for rows, columns in case.shapes]
     levels = [f"{scenario}/target/{{}}/{level}" for level in range(len(cells))]
 
@@ -137,19 +142,21 @@ def _compare_targets(differences: Differences, case: PGDCase, scenario: str, tar
         return torch.cat([case.train[level.format(name)] for level in levels])
 
     ours = torch.cat([part.flatten() for part in labels.split(cells, dim=1)])
-    differences.note("labels of locations, those that differ", _different(ours, recorded("labels")))
+    differences.add_unequal("labels of locations, those that differ", ours, recorded("labels"))
     positive = [(part.flatten() < case.num_classes).nonzero()[:, 0] for part in labels.split(cells, dim=1)]
-    differences.note("positives, indices that differ", _different(torch.cat(positive), recorded("pos_index")))
+    differences.add_unequal("positives, indices that differ", torch.cat(positive), recorded("pos_index"))
+    if scenario == case.detailed:
+        flat = (ours < case.num_classes).nonzero()[:, 0]
+        differences.add_unequal(
+            "positives, indices that differ", flat, case.train[f"{scenario}/pos/flat_index"]
+        )
     differences.add_close(
         "regression targets", _regression_targets(wanted)[order], recorded("bbox_pos"), _FLOOR
     )
     differences.add_close("centre-ness targets", wanted.centerness[order], recorded("centerness_pos"), _FLOOR)
     if wanted.attributes is not None:
-        differences.note("attribute targets, those that differ", _different(attributes, recorded("attr_pos")))
-
-
-def _different(ours: Tensor, golden: Tensor) -> float:
-    return float((ours != golden).sum()) if ours.shape == golden.shape else float("inf")
+        attributes = wanted.attributes[order]
+        differences.add_unequal("attribute targets, those that differ", attributes, recorded("attr_pos"))
 
 
 def _compare_positives(differences: Differences, case: PGDCase, targets: MonoTargets) -> None:
@@ -158,7 +165,9 @@ def _compare_positives(differences: Differences, case: PGDCase, targets: MonoTar
     outputs = dense_outputs({name: case.levels(name) for name in MAPS})
     fuse_lambda = case.weights["fuse_lambda"]
     found = outputs_at(outputs, wanted, fuse_lambda, BIN_SIZE)
-    golden = {key.removeprefix("A/pos/"): value for key, value in case.train.items() if "A/pos/" in key}
+    prefix = f"{case.detailed}/pos/"
+    golden = {key.removeprefix(prefix): value for key, value in case.train.items() if key.startswith(prefix)}
+    differences.add("positives, locations", wanted.points[order], golden["points"])
     ours = [found.boxes] + ([] if found.keypoints is None else [found.keypoints])
     differences.add_close(
         "boxes at the positives", torch.cat([*ours, found.boxes2d], dim=1)[order], golden["bbox_pred"], _FLOOR
@@ -166,27 +175,24 @@ def _compare_positives(differences: Differences, case: PGDCase, targets: MonoTar
     differences.add_close(
         "regression targets", _regression_targets(wanted)[order], golden["bbox_target"], _FLOOR
     )
-    direction = _different(wanted.direction[order], golden["dir_target"])
-    differences.note("direction targets, those that differ", direction)
+    directions = "direction targets, those that differ"
+    differences.add_unequal(directions, wanted.direction[order], golden["dir_target"])
     bins = torch.cat([level.flatten(2) for level in outputs.depth_bins], dim=2)
     depth = depth_from_bins(bins[wanted.images, :, wanted.locations], BIN_SIZE)
     differences.add_close("probabilistic depth", depth[order], golden["prob_depth"], _FLOOR)
     differences.add_close(
-        "2D boxes, pixels", decoded_boxes2d(found, wanted)[order], golden["decoded_bbox2d_pred"], _PIXEL_FLOOR
+        "2D boxes, pixels", decoded_boxes2d(found, wanted)[order], golden["decoded_bbox2d_pred"], _FLOOR
     )
     depth = found.boxes[:, 2] if case.is_kitti else found.depth
     extent, _ = projected_extent(found, wanted, depth, DIRECTION_OFFSET)
-    differences.add_close(
-        "projected 3D boxes, pixels", extent[order], golden["proj_bbox2d_pred"], _PIXEL_FLOOR
-    )
-    if "kpts_target" in golden:
+    differences.add_close("projected 3D boxes, pixels", extent[order], golden["proj_bbox2d_pred"], _FLOOR)
+    if case.is_kitti:
         keypoints, _ = wanted.keypoints(KEYPOINT_RANGE)
         differences.add_close("keypoint targets", keypoints[order], golden["kpts_target"], _FLOOR)
 
 
 def _compare_losses(differences: Differences, case: PGDCase, scenario: str, targets: MonoTargets) -> None:
-    prefixes = {key.split("/")[1] for key in case.train if key.startswith(f"{scenario}/cw")}
-    for weights in sorted(prefixes):
+    for number, weights in enumerate(case.code_weights):
         leaves = {name: _leaves(case.levels(name)) for name in MAPS}
         fuse_lambda = case.weights["fuse_lambda"].clone().requires_grad_()
         losses = case.criterion(weights)(dense_outputs(leaves), targets, fuse_lambda)
@@ -200,9 +206,9 @@ def _compare_losses(differences: Differences, case: PGDCase, scenario: str, targ
         if set(expected) != set(losses):
             raise KeyError(f"losses {sorted(losses)} and recorded {sorted(expected)} differ")
         for name, loss in expected.items():
-            differences.add_close("losses", losses[name], loss, atol=0 if loss else _LOSS)
+            differences.add_close("losses", losses[name], loss, atol=0)
         differences.add_close("losses", total, golden["total"], atol=0)
-        if f"{scenario}/{weights}/grad_fuse_lambda" in case.train:
+        if scenario == case.detailed and number == 0:
             total.backward()
             _compare_gradients(differences, case, f"{scenario}/{weights}", leaves, fuse_lambda)
 
@@ -231,29 +237,38 @@ def _compare_gradients(
 def _compare_head(differences: Differences, case: PGDCase, targets: MonoTargets) -> None:
     """Gradients through the whole head; they are recorded for the first set of code weights."""
     head, features = case.head(), _leaves(case.features())
-    names = sorted({key.split("/")[1] for key in case.train if key.startswith("A/cw")})
-    losses = case.criterion(names[0])(head(features), targets, head.fuse_lambda)
+    losses = case.criterion(case.code_weights[0])(head(features), targets, head.fuse_lambda)
     torch.stack(list(losses.values())).sum().backward()
     ours = to_published({f"head.{name}": weight.grad for name, weight in head.named_parameters()})
-    recorded = {key for key in case.train if key.startswith("A/param_grad_l2/")}
-    if recorded != {f"A/param_grad_l2/{key.removeprefix('bbox_head.')}" for key in ours}:
+    recorded = {key for key in case.train if key.startswith(f"{case.detailed}/param_grad_l2/")}
+    if recorded != {f"{case.detailed}/param_grad_l2/{key.removeprefix('bbox_head.')}" for key in ours}:
         raise KeyError(f"gradients of {len(recorded)} parameters are recorded, the head has {len(ours)}")
     for key, gradient in ours.items():
-        _compare_gradient(differences, case, "param_grad", key.removeprefix("bbox_head."), gradient)
+        _compare_parameter(differences, case, key.removeprefix("bbox_head."), gradient)
     for level, feature in enumerate(features):
         assert feature.grad is not None
-        _compare_gradient(differences, case, "feat_grad", str(level), feature.grad)
+        length = case.train[f"{case.detailed}/feat_grad_l2/{level}"]
+        differences.add_close("gradients of features, lengths", feature.grad.double().norm(), length, _FLOOR)
+        if level >= 2:  # the coarser levels are recorded in full
+            golden = case.train[f"{case.detailed}/feat_grad/{level}"]
+            differences.add_close("gradients of features", feature.grad, golden, _FLOOR)
 
 
-def _compare_gradient(
-    differences: Differences, case: PGDCase, kind: str, name: str, gradient: Tensor
-) -> None:
-    quantity = {"param_grad": "gradients of parameters", "feat_grad": "gradients of features"}[kind]
-    length = case.train[f"A/{kind}_l2/{name}"]
-    differences.add_close(f"{quantity}, lengths", gradient.double().norm(), length, _FLOOR)
-    golden = case.train.get(f"A/{kind}/{name}")
-    if golden is not None and kind == "param_grad":
-        distance = (gradient - golden).norm() / golden.norm()
-        differences.note("gradients of parameters, distance", float(distance))
-    elif golden is not None:
-        differences.add_close(quantity, gradient, golden, _FLOOR)
+def _compare_parameter(differences: Differences, case: PGDCase, name: str, gradient: Tensor) -> None:
+    length, total = (case.train[f"{case.detailed}/param_grad_{kind}/{name}"] for kind in ("l2", "sum"))
+    differences.add_close("gradients of parameters, lengths", gradient.double().norm(), length, _FLOOR)
+    tower = name.startswith(_TOWERS)
+    if tower:
+        scale = math.sqrt(gradient.numel()) * max(float(length), _FLOOR)
+        differences.add("gradients of towers, sums", gradient.double().sum(), total, scale)
+    else:
+        floor = _FLOOR * max(float(length), 1)
+        differences.add_close("gradients of branches, sums", gradient.double().sum(), total, floor)
+    if gradient.numel() > _ALL_RECORDED:
+        return
+    golden = case.train[f"{case.detailed}/param_grad/{name}"]
+    if tower:
+        scale = max(float(golden.double().norm()), _FLOOR)
+        differences.note("gradients of towers, distance", float((gradient - golden).norm()) / scale)
+    else:
+        differences.add_close("gradients of branches", gradient, golden, _FLOOR)

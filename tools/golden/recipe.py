@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import math
+import re
+import string
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +20,34 @@ def listed_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a published state dict, recorded as lines ``key<TAB>shape<TAB>...``."""
     lines = [line.split("\t") for line in path.read_text().splitlines() if line and not line.startswith("#")]
     return {key: ast.literal_eval(shape) for key, shape, *_ in lines}
+
+
+def recorded_tag(path: Path, images: Tensor) -> str:
+    """Finds which set of weights a recording is of: its input follows the recipe, too.
+
+    The tag itself is not recorded. It is looked for among the words of the file's name and those in
+    backticks in the README beside its folder, then among letters with a number up to 999.
+
+    Args:
+        path: of the recording, <directory>/full_nets/<name>.npz.
+        images: the recorded input.
+
+    Returns:
+        The tag.
+
+    Raises:
+        ValueError: no such tag makes this input.
+    """
+    readme = path.parents[1] / "README.md"
+    words = re.findall(r"`([^`\s]+)`", readme.read_text()) if readme.is_file() else []
+    numbered = (f"{letter}{number}" for number in range(1000) for letter in string.ascii_lowercase)
+    first = images.flatten()[:1]
+    for tag in itertools.chain(path.stem.split("_"), words, numbered):
+        if torch.equal(noise(tag, "input", [1]), first) and torch.equal(
+            noise(tag, "input", images.shape), images
+        ):
+            return tag
+    raise ValueError(f"{path}: no tag makes its input; expected one in {readme} or a letter with a number")
 
 
 def recipe_state(tag: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:

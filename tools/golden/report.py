@@ -11,6 +11,9 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
+# The bounds that the recordings state for float32 arrays.
+FLOAT32_RELATIVE, FLOAT32_FLOOR = 1e-4, 1e-5
+
 Numbers = Tensor | npt.NDArray[np.generic] | float
 
 
@@ -56,17 +59,28 @@ class Differences:
         gap = (ours - golden).abs() / scale if ours.shape == golden.shape else None
         self.note(quantity, float("inf") if gap is None else float(gap.max()) if gap.numel() else 0.0)
 
-    def add_close(self, quantity: str, ours: Numbers, golden: Numbers, atol: float) -> None:
+    def add_close(
+        self, quantity: str, ours: Numbers, golden: Numbers, atol: float, at_most: float = float("inf")
+    ) -> None:
         """Notes the largest |ours - golden| / (atol / tolerance + |golden|): relative, with a floor.
 
-        It is within the quantity's tolerance where |ours - golden| <= atol + tolerance * |golden|.
+        It is within the quantity's tolerance where |ours - golden| <= atol + tolerance * |golden|, and
+        nowhere more than ``at_most``.
         """
         ours, golden = _double(ours), _double(golden)
         if ours.shape != golden.shape:
             self.note(quantity, float("inf"))
             return
-        gap = (ours - golden).abs() / (atol / self._tolerances[quantity] + golden.abs())
+        tolerance = self._tolerances[quantity]
+        # Where both are 0 nothing differs, whatever the floor.
+        scale = (atol / tolerance + golden.abs()).clamp(min=1e-300, max=at_most / tolerance)
+        gap = (ours - golden).abs() / scale
         self.note(quantity, float(gap.max()) if gap.numel() else 0.0)
+
+    def add_unequal(self, quantity: str, ours: Tensor, golden: Tensor) -> None:
+        """Notes how many numbers are not the same: for indices and classes."""
+        same_shape = ours.shape == golden.shape
+        self.note(quantity, float((ours != golden).sum()) if same_shape else float("inf"))
 
     def note(self, quantity: str, difference: float) -> None:
         """Notes a difference that was computed elsewhere; a NaN counts as infinite."""
@@ -82,6 +96,18 @@ class Differences:
             for name, tolerance in self._tolerances.items()
             if name in self._largest or name in self._required
         ]
+
+
+def uncompared(golden: Collection[str], expected: Collection[str]) -> None:
+    """Refuses arrays that nothing is compared with, and the lack of those that are.
+
+    Raises:
+        KeyError: there is one.
+    """
+    if missing := sorted(set(expected) - set(golden)):
+        raise KeyError(f"not recorded: {', '.join(missing)}")
+    if unknown := sorted(set(golden) - set(expected)):
+        raise KeyError(f"recorded, but compared with nothing: {', '.join(unknown)}")
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from golden.report import Differences, Row
+from golden.report import FLOAT32_FLOOR, FLOAT32_RELATIVE, Differences, Row
 from torch import Tensor
 
 from bevkd2.checkpoint.import_smoke import from_published, to_published
+from bevkd2.data.affine import window_affine
 from bevkd2.modeling.mono.inputs import MonoTargets
 from bevkd2.modeling.mono.smoke_decode import SmokeCoder, detect
 from bevkd2.modeling.mono.smoke_head import SmokeHead, SmokeOutputs
@@ -18,7 +19,6 @@ from bevkd2.modeling.mono.smoke_losses import SmokeLossWeights, disentangled_box
 from bevkd2.modeling.mono.smoke_targets import SmokeObjects, heatmap_targets, objects_of
 from bevkd2.structures import CameraBoxes3D, project_points, wrap_angle
 
-CASES = ("smoke_small_a", "smoke_small_b_affineaug")
 CODER = SmokeCoder(
     depth_prior=(28.01, 16.32),
     size_priors=((0.88, 1.73, 0.67), (1.78, 1.70, 0.58), (3.88, 1.63, 1.53)),
@@ -26,11 +26,12 @@ CODER = SmokeCoder(
 )
 OVERLAP = 0.7
 WEIGHTS = SmokeLossWeights()
-# Absolute for pixels, radians and scores, and for what was not computed; relative, with the floors below, for
-# the rest. Everything is float32.
+# Absolute for cells, labels, the heat map and scores; relative, with the floors below, for the rest.
+# Everything is float32.
 TOLERANCES = {
-    "outputs": 1e-4,
-    "projected centres (px)": 1e-3,
+    "outputs": FLOAT32_RELATIVE,
+    "affines": FLOAT32_RELATIVE,
+    "projected centres": FLOAT32_RELATIVE,
     "cells": 0,
     "objects that teach boxes": 0,
     "target boxes": 1e-5,
@@ -42,30 +43,42 @@ TOLERANCES = {
     "losses": 1e-5,
     "gradients of outputs": 1e-4,
     "gradients of parameters": 1e-4,
+    "gradients of parameters, sums": 1e-4,
     "gradients of features": 1e-4,
     "decoded boxes": 1e-4,
     "decoded headings (rad)": 1e-4,
     "decoded scores": 1e-5,
     "decoded labels": 0,
 }
-_FLOOR = 1e-5
+_FLOOR = FLOAT32_FLOOR
 _FLOOR_OF_GRADIENTS = 1e-6
+_MOST_PIXELS = 1e-3
+# Numbers up to which a parameter's gradient is recorded in full.
+_ALL_RECORDED = 5000
+# The published sigmoid stays this far from 0 and 1.
+_SCORE_MARGIN = 1e-4
 _PARTS = {"ori": "orientation", "dim": "size", "loc": "location"}
 
 Arrays = Mapping[str, Tensor]
 
 
 def compare(directory: Path) -> list[Row]:
-    """Rows of both recorded cases.
+    """Rows of heads/smoke_*.npz, all cases together.
 
     Args:
         directory: golden/mono.
 
     Returns:
         One row a quantity.
+
+    Raises:
+        FileNotFoundError: no case, or a case without one of its files.
     """
     differences = Differences(TOLERANCES)
-    for case in CASES:
+    found = sorted((directory / "heads").glob("smoke_*_outputs.npz"))
+    if not found:
+        raise FileNotFoundError(f"{directory / 'heads'} has no case: expected smoke_<name>_outputs.npz")
+    for case in (path.name.removesuffix("_outputs.npz") for path in found):
         weights, inputs, golden = (
             _load(directory / "heads" / f"{case}_{part}.npz") for part in ("weights", "inputs", "outputs")
         )
@@ -110,8 +123,24 @@ def _targets(inputs: Arrays, differences: Differences) -> MonoTargets:
         cameras.append((affine.double() @ inputs["cam2img"]).float())
         boxes.append(CameraBoxes3D.from_bottom(inputs[f"img{i}/gt_bboxes_3d"]))
         projected.append(project_points(boxes[-1].center, cameras[-1]))
-        differences.add("projected centres (px)", projected[-1][0], inputs[f"img{i}/gt_centers_2d"])
-        differences.add("projected centres (px)", projected[-1][1], inputs[f"img{i}/gt_depths"])
+        for ours, name in zip(projected[-1], ("gt_centers_2d", "gt_depths"), strict=True):
+            differences.add_close(
+                "projected centres", ours, inputs[f"img{i}/{name}"], _FLOOR, at_most=_MOST_PIXELS
+            )
+        original = project_points(boxes[-1].center, inputs["cam2img"].float())[0]
+        differences.add_close(
+            "projected centres",
+            original,
+            inputs[f"img{i}/gt_centers_2d_original"],
+            _FLOOR,
+            at_most=_MOST_PIXELS,
+        )
+        window = window_affine(
+            inputs[f"img{i}/aug_center"].tolist(),
+            float(inputs[f"img{i}/aug_size"][0]),
+            tuple(inputs["pad_shape"].tolist()),
+        )
+        differences.add_close("affines", torch.from_numpy(window), inputs[f"img{i}/trans_affine"], _FLOOR)
     return MonoTargets(
         boxes=boxes,
         labels=[inputs[f"img{i}/gt_labels"] for i in images],
@@ -127,7 +156,8 @@ def _targets(inputs: Arrays, differences: Differences) -> MonoTargets:
 
 def _compare_outputs(outputs: SmokeOutputs, golden: Arrays, differences: Differences) -> None:
     differences.add_close("outputs", outputs.logits, golden["raw_cls_logits"], _FLOOR)
-    differences.add_close("outputs", outputs.logits.sigmoid(), golden["cls_score"], _FLOOR)
+    scores = outputs.logits.sigmoid().clamp(_SCORE_MARGIN, 1 - _SCORE_MARGIN)
+    differences.add_close("outputs", scores, golden["cls_score"], _FLOOR)
     differences.add_close("outputs", outputs.codes[:, :6], golden["bbox_pred"][:, :6], _FLOOR)
     # Sine and cosine at the length that they had: dividing a short pair by it enlarges every rounding.
     length = golden["raw_reg"][:, 6:].norm(dim=1, keepdim=True)
@@ -183,16 +213,17 @@ def _compare_published(
 ) -> None:
     """Boxes in the published layout; headings are equal modulo a turn."""
     differences.add_close(boxes, ours[..., :6], golden[..., :6], _FLOOR)
-    turned = wrap_angle(ours[..., 6] - golden[..., 6])
-    differences.add(headings, turned, torch.zeros_like(golden[..., 6]))
+    heading = golden[..., 6]
+    turned = heading + wrap_angle(ours[..., 6] - heading)
+    differences.add_close(headings, turned, heading, _FLOOR, at_most=TOLERANCES[headings])
 
 
 def _compare_losses(losses: Arrays, golden: Arrays, differences: Differences) -> None:
     for short, name in _PARTS.items():
-        differences.add_close("losses", losses[f"loss_{name}"], golden[f"loss/bbox_{short}"], _FLOOR)
+        differences.add_close("losses", losses[f"loss_{name}"], golden[f"loss/bbox_{short}"], atol=0)
     total = sum(losses[f"loss_{name}"] for name in _PARTS.values())
-    differences.add_close("losses", total, golden["loss/loss_bbox"], _FLOOR)
-    differences.add_close("losses", losses["loss_heatmap"], golden["loss/loss_cls"], _FLOOR)
+    differences.add_close("losses", total, golden["loss/loss_bbox"], atol=0)
+    differences.add_close("losses", losses["loss_heatmap"], golden["loss/loss_cls"], atol=0)
 
 
 def _compare_gradients(
@@ -209,11 +240,11 @@ def _compare_gradients(
         name = key.removeprefix("bbox_head.")
         norm = golden[f"param_grad_l2/{name}"]
         differences.add_close("gradients of parameters", grad.double().norm(), norm, _FLOOR_OF_GRADIENTS)
-        if f"param_grad/{name}" in golden:
-            scale = max(float(norm), _FLOOR_OF_GRADIENTS)
-            differences.add("gradients of parameters", grad, golden[f"param_grad/{name}"], scale)
-    scale = float(golden["feat_grad"].norm())
-    differences.add("gradients of features", features.grad, golden["feat_grad"], scale)
+        total, floor = golden[f"param_grad_sum/{name}"], _FLOOR * max(float(norm), 1)
+        differences.add_close("gradients of parameters, sums", grad.double().sum(), total, floor)
+        if grad.numel() <= _ALL_RECORDED:
+            differences.add_close("gradients of parameters", grad, golden[f"param_grad/{name}"], _FLOOR)
+    differences.add_close("gradients of features", features.grad, golden["feat_grad"], _FLOOR_OF_GRADIENTS)
     differences.add_close(
         "gradients of features", features.grad.double().norm(), golden["feat_grad_l2"], _FLOOR
     )

@@ -31,6 +31,8 @@ def test_recorded_ops(mono_ops: ModuleType, shared_dir: Path) -> None:
     [
         ("dcnv2", "k3s2/grad_offset", "DCNv2: grad_offset"),
         ("geometry_nms", "flip_horizontal", "camera boxes: metres and radians"),
+        ("geometry_nms", "bev_xyxyr", "camera boxes: metres and radians"),
+        ("geometry_nms", "uvd_to_xyz_3x3", "camera boxes: unprojections"),
         ("geometry_nms", "nms_keep_0.3", "camera boxes: rotated NMS, indices that differ"),
     ],
 )

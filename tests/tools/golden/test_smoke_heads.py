@@ -23,7 +23,7 @@ def smoke_heads(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_recorded_heads(smoke_heads: ModuleType, shared_dir: Path) -> None:
     rows = smoke_heads.compare(shared_dir / "golden" / "mono")
     assert [row.quantity for row in rows if row.failed] == []
-    assert len(rows) == 18
+    assert len(rows) == 20
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,9 @@ def test_recorded_heads(smoke_heads: ModuleType, shared_dir: Path) -> None:
         ("loss/bbox_dim", "losses"),
         ("pred/loc_corners", "disentangled corners"),
         ("grad/bbox_pred", "gradients of outputs"),
+        ("feat_grad", "gradients of features"),
+        ("param_grad/conv_regs.0.bias", "gradients of parameters"),
+        ("param_grad_sum/conv_cls.weight", "gradients of parameters, sums"),
         ("decode/img0/bboxes_3d", "decoded boxes"),
     ],
 )
@@ -41,10 +44,26 @@ def test_a_changed_number_fails(
 ) -> None:
     heads = tmp_path / "heads"
     heads.mkdir()
-    for path in (shared_dir / "golden" / "mono" / "heads").glob("smoke_*"):
-        shutil.copy(path, heads / path.name)
-    path = heads / "smoke_small_a_outputs.npz"
+    for path in (shared_dir / "golden" / "mono" / "heads").glob("smoke_small_a_*"):
+        shutil.copy(path, heads / path.name.replace("small_a", "of_another_seed"))
+    path = heads / "smoke_of_another_seed_outputs.npz"
     arrays = dict(np.load(path))
     arrays[key] = arrays[key] + np.float32(1e-3) * (1 + np.abs(arrays[key]))
     np.savez(path, **arrays)
     assert quantity in [row.quantity for row in smoke_heads.compare(tmp_path) if row.failed]
+
+
+def test_a_missing_array_or_case_is_refused(
+    smoke_heads: ModuleType, shared_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(FileNotFoundError, match=r"expected smoke_<name>_outputs.npz"):
+        smoke_heads.compare(tmp_path)
+    heads = tmp_path / "heads"
+    heads.mkdir()
+    for path in (shared_dir / "golden" / "mono" / "heads").glob("smoke_small_a_*"):
+        shutil.copy(path, heads / path.name)
+    path = heads / "smoke_small_a_outputs.npz"
+    arrays = dict(np.load(path))
+    np.savez(path, **{key: value for key, value in arrays.items() if key != "param_grad/conv_cls.bias"})
+    with pytest.raises(KeyError, match=r"param_grad/conv_cls.bias"):
+        smoke_heads.compare(tmp_path)

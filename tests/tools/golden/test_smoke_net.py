@@ -15,4 +15,4 @@ def test_recorded_net(shared_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
     rows = smoke_net.compare(shared_dir / "golden" / "mono")
     assert [row.quantity for row in rows if row.failed] == []
-    assert len(rows) == 5
+    assert len(rows) == 6
