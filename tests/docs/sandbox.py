@@ -46,14 +46,7 @@ SMALL = (
     *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 32),
     *("MODEL.RESNETS.WIDTH_PER_GROUP", 8, "MODEL.FPN.OUT_CHANNELS", 32, "MODEL.BEVFORMER.EMBED_DIM", 32),
     *("MODEL.BEVFORMER.BEV_SHAPE", [8, 8], "MODEL.BEVFORMER.NUM_QUERIES", 16),
-    *(
-        "MODEL.FCOS3D.FEATURE_CHANNELS",
-        32,
-        "MODEL.SMOKE.FEATURE_CHANNELS",
-        32,
-        "MODEL.DLA_UP.OUT_CHANNELS",
-        16,
-    ),
+    *("MODEL.FCOS3D.FEATURE_CHANNELS", 32, "MODEL.SMOKE.FEATURE_CHANNELS", 32),
     *("INPUT.RESIZE_TRAIN", [], "INPUT.RESIZE_TEST", [], "INPUT.AFFINE.SIZE", [416, 128]),
 )
 # Scripts with a config, and the options that they get.
@@ -76,7 +69,7 @@ ARGUMENTS = {
     "tools/kitti_eval.py": (),
     "tools/demo_mono.py": (
         *("--workers", "1", "--iterations", "2"),
-        *("--train-frames", "5", "--val-frames", "2"),
+        *("--train-frames", "5", "--val-frames", "4"),
     ),
     "benchmarks/bench_ms_deform_attn.py": ("--quick",),
     "benchmarks/bench_train_step.py": ("--iterations", "1", "--warm-up", "1"),
@@ -85,7 +78,7 @@ ARGUMENTS = {
     "benchmarks/model_zoo.py": ("--only", "pgd/pgd_regnetx08_half_kitti"),
     "benchmarks/ablation_depth_guided.py": (
         *("--rows", "student", "--seeds", "0"),
-        *("--iterations", "2", "--jobs", "1"),
+        *("--iterations", "30", "--jobs", "1"),
     ),
 }
 FEWER = ("--train-scenes", "--val-scenes", "--train-frames", "--val-frames")
