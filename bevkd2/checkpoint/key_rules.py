@@ -104,7 +104,8 @@ class KeyRules:
             else:
                 report.state[target], report.mapped[key] = value, target
         if unknown:
-            raise KeyError(_unknown(unknown, f"a published {self.model}"))
+            found = _unknown(unknown, f"a published {self.model}")
+            raise KeyError(f"{found}; name the architecture that the file is of, or take them out of it")
         return report
 
     def to_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -138,4 +139,5 @@ def _rename(key: str, rules: _Compiled) -> str | None:
 
 def _unknown(keys: list[str], layout: str) -> str:
     rest = f" and {len(keys) - 10} more" if len(keys) > 10 else ""
-    return f"{len(keys)} keys have no place in {layout}: {', '.join(keys[:10])}{rest}"
+    have = "keys have" if len(keys) > 1 else "key has"
+    return f"{len(keys)} {have} no place in {layout}: {', '.join(keys[:10])}{rest}"

@@ -21,8 +21,14 @@ def read_frame_list(path: str | Path) -> tuple[str, ...]:
         FileNotFoundError: there is no such file.
         ValueError: something that is no frame, a frame twice, or none at all.
     """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is not a file; expected the list of a split, as ImageSets/val.txt, with a frame of six "
+            "digits a line"
+        )
     frames: dict[str, int] = {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         frame = line.strip()
         if not frame:
             continue

@@ -69,7 +69,7 @@ def find_frames(
     labelled, detected = _names(truth_dir), _names(detection_dir)
     if foreign := detected - labelled:
         raise ValueError(
-            f"{detection_dir} has detections of {_listed(foreign)}, which have no label file in {truth_dir}; "
+            f"{detection_dir} has detections of {_listed(foreign)} without a label file in {truth_dir}; "
             "name the right ground truth, or remove them"
         )
     wanted = detected if split is None else set(split)
@@ -108,5 +108,5 @@ def _names(folder: Path) -> set[str]:
 
 
 def _listed(names: Collection[str]) -> str:
-    first = ", ".join(sorted(names)[:_SHOWN])
-    return f"{len(names)} frames ({first}{', ...' if len(names) > _SHOWN else ''})"
+    first = ", ".join(sorted(names)[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return f"{len(names)} frame{'s' if len(names) > 1 else ''} ({first})"

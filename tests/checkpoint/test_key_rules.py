@@ -21,7 +21,9 @@ def test_the_first_rule_that_fits_counts():
 
 
 def test_numbers_are_numbers():
-    with pytest.raises(KeyError, match=r"1 keys have no place in a published Toy: a\.b\.x"):
+    with pytest.raises(
+        KeyError, match=r"1 key has no place in a published Toy: a\.b\.x; name the architecture"
+    ):
         RULES.from_published({"a.b.x": ONE})
 
 

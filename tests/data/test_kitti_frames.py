@@ -5,6 +5,12 @@ import pytest
 from bevkd2.data.kitti_frames import read_frame_list
 
 
+def test_a_list_that_is_not_there_is_named(tmp_path: Path):
+    for path in (tmp_path / "gone.txt", tmp_path):
+        with pytest.raises(FileNotFoundError, match=rf"{path} is not a file; expected the list of a split"):
+            read_frame_list(path)
+
+
 def test_frames_keep_their_order(tmp_path: Path):
     path = tmp_path / "val.txt"
     path.write_text("000008\n\n 000002 \r\n000134")

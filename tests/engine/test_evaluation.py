@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch
 from bevkd2.checkpoint import Checkpointer, StateDictMismatchError
 from bevkd2.config import get_cfg
 from bevkd2.d2 import build_model
-from bevkd2.engine import evaluate, load_for_evaluation
+from bevkd2.engine import check_datasets, evaluate, load_for_evaluation
 from bevkd2.engine.evaluation import build_evaluator
 from bevkd2.evaluation import KittiEvaluator, NuScenesEvaluator, NuScenesMonoEvaluator
+from tests.data.kitti_fixture import VAL
 from tests.engine.toys import ToyEvaluator, build_toy_test_loader, flat, toy_cfg
 
 
@@ -102,3 +104,17 @@ def test_the_data_s_format_decides_who_scores(tmp_path: Path, form: str, evaluat
     cfg.DATASETS.FORMAT = "coco"
     with pytest.raises(ValueError, match=r"DATASETS\.FORMAT is 'coco', expected one of nuscenes"):
         build_evaluator(cfg, "val", tmp_path)
+
+
+def test_a_bad_file_of_the_test_split_is_found_before_the_first_step(
+    kitti_world: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(kitti_world, tmp_path / "world"))
+    cfg = get_cfg()
+    cfg.DATASETS.FORMAT, cfg.DATASETS.ROOT = "kitti", str(root)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("train",), ("val",)
+    check_datasets(cfg, training=True)
+    label = root / "training" / "label_2" / f"{VAL[-1]}.txt"
+    label.write_text("Car 0.00 0 0.00 10 20 30 40 1.5 1.6 3.9 1.0 1.6 8.0\n")
+    with pytest.raises(ValueError, match=rf"{VAL[-1]}\.txt, line 1: 14 columns"):
+        check_datasets(cfg, training=True)

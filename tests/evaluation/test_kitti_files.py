@@ -45,9 +45,9 @@ def test_a_split_names_the_frames(tmp_path: Path):
 @pytest.mark.parametrize(
     ("labels", "found", "split", "error", "message"),
     [
-        ("0", "01", None, ValueError, r"detections of 1 frames \(000001\), which have no label file"),
-        ("0", "01", "0", ValueError, r"detections of 1 frames \(000001\), which have no label file"),
-        ("01", "01", "0", ValueError, r"detections of 1 frames \(000001\), which the split does not list"),
+        ("0", "01", None, ValueError, r"detections of 1 frame \(000001\) without a label file"),
+        ("0", "01", "0", ValueError, r"detections of 1 frame \(000001\) without a label file"),
+        ("01", "01", "0", ValueError, r"detections of 1 frame \(000001\), which the split does not list"),
         (
             "01",
             "0",
@@ -55,7 +55,7 @@ def test_a_split_names_the_frames(tmp_path: Path):
             FileNotFoundError,
             r"no detection file of 1 .*\(000001\).*write an empty file",
         ),
-        ("0", "0", "01", FileNotFoundError, r"no label file of 1 frames \(000001\), which the split lists"),
+        ("0", "0", "01", FileNotFoundError, r"no label file of 1 frame \(000001\), which the split lists"),
         ("01234567", "", "01234567", FileNotFoundError, "holds no detection file"),
         ("012345678", "8", "012345678", FileNotFoundError, r"8 frames \(000000, .*000004, \.\.\.\)"),
         ("", "0", None, FileNotFoundError, "holds no label file"),

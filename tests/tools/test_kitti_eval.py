@@ -62,7 +62,7 @@ def test_frames_without_a_detection_file_are_not_counted_but_named(tool, folder:
     split.write_text("000000\n000001\n")
     arguments = ["--gt", str(folder), "--det", str(folder), "--split", str(split)]
     assert tool.main(arguments) == 1
-    assert "no detection file of 1 frames (000001)" in capsys.readouterr().err
+    assert "no detection file of 1 frame (000001)" in capsys.readouterr().err
     (folder / "data" / "000001.txt").write_text("")
     assert tool.main(arguments) == 0
     assert "2 images" in capsys.readouterr().out
@@ -86,7 +86,7 @@ def test_bad_files_end_in_a_sentence(tool, folder: Path, capsys, row: str, messa
 def test_a_frame_without_ground_truth_is_an_error(tool, folder: Path, capsys):
     shutil.copy(folder / "data" / "000000.txt", folder / "data" / "000007.txt")
     assert tool.main(["--gt", str(folder), "--det", str(folder)]) == 1
-    assert "detections of 1 frames (000007), which have no label file" in capsys.readouterr().err
+    assert "detections of 1 frame (000007) without a label file" in capsys.readouterr().err
 
 
 def run(*command: str) -> str:
