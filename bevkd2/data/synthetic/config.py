@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from bevkd2.data.synthetic.limits import check_difficulty, check_image_size, check_ranges
+
 GENERATOR_VERSION = 1
 """Raised whenever the same configuration would give other files."""
 
@@ -55,26 +57,21 @@ class WorldConfig:
     version: str = "v1.0-synthetic"
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("seed", 0, 2**63 - 1),
-            ("num_train_scenes", 0, 100_000),
-            ("num_val_scenes", 0, 100_000),
-            ("frames_per_scene", 2, 1000),
-            ("objects_per_scene", 0, 200),
-            ("distractors", 0, 200),
-            ("hue_sigma", 0.0, 1.0),
-            ("world_radius", 10.0, 200.0),
-            ("lidar_range", 0.0, 200.0),
-            ("min_visible_pixels", 1, 1_000_000),
-            ("jpeg_quality", 1, 100),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"WorldConfig.{name} is {value}, expected a number from {low} to {high}")
-        if len(self.image_size) != 2 or not all(16 <= side <= 4096 for side in self.image_size):
-            raise ValueError(
-                f"WorldConfig.image_size is {self.image_size}, expected (width, height) of 16 to 4096 pixels"
-            )
+        limits = {
+            "seed": (0, 2**63 - 1),
+            "num_train_scenes": (0, 100_000),
+            "num_val_scenes": (0, 100_000),
+            "frames_per_scene": (2, 1000),
+            "objects_per_scene": (0, 200),
+            "distractors": (0, 200),
+            "hue_sigma": (0.0, 1.0),
+            "world_radius": (10.0, 200.0),
+            "lidar_range": (0.0, 200.0),
+            "min_visible_pixels": (1, 1_000_000),
+            "jpeg_quality": (1, 100),
+        }
+        check_ranges(self, limits)
+        check_image_size(self, self.image_size)
         if self.num_train_scenes + self.num_val_scenes == 0:
             raise ValueError(
                 "WorldConfig: num_train_scenes and num_val_scenes are both 0, expected one scene at least"
@@ -96,8 +93,7 @@ class WorldConfig:
         Raises:
             ValueError: for another difficulty, or a field out of its range.
         """
-        if difficulty not in PRESETS:
-            raise ValueError(f"difficulty is {difficulty!r}, expected one of {', '.join(PRESETS)}")
+        check_difficulty(difficulty, PRESETS)
         return cls(**{**PRESETS[difficulty], **overrides})
 
     @property

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from bevkd2.data.synthetic.limits import check_difficulty, check_image_size, check_ranges
+
 KITTI_GENERATOR_VERSION = 1
 """Raised whenever the same configuration would give other files."""
 
@@ -62,33 +64,25 @@ class KittiWorldConfig:
     min_visible_pixels: int = 30
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("seed", 0, 2**63 - 1),
-            ("num_train_frames", 0, 100_000),
-            ("num_val_frames", 0, 100_000),
-            ("horizontal_fov", 20.0, 120.0),
-            ("focal_sigma", 0.0, 0.1),
-            ("min_objects", 0, self.max_objects),
-            ("max_objects", 0, 100),
-            ("distractors", 0, 100),
-            ("nearest", 2.0, self.farthest),
-            ("farthest", 10.0, 200.0),
-            ("overlap", 0.0, 1.0),
-            ("hue_sigma", 0.0, 1.0),
-            ("size_sigma", 0.0, 0.2),
-            ("label_range", 0.0, 200.0),
-            ("min_visible_pixels", 1, 1_000_000),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(
-                    f"KittiWorldConfig.{name} is {value}, expected a number from {low} to {high}"
-                )
-        if len(self.image_size) != 2 or not all(16 <= side <= 4096 for side in self.image_size):
-            raise ValueError(
-                f"KittiWorldConfig.image_size is {self.image_size}, expected (width, height) of 16 to 4096 "
-                "pixels"
-            )
+        limits = {
+            "seed": (0, 2**63 - 1),
+            "num_train_frames": (0, 100_000),
+            "num_val_frames": (0, 100_000),
+            "horizontal_fov": (20.0, 120.0),
+            "focal_sigma": (0.0, 0.1),
+            "min_objects": (0, self.max_objects),
+            "max_objects": (0, 100),
+            "distractors": (0, 100),
+            "nearest": (2.0, self.farthest),
+            "farthest": (10.0, 200.0),
+            "overlap": (0.0, 1.0),
+            "hue_sigma": (0.0, 1.0),
+            "size_sigma": (0.0, 0.2),
+            "label_range": (0.0, 200.0),
+            "min_visible_pixels": (1, 1_000_000),
+        }
+        check_ranges(self, limits)
+        check_image_size(self, self.image_size)
         if self.num_frames == 0:
             raise ValueError(
                 "KittiWorldConfig: num_train_frames and num_val_frames are both 0, expected a frame at least"
@@ -108,8 +102,7 @@ class KittiWorldConfig:
         Raises:
             ValueError: for another difficulty, or a field out of its range.
         """
-        if difficulty not in KITTI_PRESETS:
-            raise ValueError(f"difficulty is {difficulty!r}, expected one of {', '.join(KITTI_PRESETS)}")
+        check_difficulty(difficulty, KITTI_PRESETS)
         return cls(**{**KITTI_PRESETS[difficulty], **overrides})
 
     @property
