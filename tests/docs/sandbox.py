@@ -67,10 +67,6 @@ ARGUMENTS = {
     "tools/visualize.py": ("--num", "1"),
     "tools/analyze_model.py": ("--image-size", "208x64"),
     "tools/kitti_eval.py": (),
-    "tools/demo_mono.py": (
-        *("--workers", "1", "--iterations", "2"),
-        *("--train-frames", "5", "--val-frames", "4"),
-    ),
     "benchmarks/bench_ms_deform_attn.py": ("--quick",),
     "benchmarks/bench_train_step.py": ("--iterations", "1", "--warm-up", "1"),
     "benchmarks/bench_kitti_eval.py": ("--frames", "20", "--repeats", "1"),
@@ -213,9 +209,8 @@ class Sandbox:
         """What the demos leave behind, where a command names it."""
         if any("output/demo/" in word for word in words):
             worlds.demo(self.folder)
-        makes_it = script in ("tools/make_synthetic.py", "tools/demo_mono.py")
         named = any("output/demo-mono/" in word or "data/demo_mono" in word for word in words)
-        if script == "benchmarks/ablation_depth_guided.py" or (named and not makes_it):
+        if script == "benchmarks/ablation_depth_guided.py" or (named and script != "tools/make_synthetic.py"):
             worlds.demo_mono(self.folder)
 
     def _shrink_configured(self, script: str, words: list[str]) -> None:

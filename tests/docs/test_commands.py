@@ -17,6 +17,12 @@ TESTED_TARGETS = {
     "demo-mono": "tests/tools/test_demo_mono.py",
     "bench": "tests/benchmarks",
 }
+# Scripts that are long however small the data are, or need recorded numbers, and the tests that run them.
+TESTED_SCRIPTS = {
+    "tools/demo.py": "tests/tools/test_demo.py",
+    "tools/demo_mono.py": "tests/tools/test_demo_mono.py",
+    "tools/verify_golden.py": "tests/tools/test_verify_golden.py",
+}
 # Commands that load a package of the user's own are read off the pages and run by this test.
 PLUGIN_TEST = ROOT / "tests" / "examples" / "test_downstream.py"
 SHELLS = {"sh", "shell", "console", "zsh"}
@@ -53,13 +59,18 @@ def check_pip(words: list[str]) -> None:
         raise NoRuleError("the Makefile, and so CI, does not run this pip line")
 
 
+def tester_of(words: list[str]) -> Path:
+    """The test that runs a command of python; a path without a file where the sandbox does."""
+    return PLUGIN_TEST if "--import" in words else ROOT / TESTED_SCRIPTS.get(words[1], "none")
+
+
 def check(words: list[str], sandbox: Sandbox) -> None:
     """Runs a command, or finds what runs it."""
     if words[0] == "make" and len(words) == 2:
         check_make(words[1], sandbox)
     elif words[0] == "pip":
         check_pip(words)
-    elif words[0] == "python" and "--import" in words and PLUGIN_TEST.is_file():
+    elif words[0] == "python" and tester_of(words).is_file():
         return
     elif words[0] in ("python", "torchrun"):
         sandbox.run(words)
