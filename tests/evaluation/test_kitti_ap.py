@@ -204,6 +204,8 @@ def test_a_detection_of_exactly_25_or_40_pixels_counts():
     for height, tp in ((25.0, 1), (25.99, 1), (24.99, None)):
         found = counts([truth], [thing(box=(100, 100, 160, 100 + height), score=0.5)])
         assert found == ((1, 0, 0, 1) if tp else 1)
+    # The height has no sign: one that is upside down has no overlap in the image, but one on the ground.
+    assert counts([thing()], [thing(box=(100, 150, 200, 100), score=0.5)], "car/bev/easy") == (1, 0, 0, 1)
     # At easy a detection needs 40.
     far = thing(box=(300, 100, 360, 139.99), score=0.5)
     near = thing(box=(100, 100, 200, 150), score=0.5)
@@ -233,6 +235,26 @@ def test_of_equal_scores_the_first_in_the_file_is_taken():
     for dets, matches in (((outer, between), 2), ((between, outer), 1)):
         curve = kitti_scores([together(*truths)], [together(*dets)]).curves["car/bbox/easy"]
         assert len(curve.thresholds) == matches
+
+
+def test_of_equal_overlaps_the_first_in_the_file_is_taken():
+    right, turned = thing(score=0.9, alpha=0.2), thing(score=0.9, alpha=0.2 + np.pi)
+    for dets, similarity in (((right, turned), 1), ((turned, right), 0)):
+        curve = kitti_scores([thing(alpha=0.2)], [together(*dets)]).curves["car/bbox/easy"]
+        assert curve.similarity == pytest.approx([similarity], abs=1e-12)
+
+
+def test_of_ignored_detections_the_first_in_the_file_is_taken():
+    # Low detections: one fits either object, one only the first.
+    truths = [
+        thing(box=(100, 100, 200, 140.5)),
+        thing(box=(112, 100, 212, 140.5)),
+        thing(box=(400, 100, 500, 150)),
+    ]
+    either, first_only = (thing(box=(left, 100, left + 100, 139.5), score=0.9) for left in (106, 92))
+    found = thing(box=(400, 100, 500, 150), score=0.5)
+    assert counts(truths, [either, first_only, found], "car/bbox/easy") == (1, 0, 1, 3)
+    assert counts(truths, [first_only, either, found], "car/bbox/easy") == (1, 0, 0, 3)
 
 
 @pytest.mark.parametrize(

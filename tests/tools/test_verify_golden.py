@@ -88,3 +88,27 @@ def test_case_with_a_missing_part_is_an_error(
     (tmp_path / "tiny_s3_meta.json").write_text("{}")
     assert verify_golden.main([str(tmp_path)]) == 1
     assert "tiny_s3_weights.npz is missing" in capsys.readouterr().err
+
+
+def test_empty_folders_of_the_monocular_layout_fail(
+    verify_golden: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    for name in verify_golden.FOLDERS:
+        (tmp_path / name).mkdir()
+    assert verify_golden.main([str(tmp_path)]) == 1
+    printed = capsys.readouterr()
+    assert all(f"error: {title}:" in printed.err for title in verify_golden.MONOCULAR)
+    assert "ok" not in printed.out
+
+
+def test_a_damaged_file_fails_its_check_alone(
+    verify_golden: ModuleType, shared_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    for name in verify_golden.FOLDERS:
+        (tmp_path / name).mkdir()
+    path = tmp_path / "iou" / "rotated_iou_pairs.npz"
+    path.write_bytes((shared_dir / "golden" / "mono" / "iou" / path.name).read_bytes()[:5000])
+    assert verify_golden.main([str(tmp_path)]) == 1
+    printed = capsys.readouterr()
+    assert "error: rotated boxes (iou): " in printed.err
+    assert "error: KITTI evaluation (kitti_eval): " in printed.err
