@@ -59,7 +59,7 @@ def check_pip(words: list[str]) -> None:
         raise NoRuleError("the Makefile, and so CI, does not run this pip line")
 
 
-def tester_of(words: list[str]) -> Path:
+def place_of_its_run(words: list[str]) -> Path:
     """The test that runs a command of python; a path without a file where the sandbox does."""
     return PLUGIN_TEST if "--import" in words else ROOT / TESTED_SCRIPTS.get(words[1], "none")
 
@@ -70,7 +70,7 @@ def check(words: list[str], sandbox: Sandbox) -> None:
         check_make(words[1], sandbox)
     elif words[0] == "pip":
         check_pip(words)
-    elif words[0] == "python" and tester_of(words).is_file():
+    elif words[0] == "python" and place_of_its_run(words).is_file():
         return
     elif words[0] in ("python", "torchrun"):
         sandbox.run(words)
