@@ -44,6 +44,25 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not broken, f"{page.name} links to what does not exist: {broken}"
 
 
+def anchors(page: Path) -> set[str]:
+    """What links may name behind #: headings as GitHub writes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@each_page
+def test_links_lead_to_headings(page: Path) -> None:
+    targets = [target.partition("#") for target in _LINK.findall(page.read_text()) if "://" not in target]
+    named = [(page.parent / name if name else page, anchor) for name, _, anchor in targets if anchor]
+    broken = [(path.name, anchor) for path, anchor in named if anchor not in anchors(path)]
+    assert not broken, f"{page.name} links to headings that do not exist: {broken}"
+
+
+@each_page
+def test_nothing_is_left_to_fill_in(page: Path) -> None:
+    assert not re.findall(r"@[A-Z]+@|\bTODO\b", page.read_text())
+
+
 @each_page
 def test_paths_exist(page: Path) -> None:
     words = [word for code in inline_code(page) for word in code.split()]
