@@ -144,7 +144,8 @@ def scores(folder: Path, config: str, options: Sequence[str], args: argparse.Nam
             sys.exit(f"tools/train_net.py failed with exit code {code}; see {folder / 'console.txt'}")
         print(f"done: {folder.relative_to(args.output)}", flush=True)
     ap = json.loads(written.read_text())["AP_R40"]
-    return {column: ap[key] for column, key in COLUMNS.items()}
+    # KITTI leaves a class out of which nothing was detected.
+    return {column: ap.get(key, 0.0) for column, key in COLUMNS.items()}
 
 
 def table(content: Mapping[str, Any]) -> str:

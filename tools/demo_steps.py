@@ -85,14 +85,17 @@ def load_model(cfg: CfgNode, weights: Path, device: str) -> nn.Module:
 def frames_per_second(
     models: Mapping[str, nn.Module], batches: Sequence[list[dict[str, Any]]], rounds: int = 40
 ) -> dict[str, float]:
-    """Returns batches of one a second by model: medians of interleaved runs, images in memory."""
+    """Returns batches of one a second by model: medians of interleaved runs, images in memory.
+
+    The first three are for warming up, where there are more.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for batch in batches[: rounds + 3]:
         for name, model in models.items():
             start = time.perf_counter()
             model(batch)
             seconds[name].append(time.perf_counter() - start)
-    return {name: 1 / statistics.median(times[3:]) for name, times in seconds.items()}
+    return {name: 1 / statistics.median(times[3:] or times) for name, times in seconds.items()}
 
 
 def report_files(seconds: float, seed: int, pictures: Sequence[Path], summary: Path) -> None:

@@ -124,6 +124,7 @@ def build_trainer(
         trainer.start_iter = trainer.iter + 1  # the checkpoint names the iteration that was done last
         _restore_best(trainer, Path(cfg.OUTPUT_DIR) / "model_best.pth")
     _log_model(model)
+    _warn_of_frozen_noise(cfg, resuming)
     return trainer
 
 
@@ -231,6 +232,18 @@ def _writers(cfg: CfgNode) -> list[EventWriter]:
 
 def _wants_bar() -> bool:
     return sys.stdout.isatty() or os.environ.get("BEVKD2_PROGRESS") == "1"
+
+
+def _warn_of_frozen_noise(cfg: CfgNode, resuming: bool) -> None:
+    """Says so where parts of the image body would stay what the random generator made them."""
+    body = cfg.MODEL.BACKBONE
+    if body.FREEZE_AT > 0 and not (resuming or cfg.MODEL.WEIGHTS or body.WEIGHTS):
+        _logger.warning(
+            "MODEL.BACKBONE.FREEZE_AT is %d, so %d stages of the image body never learn, and they start from "
+            "random numbers: name weights in MODEL.BACKBONE.WEIGHTS, or set FREEZE_AT to 0",
+            body.FREEZE_AT,
+            body.FREEZE_AT,
+        )
 
 
 def _log_model(model: nn.Module) -> None:

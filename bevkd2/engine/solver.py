@@ -113,7 +113,7 @@ def _decay(solver: CfgNode) -> ParamScheduler:
     if steps != sorted(set(steps)) or any(not 0 < step < solver.MAX_ITER for step in steps):
         raise ValueError(
             f"SOLVER.STEPS: {steps} must be increasing iterations between 0 and SOLVER.MAX_ITER "
-            f"({solver.MAX_ITER})"
+            f"({solver.MAX_ITER}); set both where one changes"
         )
     values = [solver.GAMMA**power for power in range(len(steps) + 1)]
     return MultiStepParamScheduler(values, milestones=steps, num_updates=solver.MAX_ITER)

@@ -250,3 +250,12 @@ def test_progress_line_has_eta_and_losses(tmp_path: Path, caplog: pytest.LogCapt
     lines = [r.getMessage() for r in caplog.records if "total_loss" in r.getMessage()]
     assert len(lines) == 6 and all(re.search(r"iter: \d+ .*total_loss: .* lr: ", line) for line in lines)
     assert "eta: " in lines[-1] and "peak memory" in caplog.text and "Overall training speed" in caplog.text
+
+
+@pytest.mark.parametrize(("freeze_at", "warned"), [(2, True), (0, False)])
+def test_a_frozen_body_without_weights_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, freeze_at: int, warned: bool
+) -> None:
+    cfg = toy_cfg(tmp_path, "MODEL.BACKBONE.FREEZE_AT", freeze_at)
+    build_trainer(cfg, build_model(cfg), build_loader=build_toy_loader, evaluate=toy_evaluate)
+    assert ("FREEZE_AT is 2, so 2 stages of the image body never learn" in caplog.text) is warned
