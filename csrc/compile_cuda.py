@@ -1,8 +1,9 @@
 """Compiles the CUDA sources without a GPU, and prints registers and spills of every kernel.
 
 Every .cu compiles for each architecture against the headers of the installed torch and of torch 2.10, the
-oldest that bevkd2 supports; the C++ sources that use torch compile against 2.10 too. The 2.10 headers are taken out of its
-wheel on the first run (a download of 0.9 GB) and kept in build/. Nothing is linked and nothing runs.
+oldest that bevkd2 supports; the C++ sources that use torch compile against 2.10 too. The 2.10 headers are
+taken out of its wheel on the first run (a download of 0.9 GB) and kept in build/. Nothing is linked and
+nothing runs.
 
     python csrc/compile_cuda.py
 """
