@@ -1,22 +1,13 @@
-// Multi-scale deformable attention on the CPU: the kernels of cpu_kernels.h for plain C++ and for AVX2,
-// chosen when the library is loaded. BEVKD2_CPU_CAPABILITY=default forces the plain ones.
+// Multi-scale deformable attention on the CPU: the kernels of cpu_kernels.h, for the instruction sets of
+// core/cpu_dispatch.h.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
-#include <cstring>
 #include <limits>
-#include <type_traits>
 #include <vector>
 
+#include "../core/cpu_dispatch.h"
 #include "ops.h"
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#define BEVKD2_HAS_AVX2 1
-#include <immintrin.h>
-#else
-#define BEVKD2_HAS_AVX2 0
-#endif
 
 namespace bevkd2::msda {
 namespace {
@@ -31,58 +22,18 @@ struct RowRange {
   int64_t query(int64_t n) const { return queries ? queries[n] : first + n; }
 };
 
-// The lone comment lines keep the order of the two includes.
 namespace plain {
-#include "vec_plain.h"
-//
+using bevkd2::plain::Vec;
 #include "cpu_kernels.h"
 }  // namespace plain
 
 #if BEVKD2_HAS_AVX2
-// A region, not an attribute: target attributes do not reach lambdas. Nothing but our own code may be in it,
-// or the linker could pick an AVX2 copy of a shared inline function for every caller.
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#endif
+BEVKD2_BEGIN_AVX2
 namespace avx2 {
-#include "vec_avx2.h"
-//
+using bevkd2::avx2::Vec;
 #include "cpu_kernels.h"
 }  // namespace avx2
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#endif
-
-bool use_avx2() {
-#if BEVKD2_HAS_AVX2
-  static const bool use = [] {
-    const char* forced = std::getenv("BEVKD2_CPU_CAPABILITY");
-    if (forced && std::strcmp(forced, "default") == 0) return false;
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  }();
-  return use;
-#else
-  return false;
-#endif
-}
-
-// CALL(kernel, arguments...) from the namespace of this machine; double has only the plain one.
-#if BEVKD2_HAS_AVX2
-#define BEVKD2_CALL(T, function, ...)                        \
-  do {                                                       \
-    if constexpr (!std::is_same_v<T, double>) {              \
-      if (use_avx2()) return avx2::function<T>(__VA_ARGS__); \
-    }                                                        \
-    return plain::function<T>(__VA_ARGS__);                  \
-  } while (0)
-#else
-#define BEVKD2_CALL(T, function, ...) return plain::function<T>(__VA_ARGS__)
+BEVKD2_END_AVX2
 #endif
 
 // Queries that are worth a thread: about 64k multiply-adds.

@@ -1,5 +1,12 @@
-// Eight floats in an AVX2 register; the same members as vec_plain.h, which says what they do. Included inside
-// a namespace and a target("avx2,fma,f16c") region; see cpu.cpp.
+// Eight floats in an AVX2 register; the same members as vec_plain.h, which says what they do. Included by
+// cpu_dispatch.h.
+#pragma once
+
+BEVKD2_BEGIN_AVX2
+namespace bevkd2::avx2 {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
 
 template <typename A>
 struct Vec;
@@ -92,3 +99,6 @@ struct Vec<float> {
     y.v = _mm256_shuffle_ps(low, high, 0xDD);
   }
 };
+
+}  // namespace bevkd2::avx2
+BEVKD2_END_AVX2

@@ -1,5 +1,8 @@
 // Eight numbers at a time, in plain C++: the fallback, and the only path for double. vec_avx2.h has the same
-// members. Included inside a namespace; see cpu.cpp.
+// members. Included by cpu_dispatch.h.
+#pragma once
+
+namespace bevkd2::plain {
 
 template <typename A>
 struct Vec {
@@ -102,3 +105,5 @@ struct Vec {
     }
   }
 };
+
+}  // namespace bevkd2::plain

@@ -1,0 +1,87 @@
+// Instruction sets of CPU kernels, chosen when the program runs: plain C++ and AVX2 (never -march=native).
+// BEVKD2_CPU_CAPABILITY=default in the environment forces the plain ones.
+//
+// A family writes its kernels once, as templates over Vec (eight numbers; vec_plain.h says what they do), in
+// a header without includes, and compiles that header twice in its .cpp:
+//
+//   #include "../core/cpu_dispatch.h"
+//   namespace bevkd2::family {
+//   namespace {
+//   namespace plain {
+//   using bevkd2::plain::Vec;
+//   #include "cpu_kernels.h"
+//   }  // namespace plain
+//   #if BEVKD2_HAS_AVX2
+//   BEVKD2_BEGIN_AVX2
+//   namespace avx2 {
+//   using bevkd2::avx2::Vec;
+//   #include "cpu_kernels.h"
+//   }  // namespace avx2
+//   BEVKD2_END_AVX2
+//   #endif
+//
+// and calls BEVKD2_CALL(T, kernel, arguments...), which returns kernel<T>(arguments...) of the right one.
+// float, Half and BFloat16 compute in Vec<float>; double has only the plain Vec.
+#pragma once
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <type_traits>
+
+#include "vec_plain.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define BEVKD2_HAS_AVX2 1
+#else
+#define BEVKD2_HAS_AVX2 0
+#endif
+
+// A region, not an attribute: target attributes do not reach lambdas. Nothing but our own code may be in it,
+// or the linker could pick an AVX2 copy of a shared inline function for every caller.
+#if BEVKD2_HAS_AVX2
+#if defined(__clang__)
+#define BEVKD2_BEGIN_AVX2 \
+  _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c\"))), apply_to = function)")
+#define BEVKD2_END_AVX2 _Pragma("clang attribute pop")
+#else
+#define BEVKD2_BEGIN_AVX2 _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,fma,f16c\")")
+#define BEVKD2_END_AVX2 _Pragma("GCC pop_options")
+#endif
+#include <immintrin.h>
+
+#include "vec_avx2.h"
+#endif
+
+namespace bevkd2 {
+
+inline bool use_avx2() {
+#if BEVKD2_HAS_AVX2
+  static const bool use = [] {
+    const char* forced = std::getenv("BEVKD2_CPU_CAPABILITY");
+    if (forced && std::strcmp(forced, "default") == 0) return false;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  }();
+  return use;
+#else
+  return false;
+#endif
+}
+
+}  // namespace bevkd2
+
+#if BEVKD2_HAS_AVX2
+#define BEVKD2_CALL(T, function, ...)                                \
+  do {                                                               \
+    if constexpr (!std::is_same_v<T, double>) {                      \
+      if (bevkd2::use_avx2()) return avx2::function<T>(__VA_ARGS__); \
+    }                                                                \
+    return plain::function<T>(__VA_ARGS__);                          \
+  } while (0)
+#else
+#define BEVKD2_CALL(T, function, ...) return plain::function<T>(__VA_ARGS__)
+#endif
