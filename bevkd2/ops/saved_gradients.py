@@ -1,0 +1,36 @@
+"""When a fused loss makes its gradients, and how the upstream gradient reaches them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def gradients_in_forward(students: Sequence[Tensor]) -> bool:
+    """Whether a loss should write its gradients in the forward pass: somebody will ask for them, and they fit.
+
+    In float16 the gradient of a mean underflows before a loss scaler multiplies it: 0.02 / 10^7 is below
+    float16's 6e-8. There the backward pass makes it, with the upstream gradient folded in.
+    """
+    wanted = torch.is_grad_enabled() and any(student.requires_grad for student in students)
+    return wanted and students[0].dtype != torch.float16
+
+
+def scaled_by_upstream(saved: Sequence[Tensor], upstream: Tensor) -> list[Tensor]:
+    """The saved gradients times the upstream gradient, in new tensors: a graph may be walked again.
+
+    On the CPU an upstream of exactly 1 returns the saved tensors themselves; on a device that question would
+    cost a synchronisation.
+
+    Args:
+        saved: L gradients.
+        upstream: (L,), or a scalar for all of them.
+
+    Returns:
+        L tensors in the saved ones' dtypes.
+    """
+    # Only a plain tensor has a value here: torch.compile traces the backward pass with fake ones.
+    if upstream.device.type == "cpu" and type(upstream) is Tensor and bool((upstream == 1).all()):
+        return list(saved)
+    factors = upstream.expand(len(saved)).unbind(0)
+    return [gradient * factor for gradient, factor in zip(saved, factors, strict=True)]
