@@ -4,7 +4,8 @@
 
 STABLE_TORCH_LIBRARY(bevkd2, m) {
   // spatial_shapes is h0, w0, h1, w1, ...; level_start_index the first row of each level in value.
-  // A gradient that was not asked for comes back as an empty tensor of one dimension.
+  // A gradient that was not asked for comes back as an empty tensor of one dimension. `deterministic` asks
+  // for value's gradient bitwise the same in every run; the CPU's always is.
   m.def(
       "ms_deform_attn(Tensor value, int[] spatial_shapes, int[] level_start_index, "
       "Tensor sampling_locations, Tensor attention_weights) -> Tensor");
@@ -12,16 +13,20 @@ STABLE_TORCH_LIBRARY(bevkd2, m) {
       "ms_deform_attn_backward(Tensor grad_out, "
       "Tensor value, int[] spatial_shapes, int[] level_start_index, "
       "Tensor sampling_locations, Tensor attention_weights, "
-      "bool need_value, bool need_locations, bool need_weights) -> (Tensor, Tensor, Tensor)");
+      "bool need_value, bool need_locations, bool need_weights, bool deterministic) "
+      "-> (Tensor, Tensor, Tensor)");
+  // The output is the mean over the `queues` consecutive batch entries of a sample.
   m.def(
       "ms_deform_attn_fused(Tensor value, int[] spatial_shapes, "
       "Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, "
-      "bool pillar, bool return_weights) -> (Tensor, Tensor)");
+      "bool pillar, int queues, bool return_weights) -> (Tensor, Tensor)");
   m.def(
       "ms_deform_attn_fused_backward(Tensor grad_out, Tensor? grad_weights, "
       "Tensor value, int[] spatial_shapes, "
-      "Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, bool pillar, "
-      "bool need_value, bool need_references, bool need_offsets, bool need_logits) "
+      "Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, "
+      "bool pillar, int queues, "
+      "bool need_value, bool need_references, bool need_offsets, bool need_logits, "
+      "bool deterministic) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "ms_deform_attn_ragged(Tensor value, int[] spatial_shapes, "
@@ -32,7 +37,8 @@ STABLE_TORCH_LIBRARY(bevkd2, m) {
       "Tensor value, int[] spatial_shapes, "
       "Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, "
       "Tensor row_splits, Tensor row_value, "
-      "bool need_value, bool need_references, bool need_offsets, bool need_logits) "
+      "bool need_value, bool need_references, bool need_offsets, bool need_logits, "
+      "bool deterministic) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
 
   // Planar boxes are (N, 5) x, y, length, width, angle; 3D ones (N, 7) x, y, z, length, width, height, yaw.

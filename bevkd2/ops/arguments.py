@@ -1,6 +1,5 @@
 """What the three forms of deformable attention check and convert before they call the compiled op."""
 
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -114,15 +113,3 @@ def refuse_double_backward(op: str) -> None:
         )
 
     torch.library.register_autograd(f"bevkd2::{op}", raise_error)
-
-
-def refuse_nondeterminism(op: str, value: Tensor) -> None:
-    """Under torch.use_deterministic_algorithms, CUDA's atomic sums of value's gradient are an error."""
-    if value.is_cuda and torch.are_deterministic_algorithms_enabled():
-        message = f"{op}: the gradient of value has no deterministic CUDA implementation"
-        if torch.is_deterministic_algorithms_warn_only_enabled():
-            warnings.warn(message, stacklevel=2)
-        else:
-            raise RuntimeError(
-                f"{message}; allow it with torch.use_deterministic_algorithms(True, warn_only=True)"
-            )

@@ -13,7 +13,6 @@ from .arguments import (
     level_shapes,
     level_starts,
     refuse_double_backward,
-    refuse_nondeterminism,
     to_coordinates,
 )
 
@@ -104,6 +103,7 @@ def _fake_backward(
     need_value: bool,
     need_locations: bool,
     need_weights: bool,
+    deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         value.new_empty(value.shape if need_value else (0,)),
@@ -120,10 +120,17 @@ def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
 def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     value, locations, weights = ctx.saved_tensors
     need_value, _, _, need_locations, need_weights = ctx.needs_input_grad
-    if need_value:
-        refuse_nondeterminism(_OP, value)
     grads = torch.ops.bevkd2.ms_deform_attn_backward(
-        grad_out, value, ctx.shapes, ctx.starts, locations, weights, need_value, need_locations, need_weights
+        grad_out,
+        value,
+        ctx.shapes,
+        ctx.starts,
+        locations,
+        weights,
+        need_value,
+        need_locations,
+        need_weights,
+        torch.are_deterministic_algorithms_enabled(),
     )
     return (
         grads[0] if need_value else None,

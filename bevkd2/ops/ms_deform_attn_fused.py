@@ -12,7 +12,6 @@ from .arguments import (
     check_value,
     level_shapes,
     refuse_double_backward,
-    refuse_nondeterminism,
     to_coordinates,
 )
 from .ms_deform_attn import ms_deform_attn_reference
@@ -29,6 +28,7 @@ def ms_deform_attn_fused(
     attention_logits: Tensor,
     *,
     reference_mode: ReferenceMode = "level",
+    num_queues: int = 1,
     return_weights: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Multi-scale deformable attention from offsets and logits (Deformable DETR, arXiv 2010.04159, Eq. 3).
@@ -39,18 +39,23 @@ def ms_deform_attn_fused(
       "pillar": point p uses reference p % R, the R heights of a BEV pillar (BEVFormer, arXiv 2203.17270,
         Eq. 3-4).
 
+    With num_queues = K, batch entries b * K .. b * K + K - 1 are the queues of sample b, and the output is
+    their mean (BEVFormer's temporal self-attention, Eq. 5: history and current BEV).
+
     Args:
-        value: (B, S, H, D), float64, float32, float16 or bfloat16; S is all levels' pixels, level by
+        value: (B * K, S, H, D), float64, float32, float16 or bfloat16; S is all levels' pixels, level by
             level, row-major.
         spatial_shapes: (h, w) of each level; see ms_deform_attn.
-        reference_points: (B, Q, R, 2 or 4), normalised to [0, 1].
-        sampling_offsets: (B, Q, H, L, P, 2) (x, y), in pixels of each level.
-        attention_logits: (B, Q, H, L, P); the softmax is over a head's L * P points jointly.
+        reference_points: (B * K, Q, R, 2 or 4), normalised to [0, 1].
+        sampling_offsets: (B * K, Q, H, L, P, 2) (x, y), in pixels of each level.
+        attention_logits: (B * K, Q, H, L, P); the softmax is over a head's L * P points jointly.
         reference_mode: see above.
+        num_queues: K, the batch entries that a sample's output averages.
         return_weights: also return the softmaxed weights. They are differentiable.
 
     Returns:
-        (B, Q, H * D) in value's dtype; with return_weights also (B, Q, H, L, P) in float32 (float64 if so).
+        (B, Q, H * D) in value's dtype; with return_weights also (B * K, Q, H, L, P) in float32 (float64 if
+        so).
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit.
@@ -68,6 +73,10 @@ def ms_deform_attn_fused(
             f"{_OP}: attention_logits is {tuple(attention_logits.shape)}; expected (B, Q, H, L, P) with "
             f"value's batch of {value.shape[0]} and spatial_shapes' {levels} levels"
         )
+    if num_queues < 1 or value.shape[0] % num_queues != 0:
+        raise ValueError(
+            f"{_OP}: num_queues is {num_queues}; expected a divisor of value's batch of {value.shape[0]}"
+        )
     _check_references(reference_points, attention_logits, reference_mode)
     references, offsets, logits = to_coordinates(
         _OP,
@@ -77,7 +86,7 @@ def ms_deform_attn_fused(
         attention_logits=attention_logits,
     )
     out, weights = torch.ops.bevkd2.ms_deform_attn_fused(
-        value, shapes, references, offsets, logits, reference_mode == "pillar", return_weights
+        value, shapes, references, offsets, logits, reference_mode == "pillar", num_queues, return_weights
     )
     return (out, weights) if return_weights else out
 
@@ -109,9 +118,10 @@ def _fake(
     offsets: Tensor,
     logits: Tensor,
     pillar: bool,
+    queues: int,
     return_weights: bool,
 ) -> tuple[Tensor, Tensor]:
-    out = value.new_empty(logits.shape[0], logits.shape[1], value.shape[2] * value.shape[3])
+    out = value.new_empty(logits.shape[0] // queues, logits.shape[1], value.shape[2] * value.shape[3])
     return out, logits.new_empty(logits.shape if return_weights else (0,))
 
 
@@ -125,10 +135,12 @@ def _fake_backward(
     offsets: Tensor,
     logits: Tensor,
     pillar: bool,
+    queues: int,
     need_value: bool,
     need_references: bool,
     need_offsets: bool,
     need_logits: bool,
+    deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wanted = (
         (value, need_value),
@@ -141,7 +153,7 @@ def _fake_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    value, ctx.shapes, references, offsets, logits, ctx.pillar, ctx.return_weights = inputs
+    value, ctx.shapes, references, offsets, logits, ctx.pillar, ctx.queues, ctx.return_weights = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(value, references, offsets, logits)
 
@@ -150,9 +162,9 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_weights: Tensor | None) ->
     value, references, offsets, logits = ctx.saved_tensors
     needs = [ctx.needs_input_grad[i] for i in (0, 2, 3, 4)]
     if grad_out is None:  # only the weights were used, and they depend on the logits alone
-        grad_out = value.new_zeros(logits.shape[0], logits.shape[1], value.shape[2] * value.shape[3])
-    if needs[0]:
-        refuse_nondeterminism(_OP, value)
+        grad_out = value.new_zeros(
+            logits.shape[0] // ctx.queues, logits.shape[1], value.shape[2] * value.shape[3]
+        )
     grads = torch.ops.bevkd2.ms_deform_attn_fused_backward(
         grad_out,
         grad_weights if ctx.return_weights else None,
@@ -162,10 +174,12 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_weights: Tensor | None) ->
         offsets,
         logits,
         ctx.pillar,
+        ctx.queues,
         *needs,
+        torch.are_deterministic_algorithms_enabled(),
     )
     value_grad, *others = (grad if need else None for grad, need in zip(grads, needs, strict=True))
-    return value_grad, None, *others, None, None
+    return value_grad, None, *others, None, None, None
 
 
 torch.library.register_autograd("bevkd2::ms_deform_attn_fused", _backward, setup_context=_setup_context)
@@ -180,6 +194,7 @@ def ms_deform_attn_fused_reference(
     attention_logits: Tensor,
     *,
     reference_mode: ReferenceMode = "level",
+    num_queues: int = 1,
     return_weights: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The same in plain torch: slow, and what the tests hold the op to. Arguments as the op's."""
@@ -196,6 +211,7 @@ def ms_deform_attn_fused_reference(
         locations = boxes[..., :2] + sampling_offsets / points * boxes[..., 2:] * 0.5
     weights = attention_logits.flatten(-2).softmax(-1).view_as(attention_logits)
     out = ms_deform_attn_reference(value, spatial_shapes, None, locations, weights)
+    out = out.unflatten(0, (out.shape[0] // num_queues, num_queues)).mean(1)
     return (out, weights) if return_weights else out
 
 

@@ -13,7 +13,6 @@ from .arguments import (
     check_value,
     level_shapes,
     refuse_double_backward,
-    refuse_nondeterminism,
     to_coordinates,
 )
 from .ms_deform_attn_fused import ms_deform_attn_fused_reference
@@ -119,6 +118,7 @@ def _fake_backward(
     need_references: bool,
     need_offsets: bool,
     need_logits: bool,
+    deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wanted = (
         (value, need_value),
@@ -141,8 +141,6 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_weights: Tensor | None) ->
     needs = [ctx.needs_input_grad[i] for i in (0, 2, 3, 4)]
     if grad_out is None:  # only the weights were used, and they depend on the logits alone
         grad_out = value.new_zeros(logits.shape[0], value.shape[2] * value.shape[3])
-    if needs[0]:
-        refuse_nondeterminism(_OP, value)
     grads = torch.ops.bevkd2.ms_deform_attn_ragged_backward(
         grad_out,
         grad_weights if ctx.return_weights else None,
@@ -154,6 +152,7 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_weights: Tensor | None) ->
         row_splits,
         row_value,
         *needs,
+        torch.are_deterministic_algorithms_enabled(),
     )
     value_grad, *others = (grad if need else None for grad, need in zip(grads, needs, strict=True))
     return value_grad, None, *others, None, None, None

@@ -107,11 +107,11 @@ struct Cpu {
     const Problem<T> p = make_problem<T>(a);
     check_rows(p);
     if (p.samples() == 0 || p.heads == 0) {
-      std::fill_n(out, p.queries * p.heads * p.width, T(0));
+      std::fill_n(out, p.outputs() * p.heads * p.width, T(0));
       return;
     }
-    torch::stable::parallel_for(0, p.queries, grain_of(p), [&](int64_t begin, int64_t end) {
-      BEVKD2_CALL(T, forward_queries, p, a.levels.data(), out, weights, begin, end);
+    torch::stable::parallel_for(0, p.outputs(), grain_of(p), [&](int64_t begin, int64_t end) {
+      BEVKD2_CALL(T, forward_outputs, p, a.levels.data(), out, weights, begin, end);
     });
   }
 

@@ -224,40 +224,42 @@ inline void gather_head(const Problem<T>& p, const T* map, const Scratch<A>& s, 
 }
 
 template <typename T>
-void forward_queries(const Problem<T>& p, const Level* levels, T* out, accumulate_t<T>* weights,
+void forward_outputs(const Problem<T>& p, const Level* levels, T* out, accumulate_t<T>* weights,
                      int64_t begin, int64_t end) {
   using A = accumulate_t<T>;
   Scratch<A> s(p, levels, p.heads);
   const int samples = p.samples();
-  for (int64_t query = begin; query < end; ++query) {
-    set_query(p, query, 0, s);
-    if (weights) std::copy_n(s.attention.data(), s.count, weights + query * s.count);
+  for (int64_t output = begin; output < end; ++output) {
     std::fill(s.channels.begin(), s.channels.end(), A(0));
-    const int64_t rows = p.row_end(query) - p.row_begin(query);
-    for (int64_t row = p.row_begin(query); row < p.row_end(query); ++row) {
-      if (p.rule.dims != 0) s.set_row(p, row);
-      set_corners<false>(s);
-      const T* map = p.value + p.batch_of(row) * p.batch_stride();
-      for (int h = 0; h < p.heads; ++h)
-        gather_head(p, map + h * p.width, s, h * samples, (h + 1) * samples, &s.channels[h * s.padded]);
+    for (int queue = 0; queue < p.queues; ++queue) {
+      const int64_t query = p.query_of(output, queue);
+      set_query(p, query, 0, s);
+      if (weights) std::copy_n(s.attention.data(), s.count, weights + query * s.count);
+      for (int64_t row = p.row_begin(query); row < p.row_end(query); ++row) {
+        if (p.rule.dims != 0) s.set_row(p, row);
+        set_corners<false>(s);
+        const T* map = p.value + p.batch_of(row) * p.batch_stride();
+        for (int h = 0; h < p.heads; ++h)
+          gather_head(p, map + h * p.width, s, h * samples, (h + 1) * samples, &s.channels[h * s.padded]);
+      }
     }
-    const A mean = rows > 1 ? A(1) / A(rows) : A(1);
+    const A share = p.share_of(p.query_of(output, 0));
     for (int h = 0; h < p.heads; ++h)
       for (int c = 0; c < p.width; ++c)
-        out[(query * p.heads + h) * p.width + c] = static_cast<T>(s.channels[h * s.padded + c] * mean);
+        out[(output * p.heads + h) * p.width + c] = static_cast<T>(s.channels[h * s.padded + c] * share);
   }
 }
 
-// The output's gradient for heads [first, first + heads) of a query, over the number of its rows.
+// The gradient of a row of the query, for heads [first, first + heads).
 template <typename T>
 inline void set_grad(const Problem<T>& p, const T* grad, int64_t query, int first, int heads,
                      Scratch<accumulate_t<T>>& s) {
   using A = accumulate_t<T>;
-  const int64_t rows = p.row_end(query) - p.row_begin(query);
-  const A mean = rows > 1 ? A(1) / A(rows) : A(1);
+  const A share = p.share_of(query);
+  const int64_t output = p.output_of(query);
   for (int h = 0; h < heads; ++h) {
-    const T* from = grad + (query * p.heads + first + h) * p.width;
-    for (int c = 0; c < p.width; ++c) s.channels[h * s.padded + c] = static_cast<A>(from[c]) * mean;
+    const T* from = grad + (output * p.heads + first + h) * p.width;
+    for (int c = 0; c < p.width; ++c) s.channels[h * s.padded + c] = static_cast<A>(from[c]) * share;
   }
 }
 

@@ -304,6 +304,7 @@ struct Cuda {
   template <typename T>
   static void forward(const Arguments& a, T* out, accumulate_t<T>* weights) {
     const Problem<T> p = make_problem<T>(a);
+    STD_TORCH_CHECK(p.queues == 1, "ms_deform_attn_fused: CUDA takes one queue");
     if (blocks_of(p) == 0) return;
     const torch::stable::accelerator::DeviceGuard guard(a.value.get_device_index());
     forward_kernel<T><<<blocks_of(p), kWarps * kLanes, 0, current_stream(a.value)>>>(p, make_table(a.levels),
@@ -314,6 +315,9 @@ struct Cuda {
   template <typename T>
   static void backward(const Arguments& a, const Gradients<T>& g) {
     const Problem<T> p = make_problem<T>(a);
+    STD_TORCH_CHECK(p.queues == 1, "ms_deform_attn_fused: CUDA takes one queue");
+    STD_TORCH_CHECK(!g.value || !g.deterministic,
+                    "ms_deform_attn: the gradient of value has no deterministic CUDA implementation");
     if (blocks_of(p) == 0) return;
     const torch::stable::accelerator::DeviceGuard guard(a.value.get_device_index());
     backward_kernel<T>

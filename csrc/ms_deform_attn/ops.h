@@ -37,10 +37,11 @@ struct Arguments {
   std::optional<Tensor> row_value;
   bool pillar = false;
   bool softmax = true;
+  int64_t queues = 1;
 };
 
 struct Needs {
-  bool value, references, offsets, logits;
+  bool value, references, offsets, logits, deterministic;
 };
 
 inline ScalarType accumulate_dtype(ScalarType value) {
@@ -145,6 +146,7 @@ Problem<T> make_problem(const Arguments& a) {
   p.queries = queries_of(a);
   p.queries_per_batch = a.row_splits ? 1 : a.logits.size(1);
   p.rows = a.row_value ? a.row_value->numel() : p.queries;
+  p.queues = static_cast<int>(a.queues);
   p.softmax = a.softmax;
   if (a.references) {
     const int64_t ref_dim = a.references->dim();
@@ -186,8 +188,9 @@ struct Ops {
   static std::tuple<Tensor, Tensor> run_forward(const Arguments& a, bool return_weights) {
     const int64_t width = a.value.size(2) * a.value.size(3);
     const bool ragged = a.row_splits.has_value();
-    Tensor out = ragged ? torch::stable::new_empty(a.value, {a.logits.size(0), width})
-                        : torch::stable::new_empty(a.value, {a.logits.size(0), a.logits.size(1), width});
+    const int64_t lead = a.logits.size(0) / a.queues;
+    Tensor out = ragged ? torch::stable::new_empty(a.value, {lead, width})
+                        : torch::stable::new_empty(a.value, {lead, a.logits.size(1), width});
     Tensor weights =
         return_weights ? torch::stable::new_empty(a.logits, a.logits.sizes()) : not_wanted(a.logits);
     dispatch(a.value.scalar_type(), [&](auto tag) {
@@ -205,7 +208,7 @@ struct Ops {
     const ScalarType dtype = a.value.scalar_type();
     STD_TORCH_CHECK(grad_out.scalar_type() == dtype && grad_out.is_cuda() == a.value.is_cuda(),
                     "ms_deform_attn: the gradient must have value's dtype and device");
-    STD_TORCH_CHECK(grad_out.numel() == queries_of(a) * a.value.size(2) * a.value.size(3),
+    STD_TORCH_CHECK(grad_out.numel() == queries_of(a) / a.queues * a.value.size(2) * a.value.size(3),
                     "ms_deform_attn: the gradient does not have the output's size");
     const Tensor out = torch::stable::contiguous(grad_out);
     std::optional<Tensor> weights;
@@ -234,7 +237,8 @@ struct Ops {
                            wanted(value, needs.value),
                            wanted(references, needs.references),
                            wanted(offsets, needs.offsets),
-                           wanted(logits, needs.logits)};
+                           wanted(logits, needs.logits),
+                           needs.deterministic};
       Backend::template backward<T>(a, g);
       return 0;
     });
@@ -252,36 +256,43 @@ struct Ops {
   static std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor& value,
                                                      const Ints& shapes, const Ints& starts,
                                                      const Tensor& locations, const Tensor& weights,
-                                                     bool need_value, bool need_locations,
-                                                     bool need_weights) {
+                                                     bool need_value, bool need_locations, bool need_weights,
+                                                     bool deterministic) {
     Arguments a = make_arguments(value, shapes, starts, std::nullopt, locations, weights);
     a.softmax = false;
-    const Grads g =
-        run_backward(a, grad_out, std::nullopt, {need_value, false, need_locations, need_weights});
+    const Grads g = run_backward(a, grad_out, std::nullopt,
+                                 {need_value, false, need_locations, need_weights, deterministic});
     return {std::get<0>(g), std::get<2>(g), std::get<3>(g)};
   }
 
   static Arguments fused_arguments(const Tensor& value, const Ints& shapes, const Tensor& references,
-                                   const Tensor& offsets, const Tensor& logits, bool pillar) {
+                                   const Tensor& offsets, const Tensor& logits, bool pillar, int64_t queues) {
     Arguments a = make_arguments(value, shapes, dense_starts(shapes), references, offsets, logits);
     STD_TORCH_CHECK(logits.dim() == 5, "ms_deform_attn_fused: attention_logits must be (B, Q, H, L, P)");
+    STD_TORCH_CHECK(
+        queues >= 1 && queues <= std::numeric_limits<int32_t>::max() && logits.size(0) % queues == 0,
+        "ms_deform_attn_fused: the batch must be a multiple of the queues, ", queues);
     a.pillar = pillar;
+    a.queues = queues;
     check_references(a);
     return a;
   }
 
   static std::tuple<Tensor, Tensor> fused(const Tensor& value, const Ints& shapes, const Tensor& references,
                                           const Tensor& offsets, const Tensor& logits, bool pillar,
-                                          bool return_weights) {
-    return run_forward(fused_arguments(value, shapes, references, offsets, logits, pillar), return_weights);
+                                          int64_t queues, bool return_weights) {
+    return run_forward(fused_arguments(value, shapes, references, offsets, logits, pillar, queues),
+                       return_weights);
   }
 
   static Grads fused_backward(const Tensor& grad_out, const std::optional<Tensor>& grad_weights,
                               const Tensor& value, const Ints& shapes, const Tensor& references,
-                              const Tensor& offsets, const Tensor& logits, bool pillar, bool need_value,
-                              bool need_references, bool need_offsets, bool need_logits) {
-    return run_backward(fused_arguments(value, shapes, references, offsets, logits, pillar), grad_out,
-                        grad_weights, {need_value, need_references, need_offsets, need_logits});
+                              const Tensor& offsets, const Tensor& logits, bool pillar, int64_t queues,
+                              bool need_value, bool need_references, bool need_offsets, bool need_logits,
+                              bool deterministic) {
+    return run_backward(fused_arguments(value, shapes, references, offsets, logits, pillar, queues), grad_out,
+                        grad_weights,
+                        {need_value, need_references, need_offsets, need_logits, deterministic});
   }
 
   static Arguments ragged_arguments(const Tensor& value, const Ints& shapes, const Tensor& references,
@@ -315,9 +326,10 @@ struct Ops {
                                const Tensor& value, const Ints& shapes, const Tensor& references,
                                const Tensor& offsets, const Tensor& logits, const Tensor& row_splits,
                                const Tensor& row_value, bool need_value, bool need_references,
-                               bool need_offsets, bool need_logits) {
+                               bool need_offsets, bool need_logits, bool deterministic) {
     return run_backward(ragged_arguments(value, shapes, references, offsets, logits, row_splits, row_value),
-                        grad_out, grad_weights, {need_value, need_references, need_offsets, need_logits});
+                        grad_out, grad_weights,
+                        {need_value, need_references, need_offsets, need_logits, deterministic});
   }
 
   template <typename Library>

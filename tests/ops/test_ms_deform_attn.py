@@ -53,7 +53,7 @@ class TestMSDeformAttn(DeformAttnTester):
 
     def raw_backward_arguments(self, inputs: Inputs) -> tuple:
         out = ms_deform_attn(**inputs)
-        return torch.ones_like(out), *self.raw_arguments(inputs), True, False, True
+        return torch.ones_like(out), *self.raw_arguments(inputs), True, False, True, False
 
 
 @settings(max_examples=25, deadline=None)

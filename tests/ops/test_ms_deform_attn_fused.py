@@ -15,7 +15,7 @@ class TestMSDeformAttnFused(DeformAttnTester):
     reference = ms_deform_attn_fused_reference
     raw = "ms_deform_attn_fused"
     locations = "sampling_offsets"
-    variants = ("levels", "shared", "boxes", "pillar")
+    variants = ("levels", "shared", "boxes", "pillar", "queues")
 
     def make(self, case: Case, dtype: torch.dtype, seed: int = 0) -> Inputs:
         """Offsets are chosen so that the points lie where the drop-in form's do."""
@@ -40,6 +40,7 @@ class TestMSDeformAttnFused(DeformAttnTester):
             "attention_logits": 2
             * torch.randn(plain["attention_weights"].shape, generator=generator, dtype=dtype),
             "reference_mode": "pillar" if case.variant == "pillar" else "level",
+            "num_queues": max(1, case.batch) if case.variant == "queues" else 1,
             "return_weights": True,
         }
 
@@ -63,13 +64,14 @@ class TestMSDeformAttnFused(DeformAttnTester):
             shapes,
             *tensors,
             inputs["reference_mode"] == "pillar",
+            inputs["num_queues"],
             inputs["return_weights"],
         )
 
     def raw_backward_arguments(self, inputs: Inputs) -> tuple:
         out, weights = ms_deform_attn_fused(**inputs)
         raw = self.raw_arguments(inputs)[:-1]
-        return torch.ones_like(out), torch.ones_like(weights), *raw, True, True, False, True
+        return torch.ones_like(out), torch.ones_like(weights), *raw, True, True, False, True, False
 
 
 def make(**change: Any) -> Inputs:
@@ -82,6 +84,14 @@ def test_returned_weights_are_the_softmax_over_levels_and_points() -> None:
     expected = inputs["attention_logits"].flatten(-2).softmax(-1).view_as(weights)
     torch.testing.assert_close(weights, expected)
     assert torch.equal(ms_deform_attn_fused(**{**inputs, "return_weights": False}), out)
+
+
+def test_the_output_is_the_mean_over_the_queues_of_a_sample() -> None:
+    inputs = TestMSDeformAttnFused().make(Case(batch=6), torch.float32)
+    apart, weights_apart = ms_deform_attn_fused(**inputs)
+    out, weights = ms_deform_attn_fused(**{**inputs, "num_queues": 3})
+    torch.testing.assert_close(out, apart.unflatten(0, (2, 3)).mean(1))
+    assert torch.equal(weights, weights_apart)
 
 
 def test_weights_are_float32_beside_16_bit_everything() -> None:
@@ -129,6 +139,8 @@ def test_nan_logits_stay_visible() -> None:
         ({"reference_mode": "pillar", "reference_points": torch.zeros(2, 6, 2, 4)}, "not boxes"),
         ({"reference_mode": "corner"}, "reference_mode is 'corner'; expected 'level' or 'pillar'"),
         ({"spatial_shapes": [(5, 7), (3, 3)]}, "value has 41 pixels"),
+        ({"num_queues": 4}, "num_queues is 4; expected a divisor of value's batch of 2"),
+        ({"num_queues": 0}, "num_queues is 0"),
         ({"sampling_offsets": torch.zeros(2, 6, 2, 2, 3, 2)}, "sampling_offsets is (2, 6, 2, 2, 3, 2)"),
         ({"attention_logits": torch.zeros(2, 6, 2, 2, 2).long()}, "attention_logits is torch.int64"),
     ],
@@ -146,6 +158,8 @@ def test_errors_name_what_was_found(change: dict[str, Any], message: str) -> Non
         (2, torch.zeros(2, 6, 2, 3), "reference_points do not fit"),
         (2, torch.zeros(12, 2, 2), "reference_points do not fit"),
         (0, torch.zeros(1, 41, 2, 8), "different batch sizes"),
+        (6, 3, "the batch must be a multiple of the queues, 3"),
+        (6, 0, "the batch must be a multiple of the queues, 0"),
         (3, torch.zeros(2, 6, 2, 2, 1, 2), "do not fit"),
     ],
 )
@@ -169,5 +183,5 @@ def test_the_raw_backward_op_checks_the_gradients(grad_weights: torch.Tensor, me
     arguments = TestMSDeformAttnFused().raw_arguments(make())[:-1]
     with pytest.raises(RuntimeError, match=message):
         torch.ops.bevkd2.ms_deform_attn_fused_backward(
-            torch.zeros(2, 6, 16), grad_weights, *arguments, True, True, True, True
+            torch.zeros(2, 6, 16), grad_weights, *arguments, True, True, True, True, False
         )

@@ -56,7 +56,7 @@ class TestMSDeformAttnRagged(DeformAttnTester):
     def raw_backward_arguments(self, inputs: Inputs) -> tuple:
         out, weights = ms_deform_attn_ragged(**inputs)
         raw = self.raw_arguments(inputs)[:-1]
-        return torch.ones_like(out), torch.ones_like(weights), *raw, True, True, False, True
+        return torch.ones_like(out), torch.ones_like(weights), *raw, True, True, False, True, False
 
 
 def make(**change: Any) -> Inputs:
@@ -121,6 +121,7 @@ def test_bad_rows_are_refused(change: dict[str, Any], message: str, backward: bo
                 True,
                 True,
                 True,
+                False,
             )
         else:
             ms_deform_attn_ragged(**inputs)
