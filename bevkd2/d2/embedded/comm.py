@@ -1,13 +1,20 @@
-"""What the processes of a distributed job ask about themselves and tell each other."""
+"""What the processes of a distributed job ask about themselves and tell each other.
 
-import functools
+Groups are held weakly: torch owns them until destroy_process_group(). One that a variable of a module kept
+would run its threads into the interpreter's end, where they can abort the process.
+"""
+
+import weakref
 from typing import Any
 
 import numpy as np
 import torch
 from torch import distributed as dist
 
-_local_group: dist.ProcessGroup | None = None
+_local_group: weakref.ref[dist.ProcessGroup] | None = None
+_cpu_groups: weakref.WeakKeyDictionary[dist.ProcessGroup, weakref.ref[dist.ProcessGroup]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def _distributed() -> bool:
@@ -29,9 +36,10 @@ def is_main_process() -> bool:
     return get_rank() == 0
 
 
-@functools.lru_cache  # a second call with the same number is a no-op, as callers expect
 def create_local_process_group(num_workers_per_machine: int) -> None:
     """Make the group of the processes on this machine; all processes must call it together.
+
+    A second call with the same number does nothing.
 
     Args:
         num_workers_per_machine: processes a machine, of consecutive ranks.
@@ -40,15 +48,24 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
         AssertionError: a group of another size exists, or the job does not divide into such machines.
     """
     global _local_group
-    if _local_group is not None:
-        raise AssertionError("create_local_process_group was already called with another number of workers")
     world_size, per_machine = get_world_size(), num_workers_per_machine
+    existing = _local()
+    if existing is not None:
+        if dist.get_world_size(existing) != per_machine:
+            raise AssertionError(
+                "create_local_process_group was already called with another number of workers"
+            )
+        return
     if world_size % per_machine:
         raise AssertionError(f"{world_size} processes do not divide into machines of {per_machine}")
     for first in range(0, world_size, per_machine):
         group = dist.new_group(list(range(first, first + per_machine)))
         if isinstance(group, dist.ProcessGroup):  # not the mark that others than its members get
-            _local_group = group
+            _local_group = weakref.ref(group)
+
+
+def _local() -> dist.ProcessGroup | None:
+    return None if _local_group is None else _local_group()
 
 
 def get_local_process_group() -> dist.ProcessGroup:
@@ -57,12 +74,13 @@ def get_local_process_group() -> dist.ProcessGroup:
     Raises:
         AssertionError: it was not created.
     """
-    if _local_group is None:
+    group = _local()
+    if group is None:
         raise AssertionError(
             "the local process group is not created: start with bevkd2's launch, or call "
             "comm.create_local_process_group(num_workers_per_machine) after init_process_group()"
         )
-    return _local_group
+    return group
 
 
 def get_local_rank() -> int:
@@ -85,18 +103,26 @@ def synchronize() -> None:
         dist.barrier()
 
 
-@functools.lru_cache  # by world group, so a group made before a re-initialisation is not used after it
 def _cpu_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
+    """All processes over gloo; by world group, so that none is used after a re-initialisation."""
     if dist.get_backend(world) == dist.Backend.GLOO:
         return world
+    known = _cpu_groups.get(world)
+    existing = None if known is None else known()
+    if existing is not None:
+        return existing
     group = dist.new_group(backend="gloo")
     assert isinstance(group, dist.ProcessGroup), "a group of all processes has this one in it"
+    _cpu_groups[world] = weakref.ref(group)
     return group
 
 
 def _object_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
     """The given group, or all processes over gloo, so that objects take no GPU memory."""
-    return _cpu_group(dist.group.WORLD) if group is None else group
+    if group is not None:
+        return group
+    assert dist.group.WORLD is not None, "there is more than one process"
+    return _cpu_group(dist.group.WORLD)
 
 
 def all_gather(data: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
