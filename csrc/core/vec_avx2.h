@@ -31,9 +31,23 @@ struct Vec<float> {
     return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16))};
   }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
+  void store(Half* p) const {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  }
+  void store(BFloat16* p) const {  // round to nearest even, by half of the last place that stays
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    const __m256i upper =
+        _mm256_srli_epi32(_mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7FC00000), nan), 16);
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(upper, upper), 0x88);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+  }
   Vec operator+(const Vec& o) const { return {_mm256_add_ps(v, o.v)}; }
   Vec operator-(const Vec& o) const { return {_mm256_sub_ps(v, o.v)}; }
   Vec operator*(const Vec& o) const { return {_mm256_mul_ps(v, o.v)}; }
+  Vec operator/(const Vec& o) const { return {_mm256_div_ps(v, o.v)}; }
   static Vec fma(const Vec& a, const Vec& b, const Vec& c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
   static Vec max(const Vec& a, const Vec& b) { return {_mm256_max_ps(a.v, b.v)}; }
   static Vec min(const Vec& a, const Vec& b) { return {_mm256_min_ps(a.v, b.v)}; }
@@ -62,9 +76,26 @@ struct Vec<float> {
     return {_mm256_andnot_ps(_mm256_cmp_ps(v, lowest, _CMP_LT_OQ), result)};
   }
 
+  // log(1 + v) = 2 atanh(z), z = v / (2 + v) <= 1/3: 2 z (1 + z^2 / 3 + z^4 / 5 + ..); what is left out is
+  // below 1e-8 of it.
+  Vec log1p() const {
+    const __m256 z = _mm256_div_ps(v, _mm256_add_ps(v, _mm256_set1_ps(2.0F)));
+    const __m256 y = _mm256_mul_ps(z, z);
+    __m256 p = _mm256_set1_ps(2.0F / 15);
+    p = _mm256_fmadd_ps(p, y, _mm256_set1_ps(2.0F / 13));
+    p = _mm256_fmadd_ps(p, y, _mm256_set1_ps(2.0F / 11));
+    p = _mm256_fmadd_ps(p, y, _mm256_set1_ps(2.0F / 9));
+    p = _mm256_fmadd_ps(p, y, _mm256_set1_ps(2.0F / 7));
+    p = _mm256_fmadd_ps(p, y, _mm256_set1_ps(2.0F / 5));
+    p = _mm256_fmadd_ps(p, y, _mm256_set1_ps(2.0F / 3));
+    const __m256 twice = _mm256_add_ps(z, z);
+    return {_mm256_fmadd_ps(_mm256_mul_ps(p, y), z, twice)};
+  }
+
   Mask operator<(const Vec& o) const { return {_mm256_cmp_ps(v, o.v, _CMP_LT_OQ)}; }
   Mask operator<=(const Vec& o) const { return {_mm256_cmp_ps(v, o.v, _CMP_LE_OQ)}; }
   Vec where(const Mask& m) const { return {_mm256_and_ps(v, m.v)}; }
+  static Vec select(const Mask& m, const Vec& a, const Vec& b) { return {_mm256_blendv_ps(b.v, a.v, m.v)}; }
   static void store_mask(const Mask& m, int32_t* p) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_castps_si256(m.v));
   }

@@ -38,8 +38,9 @@ struct Vec {
   static Vec load(const T* p) {
     return make([&](int i) { return static_cast<A>(p[i]); });
   }
-  void store(A* p) const {
-    for (int i = 0; i < 8; ++i) p[i] = v[i];
+  template <typename T>
+  void store(T* p) const {
+    for (int i = 0; i < 8; ++i) p[i] = static_cast<T>(v[i]);
   }
   Vec operator+(const Vec& o) const {
     return make([&](int i) { return v[i] + o.v[i]; });
@@ -49,6 +50,9 @@ struct Vec {
   }
   Vec operator*(const Vec& o) const {
     return make([&](int i) { return v[i] * o.v[i]; });
+  }
+  Vec operator/(const Vec& o) const {
+    return make([&](int i) { return v[i] / o.v[i]; });
   }
   static Vec fma(const Vec& a, const Vec& b, const Vec& c) {
     return make([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
@@ -65,6 +69,10 @@ struct Vec {
   Vec exp() const {
     return make([&](int i) { return std::exp(v[i]); });
   }
+  // log(1 + v), for 0 <= v <= 1.
+  Vec log1p() const {
+    return make([&](int i) { return std::log1p(v[i]); });
+  }
   Mask operator<(const Vec& o) const {
     return test([&](int i) { return v[i] < o.v[i]; });
   }
@@ -74,6 +82,9 @@ struct Vec {
   // The number where the mask is set, else zero.
   Vec where(const Mask& m) const {
     return make([&](int i) { return m.v[i] ? v[i] : A(0); });
+  }
+  static Vec select(const Mask& m, const Vec& a, const Vec& b) {
+    return make([&](int i) { return m.v[i] ? a.v[i] : b.v[i]; });
   }
   static void store_mask(const Mask& m, int32_t* p) {
     for (int i = 0; i < 8; ++i) p[i] = m.v[i] ? -1 : 0;
