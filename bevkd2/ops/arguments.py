@@ -1,9 +1,11 @@
 """What the three forms of deformable attention check and convert before they call the compiled op."""
 
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import library
 
@@ -90,6 +92,7 @@ def to_coordinates(op: str, value: Tensor, **tensors: Tensor) -> list[Tensor]:
     each tensor's own dtype, through the cast.
     """
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+    refuse_forward_mode(op, value, *tensors.values())
     converted = []
     for name, tensor in tensors.items():
         if tensor.device != value.device:
@@ -102,6 +105,37 @@ def to_coordinates(op: str, value: Tensor, **tensors: Tensor) -> list[Tensor]:
             )
         converted.append(tensor.to(dtype))
     return converted
+
+
+def warn_of_16_bits(op: str, name: str, normalised: Tensor) -> None:
+    """Warns where normalised coordinates come in 16 bits: what they lost cannot be computed back.
+
+    Near 1, half a unit in the last place is 2^-12 in float16 and 2^-9 in bfloat16: 0.05 and 0.4 pixels of a
+    map 200 wide. An offset in pixels loses far less, 2^-6 pixels below 8 in bfloat16: no warning of that.
+    """
+    if normalised.dtype in (torch.float16, torch.bfloat16):
+        warnings.warn(
+            f"{op}: {name} is {normalised.dtype}, which rounds a normalised coordinate by up to "
+            f"{torch.finfo(normalised.dtype).eps / 4:.1g} of the map; compute it in float32 "
+            "(sampling offsets in pixels may be in 16 bits)",
+            stacklevel=3,
+        )
+
+
+def gradient_like(tensor: Tensor, needed: bool) -> Tensor:
+    """For fake kernels: the gradient of a tensor, or an empty tensor where nobody needs it."""
+    return tensor.new_empty(tensor.shape if needed else (0,))
+
+
+def refuse_forward_mode(op: str, *tensors: Tensor) -> None:
+    """Raises for tensors with a forward-mode tangent, which torch would drop without a word."""
+    if torch.compiler.is_compiling():
+        return
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise RuntimeError(
+            f"bevkd2::{op} has no forward-mode derivative (torch.func.jvp, jacfwd, hessian); "
+            "use reverse mode, as backward() does"
+        )
 
 
 def refuse_double_backward(op: str) -> None:

@@ -10,10 +10,12 @@ from .arguments import (
     SpatialShapes,
     check_sampling,
     check_value,
+    gradient_like,
     level_shapes,
     level_starts,
     refuse_double_backward,
     to_coordinates,
+    warn_of_16_bits,
 )
 
 _OP = "ms_deform_attn"
@@ -25,20 +27,24 @@ def ms_deform_attn(
     level_start_index: Tensor | Sequence[int] | None,
     sampling_locations: Tensor,
     attention_weights: Tensor,
+    im2col_step: int = 64,
 ) -> Tensor:
     """Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, Eq. 3).
 
     A location (x, y) in [0, 1] lies at pixel (x * w - 0.5, y * h - 0.5); values between pixels are bilinear,
-    outside the map zero, and NaN locations are outside. Coordinates and sums are float32 at least (float64
-    beside float64 value) whatever value's dtype; normalised locations that arrive in 16 bits have already
-    lost their pixel.
+    outside the map zero, and NaN and infinite locations are outside. Coordinates and sums are float32 at
+    least (float64 beside float64 value) whatever value's dtype and whatever autocast does; locations that
+    arrive in 16 bits have already lost their pixel, so they are warned of.
 
     Args:
         value: (B, S, H, D), float64, float32, float16 or bfloat16; S is all levels' pixels, row-major.
-        spatial_shapes: (h, w) of each level. A list costs no device synchronisation, a CUDA tensor one.
-        level_start_index: (L,) first pixel of each level in S; None where levels lie one behind the other.
+        spatial_shapes: (h, w) of each level, as a list or an integer tensor (L, 2). A list costs no device
+            synchronisation, a CUDA tensor one; torch.compile(fullgraph=True) takes a list.
+        level_start_index: (L,) first pixel of each level in S, a list or a tensor; None where levels lie one
+            behind the other. Levels may overlap.
         sampling_locations: (B, Q, H, L, P, 2) normalised (x, y).
         attention_weights: (B, Q, H, L, P).
+        im2col_step: ignored. Callers of the signature of 2020 pass it; it chunked the launch there.
 
     Returns:
         (B, Q, H * D) in value's dtype.
@@ -58,6 +64,7 @@ def ms_deform_attn(
             f"{_OP}: attention_weights is {tuple(attention_weights.shape)}; expected (B, Q, H, L, P) with "
             f"value's batch of {value.shape[0]} and spatial_shapes' {len(starts)} levels"
         )
+    warn_of_16_bits(_OP, "sampling_locations", sampling_locations)
     locations, weights = to_coordinates(
         _OP, value, sampling_locations=sampling_locations, attention_weights=attention_weights
     )
@@ -70,6 +77,11 @@ def _level_starts(
     if level_start_index is None:
         starts = level_starts(shapes)
     elif isinstance(level_start_index, Tensor):
+        if level_start_index.dim() != 1 or level_start_index.is_floating_point():
+            raise ValueError(
+                f"{_OP}: level_start_index is {tuple(level_start_index.shape)} {level_start_index.dtype}; "
+                "expected an integer (L,), or a list of int"
+            )
         starts = level_start_index.tolist()
     else:
         starts = [int(start) for start in level_start_index]
@@ -106,9 +118,9 @@ def _fake_backward(
     deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
-        value.new_empty(value.shape if need_value else (0,)),
-        locations.new_empty(locations.shape if need_locations else (0,)),
-        weights.new_empty(weights.shape if need_weights else (0,)),
+        gradient_like(value, need_value),
+        gradient_like(locations, need_locations),
+        gradient_like(weights, need_weights),
     )
 
 

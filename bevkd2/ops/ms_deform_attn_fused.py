@@ -1,6 +1,6 @@
 """Multi-scale deformable attention with references, offsets and softmax inside, and its weights exposed."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,10 +11,11 @@ from .arguments import (
     check_sampling,
     check_value,
     level_shapes,
-    refuse_double_backward,
     to_coordinates,
+    warn_of_16_bits,
 )
 from .ms_deform_attn import ms_deform_attn_reference
+from .ms_deform_attn_autograd import register_formulas
 
 _OP = "ms_deform_attn_fused"
 ReferenceMode = Literal["level", "pillar"]
@@ -78,6 +79,7 @@ def ms_deform_attn_fused(
             f"{_OP}: num_queues is {num_queues}; expected a divisor of value's batch of {value.shape[0]}"
         )
     _check_references(reference_points, attention_logits, reference_mode)
+    warn_of_16_bits(_OP, "reference_points", reference_points)
     references, offsets, logits = to_coordinates(
         _OP,
         value,
@@ -110,80 +112,11 @@ def _check_references(references: Tensor, logits: Tensor, mode: str) -> None:
         )
 
 
-@torch.library.register_fake("bevkd2::ms_deform_attn_fused")
-def _fake(
-    value: Tensor,
-    shapes: list[int],
-    references: Tensor,
-    offsets: Tensor,
-    logits: Tensor,
-    pillar: bool,
-    queues: int,
-    return_weights: bool,
-) -> tuple[Tensor, Tensor]:
-    out = value.new_empty(logits.shape[0] // queues, logits.shape[1], value.shape[2] * value.shape[3])
-    return out, logits.new_empty(logits.shape if return_weights else (0,))
+def _out_shape(value: Tensor, logits: Tensor, pillar: bool, queues: int) -> tuple[int, ...]:
+    return logits.shape[0] // queues, logits.shape[1], value.shape[2] * value.shape[3]
 
 
-@torch.library.register_fake("bevkd2::ms_deform_attn_fused_backward")
-def _fake_backward(
-    grad_out: Tensor,
-    grad_weights: Tensor | None,
-    value: Tensor,
-    shapes: list[int],
-    references: Tensor,
-    offsets: Tensor,
-    logits: Tensor,
-    pillar: bool,
-    queues: int,
-    need_value: bool,
-    need_references: bool,
-    need_offsets: bool,
-    need_logits: bool,
-    deterministic: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    wanted = (
-        (value, need_value),
-        (references, need_references),
-        (offsets, need_offsets),
-        (logits, need_logits),
-    )
-    grads = [tensor.new_empty(tensor.shape if need else (0,)) for tensor, need in wanted]
-    return grads[0], grads[1], grads[2], grads[3]
-
-
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    value, ctx.shapes, references, offsets, logits, ctx.pillar, ctx.queues, ctx.return_weights = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(value, references, offsets, logits)
-
-
-def _backward(ctx: Any, grad_out: Tensor | None, grad_weights: Tensor | None) -> tuple[Tensor | None, ...]:
-    value, references, offsets, logits = ctx.saved_tensors
-    needs = [ctx.needs_input_grad[i] for i in (0, 2, 3, 4)]
-    if grad_out is None:  # only the weights were used, and they depend on the logits alone
-        grad_out = value.new_zeros(
-            logits.shape[0] // ctx.queues, logits.shape[1], value.shape[2] * value.shape[3]
-        )
-    grads = torch.ops.bevkd2.ms_deform_attn_fused_backward(
-        grad_out,
-        grad_weights if ctx.return_weights else None,
-        value,
-        ctx.shapes,
-        references,
-        offsets,
-        logits,
-        ctx.pillar,
-        ctx.queues,
-        *needs,
-        torch.are_deterministic_algorithms_enabled(),
-    )
-    value_grad, *others = (grad if need else None for grad, need in zip(grads, needs, strict=True))
-    return value_grad, None, *others, None, None, None
-
-
-torch.library.register_autograd("bevkd2::ms_deform_attn_fused", _backward, setup_context=_setup_context)
-refuse_double_backward("ms_deform_attn_fused_backward")
+register_formulas(_OP, _out_shape)
 
 
 def ms_deform_attn_fused_reference(

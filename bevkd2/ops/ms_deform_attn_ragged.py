@@ -1,7 +1,5 @@
 """Multi-scale deformable attention over visible (camera, query) pairs: spatial cross attention unpadded."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -12,9 +10,10 @@ from .arguments import (
     check_shape,
     check_value,
     level_shapes,
-    refuse_double_backward,
     to_coordinates,
+    warn_of_16_bits,
 )
+from .ms_deform_attn_autograd import register_formulas
 from .ms_deform_attn_fused import ms_deform_attn_fused_reference
 
 _OP = "ms_deform_attn_ragged"
@@ -75,6 +74,7 @@ def ms_deform_attn_ragged(
             raise ValueError(
                 f"{_OP}: {name} is {rows.dtype} on {rows.device}; expected int64 on {value.device}"
             )
+    warn_of_16_bits(_OP, "reference_points", reference_points)
     references, offsets, logits = to_coordinates(
         _OP,
         value,
@@ -88,78 +88,11 @@ def ms_deform_attn_ragged(
     return (out, weights) if return_weights else out
 
 
-@torch.library.register_fake("bevkd2::ms_deform_attn_ragged")
-def _fake(
-    value: Tensor,
-    shapes: list[int],
-    references: Tensor,
-    offsets: Tensor,
-    logits: Tensor,
-    row_splits: Tensor,
-    row_value: Tensor,
-    return_weights: bool,
-) -> tuple[Tensor, Tensor]:
-    out = value.new_empty(logits.shape[0], value.shape[2] * value.shape[3])
-    return out, logits.new_empty(logits.shape if return_weights else (0,))
+def _out_shape(value: Tensor, logits: Tensor, row_splits: Tensor, row_value: Tensor) -> tuple[int, ...]:
+    return logits.shape[0], value.shape[2] * value.shape[3]
 
 
-@torch.library.register_fake("bevkd2::ms_deform_attn_ragged_backward")
-def _fake_backward(
-    grad_out: Tensor,
-    grad_weights: Tensor | None,
-    value: Tensor,
-    shapes: list[int],
-    references: Tensor,
-    offsets: Tensor,
-    logits: Tensor,
-    row_splits: Tensor,
-    row_value: Tensor,
-    need_value: bool,
-    need_references: bool,
-    need_offsets: bool,
-    need_logits: bool,
-    deterministic: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    wanted = (
-        (value, need_value),
-        (references, need_references),
-        (offsets, need_offsets),
-        (logits, need_logits),
-    )
-    grads = [tensor.new_empty(tensor.shape if need else (0,)) for tensor, need in wanted]
-    return grads[0], grads[1], grads[2], grads[3]
-
-
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    value, ctx.shapes, references, offsets, logits, row_splits, row_value, ctx.return_weights = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(value, references, offsets, logits, row_splits, row_value)
-
-
-def _backward(ctx: Any, grad_out: Tensor | None, grad_weights: Tensor | None) -> tuple[Tensor | None, ...]:
-    value, references, offsets, logits, row_splits, row_value = ctx.saved_tensors
-    needs = [ctx.needs_input_grad[i] for i in (0, 2, 3, 4)]
-    if grad_out is None:  # only the weights were used, and they depend on the logits alone
-        grad_out = value.new_zeros(logits.shape[0], value.shape[2] * value.shape[3])
-    grads = torch.ops.bevkd2.ms_deform_attn_ragged_backward(
-        grad_out,
-        grad_weights if ctx.return_weights else None,
-        value,
-        ctx.shapes,
-        references,
-        offsets,
-        logits,
-        row_splits,
-        row_value,
-        *needs,
-        torch.are_deterministic_algorithms_enabled(),
-    )
-    value_grad, *others = (grad if need else None for grad, need in zip(grads, needs, strict=True))
-    return value_grad, None, *others, None, None, None
-
-
-torch.library.register_autograd("bevkd2::ms_deform_attn_ragged", _backward, setup_context=_setup_context)
-refuse_double_backward("ms_deform_attn_ragged_backward")
+register_formulas(_OP, _out_shape)
 
 
 def ms_deform_attn_ragged_reference(
