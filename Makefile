@@ -60,7 +60,7 @@ gpu-check: $(STAMP)
 	$(BIN)/python benchmarks/bench_train_step.py MODEL.DEVICE cuda
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/bench_ms_deform_attn.py
+	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/bench_train_step.py
 	$(BIN)/python benchmarks/bench_kitti_eval.py
 

@@ -1,72 +1,224 @@
-"""bevkd2's CPU deformable attention against the grid_sample form, at BEVFormer's shapes.
+#!/usr/bin/env python3
+"""Deformable attention at BEVFormer's shapes, against the grid_sample form and torch-ms-deform-attn.
 
-Both forms get the same inputs and run alternately in one process; a speed-up is the ratio of the medians.
-Prints JSON.
+    python benchmarks/bench_ms_deform_attn.py [--quick] [--threads N] [--cases spatial] [--device cuda]
 
-    python benchmarks/bench_ms_deform_attn.py [--quick] [--threads N] [--cases temporal decoder] [--repeats N]
+Locations are float32 in every row, because in 16 bits they have lost their pixel; in 16-bit rows only value
+is narrow, and yardsticks that want one type get value cast to float32 and their output cast back.
+
+Bytes count every input once, every output once, and the float32 gradient of value twice (it is filled with
+zeros before it is summed). A sample (query, head, level, point) costs 8 D + 22 operations forward and
+16 D + 57 backward: four corners times D channels, and the coordinates.
 """
 
-import argparse
 import dataclasses
-import json
-import statistics
+import importlib.util
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
-from machine import machine
+from bench import main
+from harness import Contest, Contestant, Options, Part, Watch, Work
 from torch import Tensor
 from torch.nn import functional as F
 
 from bevkd2.ops import ms_deform_attn
 
 HEADS, WIDTH = 8, 32
+GRID_SAMPLE, AIUEO = "grid_sample", "torch-ms-deform-attn"
+Form = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
-    """One call of BEVFormer. required: the least speed-up of forward and of backward."""
+class Shape:
+    """One call of BEVFormer's."""
 
     batch: int
     queries: int
     levels: tuple[tuple[int, int], ...]
     points: int
-    required: tuple[float, float]
-    repeats: int
+
+    @property
+    def pixels(self) -> int:
+        """S, of all levels."""
+        return sum(h * w for h, w in self.levels)
+
+    @property
+    def samples(self) -> int:
+        """Bilinear samples of the call."""
+        return self.batch * self.queries * HEADS * len(self.levels) * self.points
 
 
-CASES = {
-    "temporal": Case(2, 40000, ((200, 200),), 4, (5, 3), 5),
-    "spatial": Case(6, 9600, ((116, 200), (58, 100), (29, 50), (15, 25)), 8, (5, 3), 3),
-    "decoder": Case(1, 900, ((200, 200),), 4, (2, 2), 21),
-    "tiny": Case(6, 800, ((15, 25),), 8, (2, 2), 21),
+BASE_LEVELS = ((116, 200), (58, 100), (29, 50), (15, 25))
+SHAPES = {
+    "temporal": Shape(2, 40000, ((200, 200),), 4),
+    "spatial": Shape(6, 9600, BASE_LEVELS, 8),
+    "decoder": Shape(1, 900, ((200, 200),), 4),
+    "tiny": Shape(6, 800, ((15, 25),), 8),
 }
 QUICK = {
-    "temporal": Case(1, 64, ((8, 8),), 4, (0, 0), 2),
-    "spatial": Case(2, 32, ((8, 12), (4, 6)), 8, (0, 0), 2),
+    "temporal": Shape(1, 64, ((8, 8),), 4),
+    "spatial": Shape(2, 32, ((8, 12), (4, 6)), 8),
+    "decoder": Shape(1, 9, ((8, 8),), 4),
+    "tiny": Shape(2, 16, ((5, 6),), 8),
 }
+# (forward, backward) on a 2-core AVX2 machine, float32, local offsets.
+OVER_GRID_SAMPLE = {"spatial": (30, 8), "temporal": (12, 6), "tiny": (8, 5), "decoder": (3, 3)}
+OVER_AIUEO = {"spatial": (2, 2), "temporal": (2, 2), "tiny": (1, 1), "decoder": (1, 1)}
+# On a GPU, spatial, against torch-ms-deform-attn.
+OVER_AIUEO_CUDA = {torch.bfloat16: (5, 3), torch.float32: (3, 2)}
+TWO_THREADS = (1.6, 1.6)
 
 
-def make_inputs(case: Case) -> tuple[Tensor, Tensor, Tensor]:
-    """Value, locations and weights. References lie in raster order, offsets are N(0, 2 px) of each level."""
+def contests(options: Options) -> list[Contest]:
+    """All cases, types and offsets for a device."""
+    cuda = options.device.startswith("cuda")
+    narrow = (torch.bfloat16, torch.float16) if cuda else (torch.bfloat16,)
+    found = [_contest(name, "local", torch.float32, options) for name in SHAPES]
+    found += [_contest(name, "uniform", torch.float32, options) for name in ("temporal", "spatial")]
+    found += [_contest(name, "local", dtype, options) for name in ("temporal", "spatial") for dtype in narrow]
+    if cuda:
+        types = (torch.float32, *narrow)
+        found += [_determinism(name, dtype, options) for name in ("temporal", "spatial") for dtype in types]
+    elif options.threads >= 2:
+        found += [_threads(name, options) for name in ("temporal", "spatial")]
+    return found
+
+
+def _contest(name: str, offsets: str, dtype: torch.dtype, options: Options) -> Contest:
+    shape = (QUICK if options.quick else SHAPES)[name]
+    aiueo = aiueo_form(options.device)
+
+    def make() -> list[Contestant]:
+        inputs = make_inputs(shape, offsets == "local", dtype, options.device)
+        forms: dict[str, Form] = {
+            "bevkd2": lambda v, loc, w: ms_deform_attn(v, shape.levels, None, loc, w),
+            GRID_SAMPLE: _wide(lambda v, loc, w: grid_sample_form(v, shape.levels, loc, w)),
+        }
+        if aiueo is not None:
+            forms[AIUEO] = _wide(aiueo(shape.levels, options.device))
+        return [Contestant(form, training_pass(forms[form], inputs)) for form in forms]
+
+    return Contest(
+        family="Deformable attention",
+        case=f"{name}, {offsets}",
+        dtype=str(dtype).removeprefix("torch."),
+        make=make,
+        required=_required(name, offsets, dtype, options),
+        tolerance=1e-4 if dtype == torch.float32 else 2e-2,
+        missing=() if aiueo is not None else (AIUEO,),
+        work=work(shape, dtype),
+        memory=offsets == "local",
+    )
+
+
+def _required(name: str, offsets: str, dtype: torch.dtype, options: Options) -> dict[tuple[str, Part], float]:
+    if options.quick:
+        return {}
+    found: dict[tuple[str, Part], float] = {}
+    over_aiueo, over_grid_sample = (1.0, 1.0), None  # never slower, anywhere
+    if options.device.startswith("cuda"):
+        over_aiueo = OVER_AIUEO_CUDA.get(dtype, over_aiueo) if name == "spatial" else over_aiueo
+    elif offsets == "local" and dtype == torch.float32:
+        over_aiueo, over_grid_sample = OVER_AIUEO[name], OVER_GRID_SAMPLE[name]
+    for yardstick, ratios in ((AIUEO, over_aiueo), (GRID_SAMPLE, over_grid_sample)):
+        if ratios is not None:
+            found |= {(yardstick, "forward"): ratios[0], (yardstick, "backward"): ratios[1]}
+    return found
+
+
+def _threads(name: str, options: Options) -> Contest:
+    """All threads against one, the same op."""
+    shape = (QUICK if options.quick else SHAPES)[name]
+
+    def make() -> list[Contestant]:
+        inputs = make_inputs(shape, True, torch.float32, options.device)
+        run = training_pass(lambda v, loc, w: ms_deform_attn(v, shape.levels, None, loc, w), inputs)
+        return [Contestant(f"{options.threads} threads", run), Contestant("one thread", run, threads=1)]
+
+    required = zip(("forward", "backward"), TWO_THREADS, strict=True)
+    return Contest(
+        family="Threads",
+        case=f"{name}, local, {options.threads} threads",
+        dtype="float32",
+        make=make,
+        required={} if options.quick else {("one thread", part): ratio for part, ratio in required},
+        tolerance=0.0,  # the same bits for every number of threads
+        memory=False,
+    )
+
+
+def _determinism(name: str, dtype: torch.dtype, options: Options) -> Contest:
+    """The deterministic mode as the yardstick of the default one: what reproducible bits cost."""
+    shape = (QUICK if options.quick else SHAPES)[name]
+
+    def make() -> list[Contestant]:
+        inputs = make_inputs(shape, True, dtype, options.device)
+        run = training_pass(lambda v, loc, w: ms_deform_attn(v, shape.levels, None, loc, w), inputs)
+
+        def reproducible(watch: Watch) -> Tensor:
+            with deterministic():
+                return run(watch)
+
+        return [Contestant("default", run), Contestant("deterministic mode", reproducible)]
+
+    return Contest(
+        family="Deterministic mode",
+        case=f"{name}, local, deterministic",
+        dtype=str(dtype).removeprefix("torch."),
+        make=make,
+    )
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """torch.use_deterministic_algorithms, as it was before afterwards."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def make_inputs(shape: Shape, local: bool, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Value, locations and weights, leaves that want gradients.
+
+    Local: references in raster order, offsets N(0, 2 px) of each level. Otherwise uniform over the maps.
+    """
     generator = torch.Generator().manual_seed(0)
-    pixels = sum(h * w for h, w in case.levels)
-    value = torch.randn(case.batch, pixels, HEADS, WIDTH, generator=generator)
-    columns = max(1, round(case.queries**0.5))
-    index = torch.arange(case.queries)
-    rows = -(-case.queries // columns)
-    reference = torch.stack([(index % columns + 0.5) / columns, (index // columns + 0.5) / rows], -1)
-    shape = (case.batch, case.queries, HEADS, len(case.levels), case.points)
-    sizes = torch.tensor([[w, h] for h, w in case.levels], dtype=torch.float32)[:, None]
-    offsets = 2 * torch.randn(*shape, 2, generator=generator) / sizes
-    locations = reference[None, :, None, None, None] + offsets
-    weights = torch.randn(shape, generator=generator).flatten(-2).softmax(-1).view(shape)
-    return value, locations, weights
+    value = torch.randn(shape.batch, shape.pixels, HEADS, WIDTH, generator=generator)
+    dims = (shape.batch, shape.queries, HEADS, len(shape.levels), shape.points)
+    if local:
+        columns = max(1, round(shape.queries**0.5))
+        index = torch.arange(shape.queries)
+        rows = -(-shape.queries // columns)
+        reference = torch.stack([(index % columns + 0.5) / columns, (index // columns + 0.5) / rows], -1)
+        sizes = torch.tensor([[w, h] for h, w in shape.levels], dtype=torch.float32)[:, None]
+        locations = torch.randn(*dims, 2, generator=generator).mul_(2).div_(sizes)
+        locations += reference[None, :, None, None, None]
+    else:
+        locations = torch.rand(*dims, 2, generator=generator)
+    weights = torch.randn(dims, generator=generator).flatten(-2).softmax(-1).view(dims)
+    tensors = (value.to(device, dtype), locations.to(device), weights.to(device))
+    return tuple(tensor.requires_grad_() for tensor in tensors)
+
+
+def training_pass(form: Form, inputs: tuple[Tensor, Tensor, Tensor]) -> Callable[[Watch], Tensor]:
+    """A pass of forward, which records the graph, and of backward, which makes all three gradients."""
+
+    def run(watch: Watch) -> Tensor:
+        out = watch("forward", lambda: form(*inputs))
+        grad = torch.ones_like(out)
+        watch("backward", lambda: torch.autograd.grad(out, inputs, grad, retain_graph=True))
+        return out.detach()
+
+    return run
 
 
 def grid_sample_form(value: Tensor, levels: tuple, locations: Tensor, weights: Tensor) -> Tensor:
-    """Deformable attention as one grid_sample a level: what pure PyTorch code does on the CPU."""
+    """Deformable attention as one grid_sample a level: what pure PyTorch code does."""
     batch, queries, heads, _, points, _ = locations.shape
     grids = 2 * locations - 1
     sampled, start = [], 0
@@ -82,62 +234,40 @@ def grid_sample_form(value: Tensor, levels: tuple, locations: Tensor, weights: T
     return out.transpose(1, 2).contiguous()
 
 
-def timed(function: Callable[[], object]) -> float:
-    """Seconds of one call."""
-    begin = time.perf_counter()
-    function()
-    return time.perf_counter() - begin
+def aiueo_form(device: str) -> Callable[[tuple, str], Form] | None:
+    """torch-ms-deform-attn for a device, given the levels; None where it is not installed for it."""
+    if importlib.util.find_spec("torch_ms_deform_attn") is None:
+        return None
+    import torch_ms_deform_attn
+
+    if device.startswith("cuda") and not torch_ms_deform_attn._C.with_cuda:
+        return None
+
+    def for_levels(levels: tuple, device: str) -> Form:
+        shapes = torch.tensor(levels, device=device)
+        sizes = shapes.prod(1)
+        starts = sizes.cumsum(0) - sizes
+        return lambda v, loc, w: torch_ms_deform_attn.ms_deform_attn(v, shapes, starts, loc, w)
+
+    return for_levels
 
 
-def run_case(case: Case, repeats: int) -> dict[str, object]:
-    """Medians in milliseconds and speed-ups, forward and backward."""
-    inputs = make_inputs(case)
-    forms = {
-        "bevkd2": lambda v, loc, w: ms_deform_attn(v, case.levels, None, loc, w),
-        "grid_sample": lambda v, loc, w: grid_sample_form(v, case.levels, loc, w),
+def _wide(form: Form) -> Form:
+    """Calls a form with value in float32, and returns value's type."""
+    return lambda value, locations, weights: form(value.float(), locations, weights).to(value.dtype)
+
+
+def work(shape: Shape, dtype: torch.dtype) -> dict[Part, Work]:
+    """Bytes and operations of forward and backward; see the module's text."""
+    value = shape.batch * shape.pixels * HEADS * WIDTH
+    out = shape.batch * shape.queries * HEADS * WIDTH
+    points = 3 * 4 * shape.samples  # locations and weights
+    size, n = dtype.itemsize, shape.samples
+    return {
+        "forward": Work(size * (value + out) + points, n * (8 * WIDTH + 22)),
+        "backward": Work(size * (value + out) + 2 * points + 2 * 4 * value, n * (16 * WIDTH + 57)),
     }
-    difference = (forms["bevkd2"](*inputs) - forms["grid_sample"](*inputs)).abs().max().item()
-    times: dict[str, list[float]] = {f"{name} {way}": [] for name in forms for way in ("forward", "backward")}
-    for _ in range(repeats):
-        for name, form in forms.items():
-            leaves = [tensor.detach().requires_grad_() for tensor in inputs]
-            with torch.no_grad():
-                times[f"{name} forward"].append(timed(lambda form=form: form(*inputs)))
-            out = form(*leaves)
-            grad = torch.ones_like(out)
-            times[f"{name} backward"].append(timed(lambda out=out, grad=grad: out.backward(grad)))
-            del out
-    medians = {key: statistics.median(values) for key, values in times.items()}
-    result: dict[str, object] = {key + " ms": round(1000 * value, 3) for key, value in medians.items()}
-    for way, required in zip(("forward", "backward"), case.required, strict=True):
-        result[f"speed-up {way}"] = round(medians[f"grid_sample {way}"] / medians[f"bevkd2 {way}"], 2)
-        result[f"required {way}"] = required
-    return {**result, "repeats": repeats, "largest difference": difference}
-
-
-def main() -> int:
-    """Exit code 1 where a speed-up is less than its case requires."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="tiny shapes, nothing required: tests the script"
-    )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--cases", nargs="+", choices=sorted(CASES), default=list(CASES))
-    parser.add_argument("--repeats", type=int, help="runs of each form (default: by case)")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    cases = QUICK if args.quick else {name: CASES[name] for name in args.cases}
-    report = {name: run_case(case, args.repeats or case.repeats) for name, case in cases.items()}
-    print(json.dumps({"machine": machine(), "cases": report}, indent=2))
-    fast = all(
-        r[f"speed-up {way}"] >= r[f"required {way}"]
-        for r in report.values()
-        for way in ("forward", "backward")
-    )
-    return 0 if fast else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(("bench_ms_deform_attn",)))

@@ -1,6 +1,8 @@
 """What the figures of a benchmark were taken on."""
 
+import os
 import platform
+import re
 from pathlib import Path
 
 import torch
@@ -15,6 +17,18 @@ def machine() -> dict[str, str | int]:
         "gpu": gpu,
         "torch": torch.__version__,
     }
+
+
+def machine_name(device: str) -> str:
+    """The name of the files that hold a machine's results: the GPU's, or the processor's and its cores."""
+    if device.startswith("cuda"):
+        return _slug(torch.cuda.get_device_name())
+    cores = len(os.sched_getaffinity(0))
+    return _slug(f"{re.sub(r'@.*|[(](R|TM)[)]|CPU|Processor', ' ', _processor())} {cores} cores")
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
 
 
 def _processor() -> str:

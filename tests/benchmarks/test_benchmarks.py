@@ -37,21 +37,6 @@ def training_step() -> dict[str, Any]:
     return run("bench_train_step.py", *options, "MODEL.DEVICE", "cpu")
 
 
-def test_deformable_attention() -> None:
-    report = run("bench_ms_deform_attn.py", "--quick", "--threads", "1")
-    machine = report["machine"]
-    assert machine["torch"] == torch.__version__ and machine["threads"] == 1 and machine["processor"]
-    assert {"temporal", "spatial"} <= set(report["cases"])
-    for case in report["cases"].values():
-        for way in ("forward", "backward"):
-            ours, theirs = case[f"bevkd2 {way} ms"], case[f"grid_sample {way} ms"]
-            assert ours > 0 and theirs > 0
-            # Two digits after the point.
-            assert case[f"speed-up {way}"] == pytest.approx(theirs / ours, rel=0.05, abs=0.006)
-            assert f"required {way}" in case
-        assert case["largest difference"] < 1e-4
-
-
 def test_training_step_has_seconds_and_memory(training_step: dict[str, Any]) -> None:
     for part in PARTS:
         assert training_step[part]["seconds"] > 0

@@ -1,9 +1,6 @@
-"""What setup.py decides, and that the scripts about the ops run."""
+"""What setup.py decides, and that the script that compiles CUDA runs."""
 
 import importlib.util
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -99,17 +96,3 @@ def test_compile_script_reads_what_ptxas_prints(capsys: pytest.CaptureFixture[st
         "ptxas info    : Used 64 registers, used 0 barriers\n"
     )
     assert " ".join(capsys.readouterr().out.split()) == "sm_90 64 registers, 40 bytes spilled some_kernel"
-
-
-def test_benchmark_runs() -> None:
-    result = subprocess.run(
-        [sys.executable, "benchmarks/bench_ms_deform_attn.py", "--quick", "--threads", "1"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    report = json.loads(result.stdout)
-    assert set(report["cases"]) == {"temporal", "spatial"}
-    assert all(case["largest difference"] < 1e-5 for case in report["cases"].values())

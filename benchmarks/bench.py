@@ -1,0 +1,124 @@
+#!/usr/bin/env python3
+"""All ops against their yardsticks: writes results/<machine>.json and results/<machine>.md.
+
+    python benchmarks/bench.py [--families bench_distill_loss] [--cases spatial] [--threads N] [--quick]
+    python benchmarks/bench.py --device cuda
+
+Every row is a ratio of medians of one run, in which the contestants took turns (harness.py). The exit code is
+1 where a ratio is less than required or memory more than allowed; the table marks it. Progress goes to stderr.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import Contest, Options, chosen, compare
+from limits import Limits, measure_limits
+from machine import machine, machine_name
+from report import Row, make_rows, table
+
+FOLDER = Path(__file__).resolve().parent
+FAMILIES = ("bench_ms_deform_attn",)
+
+
+def main(families: tuple[str, ...] = FAMILIES) -> int:
+    """Runs the families and writes the results; returns the exit code."""
+    args = _arguments(families)
+    torch.set_num_threads(args.threads)
+    options = Options(args.device, args.quick, args.threads, tuple(args.cases))
+    on, limits = machine(), measure_limits(args.device, quick=args.quick)
+    rows: list[Row] = []
+    for family in args.families:
+        rows += run_family(family, options, limits, args.budget)
+    missed = list(dict.fromkeys(text for row in rows for text in row.missed))
+    report = {
+        "machine": on,
+        "limits": dataclasses.asdict(limits),
+        "rows": [{**dataclasses.asdict(row), "missed": row.missed} for row in rows],
+        "missed": missed,
+    }
+    _write(args, report, rows)
+    for text in missed:
+        print(f"missed: {text}", file=sys.stderr)
+    return 1 if missed else 0
+
+
+def _arguments(families: tuple[str, ...]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--families", nargs="+", choices=families, default=list(families))
+    parser.add_argument("--cases", nargs="+", default=[], help="what a case's name begins with")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--budget", type=float, default=8.0, help="seconds of a contest's rounds")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny shapes, nothing required: tests the scripts"
+    )
+    parser.add_argument("--out", type=Path, default=FOLDER / "results", help="folder of the two files")
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: no GPU is visible to torch here")
+    return args
+
+
+def run_family(family: str, options: Options, limits: Limits, budget: float) -> list[Row]:
+    """The rows of one family."""
+    contests = chosen(importlib.import_module(family).contests(options), options)
+    memory = _peak_memory(family, options) if contests else {}
+    rows = []
+    for contest in contests:
+        begin = time.perf_counter()
+        rows += run_contest(contest, options, limits, budget, memory)
+        print(f"{time.perf_counter() - begin:6.1f} s  {contest.case}, {contest.dtype}", file=sys.stderr)
+    return rows
+
+
+def run_contest(
+    contest: Contest, options: Options, limits: Limits, budget: float, memory: dict[str, dict[str, float]]
+) -> list[Row]:
+    """The rows of one case; its inputs are gone afterwards."""
+    times = compare(contest, options, budget)
+    return make_rows(contest, times, memory.get(f"{contest.case} {contest.dtype}", {}), limits)
+
+
+def _peak_memory(family: str, options: Options) -> dict[str, dict[str, float]]:
+    command = [sys.executable, str(FOLDER / "peak_memory.py"), family, "--device", options.device]
+    command += ["--threads", str(options.threads), *(["--quick"] if options.quick else [])]
+    command += ["--cases", *options.cases] if options.cases else []
+    begin = time.perf_counter()
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    print(f"{time.perf_counter() - begin:6.1f} s  peak memory, {family}", file=sys.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _write(args: argparse.Namespace, report: dict[str, Any], rows: list[Row]) -> None:
+    text = heading(report) + "\n" + table(rows)
+    args.out.mkdir(parents=True, exist_ok=True)
+    name = machine_name(args.device)
+    (args.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (args.out / f"{name}.md").write_text(text)
+    print(text)
+    print(f"{args.out / name}.json and .md are written", file=sys.stderr)
+
+
+def heading(report: dict[str, Any]) -> str:
+    """What the table was taken on."""
+    on, limits = report["machine"], report["limits"]
+    device = on["gpu"] if on["gpu"] != "none" else f"{on['processor']}, {on['threads']} threads"
+    return (
+        f"# {device}\n\ntorch {on['torch']}; copy {limits['copy_bytes_per_second'] / 1e9:.1f} GB/s, float32 "
+        f"matrix product {limits['flops_per_second'] / 1e9:,.0f} GFLOP/s. What the columns mean: "
+        "docs/benchmarks.md.\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""Peak memory of every contestant of a family above its inputs, as JSON: {case: {contestant: MiB}}.
+
+    python benchmarks/peak_memory.py bench_ms_deform_attn --threads 2
+
+On the CPU each contestant runs in a process of its own, forked when the inputs stand, and the figure is the
+peak of its resident set less what was resident at the fork. This process itself runs on one thread: a child
+could not use a pool of threads that its parent has started. On a GPU the figure is torch's peak of allocated
+memory less what was allocated before. Gradients and the output count; what a graph saves does, too.
+"""
+
+import argparse
+import importlib
+import json
+import multiprocessing
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+from harness import Contestant, Options, Untimed, chosen
+
+MIB = 2**20
+
+
+def main() -> None:
+    """Prints the figures of one family."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("family", help="a module of this folder with a function contests")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cases", nargs="*", default=[])
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    options = Options(args.device, args.quick, args.threads, tuple(args.cases))
+    small = Options(args.device, True, args.threads)
+    family = importlib.import_module(args.family)
+    warm_up = {c.name: c for contest in family.contests(small) for c in contest.make()}
+    figures: dict[str, dict[str, float]] = {}
+    for contest in chosen(family.contests(options), options):
+        if contest.memory:
+            figures[f"{contest.case} {contest.dtype}"] = {
+                contestant.name: _peak_mib(contestant, warm_up.get(contestant.name), options)
+                for contestant in contest.make()
+            }
+    print(json.dumps(figures))
+
+
+def resident_peak_mib(*, forget: bool = False) -> float:
+    """The peak of the resident set since the start or the last ``forget`` (Linux)."""
+    if forget:
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak becomes the present size
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 2**10
+
+
+def _peak_mib(contestant: Contestant, warm_up: Contestant | None, options: Options) -> float:
+    if options.device.startswith("cuda"):
+        return _cuda_peak_mib(contestant, options)
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_measure, args=(contestant, warm_up, options, sender))
+    child.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError as error:
+        raise RuntimeError(f"peak memory of {contestant.name}: its process ended without a figure") from error
+    finally:
+        child.join()
+
+
+def _measure(
+    contestant: Contestant, warm_up: Contestant | None, options: Options, sender: Connection
+) -> None:
+    torch.set_num_threads(contestant.threads or options.threads)
+    if warm_up is not None:  # what the first call of the same code loads is not the case's
+        warm_up.run(Untimed(options.device))
+    before = resident_peak_mib(forget=True)
+    contestant.run(Untimed(options.device))
+    sender.send(resident_peak_mib() - before)
+
+
+def _cuda_peak_mib(contestant: Contestant, options: Options) -> float:
+    contestant.run(Untimed(options.device))  # workspaces of libraries stay
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    contestant.run(Untimed(options.device))
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / MIB
+
+
+if __name__ == "__main__":
+    main()
