@@ -25,7 +25,8 @@ NVCC_FLAGS = ["-O3", "-Xcompiler=-fvisibility=hidden", STABLE_ABI, "-DUSE_CUDA"]
 CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
 CPU_SOURCES = ["csrc/bindings.cpp", "csrc/box3d/cpu.cpp", "csrc/ms_deform_attn/cpu.cpp"]
 CUDA_SOURCES = ["csrc/ms_deform_attn/cuda.cu"]
-HEADERS = sorted(map(str, Path("csrc").rglob("*.h")))  # a change of one rebuilds, without ninja too
+# A change of one rebuilds, without ninja too.
+HEADERS = sorted(str(header) for kind in ("*.h", "*.cuh") for header in Path("csrc").rglob(kind))
 COMMANDS_THAT_COMPILE = {
     "build",
     "build_ext",

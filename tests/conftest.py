@@ -36,6 +36,18 @@ def kitti_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_kitti_world(tmp_path_factory.mktemp("kitti") / "world")
 
 
+@pytest.fixture(scope="session")
+def emulated():
+    """torch.ops.bevkd2_emulated: the CUDA kernels on CPU tensors (tests/cuda_emulation/README.md)."""
+    import bevkd2.ops  # noqa: F401  the tests compare with these
+    from tests.cuda_emulation import build
+
+    if build.compiler() is None:
+        pytest.skip("no C++ compiler (c++ or g++) to build the CUDA emulation with")
+    torch.ops.load_library(build.build(build.ROOT / "build" / "cuda_emulation"))
+    return torch.ops.bevkd2_emulated
+
+
 @pytest.fixture(autouse=True)
 def handlers_restored() -> Iterator[None]:
     """Takes off the handlers that a run's log leaves on the root logger."""

@@ -2,42 +2,22 @@
 // point each (coordinates, corners, weights), then walk the points together, a channel a lane, passing
 // indices and weights by shuffles. Sums are in the accumulate type; only value's gradient (and the
 // references') uses atomics.
-#include <cuda_runtime.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/macros.h>
-
 #include <algorithm>
-#include <cstdio>
 
+#include "../core/cuda.cuh"
 #include "ops.h"
 
 namespace bevkd2::msda {
 namespace {
 
-constexpr int kLanes = 32;
+using cuda::kLanes;
 constexpr int kWarps = 8;  // of a block
 constexpr int kMaxLevels = 64;
-constexpr unsigned kAll = 0xFFFFFFFFU;
+constexpr unsigned kAll = cuda::kAllLanes;
 
 struct LevelTable {
   Level level[kMaxLevels];
 };
-
-template <typename A>
-__device__ A warp_sum(A v) {
-  for (int step = kLanes / 2; step > 0; step /= 2) v += __shfl_xor_sync(kAll, v, step);
-  return v;
-}
-
-template <typename A>
-__device__ A warp_max(A v) {
-  for (int step = kLanes / 2; step > 0; step /= 2) {
-    const A other = __shfl_xor_sync(kAll, v, step);
-    v = other > v ? other : v;
-  }
-  return v;
-}
 
 // The attention weight of any sample of one head.
 template <typename A>
@@ -56,10 +36,10 @@ __device__ Attention<A> make_attention(const A* weights, int samples, bool softm
   if (!softmax || samples == 0) return attention;
   A highest = weights[0];
   for (int i = lane; i < samples; i += kLanes) highest = weights[i] > highest ? weights[i] : highest;
-  attention.maximum = warp_max(highest);
+  attention.maximum = cuda::lanes_max(highest);
   A sum = 0;
   for (int i = lane; i < samples; i += kLanes) sum += softmax_weight(weights[i], attention.maximum, A(1));
-  attention.inverse_sum = A(1) / warp_sum(sum);
+  attention.inverse_sum = A(1) / cuda::lanes_sum(sum);
   return attention;
 }
 
@@ -113,19 +93,14 @@ __device__ Shared<A> broadcast(const Sample<A>& s, int lane, int64_t stride) {
 // Rows come from the user's tensors, which only the device can read without a synchronisation.
 template <typename T>
 __device__ void check_rows(const Problem<T>& p, int64_t begin, int64_t end) {
-  if (begin < 0 || begin > end || end > p.rows) {
-    printf("bevkd2 ms_deform_attn_ragged: row_splits must ascend from 0 to the number of rows\n");
-    __trap();
-  }
+  if (begin < 0 || begin > end || end > p.rows)
+    cuda::fail("ms_deform_attn_ragged: row_splits must ascend from 0 to the number of rows");
 }
 
 template <typename T>
 __device__ int64_t checked_batch(const Problem<T>& p, int64_t row) {
   const int64_t batch = p.batch_of(row);
-  if (batch < 0 || batch >= p.batches) {
-    printf("bevkd2 ms_deform_attn_ragged: row_value out of range\n");
-    __trap();
-  }
+  if (batch < 0 || batch >= p.batches) cuda::fail("ms_deform_attn_ragged: row_value out of range");
   return batch;
 }
 
@@ -212,10 +187,10 @@ __device__ void walk_points(const Problem<T>& p, const Sample<A>& mine, const T*
       }
     }
     if (!sampling) continue;
-    t00 = warp_sum(t00);
-    t01 = warp_sum(t01);
-    t10 = warp_sum(t10);
-    t11 = warp_sum(t11);
+    t00 = cuda::lanes_sum(t00);
+    t01 = cuda::lanes_sum(t01);
+    t10 = cuda::lanes_sum(t10);
+    t11 = cuda::lanes_sum(t11);
     if (lane == owner) {
       dots[0] = t00;
       dots[1] = t01;
@@ -273,7 +248,7 @@ __global__ void __launch_bounds__(kWarps* kLanes, sizeof(T) == 8 ? 1 : 2)
     weighted += attention(i) * grad_attention;
   }
   if (!g.logits || !p.softmax) return;
-  weighted = warp_sum(weighted);
+  weighted = cuda::lanes_sum(weighted);
   for (int i = lane; i < samples; i += kLanes) {  // its own points again
     A* logit = g.logits + task * samples + i;
     *logit = softmax_grad(attention(i), *logit, weighted);
@@ -287,17 +262,9 @@ LevelTable make_table(const std::vector<Level>& levels) {
   return table;
 }
 
-cudaStream_t current_stream(const Tensor& value) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(value.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
 template <typename T>
 unsigned blocks_of(const Problem<T>& p) {
-  const int64_t blocks = (p.queries * p.heads + kWarps - 1) / kWarps;
-  STD_TORCH_CHECK(blocks <= std::numeric_limits<int32_t>::max(), "ms_deform_attn: too many queries");
-  return static_cast<unsigned>(blocks);
+  return cuda::blocks_for(p.queries * p.heads, kWarps);
 }
 
 struct Cuda {
@@ -305,11 +272,9 @@ struct Cuda {
   static void forward(const Arguments& a, T* out, accumulate_t<T>* weights) {
     const Problem<T> p = make_problem<T>(a);
     STD_TORCH_CHECK(p.queues == 1, "ms_deform_attn_fused: CUDA takes one queue");
-    if (blocks_of(p) == 0) return;
-    const torch::stable::accelerator::DeviceGuard guard(a.value.get_device_index());
-    forward_kernel<T><<<blocks_of(p), kWarps * kLanes, 0, current_stream(a.value)>>>(p, make_table(a.levels),
-                                                                                     out, weights);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    const cuda::OnDevice device(a.value);
+    cuda::launch(forward_kernel<T>, blocks_of(p), kWarps * kLanes, 0, device.stream, p, make_table(a.levels),
+                 out, weights);
   }
 
   template <typename T>
@@ -318,15 +283,13 @@ struct Cuda {
     STD_TORCH_CHECK(p.queues == 1, "ms_deform_attn_fused: CUDA takes one queue");
     STD_TORCH_CHECK(!g.value || !g.deterministic,
                     "ms_deform_attn: the gradient of value has no deterministic CUDA implementation");
-    if (blocks_of(p) == 0) return;
-    const torch::stable::accelerator::DeviceGuard guard(a.value.get_device_index());
-    backward_kernel<T>
-        <<<blocks_of(p), kWarps * kLanes, 0, current_stream(a.value)>>>(p, make_table(a.levels), g);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    const cuda::OnDevice device(a.value);
+    cuda::launch(backward_kernel<T>, blocks_of(p), kWarps * kLanes, 0, device.stream, p, make_table(a.levels),
+                 g);
   }
 };
 
 }  // namespace
 }  // namespace bevkd2::msda
 
-STABLE_TORCH_LIBRARY_IMPL(bevkd2, CUDA, m) { bevkd2::msda::Ops<bevkd2::msda::Cuda>::register_all(m); }
+BEVKD2_CUDA_LIBRARY(m) { bevkd2::msda::Ops<bevkd2::msda::Cuda>::register_all(m); }
