@@ -5,7 +5,7 @@
     python benchmarks/bench.py --device cuda
 
 Every row is a ratio of medians of one run, in which the contestants took turns (harness.py). The exit code is
-1 where a ratio is less than required or memory more than allowed; the table marks it. Progress goes to stderr.
+1 where a ratio is less than required or memory more than allowed; the table marks it. Progress: stderr.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from machine import machine, machine_name
 from report import Row, make_rows, table
 
 FOLDER = Path(__file__).resolve().parent
-FAMILIES = ("bench_ms_deform_attn",)
+FAMILIES = ("bench_ms_deform_attn", "bench_ragged")
 
 
 def main(families: tuple[str, ...] = FAMILIES) -> int:
