@@ -23,7 +23,13 @@ CXX_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", STABLE_ABI]
 NVCC_FLAGS = ["-O3", "-Xcompiler=-fvisibility=hidden", STABLE_ABI, "-DUSE_CUDA"]
 # A100, H100/H200, B200; newer ones run the last one's PTX.
 CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
-CPU_SOURCES = ["csrc/bindings.cpp", "csrc/box3d/cpu.cpp", "csrc/ms_deform_attn/cpu.cpp"]
+CPU_SOURCES = [
+    "csrc/bindings.cpp",
+    "csrc/box3d/cpu.cpp",
+    "csrc/box3d/kernels.cpp",
+    "csrc/box3d/nms_cpu.cpp",
+    "csrc/ms_deform_attn/cpu.cpp",
+]
 CUDA_SOURCES = ["csrc/ms_deform_attn/cuda.cu"]
 # A change of one rebuilds, without ninja too.
 HEADERS = sorted(str(header) for kind in ("*.h", "*.cuh") for header in Path("csrc").rglob(kind))

@@ -26,7 +26,7 @@ namespace py = pybind11;
 namespace bevkd2::kitti {
 namespace {
 
-using box3d::RotatedBox;
+using Footprint = box3d::Rectangle<double>;
 
 constexpr int kRecallSteps = 41;
 // A score at or below it never matches.
@@ -46,7 +46,7 @@ struct Object {
   bool ignored;
   double truncated, occluded, alpha;
   double x1, y1, x2, y2;
-  RotatedBox footprint;
+  Footprint footprint;
   double height, bottom;  // metres; the height reaches from bottom - height to bottom (y points down)
   double score;
 };
@@ -65,9 +65,9 @@ struct Class {
 
 // Sizes that are both negative stand for "not given" and make the rectangle of their absolute values, as the
 // corners that the official tool computes do; any other pair that is not positive has no area.
-RotatedBox footprint_of(double x, double z, double length, double width, double rotation_y) {
-  if (length * width <= 0) return {x, z, 0, 0, -rotation_y};
-  return {x, z, std::abs(length), std::abs(width), -rotation_y};
+Footprint footprint_of(double x, double z, double length, double width, double rotation_y) {
+  if (length * width <= 0) return box3d::rectangle_of({x, z, 0, 0, -rotation_y});
+  return box3d::rectangle_of({x, z, std::abs(length), std::abs(width), -rotation_y});
 }
 
 double image_overlap(const Object& det, const Object& other, bool of_detection) {
