@@ -77,9 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = IMPORTERS[args.arch](published).check(model.state_dict(), args.input)
         named = {"classes": classes} if classes else {}
         plain = Path(args.output).suffix == ".safetensors"
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         save_file({**(report.state if plain else {"model": report.state}), **named}, args.output)
-    except (CheckpointFileError, StateDictMismatchError, FileNotFoundError, KeyError, ValueError) as error:
-        print(f"error: {error.args[0] if error.args else error}", file=sys.stderr)
+    except (CheckpointFileError, StateDictMismatchError, OSError, KeyError, ValueError) as error:
+        # A KeyError's own text is quoted; an OSError's says more than its first argument.
+        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 1
     print(f"{len(published)} keys: {len(report.mapped)} mapped, {len(report.dropped)} dropped, 0 missing")
     for key, reason in report.dropped.items():

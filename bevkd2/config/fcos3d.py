@@ -31,7 +31,7 @@ def _add_shared(head: FvcoreNode) -> None:
     head.DEPTH_PRIORS = [[28.01, 16.32]]
     # Length, height, width (m) of every class, multiplied by an exponential; []: the exponential alone.
     head.SIZE_PRIORS = [[0.8, 1.73, 0.6], [1.76, 1.73, 0.6], [3.9, 1.56, 1.6]]
-    head.PRIOR_CLASSES = []  # whose the rows are; needed where DATASETS.CLASSES is the default reordered
+    head.PRIOR_CLASSES = []  # whose the rows are; needed for as many classes as the default, but others
     head.DIRECTION_OFFSET = 0.7854  # where the first half of local yaws begins (rad; published: rounded pi/4)
 
     # Channels of the 3x3 convolutions that each branch has of its own, before the 1x1 that puts out numbers.

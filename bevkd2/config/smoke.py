@@ -23,7 +23,7 @@ def add_smoke(model: FvcoreNode) -> None:
     # (metres): those that the published code measured on KITTI's pedestrians, cyclists and cars.
     smoke.DEPTH_PRIOR = [28.01, 16.32]
     smoke.SIZE_PRIORS = [[0.88, 1.73, 0.67], [1.78, 1.70, 0.58], [3.88, 1.63, 1.53]]
-    smoke.PRIOR_CLASSES = []  # whose the rows are; needed where DATASETS.CLASSES is the default reordered
+    smoke.PRIOR_CLASSES = []  # whose the rows are; needed for as many classes as the default, but others
     smoke.MIN_OVERLAP = 0.7  # of a 2D box with itself, its corners moved by the radius of its Gaussian
     smoke.MAX_DETECTIONS = 100  # peaks an image
     # Published: 0.25. An average precision only gains from a lower one, such as 0.01: more recall.

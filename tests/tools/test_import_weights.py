@@ -75,6 +75,16 @@ def test_pickles_are_refused(
     assert ".pkl" in capsys.readouterr().err
 
 
+def test_the_output_folder_is_made_and_what_is_in_its_way_is_named(
+    import_weights: ModuleType, published: tuple, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    _, argv = published
+    out = tmp_path / "new" / "ours.pth"
+    assert import_weights.main([*argv, str(out)]) == 0 and out.is_file()
+    assert import_weights.main([*argv, str(out / "ours.pth")]) == 1
+    assert str(out) in capsys.readouterr().err
+
+
 def test_pgd_weights_are_converted(import_weights: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture):
     config, cfg = tmp_path / "pgd.yaml", small_cfg()
     config.write_text(cfg.dump())

@@ -14,6 +14,8 @@ from bevkd2.modeling.mono.dense_losses import DenseCriterion
 
 # Published ends of the first and the last level's range (px).
 _NEAREST, _FARTHEST = -1.0, 1e8
+# nuScenes's eight attributes, and one for none: the labels of the only data that have any.
+_ATTRIBUTES = 9
 
 
 def fcos3d_arguments(cfg: CfgNode) -> dict[str, Any]:
@@ -163,7 +165,11 @@ def _check(node: CfgNode, strides: list[int]) -> None:
             f"LOSS.CODE_WEIGHTS has {len(node.LOSS.CODE_WEIGHTS)} numbers, expected {codes} with VELOCITY "
             f"{node.VELOCITY}",
         ),
-        (node.ATTRIBUTES >= 0, f"ATTRIBUTES is {node.ATTRIBUTES}, expected a number of classes, 0 for none"),
+        (
+            node.ATTRIBUTES in (0, _ATTRIBUTES),
+            f"ATTRIBUTES is {node.ATTRIBUTES}, expected {_ATTRIBUTES} (nuScenes's eight, and one for none) "
+            "or 0 for a model without them",
+        ),
         (
             min(node.TEST.CANDIDATES_PER_LEVEL, node.TEST.MAX_DETECTIONS) >= 1,
             f"TEST.CANDIDATES_PER_LEVEL is {node.TEST.CANDIDATES_PER_LEVEL}, TEST.MAX_DETECTIONS "

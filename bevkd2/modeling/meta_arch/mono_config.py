@@ -36,11 +36,11 @@ def pixel_arguments(cfg: CfgNode) -> dict[str, Any]:
 
 
 def check_prior_classes(cfg: CfgNode, name: str) -> None:
-    """Refuse rows of priors that stand in another order than the classes.
+    """Refuse rows of priors that are of other classes, or stand in another order.
 
     The rows are of MODEL.<name>.PRIOR_CLASSES. Where that is empty they are of DATASETS.CLASSES, but if those
-    are the format's default list in another order, they are of the default: then it is more likely that the
-    priors of a config were kept than that they were moved.
+    are as many as the format's default classes, they are of the default: their number then does not tell the
+    rows that a config brings along from rows of its own.
 
     Args:
         cfg: the whole config.
@@ -50,12 +50,12 @@ def check_prior_classes(cfg: CfgNode, name: str) -> None:
         ValueError: the classes of the rows are not DATASETS.CLASSES.
     """
     classes, default = class_names(cfg), DEFAULT_CLASSES[cfg.DATASETS.FORMAT]
-    reordered = sorted(classes) == sorted(default)
-    rows_of = tuple(cfg.MODEL[name].PRIOR_CLASSES) or (default if reordered else classes)
+    brought = default if len(classes) == len(default) else classes
+    rows_of = tuple(cfg.MODEL[name].PRIOR_CLASSES) or brought
     if rows_of != classes:
         raise ValueError(
             f"MODEL.{name}: the rows of the priors are of {', '.join(rows_of)}, but DATASETS.CLASSES is "
-            f"{', '.join(classes)}; bring the rows into that order and set MODEL.{name}.PRIOR_CLASSES to it "
+            f"{', '.join(classes)}; give their rows in that order and set MODEL.{name}.PRIOR_CLASSES to it "
             "(tools/compute_priors.py prints both)"
         )
 

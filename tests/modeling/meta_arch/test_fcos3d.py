@@ -168,6 +168,7 @@ def test_pgd_is_a_registered_fcos3d():
         ("MODEL.FCOS3D.SIZE_PRIORS", [[1.0, 1.0, 1.0]], "SIZE_PRIORS has 1 rows"),
         ("MODEL.FCOS3D.DEPTH_PRIORS", [[1.0, 1.0], [1.0, 1.0]], "DEPTH_PRIORS has 2 rows"),
         ("MODEL.FCOS3D.STACKED_CONVS", 0, "STACKED_CONVS is 0"),
+        ("MODEL.FCOS3D.ATTRIBUTES", 8, "ATTRIBUTES is 8, expected 9"),
         ("MODEL.FCOS3D.TEST.MAX_DETECTIONS", 0, r"TEST\.MAX_DETECTIONS 0"),
         ("MODEL.PGD.DEPTH_BINS", 1, "DEPTH_BINS is 1"),
         ("MODEL.PGD.LOSS.CONSISTENCY_DEPTH", "both", "both"),

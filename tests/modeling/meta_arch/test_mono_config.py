@@ -13,6 +13,7 @@ from tests.modeling.mono.pgd_model import small_cfg
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 MOVED = ["Car", "Pedestrian", "Cyclist"]
+OTHERS = ["Car", "Van", "Pedestrian"]
 
 
 def pgd() -> CfgNode:
@@ -23,15 +24,16 @@ def smoke() -> CfgNode:
     return load_config(CONFIGS / "smoke" / "smoke_dla34_kitti.yaml", ["MODEL.DEVICE", "cpu"])
 
 
+@pytest.mark.parametrize("classes", [MOVED, OTHERS])
 @pytest.mark.parametrize("make", [pgd, smoke])
-def test_classes_in_another_order_need_priors_in_that_order(make):
+def test_other_classes_or_another_order_need_priors_of_their_own(make, classes):
     cfg = make()
     cfg.defrost()
-    cfg.DATASETS.CLASSES = MOVED
+    cfg.DATASETS.CLASSES = classes
     node = "SMOKE" if make is smoke else "FCOS3D"
     message = (
         rf"MODEL\.{node}: the rows of the priors are of Pedestrian, Cyclist, Car, but DATASETS\.CLASSES is "
-        rf"Car, Pedestrian, Cyclist; .*set MODEL\.{node}\.PRIOR_CLASSES"
+        rf"{', '.join(classes)}; .*set MODEL\.{node}\.PRIOR_CLASSES"
     )
     with pytest.raises(ValueError, match=message):
         build_model(cfg)
@@ -46,8 +48,8 @@ def test_rows_that_are_said_to_be_in_that_order_are_taken():
         build_model(cfg)
 
 
-@pytest.mark.parametrize("classes", [[], ["Car"], ["Car", "Van", "Pedestrian"]])
-def test_other_classes_have_rows_in_their_own_order(classes: list[str]):
+@pytest.mark.parametrize("classes", [[], ["Car"], ["Car", "Van", "Pedestrian", "Cyclist"]])
+def test_more_or_fewer_classes_have_rows_in_their_own_order(classes: list[str]):
     cfg = pgd()
     cfg.DATASETS.CLASSES = classes
     check_prior_classes(cfg, "FCOS3D")
