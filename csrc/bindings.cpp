@@ -48,4 +48,13 @@ STABLE_TORCH_LIBRARY(bevkd2, m) {
   m.def(
       "rotated_nms(Tensor boxes, Tensor scores, Tensor labels, float iou_threshold, bool inclusive) "
       "-> Tensor");
+
+  // KL of softmaxes. Levels are (B, R, K), R softmaxes over K entries a sample; weights (B, R) or empty;
+  // totals (L), the losses' normalisers, B * R without. Losses are (L); without need_grad no gradients.
+  m.def(
+      "softmax_kl(Tensor[] student, Tensor[] teacher, Tensor[] weights, Tensor? totals, float factor, "
+      "float temperature, bool need_grad) -> (Tensor, Tensor[])");
+  m.def(
+      "softmax_kl_backward(Tensor grad_losses, Tensor[] student, Tensor[] teacher, Tensor[] weights, "
+      "Tensor? totals, float factor, float temperature) -> Tensor[]");
 }

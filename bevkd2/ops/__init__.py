@@ -7,12 +7,14 @@ from .ms_deform_attn import ms_deform_attn
 from .ms_deform_attn_fused import ms_deform_attn_fused
 from .ms_deform_attn_ragged import ms_deform_attn_ragged
 from .prediction_distill import class_distance, depth_guidance
+from .softmax_kl import channel_wise_kl, pixel_wise_kl
 
 __all__ = [
     "attention_l2",
     "batched_rotated_nms",
     "bev_response_l2",
     "box3d_iou",
+    "channel_wise_kl",
     "class_distance",
     "content_mask",
     "depth_guidance",
@@ -23,6 +25,7 @@ __all__ = [
     "ms_deform_attn_ragged",
     "occlusion_factor",
     "perspective_matrix",
+    "pixel_wise_kl",
     "rotated_intersection",
     "rotated_iou",
     "rotated_nms",

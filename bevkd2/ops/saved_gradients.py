@@ -34,3 +34,9 @@ def scaled_by_upstream(saved: Sequence[Tensor], upstream: Tensor) -> list[Tensor
         return list(saved)
     factors = upstream.expand(len(saved)).unbind(0)
     return [gradient * factor for gradient, factor in zip(saved, factors, strict=True)]
+
+
+def refuse_second_derivative(op: str) -> None:
+    """Raise where a backward pass is itself differentiated: saved gradients are constants to autograd."""
+    if torch.is_grad_enabled():  # in a backward pass, by create_graph=True alone
+        raise RuntimeError(f"bevkd2::{op} has no second derivative; do not use create_graph=True through it")

@@ -1,0 +1,55 @@
+// Three-dimensional views whose last or middle dimension is adjacent in memory.
+#pragma once
+
+#include "common.h"
+
+namespace bevkd2::distill {
+
+// A pointer and its strides in elements.
+template <typename T>
+struct Strided {
+  T* data;
+  int64_t stride[3];
+  ScalarType dtype;
+  int64_t at(int64_t i, int64_t j, int64_t k) const { return i * stride[0] + j * stride[1] + k * stride[2]; }
+};
+
+template <typename T>
+inline Strided<T> strided(const Tensor& t) {
+  return {t.data_ptr(), {t.stride(0), t.stride(1), t.stride(2)}, t.scalar_type()};
+}
+
+inline bool adjacent(const Tensor& t, int64_t dim) { return t.size(dim) <= 1 || t.stride(dim) == 1; }
+
+// The tensor itself where dimension `last` (1 or 2) is adjacent, else a copy in which it is.
+inline Tensor arranged(const Tensor& t, int64_t last) {
+  if (adjacent(t, last)) return t;
+  if (last == 2) return torch::stable::contiguous(t);
+  return torch::stable::transpose(torch::stable::contiguous(torch::stable::transpose(t, 1, 2)), 1, 2);
+}
+
+// An output that kernels write with dimension `last` adjacent, whatever strides it must have in the end.
+struct Writing {
+  Tensor result, target;
+  Writing(const Tensor& out, int64_t last) : result(out), target(arranged(out, last)) {}
+  Tensor finish() {
+    if (target.data_ptr() != result.data_ptr()) torch::stable::copy_(result, target);
+    return result;
+  }
+};
+
+// Both on one device, in dtypes that `computing` can hold.
+inline void check_placed(const char* op, const Tensor& student, const Tensor& teacher, ScalarType computing) {
+  for (const auto* t : {&student, &teacher}) {
+    const ScalarType dtype = t->scalar_type();
+    STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Half ||
+                        dtype == ScalarType::BFloat16 ||
+                        (dtype == ScalarType::Double && computing == ScalarType::Double),
+                    op, ": features must be floating, and no wider than what is computed in");
+  }
+  STD_TORCH_CHECK(
+      student.is_cuda() == teacher.is_cuda() && student.get_device_index() == teacher.get_device_index(), op,
+      ": student and teacher must be on one device");
+}
+
+}  // namespace bevkd2::distill
