@@ -1,4 +1,4 @@
-"""KL divergence of softmaxes over positions (channel-wise) or over channels (pixel-wise), several levels at once.
+"""KL divergence of softmaxes over positions (channel-wise) or over channels (pixel-wise).
 
 Arithmetic is float32 for any input (float64 where an input is), whatever autocast does. Features may lie in
 memory as NCHW or channels-last and may differ in dtype; nothing of their size is copied. The teacher and the

@@ -1,4 +1,4 @@
-"""Channel-wise and pixel-wise softmax KL: values, gradients, memory layouts, dtypes, and what autograd asks."""
+"""Channel-wise and pixel-wise softmax KL: values, gradients, layouts, dtypes, and what autograd asks."""
 
 import re
 from collections.abc import Callable
@@ -145,7 +145,7 @@ def test_no_gradient_is_made_where_none_is_wanted(kind: str) -> None:
     calls = []
 
     class Spy(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN202
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
             if "softmax_kl" in str(func):
                 calls.append(len(out[1]))
