@@ -22,6 +22,13 @@ from harness import Contest, Contestant, Options, Times, Watch, Work  # noqa: E4
 
 FAMILIES = {
     "Deformable attention": {"temporal, local", "spatial, local", "decoder, local", "tiny, local"},
+    "Spatial cross-attention, ragged": {"rig, op", "rig, layer"},
+    "Distillation losses": {
+        "FPN, L2, pixel mask",
+        "BEV, L2, pixel mask",
+        "BEV response",
+        "attention weights",
+    },
 }
 
 
