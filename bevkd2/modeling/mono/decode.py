@@ -140,7 +140,11 @@ def select_detections(candidates: Candidates, options: DecodeOptions) -> dict[st
     Returns:
         ``boxes`` (k of them), ``scores`` (k,) falling, ``labels`` (k,), and where there are any ``boxes2d``
         (k, 4) and ``attributes`` (k,).
+
+    Raises:
+        ValueError: a score is NaN.
     """
+    check_scores(candidates.scores)
     rows, labels = (candidates.scores > options.score_threshold).nonzero(as_tuple=True)
     scores = candidates.scores[rows, labels]
     footprints = candidates.boxes.bev()[rows]
@@ -158,6 +162,22 @@ def select_detections(candidates: Candidates, options: DecodeOptions) -> dict[st
     if candidates.attributes is not None:
         result["attributes"] = candidates.attributes[rows]
     return result
+
+
+def check_scores(scores: Tensor) -> None:
+    """Refuses scores that are no numbers, which no threshold would let pass: they would be no detections.
+
+    Args:
+        scores: of any shape.
+
+    Raises:
+        ValueError: one is NaN.
+    """
+    if bool(scores.isnan().any()):
+        raise ValueError(
+            "the model's scores contain NaN: its weights or its training have diverged; use an earlier "
+            "checkpoint"
+        )
 
 
 def fused_depth(

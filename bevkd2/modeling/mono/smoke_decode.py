@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bevkd2.modeling.mono.decode import check_scores
 from bevkd2.modeling.mono.smoke_head import SmokeOutputs
 from bevkd2.structures import CameraBoxes3D, unproject_points, wrap_angle
 
@@ -88,7 +89,11 @@ def detect(
 
     Returns:
         One entry an image: ``boxes`` (k of them), ``scores`` (k,) falling, ``labels`` (k,).
+
+    Raises:
+        ValueError: a score is NaN.
     """
+    check_scores(outputs.logits)
     scores = _peaks(outputs.logits.sigmoid(), image_sizes, coder.stride)
     height, width = scores.shape[2:]
     results: list[dict[str, Tensor | CameraBoxes3D]] = []

@@ -155,3 +155,12 @@ def test_nothing_above_the_threshold_is_no_detection():
         assert isinstance(found["boxes"], CameraBoxes3D)
         assert len(found["boxes"]) == len(found["scores"]) == len(found["labels"]) == 0
         assert found["labels"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("field", ["logits", "centerness"])
+def test_scores_that_are_no_numbers_are_an_error_and_not_no_detection(field: str):
+    outputs = make_outputs()
+    getattr(outputs, field)[0][0, 0, 1, 2] = float("nan")
+    (candidates,) = decode(outputs)
+    with pytest.raises(ValueError, match="scores contain NaN: its weights or its training have diverged"):
+        select_detections(candidates, OPTIONS)

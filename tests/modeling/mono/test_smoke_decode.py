@@ -114,3 +114,10 @@ def test_batch_of_two_equals_two_batches_of_one(row: int):
     (alone,) = found(one, size, score_threshold=0.01)
     assert torch.equal(both["labels"], alone["labels"])
     torch.testing.assert_close(both["boxes"].tensor, alone["boxes"].tensor)
+
+
+def test_scores_that_are_no_numbers_are_an_error_and_not_no_detection():
+    outputs = maps(1)
+    outputs.logits[0, 1, 5, 6] = float("nan")
+    with pytest.raises(ValueError, match="scores contain NaN: its weights or its training have diverged"):
+        found(outputs, [[64.0, 96.0]])
