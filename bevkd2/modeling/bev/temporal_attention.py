@@ -81,25 +81,22 @@ class TemporalSelfAttention(DeformableAttention):
             output: (B, Q, C).
             weights: (B, Q, M, 2, 1, P) float32 after softmax over P, or None.
         """
-        batch = len(query)
         queue = history.queue_for(query)
         context = torch.cat([queue[:, 0], query + position], dim=-1)
-        offsets = self._by_queue(self.sampling_offsets(context), 2)
-        logits = self._by_queue(self.attention_weights(context)).squeeze(-1)
         value = self.value_proj(queue).flatten(0, 1).unflatten(-1, (self.num_heads, -1))
         result = ms_deform_attn_fused(
             value,
             [self.bev_shape],
             history.reference_points.flatten(0, 1).unsqueeze(2),
-            offsets,
-            logits,
+            self._by_queue(self.sampling_offsets(context), 2),
+            self._by_queue(self.attention_weights(context)).squeeze(-1),
+            num_queues=NUM_QUEUES,
             return_weights=return_weights,
         )
         attended, weights = result if isinstance(result, tuple) else (result, None)
-        mean = attended.unflatten(0, (batch, NUM_QUEUES)).mean(1)
         if weights is not None:
-            weights = weights.unflatten(0, (batch, NUM_QUEUES)).permute(0, 2, 3, 1, 4, 5)
-        return query + self.dropout(self.output_proj(mean)), weights
+            weights = weights.unflatten(0, (-1, NUM_QUEUES)).permute(0, 2, 3, 1, 4, 5)
+        return query + self.dropout(self.output_proj(attended)), weights
 
     def _by_queue(self, projected: Tensor, last: int = 1) -> Tensor:
         """(B, Q, M*2*P*last), laid out head, queue, point -> (B*2, Q, M, 1, P, last)."""

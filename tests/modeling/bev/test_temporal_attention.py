@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from bevkd2.modeling.bev import temporal_attention
 from bevkd2.modeling.bev.projection import bev_reference_points
 from bevkd2.modeling.bev.temporal_attention import History, TemporalSelfAttention
 
@@ -62,3 +63,17 @@ def test_weights_depend_on_the_previous_grid_and_the_located_query(part: str):
     {"previous": history.queue[:, 0], "query": query, "position": position}[part].add_(1.0)
     _, after = attention(query, position, history, return_weights=True)
     assert not torch.allclose(after, before)
+
+
+def test_queues_are_averaged_by_the_op(monkeypatch: pytest.MonkeyPatch):
+    shapes = []
+    op = temporal_attention.ms_deform_attn_fused
+
+    def record(*args, **kwargs):
+        result = op(*args, **kwargs)
+        shapes.append(tuple(result.shape))
+        return result
+
+    monkeypatch.setattr(temporal_attention, "ms_deform_attn_fused", record)
+    make_attention()(torch.randn(3, CELLS, 8), torch.randn(CELLS, 8), make_history(3, [True] * 3))
+    assert shapes == [(3, CELLS, 8)]
