@@ -57,4 +57,12 @@ STABLE_TORCH_LIBRARY(bevkd2, m) {
   m.def(
       "softmax_kl_backward(Tensor grad_losses, Tensor[] student, Tensor[] teacher, Tensor[] weights, "
       "Tensor? totals, float factor, float temperature) -> Tensor[]");
+  // Distillation losses on levels (B, C, P). pixel_weights are (B, P), channel_weights (B, C), an absent one
+  // empty; scale is (L, B). Gradients are returned only where they are asked for.
+  m.def(
+      "weighted_l2(Tensor[] student, Tensor[] teacher, Tensor[] pixel_weights, Tensor[] channel_weights, "
+      "Tensor scale, bool norm, bool need_grad) -> (Tensor, Tensor, Tensor[])");
+  m.def(
+      "weighted_l2_backward(Tensor[] student, Tensor[] teacher, Tensor[] pixel_weights, "
+      "Tensor[] channel_weights, Tensor factor) -> Tensor[]");
 }

@@ -1,13 +1,16 @@
 """Compiled ops with their autograd, and the distillation losses. Needs the compiled library (library.py)."""
 
 from .box3d import batched_rotated_nms, box3d_iou, rotated_intersection, rotated_iou, rotated_nms
-from .distill_loss import attention_l2, bev_response_l2, masked_l2
-from .feature_distill import content_mask, feature_l2, occlusion_factor, perspective_matrix
+from .distill_loss import bev_response_l2
+from .feature_distill import content_mask, occlusion_factor, perspective_matrix
+from .feature_l2 import feature_l2
+from .masked_l2 import attention_l2, masked_l2
 from .ms_deform_attn import ms_deform_attn
 from .ms_deform_attn_fused import ms_deform_attn_fused
 from .ms_deform_attn_ragged import ms_deform_attn_ragged
 from .prediction_distill import class_distance, depth_guidance
 from .softmax_kl import channel_wise_kl, pixel_wise_kl
+from .weighted_l2 import weighted_l2
 
 __all__ = [
     "attention_l2",
@@ -29,4 +32,5 @@ __all__ = [
     "rotated_intersection",
     "rotated_iou",
     "rotated_nms",
+    "weighted_l2",
 ]

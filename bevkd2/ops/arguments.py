@@ -47,11 +47,16 @@ def check_value(op: str, value: Tensor) -> None:
         raise ValueError(f"{op}: value is {tuple(value.shape)}; expected (batch, pixels, heads, head width)")
     if value.dtype not in _VALUE_DTYPES:
         raise ValueError(f"{op}: value is {value.dtype}; expected float64, float32, float16 or bfloat16")
-    if value.device.type not in ("cpu", "cuda", "meta"):
-        raise ValueError(f"{op}: value is on {value.device}; there are kernels for cpu and cuda")
-    if value.is_cuda and not library.HAS_CUDA:
+    check_device(op, "value", value)
+
+
+def check_device(op: str, name: str, tensor: Tensor) -> None:
+    """There are kernels for the tensor's device here."""
+    if tensor.device.type not in ("cpu", "cuda", "meta"):
+        raise ValueError(f"{op}: {name} is on {tensor.device}; there are kernels for cpu and cuda")
+    if tensor.is_cuda and not library.HAS_CUDA:
         raise RuntimeError(
-            f"{op}: value is on {value.device}, but bevkd2's CUDA ops are not built here "
+            f"{op}: {name} is on {tensor.device}, but bevkd2's CUDA ops are not built here "
             f"({library.CUDA_LIBRARY} is missing). Build them with `FORCE_CUDA=1 pip install "
             "--no-build-isolation -e .`, which needs the CUDA toolkit."
         )

@@ -1,8 +1,4 @@
-"""Weighted feature imitation in plain torch (depth-guided distillation, Eq. 2-4).
-
-Arithmetic is in float32 (float64 where an input is), whatever autocast does; the teacher gets no gradient;
-cells of weight zero may hold anything, NaN included.
-"""
+"""What the weight of every cell of a feature level is made of, in plain torch (depth-guided distillation)."""
 
 from __future__ import annotations
 
@@ -10,8 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-from bevkd2.ops.precision import widen
 
 
 def content_mask(image_sizes: Tensor, level_shape: tuple[int, int], stride: int) -> Tensor:
@@ -99,44 +93,3 @@ def occlusion_factor(
         ones = boxes.new_ones((1, *level_shape), dtype=torch.float32)
         factors.append(torch.cat([torch.where(covered, kept, 1.0), ones]).amin(0))
     return torch.stack(factors)
-
-
-def feature_l2(
-    student: Tensor, teacher: Tensor, weights: Tensor | None = None, cells: Tensor | None = None
-) -> Tensor:
-    """Weighted squared distance of feature maps (Eq. 2 without weights, Eq. 4 with them).
-
-    mean over the batch of 1 / (C * cells) * sum over cells and channels of weights * (student - teacher)^2
-
-    Args:
-        student: (B, C, H, W).
-        teacher: the same shape.
-        weights: (B, H, W), not negative; None: 1 everywhere.
-        cells: (B,) the number of cells that Eq. 4's N_l counts; None: H * W.
-
-    Returns:
-        A scalar, float32 (float64 where an input is).
-
-    Raises:
-        ValueError: shapes that do not fit.
-    """
-    if student.dim() != 4 or student.shape != teacher.shape:
-        raise ValueError(
-            f"feature_l2: student is {tuple(student.shape)}, teacher {tuple(teacher.shape)}; expected the "
-            "same (B, C, H, W)"
-        )
-    batch, channels, height, width = student.shape
-    if weights is not None and weights.shape != (batch, height, width):
-        raise ValueError(
-            f"feature_l2: weights are {tuple(weights.shape)}, expected (B, H, W) = {(batch, height, width)}"
-        )
-    difference = widen(student) - widen(teacher.detach())
-    if weights is not None:
-        difference = difference.masked_fill((weights == 0)[:, None], 0)
-    squares = difference.square().sum(1)
-    if weights is not None:
-        squares = squares * weights.to(squares.dtype)
-    counted = squares.new_full((batch,), height * width) if cells is None else cells.to(squares.dtype)
-    if batch == 0:
-        return squares.sum()
-    return (squares.flatten(1).sum(1) / (channels * counted.clamp(min=1))).mean()

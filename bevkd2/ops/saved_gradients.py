@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def gradients_in_forward(students: Sequence[Tensor]) -> bool:
-    """Whether a loss should write its gradients in the forward pass: somebody will ask for them, and they fit.
+    """Whether a loss should write its gradients in the forward pass: they will be asked for, and they fit.
 
     In float16 the gradient of a mean underflows before a loss scaler multiplies it: 0.02 / 10^7 is below
     float16's 6e-8. There the backward pass makes it, with the upstream gradient folded in.
@@ -17,10 +17,11 @@ def gradients_in_forward(students: Sequence[Tensor]) -> bool:
 
 
 def scaled_by_upstream(saved: Sequence[Tensor], upstream: Tensor) -> list[Tensor]:
-    """The saved gradients times the upstream gradient, in new tensors: a graph may be walked again.
+    """The saved gradients times the upstream gradient.
 
-    On the CPU an upstream of exactly 1 returns the saved tensors themselves; on a device that question would
-    cost a synchronisation.
+    In new tensors, as a graph that is kept may be walked again. On the CPU an upstream of exactly 1 in a
+    graph that is not kept gives the saved tensors away; on a device that question would cost a
+    synchronisation.
 
     Args:
         saved: L gradients.
@@ -29,11 +30,19 @@ def scaled_by_upstream(saved: Sequence[Tensor], upstream: Tensor) -> list[Tensor
     Returns:
         L tensors in the saved ones' dtypes.
     """
-    # Only a plain tensor has a value here: torch.compile traces the backward pass with fake ones.
-    if upstream.device.type == "cpu" and type(upstream) is Tensor and bool((upstream == 1).all()):
+    if _may_be_given_away(upstream):
         return list(saved)
     factors = upstream.expand(len(saved)).unbind(0)
     return [gradient * factor for gradient, factor in zip(saved, factors, strict=True)]
+
+
+def _may_be_given_away(upstream: Tensor) -> bool:
+    # Only a plain tensor has a value here: torch.compile traces the backward pass with fake ones.
+    if upstream.device.type != "cpu" or type(upstream) is not Tensor:
+        return False
+    # Whoever receives a gradient may write into it: AccumulateGrad adds the next one to it in place.
+    kept = torch._C._autograd._get_current_graph_task_keep_graph()
+    return not kept and bool((upstream == 1).all())
 
 
 def refuse_second_derivative(op: str) -> None:

@@ -101,5 +101,5 @@ def test_half_precision_is_computed_in_float32():
 def test_shapes_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match=r"\(1, 2, 3, 3\), teacher \(1, 4, 3, 3\)"):
         feature_l2(torch.zeros(1, 2, 3, 3), torch.zeros(1, 4, 3, 3))
-    with pytest.raises(ValueError, match=r"weights are \(3, 3\)"):
+    with pytest.raises(ValueError, match=r"weights of level 0 are \(3, 3\)"):
         feature_l2(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3), torch.zeros(3, 3))
