@@ -49,6 +49,15 @@ STABLE_TORCH_LIBRARY(bevkd2, m) {
       "rotated_nms(Tensor boxes, Tensor scores, Tensor labels, float iou_threshold, bool inclusive) "
       "-> Tensor");
 
+  // BEV responses. Embeddings are (B, N, C); weights (B, N); reduction 0 sum, 1 cell, 2 norm. The loss; then,
+  // with need_grad, what its backward wants: differences (B, N) and scales (B), else both of no sample.
+  m.def(
+      "bev_response_l2(Tensor student, Tensor teacher, Tensor? weights, int reduction, float factor, "
+      "bool need_grad) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "bev_response_l2_backward(Tensor grad_loss, Tensor student, Tensor differences, Tensor scales) "
+      "-> Tensor");
+
   // KL of softmaxes. Levels are (B, R, K), R softmaxes over K entries a sample; weights (B, R) or empty;
   // totals (L), the losses' normalisers, B * R without. Losses are (L); without need_grad no gradients.
   m.def(

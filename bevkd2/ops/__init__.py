@@ -1,7 +1,7 @@
 """Compiled ops with their autograd, and the distillation losses. Needs the compiled library (library.py)."""
 
+from .bev_response import bev_response_l2
 from .box3d import batched_rotated_nms, box3d_iou, rotated_intersection, rotated_iou, rotated_nms
-from .distill_loss import bev_response_l2
 from .feature_distill import content_mask, occlusion_factor, perspective_matrix
 from .feature_l2 import feature_l2
 from .masked_l2 import attention_l2, masked_l2

@@ -1,0 +1,138 @@
+// The L2 distance of BEV responses (the mean absolute feature over channels): what the CPU and CUDA kernels
+// share, and the two ops in terms of two functions that a device supplies.
+//
+// Embeddings are (B, N, C) views whose channels or whose cells are adjacent in memory, each its own way. The
+// forward pass keeps, where somebody will ask for the gradient, a cell's weight times its difference, and
+// for every sample what it is to be multiplied by; the backward pass reads these and the student's signs.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+#include <optional>
+#include <tuple>
+
+#include "../core/macros.h"
+#include "layout.h"
+
+namespace bevkd2::distill::bev_response {
+
+enum class Reduction { sum, cell, norm };  // "mean" is "cell": a cell has one entry
+
+struct Embedding {
+  Strided<const void> data;
+  int64_t channels;
+  bool channels_adjacent;  // else the cells are
+};
+
+// Pointers without a dtype are to the computing type. weights: (B, N) or null, where every cell counts once.
+// differences: (B, N) or null; scales: (B).
+struct Forward {
+  Embedding student, teacher;
+  const void* weights;
+  int64_t batch, cells;
+  Reduction reduction;
+  double factor;
+  void *loss, *differences, *scales;
+};
+
+struct Backward {
+  Embedding student;
+  Strided<void> grad;
+  int64_t batch, cells;
+  const void *upstream, *differences, *scales;
+};
+
+// The loss, and the factor of each sample's weighted differences in its gradient.
+template <typename A>
+struct Totals {
+  double squares = 0, counted = 0, norms = 0;
+
+  BEVKD2_HOST_DEVICE double loss(Reduction reduction, int64_t batch, double factor) const {
+    if (reduction == Reduction::cell) return factor * squares / (counted > 0 ? counted : 1);
+    return factor * (reduction == Reduction::sum ? squares : norms) / (batch > 0 ? batch : 1);
+  }
+  BEVKD2_HOST_DEVICE A scale(Reduction reduction, int64_t batch, double factor, double norm) const {
+    if (reduction == Reduction::cell) return static_cast<A>(2 * factor / (counted > 0 ? counted : 1));
+    if (reduction == Reduction::sum) return static_cast<A>(2 * factor / batch);
+    return static_cast<A>(norm > 0 ? factor / (norm * batch) : 0);
+  }
+};
+
+inline Embedding make_embedding(const Tensor& t) {
+  const bool channels_adjacent = adjacent(t, 2);
+  return {strided<const void>(t), t.size(2), channels_adjacent};
+}
+
+template <typename Backend>
+struct Ops {
+  static Tensor readable(const Tensor& t) { return arranged(t, adjacent(t, 2) ? 2 : 1); }
+
+  static std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher,
+                                                    const std::optional<Tensor>& weights, int64_t reduction,
+                                                    double factor, bool need_grad) {
+    STD_TORCH_CHECK(student.dim() == 3 && teacher.dim() == 3 && student.size(0) == teacher.size(0) &&
+                        student.size(1) == teacher.size(1),
+                    "bev_response_l2: embeddings must be (B, N, C) of the same B and N");
+    const ScalarType dtype = wide_dtype(student.scalar_type(), teacher.scalar_type());
+    check_placed("bev_response_l2", student, teacher, dtype);
+    const int64_t batch = student.size(0), cells = student.size(1);
+    STD_TORCH_CHECK(!weights || (weights->numel() == batch * cells && weights->is_contiguous() &&
+                                 weights->scalar_type() == dtype),
+                    "bev_response_l2: weights must be contiguous (B, N) of the computing dtype");
+    STD_TORCH_CHECK(reduction >= 0 && reduction <= 2, "bev_response_l2: no reduction ", reduction);
+    const Tensor ours = readable(student), theirs = readable(teacher);
+    Tensor loss = torch::stable::new_empty(student, {}, dtype);
+    Tensor differences = torch::stable::new_empty(student, {need_grad ? batch : 0, cells}, dtype);
+    Tensor scales = torch::stable::new_empty(student, {need_grad ? batch : 0}, dtype);
+    Forward p{};
+    p.student = make_embedding(ours);
+    p.teacher = make_embedding(theirs);
+    p.weights = weights ? weights->data_ptr() : nullptr;
+    p.batch = batch;
+    p.cells = cells;
+    p.reduction = static_cast<Reduction>(reduction);
+    p.factor = factor;
+    p.loss = loss.data_ptr();
+    p.differences = need_grad ? differences.data_ptr() : nullptr;
+    p.scales = need_grad ? scales.data_ptr() : nullptr;
+    if (dtype == ScalarType::Double)
+      Backend::template forward<double>(p, student);
+    else
+      Backend::template forward<float>(p, student);
+    return {loss, differences, scales};
+  }
+
+  static Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& differences,
+                         const Tensor& scales) {
+    const ScalarType dtype = differences.scalar_type();
+    STD_TORCH_CHECK(student.dim() == 3 && grad_loss.scalar_type() == dtype && grad_loss.numel() == 1 &&
+                        scales.scalar_type() == dtype && scales.numel() == student.size(0) &&
+                        differences.numel() == student.size(0) * student.size(1) &&
+                        differences.is_contiguous() && scales.is_contiguous(),
+                    "bev_response_l2_backward: what was saved does not fit the student");
+    check_placed("bev_response_l2_backward", student, differences, dtype);
+    const Tensor ours = readable(student);
+    Backward p{};
+    p.student = make_embedding(ours);
+    Writing writing(torch::stable::empty_like(student), p.student.channels_adjacent ? 2 : 1);
+    p.grad = strided<void>(writing.target);
+    p.batch = student.size(0);
+    p.cells = student.size(1);
+    p.upstream = grad_loss.data_ptr();
+    p.differences = differences.data_ptr();
+    p.scales = scales.data_ptr();
+    if (dtype == ScalarType::Double)
+      Backend::template backward<double>(p, student);
+    else
+      Backend::template backward<float>(p, student);
+    return writing.finish();
+  }
+
+  template <typename Library>
+  static void register_all(Library& m) {
+    m.impl("bev_response_l2", TORCH_BOX(&forward));
+    m.impl("bev_response_l2_backward", TORCH_BOX(&backward));
+  }
+};
+
+}  // namespace bevkd2::distill::bev_response
