@@ -3,15 +3,22 @@
 Planar boxes are (N, 5): x, y of the centre, length, width, angle in radians counter-clockwise from +x. 3D
 boxes have Boxes3D's layout, (N, 7): x, y, z of the gravity centre, length, width, height, yaw, upright.
 
-All is computed in float64 on the CPU, whatever comes in: tensors on another device are copied there, which
-waits for it, and the result is copied back. None of these functions has a gradient: inputs are detached, and
-results never require one. Boxes without area have no overlap: their IoU is 0 with every box, themselves too.
+All is computed in float64, whatever comes in, on the CPU and on CUDA (other devices, and CUDA where its ops
+are not built, have their boxes copied to the CPU and back). None of these functions has a gradient: inputs
+are detached, and results never require one. Boxes without area have no overlap: their IoU is 0 with every
+box, themselves too.
+
+On CUDA each function waits for the device once: the overlaps to learn whether the boxes are good (the ops
+below them, torch.ops.bevkd2.rotated_iou and its like, do not look and never wait; what is not finite may come
+out as any number), the suppression because its result is as long as there are boxes kept.
 """
 
 import torch
 from torch import Tensor
 
-from . import library as library  # defines torch.ops.bevkd2
+from . import library  # defines torch.ops.bevkd2
+
+_LAYOUTS = {5: "x, y, length, width, angle", 7: "x, y, z, length, width, height, yaw"}
 
 
 def rotated_intersection(a: Tensor, b: Tensor) -> Tensor:
@@ -107,7 +114,10 @@ def batched_rotated_nms(
 
 def _pairwise(op: str, a: Tensor, b: Tensor, columns: int) -> Tensor:
     _check_device(op, "b", b, "a", a)
-    first, second = _checked_boxes(op, "a", a, columns), _checked_boxes(op, "b", b, columns)
+    first, second = _rows(op, "a", a, columns), _rows(op, "b", b, columns)
+    if not bool(_good(torch.cat([first, second])).all()):
+        _name_bad_box(op, "a", first)
+        _name_bad_box(op, "b", second)
     out = getattr(torch.ops.bevkd2, op)(first, second)
     return out.to(device=a.device, dtype=torch.promote_types(a.dtype, b.dtype))
 
@@ -115,7 +125,7 @@ def _pairwise(op: str, a: Tensor, b: Tensor, columns: int) -> Tensor:
 def _nms(
     op: str, boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, inclusive: bool
 ) -> Tensor:
-    rows = _checked_boxes(op, "boxes", boxes, 5)
+    rows = _rows(op, "boxes", boxes, 5)
     for name, tensor in (("scores", scores), ("labels", labels)):
         if tuple(tensor.shape) != (len(boxes),):
             raise ValueError(
@@ -129,33 +139,49 @@ def _nms(
         raise ValueError(f"{op}: labels is {labels.dtype}; expected integers")
     if not 0 <= iou_threshold <= 1:
         raise ValueError(f"{op}: iou_threshold is {iou_threshold}; expected a number in [0, 1]")
-    numbers = scores.detach().to("cpu", torch.float64)
-    if bool(numbers.isnan().any()):
-        index = int(numbers.isnan().nonzero()[0])
-        raise ValueError(f"{op}: score {index} is NaN; expected numbers: look for what made it, or drop it")
-    kept = torch.ops.bevkd2.rotated_nms(
-        rows, numbers, labels.to("cpu", torch.int64), float(iou_threshold), inclusive
-    )
+    numbers, classes = scores.detach().to(rows), labels.to(rows.device, torch.int64)
+    try:
+        kept = torch.ops.bevkd2.rotated_nms(rows, numbers, classes, float(iou_threshold), inclusive)
+    except RuntimeError:
+        # The op itself refuses bad numbers, so that good ones need no look of their own.
+        _name_bad_box(op, "boxes", rows)
+        _name_bad_score(op, numbers)
+        raise
     return kept.to(boxes.device)
 
 
-def _checked_boxes(op: str, name: str, boxes: Tensor, columns: int) -> Tensor:
-    """The boxes in float64 on the CPU, detached."""
-    layout = "x, y, length, width, angle" if columns == 5 else "x, y, z, length, width, height, yaw"
+def _rows(op: str, name: str, boxes: Tensor, columns: int) -> Tensor:
+    """The boxes in float64, detached, where they are computed."""
     if boxes.ndim != 2 or boxes.shape[1] != columns:
-        raise ValueError(f"{op}: {name} is {tuple(boxes.shape)}; expected (N, {columns}): {layout}")
+        raise ValueError(
+            f"{op}: {name} is {tuple(boxes.shape)}; expected (N, {columns}): {_LAYOUTS[columns]}"
+        )
     if not boxes.is_floating_point():
         raise ValueError(f"{op}: {name} is {boxes.dtype}; expected a floating point type")
-    rows = boxes.detach().to("cpu", torch.float64)
-    dims = columns // 2  # 2 or 3: as many centre coordinates as sizes
-    good = rows.isfinite().all(dim=1) & (rows[:, dims : 2 * dims] >= 0).all(dim=1)
+    here = boxes.is_cuda and library.HAS_CUDA
+    return boxes.detach().to(boxes.device if here else "cpu", torch.float64)
+
+
+def _good(rows: Tensor) -> Tensor:
+    """(N,) whether a box is finite and its sizes are not negative."""
+    dims = rows.shape[1] // 2  # 2 or 3: as many centre coordinates as sizes
+    return rows.isfinite().all(dim=1) & (rows[:, dims : 2 * dims] >= 0).all(dim=1)
+
+
+def _name_bad_box(op: str, name: str, rows: Tensor) -> None:
+    good = _good(rows)
     if not bool(good.all()):
         index = int((~good).nonzero()[0])
         raise ValueError(
-            f"{op}: box {index} of {name} is {rows[index].tolist()} ({layout}); expected finite numbers and "
-            "no negative size: look for what made it, or drop it"
+            f"{op}: box {index} of {name} is {rows[index].tolist()} ({_LAYOUTS[rows.shape[1]]}); expected "
+            "finite numbers and no negative size: look for what made it, or drop it"
         )
-    return rows
+
+
+def _name_bad_score(op: str, scores: Tensor) -> None:
+    if bool(scores.isnan().any()):
+        index = int(scores.isnan().nonzero()[0])
+        raise ValueError(f"{op}: score {index} is NaN; expected numbers: look for what made it, or drop it")
 
 
 def _check_device(op: str, name: str, tensor: Tensor, other: str, reference: Tensor) -> None:

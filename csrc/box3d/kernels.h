@@ -5,16 +5,9 @@
 #include <cstdint>
 
 #include "footprints.h"
+#include "overlap.h"
 
 namespace bevkd2::box3d {
-
-enum class Overlap { kArea, kIou, kVolumeIou };
-
-// When one box suppresses another.
-struct Rule {
-  double threshold;
-  bool inclusive;
-};
 
 struct Kernels {
   // out[j] of columns [begin, end), at most kTile of them.

@@ -56,13 +56,11 @@ class Suppression {
  public:
   Suppression(const double* boxes, const int64_t* labels, int64_t n, const Rule& rule)
       : rule_(rule), places_(n), boxes_(n), labels_(n), gone_(n, 0) {
-    // An IoU of 0 is enough: boxes that are apart suppress one another too.
-    const bool anywhere = rule.inclusive && rule.threshold <= 0;
     const std::vector<int64_t> order = by_label_and_x(boxes, labels, n);
     for (int64_t place = 0; place < n; ++place) {
       const int64_t index = order[place];
       Footprint box = planar(boxes + kPlanarColumns * index);
-      if (anywhere) box.reach = std::numeric_limits<double>::infinity();
+      if (rule.anywhere()) box.reach = std::numeric_limits<double>::infinity();
       places_[index] = place;
       boxes_.set(place, box);
       labels_[place] = labels[index];
@@ -119,18 +117,19 @@ class Suppression {
   }
 
   void suppress_others(const std::vector<int64_t>& kept) {
+    std::vector<Footprint> rows;
+    std::vector<int64_t> labels;
+    for (int64_t index : kept) {
+      rows.push_back(boxes_.at(places_[index]));
+      labels.push_back(labels_[places_[index]]);
+    }
     const int64_t cells = static_cast<int64_t>(cells_.size());
     torch::stable::parallel_for(0, cells, kGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t c = begin; c < end; ++c) {
-        const Cell& cell = cells_[c];
-        for (int64_t index : kept) {
-          const int64_t place = places_[index];
-          const Footprint box = boxes_.at(place);
-          if (labels_[place] == labels_[cell.begin] && cell.meets(box))
-            kernels().suppress(rule_, box, labels_[place], boxes_, labels_.data(), cell.begin, cell.end,
-                               gone_.data());
-        }
-      }
+      for (int64_t c = begin; c < end; ++c)
+        for (size_t i = 0; i < rows.size(); ++i)
+          if (labels[i] == labels_[cells_[c].begin] && cells_[c].meets(rows[i]))
+            kernels().suppress(rule_, rows[i], labels[i], boxes_, labels_.data(), cells_[c].begin,
+                               cells_[c].end, gone_.data());
     });
   }
 

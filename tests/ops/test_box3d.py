@@ -322,16 +322,3 @@ def test_kernel_survives_boxes_that_are_not_finite() -> None:
     rows.view(-1)[torch.arange(0, 200, 3)] = math.nan
     rows.view(-1)[torch.arange(1, 200, 7)] = math.inf
     assert torch.ops.bevkd2.rotated_iou(rows, rows).shape == (40, 40)
-
-
-@pytest.mark.gpu
-def test_cuda_tensors_are_copied() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    boxes, scores = random_boxes(50, 0), torch.rand(50)
-    iou, kept = rotated_iou(boxes.cuda(), boxes.cuda()), rotated_nms(boxes.cuda(), scores.cuda(), 0.2)
-    assert iou.is_cuda and kept.is_cuda
-    torch.testing.assert_close(iou.cpu(), rotated_iou(boxes, boxes), rtol=0, atol=0)
-    assert kept.tolist() == rotated_nms(boxes, scores, 0.2).tolist()
-    with pytest.raises(ValueError, match="b is on cpu, a on cuda"):
-        rotated_iou(boxes.cuda(), boxes)
