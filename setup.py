@@ -107,7 +107,7 @@ def extensions() -> tuple[list, dict]:
         ),
         Extension(
             "bevkd2._kitti_eval",
-            ["csrc/kitti_eval.cpp"],
+            ["csrc/kitti_eval/module.cpp"],
             depends=HEADERS,
             include_dirs=[pybind11.get_include()],
             extra_compile_args=["-O3", "-g0", "-fvisibility=hidden"],

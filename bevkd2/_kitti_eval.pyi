@@ -1,4 +1,4 @@
-"""Types of the compiled module (csrc/kitti_eval.cpp)."""
+"""Types of the compiled module (csrc/kitti_eval)."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
 """KITTI's score: average precision in the image, in bird's eye view and in 3D, and orientation similarity.
 
-The rules are those of the official development kit, its corners included (csrc/kitti_eval.cpp names them).
+The rules are those of the official development kit, its corners included (csrc/kitti_eval names them).
 Three of them surprise often. Precision is averaged over the 41 thresholds by their number, so with fewer
 than 40 objects to be found even perfect detections score far below 100. A class is evaluated only where at
 least one detection of it exists. One detection without an observation angle (alpha = -10) switches the

@@ -19,7 +19,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kBlock = 128, kCell = 64;
+constexpr int64_t kBlock = kTile, kCell = 64;
 // Cells that are worth a thread: each meets the survivors of a block.
 constexpr int64_t kGrain = 16;
 
