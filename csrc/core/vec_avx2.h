@@ -123,11 +123,31 @@ struct Vec<float> {
     const __m256 ab = _mm256_hadd_ps(a.v, b.v), cd = _mm256_hadd_ps(c.v, d.v);
     _mm_storeu_ps(p, halves(_mm256_hadd_ps(ab, cd)));
   }
+  static Vec gather(const float* p, const int32_t* index) {
+    return {_mm256_i32gather_ps(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)), 4)};
+  }
+  static void load_quads(const float* p, Vec& a, Vec& b, Vec& c, Vec& d) {
+    const __m256 r0 = _mm256_loadu_ps(p), r1 = _mm256_loadu_ps(p + 8);
+    const __m256 r2 = _mm256_loadu_ps(p + 16), r3 = _mm256_loadu_ps(p + 24);
+    const __m256 q04 = _mm256_permute2f128_ps(r0, r2, 0x20), q15 = _mm256_permute2f128_ps(r0, r2, 0x31);
+    const __m256 q26 = _mm256_permute2f128_ps(r1, r3, 0x20), q37 = _mm256_permute2f128_ps(r1, r3, 0x31);
+    const __m256 ab01 = _mm256_unpacklo_ps(q04, q15), ab23 = _mm256_unpacklo_ps(q26, q37);
+    const __m256 cd01 = _mm256_unpackhi_ps(q04, q15), cd23 = _mm256_unpackhi_ps(q26, q37);
+    a.v = _mm256_shuffle_ps(ab01, ab23, 0x44);
+    b.v = _mm256_shuffle_ps(ab01, ab23, 0xEE);
+    c.v = _mm256_shuffle_ps(cd01, cd23, 0x44);
+    d.v = _mm256_shuffle_ps(cd01, cd23, 0xEE);
+  }
   static void load_pairs(const float* p, Vec& x, Vec& y) {
     const __m256 a = _mm256_loadu_ps(p), b = _mm256_loadu_ps(p + 8);
     const __m256 low = _mm256_permute2f128_ps(a, b, 0x20), high = _mm256_permute2f128_ps(a, b, 0x31);
     x.v = _mm256_shuffle_ps(low, high, 0x88);
     y.v = _mm256_shuffle_ps(low, high, 0xDD);
+  }
+  static void store_pairs(const Vec& x, const Vec& y, float* p) {
+    const __m256 low = _mm256_unpacklo_ps(x.v, y.v), high = _mm256_unpackhi_ps(x.v, y.v);
+    _mm256_storeu_ps(p, _mm256_permute2f128_ps(low, high, 0x20));
+    _mm256_storeu_ps(p + 8, _mm256_permute2f128_ps(low, high, 0x31));
   }
 };
 

@@ -108,11 +108,30 @@ struct Vec {
     p[2] = c.sum();
     p[3] = d.sum();
   }
+  // (p[index[0]], p[index[1]], ...)
+  static Vec gather(const A* p, const int32_t* index) {
+    return make([&](int i) { return p[index[i]]; });
+  }
+  // p holds a0, b0, c0, d0, a1, ...
+  static void load_quads(const A* p, Vec& a, Vec& b, Vec& c, Vec& d) {
+    for (int i = 0; i < 8; ++i) {
+      a.v[i] = p[4 * i];
+      b.v[i] = p[4 * i + 1];
+      c.v[i] = p[4 * i + 2];
+      d.v[i] = p[4 * i + 3];
+    }
+  }
   // p holds x0, y0, x1, y1, ...
   static void load_pairs(const A* p, Vec& x, Vec& y) {
     for (int i = 0; i < 8; ++i) {
       x.v[i] = p[2 * i];
       y.v[i] = p[2 * i + 1];
+    }
+  }
+  static void store_pairs(const Vec& x, const Vec& y, A* p) {
+    for (int i = 0; i < 8; ++i) {
+      p[2 * i] = x.v[i];
+      p[2 * i + 1] = y.v[i];
     }
   }
 };

@@ -1,47 +1,40 @@
-// Multi-scale deformable attention on the CPU: the kernels of cpu_kernels.h, for the instruction sets of
-// core/cpu_dispatch.h.
+// Multi-scale deformable attention on the CPU: the kernels of cpu_forward.h and cpu_backward.h, for the
+// instruction sets of core/cpu_dispatch.h.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <vector>
 
 #include "../core/cpu_dispatch.h"
+#include "../core/huge_pages.h"
+#include "../core/tasks.h"
+#include "cpu_plan.h"
 #include "ops.h"
 
 namespace bevkd2::msda {
 namespace {
 
-// The rows that read one value batch. Without lists: rows first .. first + size, and a row is its own query.
-struct RowRange {
-  int64_t size;
-  int64_t first;
-  const int64_t* rows;
-  const int64_t* queries;
-  int64_t row(int64_t n) const { return rows ? rows[n] : first + n; }
-  int64_t query(int64_t n) const { return queries ? queries[n] : first + n; }
-};
-
 namespace plain {
 using bevkd2::plain::Vec;
-#include "cpu_kernels.h"
+#include "cpu_points.h"
+//
+#include "cpu_backward.h"
+#include "cpu_forward.h"
 }  // namespace plain
 
 #if BEVKD2_HAS_AVX2
 BEVKD2_BEGIN_AVX2
 namespace avx2 {
 using bevkd2::avx2::Vec;
-#include "cpu_kernels.h"
+#include "cpu_points.h"
+//
+#include "cpu_backward.h"
+#include "cpu_forward.h"
 }  // namespace avx2
 BEVKD2_END_AVX2
 #endif
-
-// Queries that are worth a thread: about 64k multiply-adds.
-template <typename T>
-int64_t grain_of(const Problem<T>& p) {
-  const int64_t work = int64_t{4} * p.heads * p.samples() * std::max(p.width, 8);
-  return std::max<int64_t>(1, 65536 / std::max<int64_t>(1, work));
-}
 
 template <typename T>
 void check_rows(const Problem<T>& p) {
@@ -54,77 +47,89 @@ void check_rows(const Problem<T>& p) {
   STD_TORCH_CHECK(good, "ms_deform_attn_ragged: row_value must lie in [0, ", p.batches, ")");
 }
 
-// The rows of each value batch, ascending (a counting sort).
-struct RowsByBatch {
-  std::vector<int64_t> begin, rows, queries;
-
-  template <typename T>
-  explicit RowsByBatch(const Problem<T>& p) {
-    if (!p.row_splits) return;
-    begin.assign(p.batches + 1, 0);
-    rows.resize(p.rows);
-    queries.resize(p.rows);
-    for (int64_t r = 0; r < p.rows; ++r) ++begin[p.row_value[r] + 1];
-    for (int64_t b = 0; b < p.batches; ++b) begin[b + 1] += begin[b];
-    std::vector<int64_t> next(begin.begin(), begin.end());
-    for (int64_t m = 0; m < p.queries; ++m)
-      for (int64_t r = p.row_splits[m]; r < p.row_splits[m + 1]; ++r) {
-        const int64_t at = next[p.row_value[r]]++;
-        rows[at] = r;
-        queries[at] = m;
-      }
-  }
-
-  template <typename T>
-  RowRange of(const Problem<T>& p, int64_t batch) const {
-    if (!p.row_splits) return {p.queries_per_batch, batch * p.queries_per_batch, nullptr, nullptr};
-    return {begin[batch + 1] - begin[batch], 0, rows.data() + begin[batch], queries.data() + begin[batch]};
-  }
-};
-
+// Threads that the work is worth, at 64k multiply-adds each.
 template <typename T>
-void run_value_backward(const Problem<T>& p, const Level* levels, const Gradients<T>& g) {
-  const RowsByBatch by_batch(p);
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t wanted = (threads + p.batches - 1) / p.batches;  // head groups of a batch
-  const int heads = static_cast<int>((p.heads + std::min<int64_t>(wanted, p.heads) - 1) /
-                                     std::min<int64_t>(wanted, p.heads));
-  const int64_t groups = (p.heads + heads - 1) / heads;
-  torch::stable::parallel_for(0, p.batches * groups, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t batch = task / groups;
-      const int first = static_cast<int>(task % groups) * heads;
-      const int count = std::min(heads, p.heads - first);
-      const RowRange rows = by_batch.of(p, batch);
-      [&] { BEVKD2_CALL(T, value_backward, p, levels, g, batch, first, count, rows); }();
+int64_t threads_for(const Problem<T>& p) {
+  const double work = 4.0 * static_cast<double>(p.rows) * p.heads * p.samples() * std::max(p.width, 8);
+  return std::clamp<int64_t>(static_cast<int64_t>(work / 65536), 1, torch::stable::get_num_threads());
+}
+
+// Tasks over queries: several a thread, so that they end together; all heads of a query together, whose
+// pixels lie side by side.
+Plan plan_queries(int64_t queries, int heads, int64_t threads) {
+  const int64_t tasks = threads > 1 ? 8 * threads : 1;
+  return {queries, (queries + tasks - 1) / tasks, 0, heads, 1};
+}
+
+void fill_zero(void* to, size_t bytes) {
+  constexpr size_t kPart = size_t{1} << 22;
+  advise_huge_pages(to, bytes);
+  const auto parts = static_cast<int64_t>((bytes + kPart - 1) / kPart);
+  run_tasks(parts, torch::stable::get_num_threads(), [&](Tasks& tasks) {
+    for (int64_t part = tasks.take(); part >= 0; part = tasks.take()) {
+      const size_t begin = static_cast<size_t>(part) * kPart;
+      std::memset(static_cast<char*>(to) + begin, 0, std::min(kPart, bytes - begin));
     }
   });
 }
 
+template <typename T>
+void run_backward(const Problem<T>& p, const Level* levels, const Gradients<T>& g, bool sampling, bool value,
+                  const Plan& plan, int64_t threads) {
+  run_tasks(plan.tasks(), threads, [&](Tasks& tasks) {
+    BEVKD2_CALL(T, backward_tasks, p, levels, g, sampling, value, plan, tasks);
+  });
+}
+
+// Tasks that own the heads of a value batch (of all of them in the ragged op) can make every gradient in one
+// pass. Where there are fewer of those tasks than threads, or where references sum over heads, points and
+// value are two passes.
+template <typename T>
+void plan_backward(const Problem<T>& p, const Level* levels, const Gradients<T>& g) {
+  const int64_t threads = threads_for(p);
+  const int64_t parts = p.row_splits ? 1 : p.batches;
+  const int64_t groups = (threads + parts - 1) / parts;
+  const bool together = g.value && g.sampling() && (g.references ? groups == 1 : groups <= p.heads);
+  if (g.sampling() && !together)
+    run_backward(p, levels, g, true, false, plan_queries(p.queries, p.heads, threads), threads);
+  if (!g.value) return;
+  const bool by_batch = p.row_splits && groups > p.heads;
+  const int heads = heads_of_task(p.heads, p.heads / std::min<int64_t>(groups, p.heads));
+  const Plan plan{p.queries, p.queries / parts, by_batch ? p.batches : 0, heads, p.heads / heads};
+  run_backward(p, levels, g, together, true, plan, threads);
+}
+
 struct Cpu {
+  static constexpr bool kFillsGradients = true;
+
   template <typename T>
   static void forward(const Arguments& a, T* out, accumulate_t<T>* weights) {
     const Problem<T> p = make_problem<T>(a);
     check_rows(p);
-    if (p.samples() == 0 || p.heads == 0) {
-      std::fill_n(out, p.outputs() * p.heads * p.width, T(0));
-      return;
-    }
-    torch::stable::parallel_for(0, p.outputs(), grain_of(p), [&](int64_t begin, int64_t end) {
-      BEVKD2_CALL(T, forward_outputs, p, a.levels.data(), out, weights, begin, end);
+    const int64_t outputs = p.outputs();
+    const auto bytes = static_cast<size_t>(outputs * p.pixel_stride()) * sizeof(T);
+    if (p.samples() == 0 || p.heads == 0 || outputs == 0) return fill_zero(out, bytes);
+    advise_huge_pages(out, bytes);
+    const int64_t threads = threads_for(p);
+    const Plan plan = plan_queries(outputs, p.heads, threads);
+    run_tasks(plan.tasks(), threads, [&](Tasks& tasks) {
+      BEVKD2_CALL(T, forward_tasks, p, a.levels.data(), out, weights, plan, tasks);
     });
   }
 
   template <typename T>
   static void backward(const Arguments& a, const Gradients<T>& g) {
+    using A = accumulate_t<T>;
     const Problem<T> p = make_problem<T>(a);
     check_rows(p);
-    if (p.samples() == 0 || p.heads == 0 || p.queries == 0) return;
-    if (g.sampling())
-      torch::stable::parallel_for(0, p.queries, grain_of(p), [&](int64_t begin, int64_t end) {
-        BEVKD2_CALL(T, sampling_backward, p, a.levels.data(), g, begin, end);
-      });
-    if (g.value && p.batches > 0) run_value_backward(p, a.levels.data(), g);
+    if (g.value) fill_zero(g.value, static_cast<size_t>(p.batches * p.batch_stride()) * sizeof(A));
+    if (p.samples() == 0 || p.heads == 0 || p.queries == 0) {
+      if (g.references) std::fill_n(g.references, p.rows * p.rule.count * p.rule.dims, A(0));
+      return;
+    }
+    if (g.offsets) advise_huge_pages(g.offsets, static_cast<size_t>(a.offsets.numel()) * sizeof(A));
+    if (g.logits) advise_huge_pages(g.logits, static_cast<size_t>(a.logits.numel()) * sizeof(A));
+    plan_backward(p, a.levels.data(), g);
   }
 };
 

@@ -268,6 +268,8 @@ unsigned blocks_of(const Problem<T>& p) {
 }
 
 struct Cuda {
+  static constexpr bool kFillsGradients = false;
+
   template <typename T>
   static void forward(const Arguments& a, T* out, accumulate_t<T>* weights) {
     const Problem<T> p = make_problem<T>(a);

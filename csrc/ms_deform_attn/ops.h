@@ -1,6 +1,7 @@
-// The six ops in terms of two functions that a device supplies (Backend::forward, Backend::backward): from
-// tensors to a Problem, and back. Shapes are checked in Python, where the messages reach the user whole; what
-// is checked here is what a kernel must not trust anyone for.
+// The six ops in terms of what a device supplies (Backend::forward, Backend::backward, and kFillsGradients:
+// whether backward writes every number of a gradient, or adds to zeros): from tensors to a Problem, and back.
+// Shapes are checked in Python, where the messages reach the user whole; what is checked here is what a
+// kernel must not trust anyone for.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -218,14 +219,16 @@ struct Ops {
                       "ms_deform_attn: the weights' gradient does not have the weights' size");
       weights = torch::stable::contiguous(*grad_weights);
     }
-    Tensor value = needs.value ? torch::stable::new_zeros(a.value, a.value.sizes(), accumulate_dtype(dtype))
-                               : not_wanted(a.value);
-    Tensor references = needs.references ? torch::stable::new_zeros(*a.references, a.references->sizes())
-                                         : not_wanted(a.logits);
-    Tensor offsets =
-        needs.offsets ? torch::stable::new_zeros(a.offsets, a.offsets.sizes()) : not_wanted(a.logits);
-    Tensor logits =
-        needs.logits ? torch::stable::new_zeros(a.logits, a.logits.sizes()) : not_wanted(a.logits);
+    const auto make = [](bool need, const Tensor& like, ScalarType type) {
+      if (!need) return not_wanted(like);
+      if (Backend::kFillsGradients) return torch::stable::new_empty(like, like.sizes(), type);
+      return torch::stable::new_zeros(like, like.sizes(), type);
+    };
+    const ScalarType accumulate = accumulate_dtype(dtype);
+    Tensor value = make(needs.value, a.value, needs.value ? accumulate : dtype);
+    Tensor references = make(needs.references, a.references ? *a.references : a.logits, accumulate);
+    Tensor offsets = make(needs.offsets, a.offsets, accumulate);
+    Tensor logits = make(needs.logits, a.logits, accumulate);
     dispatch(dtype, [&](auto tag) {
       using T = decltype(tag);
       using A = accumulate_t<T>;

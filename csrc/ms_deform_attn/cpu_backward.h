@@ -1,0 +1,184 @@
+// The backward kernel on the CPU. Included inside a namespace by cpu.cpp, after cpu_points.h.
+//
+// kSampling: gradients of references, offsets and weights. kValue: gradient of value. Both in one pass share
+// the coordinates and the cache lines of value's pixels; a number comes out the same, bit for bit, whichever
+// way it is made.
+
+// The gradient of a row of the query, for heads [first, first + s.heads).
+template <typename T>
+inline void set_grad(const Problem<T>& p, const T* grad, int64_t query, int first,
+                     Scratch<accumulate_t<T>>& s) {
+  using A = accumulate_t<T>;
+  const Vec<A> share = Vec<A>::set1(p.share_of(query));
+  const int64_t output = p.output_of(query);
+  for (int h = 0; h < s.heads; ++h) {
+    const T* from = grad + (output * p.heads + first + h) * p.width;
+    for (int c = 0; c < p.width; c += 8)
+      (load_channels<A>(from + c, p.width - c) * share).store(s.head_channels(h) + c);
+  }
+}
+
+// The points of a head: dots[4 i ..] = <grad, corner> for the four corners of each, and grad_map[corner] +=
+// weight * grad. kWidth: channels, 0 where only known at run time.
+template <bool kSampling, bool kValue, int kWidth, typename T, typename A>
+inline void walk_points(const Problem<T>& p, const T* map, A* grad_map, const A* grad, Scratch<A>& s,
+                        int begin, int end) {
+  using V = Vec<A>;
+  const int width = kWidth ? kWidth : p.width;
+  const int64_t stride = p.pixel_stride();
+  for (int i = begin; i < end; ++i) {
+    V dots[4] = {V::set1(A(0)), V::set1(A(0)), V::set1(A(0)), V::set1(A(0))};
+    if (s.valid[i]) {
+      const int64_t at[4] = {s.pixel00[i] * stride, s.pixel01[i] * stride, s.pixel10[i] * stride,
+                             s.pixel11[i] * stride};
+      V weights[4];
+      if (kValue) {
+        weights[0] = V::set1(s.weight00[i]);
+        weights[1] = V::set1(s.weight01[i]);
+        weights[2] = V::set1(s.weight10[i]);
+        weights[3] = V::set1(s.weight11[i]);
+      }
+      for (int c = 0; c < width; c += 8) {
+        const V g = V::load(grad + c);
+        for (int k = 0; k < 4; ++k) {
+          if (kSampling) dots[k] = V::fma(g, load_channels<A>(map + at[k] + c, width - c), dots[k]);
+          if (kValue) {
+            A* to = grad_map + at[k] + c;
+            store_channels(V::fma(weights[k], g, load_channels<A>(to, width - c)), to, width - c);
+          }
+        }
+      }
+    }
+    if (kSampling) V::store_sums(dots[0], dots[1], dots[2], dots[3], &s.dots[4 * i]);
+  }
+}
+
+// From the dots: the gradient of each point in pixels, grad_attention += that of its attention weight, and
+// grad_offsets += that of its offset (d pixel / d offset = scale). sample_grad of core/ms_deform_attn.h.
+template <typename A>
+inline void add_sample_grads(Scratch<A>& s) {
+  using V = Vec<A>;
+  int t = 0;
+  for (int i = 0; i < s.count; i += 8) {
+    V t00, t01, t10, t11;
+    V::load_quads(&s.dots[4 * i], t00, t01, t10, t11);
+    const V weight_x0 = V::load(&s.weight_x0[i]), weight_x1 = V::load(&s.weight_x1[i]);
+    const V weight_y0 = V::load(&s.weight_y0[i]), weight_y1 = V::load(&s.weight_y1[i]);
+    const V column0 = V::fma(weight_y0, t00, weight_y1 * t10);
+    const V column1 = V::fma(weight_y0, t01, weight_y1 * t11);
+    const V row0 = V::fma(weight_x0, t00, weight_x1 * t01);
+    const V row1 = V::fma(weight_x0, t10, weight_x1 * t11);
+    const V attention = V::load(&s.attention[i]);
+    const V x = attention * (V::load(&s.inside_x1[i]) * column1 - V::load(&s.inside_x0[i]) * column0);
+    const V y = attention * (V::load(&s.inside_y1[i]) * row1 - V::load(&s.inside_y0[i]) * row0);
+    x.store(&s.grad_x[i]);
+    y.store(&s.grad_y[i]);
+    const V grad = V::fma(weight_x0, column0, weight_x1 * column1);
+    (V::load(&s.grad_attention[i]) + grad).store(&s.grad_attention[i]);
+    V offset_x, offset_y;
+    V::load_pairs(&s.grad_offsets[2 * i], offset_x, offset_y);
+    V::store_pairs(V::fma(x, V::load(&s.scale_x[t]), offset_x), V::fma(y, V::load(&s.scale_y[t]), offset_y),
+                   &s.grad_offsets[2 * i]);
+    t += 8;
+    if (t == s.period) t = 0;
+  }
+}
+
+// A row's references, summed over heads, levels and points.
+template <typename T, typename A>
+inline void set_reference_grads(const Problem<T>& p, const Scratch<A>& s, A* references) {
+  const A box = A(0.5) / A(p.points);
+  std::fill_n(references, p.rule.count * p.rule.dims, A(0));
+  for (int i = 0; i < s.count; ++i) {
+    const int sample = i % s.samples;
+    A* to = references + s.reference[sample];
+    const A x = s.grad_x[i] * s.width[sample], y = s.grad_y[i] * s.height[sample];
+    to[0] += x;
+    to[1] += y;
+    if (p.rule.dims == 4) {
+      to[2] += x * s.offsets[2 * i] * box;
+      to[3] += y * s.offsets[2 * i + 1] * box;
+    }
+  }
+}
+
+template <typename T, typename A>
+inline void store_logit_grads(const Problem<T>& p, const Scratch<A>& s, A* logits) {
+  for (int begin = 0; begin < s.count; begin += s.samples) {
+    A weighted = 0;
+    if (p.softmax)
+      for (int i = begin; i < begin + s.samples; ++i) weighted += s.attention[i] * s.grad_attention[i];
+    for (int i = begin; i < begin + s.samples; ++i)
+      logits[i] =
+          p.softmax ? softmax_grad(s.attention[i], s.grad_attention[i], weighted) : s.grad_attention[i];
+  }
+}
+
+template <bool kSampling, bool kValue, typename T>
+inline void backward_row(const Problem<T>& p, const Gradients<T>& g, int64_t row, int first,
+                         Scratch<accumulate_t<T>>& s) {
+  s.set_row(p, row);
+  set_corners<kValue, kSampling>(s);
+  const int64_t at = p.batch_of(row) * p.batch_stride() + first * p.width;
+  for (int h = 0; h < s.heads; ++h) {
+    const T* map = p.value + at + h * p.width;
+    auto* grad_map = kValue ? g.value + at + h * p.width : nullptr;
+    const int begin = h * s.samples, end = begin + s.samples;
+    if (p.width == 32)
+      walk_points<kSampling, kValue, 32>(p, map, grad_map, s.head_channels(h), s, begin, end);
+    else
+      walk_points<kSampling, kValue, 0>(p, map, grad_map, s.head_channels(h), s, begin, end);
+  }
+  if (!kSampling) return;
+  add_sample_grads(s);
+  if (g.references) set_reference_grads(p, s, g.references + row * p.rule.count * p.rule.dims);
+}
+
+template <typename T>
+inline bool reads_batch(const Problem<T>& p, int64_t query, int64_t batch) {
+  for (int64_t row = p.row_begin(query); row < p.row_end(query); ++row)
+    if (p.batch_of(row) == batch) return true;
+  return false;
+}
+
+// The rows of a query that the task is for.
+template <bool kSampling, bool kValue, typename T>
+inline void backward_query(const Problem<T>& p, const Gradients<T>& g, int64_t query, const Task& t,
+                           Scratch<accumulate_t<T>>& s) {
+  using A = accumulate_t<T>;
+  const int first = t.first_head;
+  const int64_t at = (query * p.heads + first) * s.samples;
+  set_query(p, query, first, s);
+  set_grad(p, g.out, query, first, s);
+  if (kSampling) {
+    if (g.weights)
+      std::copy_n(g.weights + at, s.count, s.grad_attention.data());
+    else
+      std::fill(s.grad_attention.begin(), s.grad_attention.end(), A(0));
+    std::fill(s.grad_offsets.begin(), s.grad_offsets.end(), A(0));
+  }
+  for (int64_t row = p.row_begin(query); row < p.row_end(query); ++row)
+    if (t.batch < 0 || p.batch_of(row) == t.batch) backward_row<kSampling, kValue>(p, g, row, first, s);
+  if (!kSampling) return;
+  if (g.offsets) std::copy_n(s.grad_offsets.data(), 2 * s.count, g.offsets + 2 * at);
+  if (g.logits) store_logit_grads(p, s, g.logits + at);
+}
+
+// Works through tasks of the plan, which own what they write.
+template <typename T>
+void backward_tasks(const Problem<T>& p, const Level* levels, const Gradients<T>& g, bool sampling,
+                    bool value, const Plan& plan, Tasks& tasks) {
+  Scratch<accumulate_t<T>> s(p, levels, plan.heads);
+  for (int64_t task = tasks.take(); task >= 0; task = tasks.take()) {
+    const Task t = plan.task(task);
+    for (int64_t query = t.begin; query < t.end; ++query)
+      if (t.batch >= 0 && !reads_batch(p, query, t.batch))
+        continue;
+      else if (sampling && value)
+        backward_query<true, true>(p, g, query, t, s);
+      else if (sampling)
+        backward_query<true, false>(p, g, query, t, s);
+      else
+        backward_query<false, true>(p, g, query, t, s);
+  }
+}
