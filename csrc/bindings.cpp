@@ -58,6 +58,22 @@ STABLE_TORCH_LIBRARY(bevkd2, m) {
       "bev_response_l2_backward(Tensor grad_loss, Tensor student, Tensor differences, Tensor scales) "
       "-> Tensor");
 
+  // Class predictions. Logits are (B, Q, K), depths, weights and objects (B, Q), frozen (B); distance 0
+  // probabilities, 1 logits, 2 Bernoulli KL, 3 softmax KL; rho 0 off, 1 exponential, 2 linear. The losses of
+  // objects and of the background (2), the gradients of logits and of student_depth; one that was not asked
+  // for is empty.
+  m.def(
+      "prediction_loss(Tensor student, Tensor teacher, Tensor? weights, Tensor? objects, "
+      "Tensor? student_depth, Tensor? teacher_depth, Tensor? true_depth, Tensor? max_depth, Tensor? frozen, "
+      "int distance, int rho, float temperature, float slope, float offset, float object_weight, "
+      "float background_weight, bool need_logits, bool need_depth) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "prediction_loss_backward(Tensor grad_losses, Tensor student, Tensor teacher, Tensor? weights, Tensor? "
+      "objects, "
+      "Tensor? student_depth, Tensor? teacher_depth, Tensor? true_depth, Tensor? max_depth, Tensor? frozen, "
+      "int distance, int rho, float temperature, float slope, float offset, float object_weight, "
+      "float background_weight, bool need_logits, bool need_depth) -> (Tensor, Tensor)");
+
   // KL of softmaxes. Levels are (B, R, K), R softmaxes over K entries a sample; weights (B, R) or empty;
   // totals (L), the losses' normalisers, B * R without. Losses are (L); without need_grad no gradients.
   m.def(

@@ -9,10 +9,13 @@ from .ms_deform_attn import ms_deform_attn
 from .ms_deform_attn_fused import ms_deform_attn_fused
 from .ms_deform_attn_ragged import ms_deform_attn_ragged
 from .prediction_distill import class_distance, depth_guidance
+from .prediction_loss import DepthWeights, PredictionLoss, logit_distance, prediction_loss
 from .softmax_kl import channel_wise_kl, pixel_wise_kl
 from .weighted_l2 import weighted_l2
 
 __all__ = [
+    "DepthWeights",
+    "PredictionLoss",
     "attention_l2",
     "batched_rotated_nms",
     "bev_response_l2",
@@ -22,6 +25,7 @@ __all__ = [
     "content_mask",
     "depth_guidance",
     "feature_l2",
+    "logit_distance",
     "masked_l2",
     "ms_deform_attn",
     "ms_deform_attn_fused",
@@ -29,6 +33,7 @@ __all__ = [
     "occlusion_factor",
     "perspective_matrix",
     "pixel_wise_kl",
+    "prediction_loss",
     "rotated_intersection",
     "rotated_iou",
     "rotated_nms",

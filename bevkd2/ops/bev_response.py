@@ -124,6 +124,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | No
 torch.library.register_autograd("bevkd2::bev_response_l2", _backward, setup_context=_setup_context)
 refuse_double_backward("bev_response_l2_backward")
 
+
 def bev_response_l2_reference(
     student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, reduction: Reduction
 ) -> Tensor:

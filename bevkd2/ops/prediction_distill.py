@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bevkd2.ops.precision import widen
 
-Distance = Literal["l2", "l2_logits", "kl"]
+Distance = Literal["l2", "l2_logits", "kl", "softmax_kl"]
 Rho = Literal["exp", "linear", "off"]
 
 
@@ -22,13 +22,14 @@ def class_distance(student: Tensor, teacher: Tensor, distance: Distance, tempera
 
     "l2": squared difference of probabilities sigmoid(z). "l2_logits": of logits. "kl": for every class the
     KL divergence of Bernoulli(sigmoid(student / T)) from Bernoulli(sigmoid(teacher / T)), times T^2 (the
-    detectors classify by independent sigmoids).
+    detectors classify by independent sigmoids). "softmax_kl": the KL divergence of softmax(student / T) from
+    softmax(teacher / T), times T^2, for heads that choose one class.
 
     Args:
         student: (..., K) logits.
         teacher: the same shape.
         distance: see above.
-        temperature: T of "kl".
+        temperature: T of the two KLs.
 
     Returns:
         (...), float32 (float64 where an input is).
@@ -51,6 +52,9 @@ def class_distance(student: Tensor, teacher: Tensor, distance: Distance, tempera
     if distance == "l2":
         return (student.sigmoid() - teacher.sigmoid()).square().sum(-1)
     student, teacher = student / temperature, teacher / temperature
+    if distance == "softmax_kl":
+        ours, theirs = student.log_softmax(-1), teacher.log_softmax(-1)
+        return temperature**2 * (theirs.exp() * (theirs - ours)).sum(-1)
     probability = teacher.sigmoid()
     divergence = probability * (F.logsigmoid(teacher) - F.logsigmoid(student)) + (1 - probability) * (
         F.logsigmoid(-teacher) - F.logsigmoid(-student)

@@ -12,7 +12,7 @@ from bevkd2.distill.methods.base import DistillMethod, register_method
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import Knowledge, MonoKnowledge
 from bevkd2.modeling.mono.inputs import MonoTargets
-from bevkd2.ops import class_distance, content_mask, depth_guidance
+from bevkd2.ops import DepthWeights, content_mask, prediction_loss
 from bevkd2.ops.prediction_distill import Distance, Rho
 
 _DEPTHS = {"decoded": "depth", "direct": "direct_depth", "probabilistic": "probabilistic_depth"}
@@ -57,8 +57,8 @@ class DepthGuidedPrediction(DistillMethod):
         """Adds WEIGHT and the keys of Eq. 5 and 6."""
         super().add_config(node)
         # Eq. 6 prints KL; the paper's Table 1 and its final row use L2. On what L2 acts it does not say.
-        node.DISTANCE = "l2"  # of probabilities | "l2_logits" | "kl"
-        node.TEMPERATURE = 1.0  # of "kl"
+        node.DISTANCE = "l2"  # of probabilities | "l2_logits" | "kl" (of sigmoids) | "softmax_kl"
+        node.TEMPERATURE = 1.0  # of the KLs
         node.DEPTH_ATTENTION = True  # phi(|tau(d_s) - tau(d_t)|), the column D of Table 1
         node.PHI_SLOPE = 10.0
         node.PHI_OFFSET = 1.0
@@ -86,27 +86,28 @@ class DepthGuidedPrediction(DistillMethod):
                 f"{teacher.level_shapes}; give both heads the same levels and classes"
             )
         assert isinstance(targets, MonoTargets) and targets.assigned is not None
-        distance = class_distance(student.logits, teacher.logits, self.distance, self.temperature)
-        content = _content(student, targets)
-        objects = (targets.assigned >= 0) & content
-        background = ~objects & content
-        weights = self._guidance(student, teacher, targets)
-        on_objects = (distance * weights).masked_fill(~objects, 0).sum() / objects.sum().clamp(min=1)
-        elsewhere = distance.masked_fill(~background, 0).sum() / background.sum().clamp(min=1)
-        return {"depth_guided": self.object_weight * on_objects + self.background_weight * elsewhere}
+        losses = prediction_loss(
+            student.logits,
+            teacher.logits,
+            targets.assigned >= 0,
+            self._depths(student, teacher, targets),
+            _content(student, targets),
+            distance=self.distance,
+            temperature=self.temperature,
+            object_weight=self.object_weight,
+            background_weight=self.background_weight,
+        )
+        return {"depth_guided": losses.objects + losses.background}
 
-    def _guidance(self, student: MonoKnowledge, teacher: MonoKnowledge, targets: MonoTargets) -> Tensor:
-        """(B, Q): D of Eq. 5."""
-        ours, theirs = None, None
-        if self.depth_attention:
-            ours, theirs = getattr(student, self.depth_field), getattr(teacher, self.depth_field).detach()
-            ours = ours.detach() if self.detach else ours
-            ours = torch.where(targets.affine_augmented[:, None], theirs, ours)
-        return depth_guidance(
-            ours,
-            theirs,
-            targets.depth_of_locations(),
-            targets.max_depth,
+    def _depths(self, student: MonoKnowledge, teacher: MonoKnowledge, targets: MonoTargets) -> DepthWeights:
+        """What D of Eq. 5 is made of."""
+        ours = getattr(student, self.depth_field) if self.depth_attention else None
+        return DepthWeights(
+            true_depth=targets.depth_of_locations(),
+            max_depth=targets.max_depth,
+            student_depth=ours.detach() if ours is not None and self.detach else ours,
+            teacher_depth=getattr(teacher, self.depth_field) if self.depth_attention else None,
+            frozen=targets.affine_augmented,
             slope=self.slope,
             offset=self.offset,
             rho=self.rho,
