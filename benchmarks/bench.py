@@ -26,7 +26,7 @@ from machine import machine, machine_name
 from report import Row, make_rows, table
 
 FOLDER = Path(__file__).resolve().parent
-FAMILIES = ("bench_ms_deform_attn", "bench_ragged", "bench_distill_loss")
+FAMILIES = ("bench_ms_deform_attn", "bench_ragged", "bench_distill_loss", "bench_box3d")
 
 
 def main(families: tuple[str, ...] = FAMILIES) -> int:

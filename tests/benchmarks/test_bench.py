@@ -29,6 +29,7 @@ FAMILIES = {
         "BEV response",
         "attention weights",
     },
+    "Rotated boxes": {"intersection, scene", "3D IoU, scene", "NMS, 200 boxes", "NMS, 10000 unrotated"},
 }
 
 
