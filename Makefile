@@ -55,9 +55,7 @@ cuda: $(STAMP)
 
 # Everything that needs a GPU, in one command.
 gpu-check: $(STAMP)
-	FORCE_CUDA=1 $(BIN)/python setup.py build_ext --inplace
-	$(BIN)/python -m pytest -m gpu
-	$(BIN)/python benchmarks/bench_train_step.py MODEL.DEVICE cuda
+	$(BIN)/python benchmarks/gpu_check.py
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/bench.py

@@ -1,12 +1,19 @@
 #!/usr/bin/env python3
-"""Seconds and peak memory of a student step, a teacher forward pass and a distillation step, as JSON.
+"""A distillation step and its parts, with the ops and in plain torch, and the ops' share of it, as JSON.
 
     python benchmarks/bench_train_step.py
+    python benchmarks/bench_train_step.py --size tiny
     python benchmarks/bench_train_step.py --config-file configs/distill_r50.yaml --image-size 1600x900
 
-Seconds are medians of interleaved runs in one process. Peak memory is taken in a process a part: GPU memory
-in tensors, or on the CPU the peak of the resident set, less what it was before the model was built. Samples
-come from a small synthetic world by the project's own loader; all weights are random.
+"distillation_step_plain" is the same step with the forms of plain_forms.py in place of the ops: deformable
+attention by grid_sample with BEVFormer's rebatching of the cameras, losses in eager torch. Seconds are
+medians of interleaved runs in one process. The share of the ops is the time in bevkd2's ops, forward and
+backward, over the time of a step, by torch.profiler; the plain forms' share follows, as the rest is the same:
+1 - (1 - share) * seconds / plain seconds. Peak memory is taken in a process a part: GPU memory in tensors, or
+on the CPU the peak of the resident set, less what it was before the model was built. Samples come from a
+small synthetic world by the project's own loader; all weights are random. Size "demo" is the demo's pair of
+models (176 x 64 pixels, 32 x 32 cells, batch 2); "tiny" is BEVFormer-tiny on a ResNet-18 as student and
+teacher (400 x 224 pixels, 50 x 50 cells, batch 1).
 """
 
 import argparse
@@ -17,10 +24,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from machine import machine
+from peak_memory import resident_peak_mib
+from plain_forms import plain_ops
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile
 
 import bevkd2.modeling  # registers the meta-architectures  # noqa: F401
 from bevkd2.checkpoint import save_file
@@ -31,43 +43,81 @@ from bevkd2.data.synthetic import WorldConfig, generate
 from bevkd2.engine.defaults import resolve_device
 from bevkd2.engine.solver import build_optimizer
 
-PARTS = ("student_step", "teacher_forward", "distillation_step")
+PARTS = ("student_step", "teacher_forward", "distillation_step", "distillation_step_plain")
 ROOT = Path(__file__).resolve().parent.parent
+TINY = ROOT / "configs" / "bevformer" / "bevformer_tiny.yaml"
+STRUCTURED = ROOT / "configs" / "_base_" / "structured.yaml"
+RESNET18 = {"MODEL.RESNETS.DEPTH": 18, "MODEL.RESNETS.RES2_OUT_CHANNELS": 64}
+IMAGE_SIZES = {"demo": "176x64", "tiny": "400x224"}
 
 
 def main() -> None:
     """Runs every part in turn, or one of them (``--part``)."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", default=str(ROOT / "configs" / "demo" / "distill.yaml"))
-    parser.add_argument("--image-size", default="176x64", help="of the cameras, before INPUT.IMAGE_SCALE")
-    parser.add_argument("--iterations", type=int, default=20)
-    parser.add_argument("--warm-up", type=int, default=3)
-    parser.add_argument("--part", choices=PARTS, help="measure this one in this process")
-    parser.add_argument("--world", help="made where it is not given")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of the config")
-    args = parser.parse_args()
+    args = parse_arguments()
     if args.part:
         print(json.dumps(measure_memory(args)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        width, height = map(int, args.image_size.split("x"))
-        generate(
-            WorldConfig(num_train_scenes=1, num_val_scenes=1, image_size=(width, height)),
-            Path(folder) / "world",
-            1,
-        )
-        args.world = str(Path(folder) / "world")
-        seconds = measure_seconds(args)
+        make_world(args, Path(folder))
+        seconds, share = measure_seconds(args)
         memory = {part: run_part(part, args) for part in PARTS}
     results = {part: {"seconds": seconds[part], "peak_memory_mib": memory[part]} for part in PARTS}
-    ratio = seconds["distillation_step"] / seconds["student_step"]
-    print(json.dumps({"machine": machine(), **results, "distillation_over_student": ratio}, indent=2))
+    step, plain = seconds["distillation_step"], seconds["distillation_step_plain"]
+    report = {
+        "machine": machine(),
+        "config": Path(args.config_file).name,
+        "image_size": args.image_size,
+        **results,
+        "distillation_over_student": step / seconds["student_step"],
+        "plain_over_ops": plain / step,
+        "share_of_ops": share,
+        "share_of_plain_forms": 1 - (1 - share) * step / plain,
+    }
+    print(json.dumps(report, indent=2))
 
 
-def measure_seconds(args: argparse.Namespace) -> dict[str, float]:
-    """Returns median seconds by part; the parts take turns, so that a slow moment hits all of them."""
+def parse_arguments() -> argparse.Namespace:
+    """The command line; what is not given is the size's."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", choices=IMAGE_SIZES, default="demo", help="what the next two default to")
+    parser.add_argument("--config-file")
+    parser.add_argument("--image-size", help="of the cameras, before INPUT.IMAGE_SCALE")
+    parser.add_argument("--iterations", type=int, help="default: 20, and 4 of size tiny")
+    parser.add_argument("--warm-up", type=int, default=1)
+    parser.add_argument("--part", choices=PARTS, help="measure this one in this process")
+    parser.add_argument("--world", help="made where it is not given")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of the config")
+    args = parser.parse_args()
+    args.iterations = args.iterations or {"demo": 20, "tiny": 4}[args.size]
+    args.image_size = args.image_size or IMAGE_SIZES[args.size]
+    if args.config_file is None and args.size == "demo":
+        args.config_file = str(ROOT / "configs" / "demo" / "distill.yaml")
+    return args
+
+
+def make_world(args: argparse.Namespace, folder: Path) -> None:
+    """Makes the samples, and the config of size "tiny", in a folder."""
+    width, height = map(int, args.image_size.split("x"))
+    world = WorldConfig(num_train_scenes=1, num_val_scenes=0, image_size=(width, height))
+    args.world = str(folder / "world")
+    generate(world, folder / "world", 1)
+    if args.config_file is None:
+        args.config_file = str(folder / "tiny.yaml")
+        small = {"INPUT.IMAGE_SCALE": 1.0, "INPUT.QUEUE_LENGTH": 2, **RESNET18}
+        options = [word for pair in small.items() for word in pair]
+        teacher = {"CONFIG": str(TINY), "OPTS": options}
+        config = {"_BASE_": [str(TINY), str(STRUCTURED)], "DISTILL": {"TEACHER": teacher}}
+        Path(args.config_file).write_text(json.dumps(config))  # JSON is YAML
+        args.opts = [*map(str, options), "SOLVER.IMS_PER_BATCH", "1", *args.opts]
+
+
+def measure_seconds(args: argparse.Namespace) -> tuple[dict[str, float], float]:
+    """Returns median seconds by part, and the share of the ops in a distillation step.
+
+    The parts take turns, so that a slow moment hits all of them.
+    """
     cfg, batches = prepare(args)
     steps = {part: make_step(part, cfg.clone(), Path(args.world).parent) for part in PARTS}
     seconds: dict[str, list[float]] = {part: [] for part in PARTS}
@@ -75,15 +125,42 @@ def measure_seconds(args: argparse.Namespace) -> dict[str, float]:
         for part, step in steps.items():
             start = time.perf_counter()
             step(batch)
-            if cfg.MODEL.DEVICE.startswith("cuda"):
-                torch.cuda.synchronize()
+            synchronize(cfg)
             seconds[part].append(time.perf_counter() - start)
-    return {part: statistics.median(times[args.warm_up :]) for part, times in seconds.items()}
+    medians = {part: statistics.median(times[args.warm_up :]) for part, times in seconds.items()}
+    profiled = batches[-min(5, args.iterations) :]
+    return medians, share_of_ops(steps["distillation_step"], profiled, cfg)
+
+
+def synchronize(cfg: CfgNode) -> None:
+    """Waits for a GPU."""
+    if cfg.MODEL.DEVICE.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def share_of_ops(step: Callable[[list], None], batches: list, cfg: CfgNode) -> float:
+    """Returns the time in bevkd2's ops over the time of their steps: of kernels on a GPU, else of the CPU."""
+    cuda = cfg.MODEL.DEVICE.startswith("cuda")
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profile(activities=activities) as profiler:
+        start = time.perf_counter()
+        for batch in batches:
+            step(batch)
+        synchronize(cfg)
+        total = time.perf_counter() - start
+    outermost = [event for event in profiler.events() if is_op(event) and not is_op(event.cpu_parent)]
+    own = sum(event.device_time_total if cuda else event.cpu_time_total for event in outermost)
+    return own / 1e6 / total
+
+
+def is_op(event: FunctionEvent | None) -> bool:
+    """Whether a profiled call is one of bevkd2's ops."""
+    return event is not None and event.name.startswith("bevkd2::")
 
 
 def run_part(part: str, args: argparse.Namespace) -> float:
     """Returns the peak memory (MiB) of one part, from a fresh process."""
-    command = [sys.executable, __file__, "--part", part, "--world", args.world, "--iterations", "2"]
+    command = [sys.executable, __file__, "--part", part, "--world", args.world, "--iterations", "1"]
     command += ["--config-file", args.config_file, "--warm-up", "1"]
     done = subprocess.run([*command, *args.opts], check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -98,15 +175,6 @@ def measure_memory(args: argparse.Namespace) -> float:
     for batch in batches:
         step(batch)
     return torch.cuda.max_memory_allocated() / 2**20 if before == 0.0 else resident_peak_mib() - before
-
-
-def resident_peak_mib(*, forget: bool = False) -> float:
-    """Returns the peak of the resident set since the start or the last ``forget`` (Linux)."""
-    if forget:
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak becomes the present size
-    status = Path("/proc/self/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 2**10
 
 
 def prepare(args: argparse.Namespace) -> tuple[CfgNode, list]:
@@ -135,7 +203,7 @@ def make_step(part: str, cfg: CfgNode, folder: Path) -> Callable[[list], None]:
             teacher.extract(teacher.preprocess(batch))
 
         return forward
-    if part == "distillation_step":
+    if part.startswith("distillation_step"):
         config = teacher_config(cfg)
         save_file({"model": build_model(config).state_dict()}, cfg.DISTILL.TEACHER.WEIGHTS)
     model = build_model(student_config(cfg) if part == "student_step" else cfg).train()
@@ -143,8 +211,9 @@ def make_step(part: str, cfg: CfgNode, folder: Path) -> Callable[[list], None]:
 
     def train(batch: list) -> None:
         optimizer.zero_grad(set_to_none=True)
-        with EventStorage():
-            sum(model(batch).values()).backward()
+        with EventStorage(), plain_ops() if part == "distillation_step_plain" else nullcontext():
+            loss = sum(model(batch).values())
+        loss.backward()
         optimizer.step()
 
     return train

@@ -5,11 +5,11 @@ import platform
 import re
 from pathlib import Path
 
-import torch
-
 
 def machine() -> dict[str, str | int]:
     """Returns processor, threads, GPU and torch's version."""
+    import torch  # here: gpu_check.py may run in a Python without it
+
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "processor": _processor(),
@@ -22,12 +22,15 @@ def machine() -> dict[str, str | int]:
 def machine_name(device: str) -> str:
     """The name of the files that hold a machine's results: the GPU's, or the processor's and its cores."""
     if device.startswith("cuda"):
-        return _slug(torch.cuda.get_device_name())
+        import torch
+
+        return slug(torch.cuda.get_device_name())
     cores = len(os.sched_getaffinity(0))
-    return _slug(f"{re.sub(r'@.*|[(](R|TM)[)]|CPU|Processor', ' ', _processor())} {cores} cores")
+    return slug(f"{re.sub(r'@.*|[(](R|TM)[)]|CPU|Processor', ' ', _processor())} {cores} cores")
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """A text as a file name: small letters, digits and underscores."""
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
 
 

@@ -1,0 +1,90 @@
+"""A model's ops in plain torch, as published code computes them where it has no kernels."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
+
+import torch
+from bench_ms_deform_attn import grid_sample_form
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from bevkd2.modeling.bev import decoder, spatial_attention, temporal_attention
+
+Levels = list[tuple[int, int]]
+
+
+def fused(
+    value: Tensor,
+    spatial_shapes: Levels,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    *,
+    reference_mode: str = "level",
+    num_queues: int = 1,
+    return_weights: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """bevkd2.ops.ms_deform_attn_fused with points (x, y) as references."""
+    references = reference_points
+    if reference_mode == "pillar":
+        repeats = attention_logits.shape[-1] // references.shape[2]
+        references = references.repeat(1, 1, repeats, 1)[:, :, None, None]  # point p has reference p % R
+    else:
+        references = references[:, :, None, :, None]
+    sizes = torch.tensor([[w, h] for h, w in spatial_shapes], device=value.device)[:, None]
+    locations = references + sampling_offsets.float() / sizes
+    weights = attention_logits.float().flatten(-2).softmax(-1).view_as(attention_logits)
+    out = grid_sample_form(value, tuple(spatial_shapes), locations.to(value.dtype), weights.to(value.dtype))
+    out = out.unflatten(0, (-1, num_queues)).mean(1)
+    return (out, weights) if return_weights else out
+
+
+def ragged(
+    value: Tensor,
+    spatial_shapes: Levels,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    row_splits: Tensor,
+    row_value: Tensor,
+    *,
+    return_weights: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """bevkd2.ops.ms_deform_attn_ragged by BEVFormer's rebatching: padded copies for every camera."""
+    counts = row_splits.diff()
+    query = torch.repeat_interleave(counts)  # of each row
+    rows = [(row_value == entry).nonzero()[:, 0] for entry in range(len(value))]
+
+    def rebatch(tensor: Tensor, index: list[Tensor]) -> Tensor:
+        return pad_sequence([tensor[i] for i in index], batch_first=True)
+
+    queries = [query[index] for index in rows]
+    padded = fused(
+        value,
+        spatial_shapes,
+        rebatch(reference_points, rows),
+        rebatch(sampling_offsets, queries),
+        rebatch(attention_logits, queries),
+        reference_mode="pillar",
+    )
+    assert isinstance(padded, Tensor)
+    slots = padded.new_zeros(len(counts), padded.shape[2])
+    for out, index in zip(padded, queries, strict=True):
+        slots = slots.index_add(0, index, out[: len(index)])
+    slots = slots / counts.clamp(min=1)[:, None]
+    weights = attention_logits.float().flatten(-2).softmax(-1).view_as(attention_logits)
+    return (slots, weights) if return_weights else slots
+
+
+@contextmanager
+def plain_ops() -> Iterator[None]:
+    """Models that run inside use the plain forms; backward may run outside."""
+    with ExitStack() as stack:
+        for module, name, form in (
+            (temporal_attention, "ms_deform_attn_fused", fused),
+            (spatial_attention, "ms_deform_attn_ragged", ragged),
+            (decoder, "ms_deform_attn_fused", fused),
+        ):
+            stack.enter_context(patch.object(module, name, form))
+        yield

@@ -1,0 +1,131 @@
+"""gpu_check.py on a machine without a GPU: its plan, and that it goes on after a step that fails."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import gpu_check  # noqa: E402
+from gpu_check import Step, run_step  # noqa: E402
+
+
+def arguments(monkeypatch: pytest.MonkeyPatch, *words: str) -> argparse.Namespace:
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", *words])
+    return gpu_check.parse_arguments()
+
+
+def steps(monkeypatch: pytest.MonkeyPatch, *words: str) -> dict[str, Step]:
+    return {step.name: step for step in gpu_check.plan(arguments(monkeypatch, *words), "9.0")}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_it_leaves_with_a_sentence() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("gpu_check: the torch of") and "sees no GPU here" in done.stderr
+
+
+def test_a_python_without_torch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = SimpleNamespace(returncode=1, stdout="", stderr="Traceback\nModuleNotFoundError: torch")
+    monkeypatch.setattr(gpu_check.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(SystemExit, match="/some/python cannot import torch: ModuleNotFoundError"):
+        gpu_check.look_for_gpu("/some/python")
+
+
+def test_the_cuda_library_is_built_for_the_gpus_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    build = steps(monkeypatch, "--python", "/some/python")["build"]
+    assert build.command == ["/some/python", "setup.py", "build_ext", "--inplace"]
+    assert build.environment == {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0"}
+
+
+def test_every_step_is_there_in_order_and_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tuple(steps(monkeypatch)) == gpu_check.STEPS
+    assert list(steps(monkeypatch, "--steps", "bench", "tests")) == ["tests", "bench"]
+
+
+def test_sanitizers_are_skipped_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "find_sanitizer", lambda: "")
+    assert all("no compute-sanitizer" in steps(monkeypatch)[tool].skip for tool in gpu_check.SANITIZERS)
+
+
+def test_sanitizers_fail_on_what_they_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "find_sanitizer", lambda: "/cuda/bin/compute-sanitizer")
+    planned = steps(monkeypatch)
+    for tool in gpu_check.SANITIZERS:
+        assert planned[tool].command[:5] == [
+            "/cuda/bin/compute-sanitizer", "--tool", tool, "--error-exitcode", "1",
+        ]  # fmt: skip
+        assert planned[tool].environment == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+
+
+def test_the_sanitizer_of_cuda_home_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert gpu_check.find_sanitizer() == ""
+    tool = tmp_path / "bin" / "compute-sanitizer"
+    tool.parent.mkdir()
+    tool.touch()
+    assert gpu_check.find_sanitizer() == str(tool)
+
+
+@pytest.mark.parametrize(
+    ("code", "timeout", "result"),
+    [
+        ("pass", None, "passed"),
+        ("raise SystemExit(3)", None, "failed: exit code 3"),
+        ("import time; time.sleep(30)", 0.1, "failed: it ran longer than 0.1 s"),
+    ],
+)
+def test_what_becomes_of_a_step(code: str, timeout: float | None, result: str) -> None:
+    assert run_step(Step("step", [sys.executable, "-c", code]), timeout).result == result
+
+
+def test_a_step_that_fails_stops_nothing_and_decides_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments(monkeypatch, "--out", str(tmp_path))
+    codes = {"build": "raise SystemExit(2)", "tests": "pass"}
+
+    def planned(*_: Any) -> list[Step]:
+        ran = [Step(name, [sys.executable, "-c", code]) for name, code in codes.items()]
+        return [*ran, Step("memcheck", skip="there is none")]
+
+    monkeypatch.setattr(gpu_check, "look_for_gpu", lambda python: ("NVIDIA H200", "9.0"))
+    monkeypatch.setattr(gpu_check, "plan", planned)
+    assert gpu_check.main() == 1
+    report = json.loads((tmp_path / "nvidia_h200_check.json").read_text())
+    assert report["gpu"] == "NVIDIA H200"
+    results = {step["step"]: step["result"] for step in report["steps"]}
+    assert results == {
+        "build": "failed: exit code 2", "tests": "passed", "memcheck": "skipped: there is none"
+    }  # fmt: skip
+    assert "failed: exit code 2" in capsys.readouterr().out
+    codes["build"] = "pass"
+    assert gpu_check.main() == 0
+
+
+def test_run_once_runs_every_family() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "run_once.py")],
+        env={**gpu_check.os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Deformable attention: spatial, local, float32" in done.stdout
+    assert "Distillation losses: BEV response, float32" in done.stdout
