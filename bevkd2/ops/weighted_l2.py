@@ -235,6 +235,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, list[T
     student, teacher, pixel_weights, channel_weights, scale, ctx.norm, ctx.made = inputs
     _, sums, grads = output
     ctx.mark_non_differentiable(sums, *grads)
+    ctx.set_materialize_grads(False)  # else backward makes zeros for each of them
     ctx.levels = len(student)
     if ctx.made:
         ctx.save_for_backward(*grads)
