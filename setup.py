@@ -32,6 +32,7 @@ CPU_SOURCES = [
     "csrc/box3d/nms_cpu.cpp",
     "csrc/distill_loss/bev_response.cpp",
     "csrc/distill_loss/prediction.cpp",
+    "csrc/distill_loss/pixel_weights.cpp",
     "csrc/distill_loss/softmax_kl.cpp",
     "csrc/distill_loss/weighted_l2.cpp",
     "csrc/ms_deform_attn/cpu.cpp",

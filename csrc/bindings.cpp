@@ -90,4 +90,11 @@ STABLE_TORCH_LIBRARY(bevkd2, m) {
   m.def(
       "weighted_l2_backward(Tensor[] student, Tensor[] teacher, Tensor[] pixel_weights, "
       "Tensor[] channel_weights, Tensor factor) -> Tensor[]");
+
+  // Weights of the cells of all levels: (B, cells), their sums (L, B), and the cells in the image (L, B).
+  // shapes is h0, w0, ...; geometry left, top, step_x, step_y of each level; perspective amplitude, sigma_x,
+  // sigma_y, center_x, center_y, or nothing; boxes (N, 5) and splits (B + 1) of each mask.
+  m.def(
+      "draw_weights(Tensor? image_sizes, int batch, int[] shapes, float[] geometry, float[] perspective, "
+      "Tensor[] boxes, Tensor[] splits, int[] kinds, float[] parameters) -> (Tensor, Tensor, Tensor)");
 }

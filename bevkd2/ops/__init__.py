@@ -8,6 +8,7 @@ from .masked_l2 import attention_l2, masked_l2
 from .ms_deform_attn import ms_deform_attn
 from .ms_deform_attn_fused import ms_deform_attn_fused
 from .ms_deform_attn_ragged import ms_deform_attn_ragged
+from .pixel_weights import BoxMask, Occlusion, Perspective, PixelWeights, draw_weights, pack_boxes
 from .prediction_distill import class_distance, depth_guidance
 from .prediction_loss import DepthWeights, PredictionLoss, logit_distance, prediction_loss
 from .softmax_kl import channel_wise_kl, pixel_wise_kl
@@ -16,6 +17,10 @@ from .weighted_l2 import weighted_l2
 __all__ = [
     "DepthWeights",
     "PredictionLoss",
+    "BoxMask",
+    "Occlusion",
+    "Perspective",
+    "PixelWeights",
     "attention_l2",
     "batched_rotated_nms",
     "bev_response_l2",
@@ -24,6 +29,7 @@ __all__ = [
     "class_distance",
     "content_mask",
     "depth_guidance",
+    "draw_weights",
     "feature_l2",
     "logit_distance",
     "masked_l2",
@@ -31,6 +37,7 @@ __all__ = [
     "ms_deform_attn_fused",
     "ms_deform_attn_ragged",
     "occlusion_factor",
+    "pack_boxes",
     "perspective_matrix",
     "pixel_wise_kl",
     "prediction_loss",

@@ -1,0 +1,281 @@
+"""Weights of the cells of feature levels and BEV grids, drawn from boxes and the image in one launch.
+
+The weight of a cell is the product of what the parts make of it:
+
+  content      1 where the cell's first pixel lies in the image, 0 in its padding (with ``image_sizes``).
+  Perspective  a Gaussian about the image's farthest point (depth-guided distillation, Eq. 3).
+  Occlusion    min(1, depth / near_depth) in the 2D boxes of objects, the smallest where several overlap.
+  BoxMask      "foreground": 1 in a box, 0 elsewhere; normalised 1 / (the box's area in cells, at least 1),
+               the largest where boxes overlap. "background": 1 in no box; normalised 1 / (the number of
+               content cells in no box). Both normalised are the scale masks of FGD (arXiv 2111.11837), whose
+               boxes are rounded outwards to whole cells; here they are not.
+               "gaussian": exp(-u^2 / (2 sigma_u^2) - v^2 / (2 sigma_v^2)) along the box's sides, the largest
+               of all objects; sigma is alpha / 6 of the side (TTFNet, arXiv 1909.00700), of a side of at
+               least one cell; about the centre of the cell that holds the box's centre, and zero beyond 3
+               sigma, both as CenterNet (arXiv 1904.07850) draws its heatmaps. Every object in the grid thus
+               has a cell of weight 1.
+
+A cell lies in a box where its centre does, and the cell that holds a box's centre always does (but for
+occlusions), so that no object is lost on a coarse level.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .arguments import check_device
+
+_OP = "draw_weights"
+_FOREGROUND, _BACKGROUND, _GAUSSIAN, _OCCLUSION = 0, 2, 4, 5  # MaskKind of csrc/core/pixel_weights.h
+
+
+@dataclasses.dataclass(frozen=True)
+class Perspective:
+    """A exp(-((x - x*) / (w sigma_x))^2 - ((y - y*) / (h sigma_y))^2) at cells' centres, w x h the image."""
+
+    amplitude: float = 0.3
+    """A; 0.3 is the paper's best."""
+    sigma: tuple[float, float] = (0.7, 0.7)
+    """sigma_x and sigma_y in image widths and heights; 0.7 is the paper's best."""
+    center: tuple[float, float] = (0.5, 0.5)
+    """x* / w and y* / h."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Occlusion:
+    """2D boxes that hide what is far; see :func:`pack_boxes`."""
+
+    boxes: Tensor
+    """(N, 4) x1, y1, x2, y2 in pixels, the boxes of a batch one sample behind the other."""
+    splits: Tensor
+    """(B + 1,) int64: sample b has boxes splits[b] to splits[b + 1]."""
+    depths: Tensor
+    """(N,) metres."""
+    near_depth: float
+    """Metres; objects beyond it hide nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BoxMask:
+    """A mask drawn from boxes; see the module's text and :func:`pack_boxes`."""
+
+    boxes: Tensor
+    """(N, 4) x1, y1, x2, y2, or (N, 5) x, y, length, width, angle (radians from +x to +y), in pixels of the
+    image or metres of the grid; the boxes of a batch one sample behind the other."""
+    splits: Tensor
+    """(B + 1,) int64: sample b has boxes splits[b] to splits[b + 1]."""
+    kind: Literal["foreground", "background", "gaussian"] = "foreground"
+    normalize: bool = False
+    """Each object, or all of the background, weighs the same; not for "gaussian"."""
+    alpha: float = 1.0
+    """Of "gaussian": 1 reaches 3 sigma at the box's sides; TTFNet has 0.54."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelWeights:
+    """What :func:`draw_weights` returns; L levels, B samples."""
+
+    maps: Tensor
+    """(B, cells of all levels) float32, one level behind the other."""
+    sums: Tensor
+    """(L, B) float32: the sum of a level's weights."""
+    cells: Tensor
+    """(L, B) float32: the number of its cells in the image, N_l of depth-guided distillation's Eq. 4."""
+    level_shapes: tuple[tuple[int, int], ...]
+
+    def levels(self) -> list[Tensor]:
+        """(B, rows, columns) of every level: views of ``maps``."""
+        sizes = [rows * columns for rows, columns in self.level_shapes]
+        parts = zip(self.maps.split(sizes, 1), self.level_shapes, strict=True)
+        return [part.unflatten(1, shape) for part, shape in parts]
+
+
+def pack_boxes(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The boxes of a batch in one tensor.
+
+    Args:
+        boxes: B tensors (n, ..).
+
+    Returns:
+        (N, ..) and the splits, (B + 1,) int64: sample b has rows splits[b] to splits[b + 1].
+    """
+    if not boxes:
+        raise ValueError(
+            "pack_boxes: an empty list; expected a tensor a sample, (0, 4) where it has no boxes"
+        )
+    ends = [0, *itertools.accumulate(len(part) for part in boxes)]
+    splits = torch.tensor(ends, dtype=torch.int64)
+    return torch.cat(list(boxes)), splits.to(boxes[0].device, non_blocking=True)
+
+
+def draw_weights(
+    level_shapes: Sequence[tuple[int, int]],
+    *,
+    strides: Sequence[int] | None = None,
+    grid_range: tuple[float, float, float, float] | None = None,
+    image_sizes: Tensor | None = None,
+    perspective: Perspective | None = None,
+    occlusion: Occlusion | None = None,
+    boxes: Sequence[BoxMask] = (),
+) -> PixelWeights:
+    """Draws the weights of all cells of all levels of a batch; see the module's text.
+
+    Args:
+        level_shapes: rows and columns of every level.
+        strides: pixels a cell of every level, for levels of an image; or
+        grid_range: x_min, y_min, x_max, y_max in metres, for a BEV grid whose columns grow with x and rows
+            with y; every level covers it.
+        image_sizes: (B, 2) height and width in pixels before padding; padding weighs nothing.
+        perspective: needs image_sizes.
+        occlusion: needs strides.
+        boxes: masks, whose values multiply.
+
+    Returns:
+        The weights, their sums and the cells that are content. They have no gradient.
+
+    Raises:
+        ValueError: shapes that do not fit, or nothing to draw from.
+        RuntimeError: CUDA tensors where the CUDA ops are not built.
+    """
+    shapes = tuple((int(rows), int(columns)) for rows, columns in level_shapes)
+    _check(shapes, strides, grid_range, image_sizes, perspective, occlusion, boxes)
+    masks = [_mask_arguments(mask) for mask in boxes]
+    if occlusion is not None:
+        packed = torch.cat([occlusion.boxes, occlusion.depths[:, None].to(occlusion.boxes.dtype)], 1)
+        masks.append((packed, occlusion.splits, _OCCLUSION, occlusion.near_depth))
+    like = masks[0][1] if image_sizes is None else image_sizes
+    batch = len(like) - (image_sizes is None)
+    check_device(_OP, "image_sizes" if image_sizes is not None else "boxes", like)
+    numbers = [] if perspective is None else [perspective.amplitude, *perspective.sigma, *perspective.center]
+    maps, sums, cells = torch.ops.bevkd2.draw_weights(
+        None if image_sizes is None else image_sizes.detach().float().contiguous(),
+        batch,
+        [size for shape in shapes for size in shape],
+        _geometry(shapes, strides, grid_range),
+        [float(number) for number in numbers],
+        [packed.detach().float().contiguous() for packed, _, _, _ in masks],
+        [splits.contiguous() for _, splits, _, _ in masks],
+        [kind for _, _, kind, _ in masks],
+        [float(parameter) for _, _, _, parameter in masks],
+    )
+    return PixelWeights(maps, sums, cells, shapes)
+
+
+def _mask_arguments(mask: BoxMask) -> tuple[Tensor, Tensor, int, float]:
+    """Boxes as x, y, length, width, angle, their splits, the kind and its parameter."""
+    packed = mask.boxes
+    if packed.shape[1] == 4:
+        first, second = packed[:, :2], packed[:, 2:]
+        packed = torch.cat([(first + second) / 2, second - first, torch.zeros_like(packed[:, :1])], 1)
+    kind = {"foreground": _FOREGROUND, "background": _BACKGROUND, "gaussian": _GAUSSIAN}[mask.kind]
+    return packed, mask.splits, kind + mask.normalize, mask.alpha
+
+
+def _geometry(
+    shapes: Sequence[tuple[int, int]],
+    strides: Sequence[int] | None,
+    grid_range: tuple[float, float, float, float] | None,
+) -> list[float]:
+    """left, top, step_x, step_y of every level."""
+    if strides is not None:
+        return [number for stride in strides for number in (0.0, 0.0, float(stride), float(stride))]
+    assert grid_range is not None
+    x_min, y_min, x_max, y_max = (float(number) for number in grid_range)
+    geometry = []
+    for rows, columns in shapes:
+        geometry += [x_min, y_min, (x_max - x_min) / max(1, columns), (y_max - y_min) / max(1, rows)]
+    return geometry
+
+
+def _check(
+    shapes: Sequence[tuple[int, int]],
+    strides: Sequence[int] | None,
+    grid_range: tuple[float, float, float, float] | None,
+    image_sizes: Tensor | None,
+    perspective: Perspective | None,
+    occlusion: Occlusion | None,
+    boxes: Sequence[BoxMask],
+) -> None:
+    if not shapes:
+        raise ValueError(f"{_OP}: level_shapes is empty; expected (rows, columns) of at least one level")
+    if (strides is None) == (grid_range is None):
+        raise ValueError(f"{_OP}: give strides (levels of an image) or grid_range (a BEV grid), one of both")
+    if strides is not None and (len(strides) != len(shapes) or min(strides) <= 0):
+        raise ValueError(f"{_OP}: strides are {list(strides)}; expected {len(shapes)} above 0, one a level")
+    if grid_range is not None and not (grid_range[0] < grid_range[2] and grid_range[1] < grid_range[3]):
+        raise ValueError(f"{_OP}: grid_range is {grid_range}; expected x_min, y_min, x_max, y_max, ascending")
+    if image_sizes is None and occlusion is None and not boxes:
+        raise ValueError(f"{_OP}: nothing to draw from; give image_sizes, occlusion or boxes")
+    if strides is None and (image_sizes is not None or occlusion is not None):
+        raise ValueError(f"{_OP}: image_sizes and occlusion are an image's; give strides, not grid_range")
+    if perspective is not None and image_sizes is None:
+        raise ValueError(f"{_OP}: perspective needs image_sizes")
+    if perspective is not None and not min(perspective.sigma) > 0:
+        raise ValueError(f"{_OP}: perspective.sigma is {perspective.sigma}; expected two numbers above 0")
+    if image_sizes is not None and (image_sizes.dim() != 2 or image_sizes.shape[1] != 2):
+        raise ValueError(f"{_OP}: image_sizes is {tuple(image_sizes.shape)}; expected (B, 2) height, width")
+    if occlusion is not None:
+        _check_boxes("occlusion", occlusion.boxes, occlusion.splits, (4,), image_sizes)
+        if occlusion.depths.shape != occlusion.boxes.shape[:1] or not occlusion.near_depth > 0:
+            raise ValueError(
+                f"{_OP}: occlusion: depths are {tuple(occlusion.depths.shape)}, near_depth "
+                f"{occlusion.near_depth}; expected ({len(occlusion.boxes)},), above 0"
+            )
+    for mask in boxes:
+        _check_mask(mask, image_sizes)
+
+
+def _check_mask(mask: BoxMask, image_sizes: Tensor | None) -> None:
+    _check_boxes("boxes", mask.boxes, mask.splits, (4, 5), image_sizes)
+    if mask.kind not in ("foreground", "background", "gaussian"):
+        raise ValueError(f"{_OP}: kind is {mask.kind!r}; expected foreground, background or gaussian")
+    if mask.kind == "gaussian" and (mask.normalize or not mask.alpha > 0):
+        raise ValueError(
+            f"{_OP}: a gaussian mask with normalize={mask.normalize}, alpha={mask.alpha}; expected "
+            "normalize=False and alpha above 0"
+        )
+
+
+def _check_boxes(
+    name: str, boxes: Tensor, splits: Tensor, widths: tuple[int, ...], image_sizes: Tensor | None
+) -> None:
+    if boxes.dim() != 2 or boxes.shape[1] not in widths:
+        raise ValueError(
+            f"{_OP}: {name} are {tuple(boxes.shape)}; expected (N, {' or '.join(map(str, widths))})"
+        )
+    if splits.dim() != 1 or splits.dtype != torch.int64 or len(splits) < 1 or splits.device != boxes.device:
+        raise ValueError(
+            f"{_OP}: splits of {name} are {tuple(splits.shape)} {splits.dtype} on {splits.device}; expected "
+            f"(B + 1,) int64 on {boxes.device}, as pack_boxes makes them"
+        )
+    if image_sizes is not None and (
+        len(splits) != len(image_sizes) + 1 or image_sizes.device != boxes.device
+    ):
+        raise ValueError(
+            f"{_OP}: {name} of {len(splits) - 1} samples on {boxes.device}, image_sizes of "
+            f"{len(image_sizes)} on {image_sizes.device}; expected the same"
+        )
+
+
+@torch.library.register_fake("bevkd2::draw_weights")
+def _fake(
+    image_sizes: Tensor | None,
+    batch: int,
+    shapes: list[int],
+    geometry: list[float],
+    perspective: list[float],
+    boxes: list[Tensor],
+    splits: list[Tensor],
+    kinds: list[int],
+    parameters: list[float],
+) -> tuple[Tensor, Tensor, Tensor]:
+    like = boxes[0] if image_sizes is None else image_sizes
+    levels = len(shapes) // 2
+    cells = sum(shapes[2 * level] * shapes[2 * level + 1] for level in range(levels))
+    return like.new_empty(batch, cells), like.new_empty(levels, batch), like.new_empty(levels, batch)
