@@ -243,8 +243,10 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, list[T
         ctx.save_for_backward(*student, *teacher, *pixel_weights, *channel_weights, scale, sums)
 
 
-def _backward(ctx: Any, upstream: Tensor, *unused: object) -> tuple:
+def _backward(ctx: Any, upstream: Tensor | None, *unused: object) -> tuple:
     none = [None] * ctx.levels  # for each list of tensors
+    if upstream is None:
+        return none, none, none, none, None, None, None
     if ctx.made:
         refuse_second_derivative(_OP)
         return scaled_by_upstream(ctx.saved_tensors, upstream), none, none, none, None, None, None

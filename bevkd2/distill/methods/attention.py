@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from fvcore.common.config import CfgNode as FvcoreNode
 from torch import Tensor
 
@@ -55,8 +54,10 @@ class _AttentionDistillation(DistillMethod):
                     f"{type(self).__name__} out of DISTILL.METHODS"
                 )
         mask = student.seen_by_any_camera()
-        losses = [attention_l2(ours[i], theirs[j], mask, reduction=self.reduction) for i, j in pairs]
-        return {self.field: torch.stack(losses).mean()}
+        losses = attention_l2(
+            [ours[i] for i, _ in pairs], [theirs[j] for _, j in pairs], mask, reduction=self.reduction
+        )
+        return {self.field: losses.mean()}
 
 
 @register_method

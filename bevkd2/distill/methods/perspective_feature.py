@@ -14,7 +14,7 @@ from bevkd2.distill.methods.base import DistillMethod, register_method
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import Knowledge
 from bevkd2.modeling.mono.inputs import MonoTargets
-from bevkd2.ops import content_mask, feature_l2, occlusion_factor, perspective_matrix
+from bevkd2.ops import Occlusion, Perspective, draw_weights, feature_l2, pack_boxes
 
 _ADAPTERS = {"conv1x1": 1, "conv3x3": 3}
 _OCCLUSION_RULES = ("off", "near_boxes")
@@ -48,8 +48,8 @@ class PerspectiveFeature(DistillMethod):
         self.adapters = nn.ModuleList(
             _adapter(cfg.ADAPTER, ours, theirs) for ours, theirs in _paired(self.levels, student, teacher)
         )
-        self.perspective = cfg.PERSPECTIVE
-        self.amplitude, self.sigma, self.center = cfg.AMPLITUDE, tuple(cfg.SIGMA), tuple(cfg.CENTER)
+        matrix = Perspective(cfg.AMPLITUDE, tuple(cfg.SIGMA), tuple(cfg.CENTER))
+        self.perspective = matrix if cfg.PERSPECTIVE else None
         self.occlusion, self.near_depth = cfg.OCCLUSION, cfg.NEAR_DEPTH
 
     @classmethod
@@ -72,32 +72,30 @@ class PerspectiveFeature(DistillMethod):
         """Returns ``{"perspective_feature": loss}``."""
         assert student.fpn is not None and teacher.fpn is not None, "fpn was not wanted"
         assert student.image_sizes is not None and student.fpn_strides is not None
-        losses = []
-        for level, adapter in zip(self.levels, self.adapters, strict=True):
-            features = adapter(student.fpn[level])
-            stride = student.fpn_strides[level]
-            content = content_mask(student.image_sizes, _shape(features), stride)
-            weights = self._weights(student.image_sizes, _shape(features), stride, targets)
-            cells = content.flatten(1).sum(1)
-            losses.append(feature_l2(features, teacher.fpn[level], weights * content, cells))
-        return {"perspective_feature": torch.stack(losses).mean()}
+        features = [
+            adapter(student.fpn[level]) for level, adapter in zip(self.levels, self.adapters, strict=True)
+        ]
+        weights = draw_weights(
+            [_shape(level) for level in features],
+            strides=[student.fpn_strides[level] for level in self.levels],
+            image_sizes=student.image_sizes,
+            perspective=self.perspective,
+            occlusion=self._occlusion(targets),
+        )
+        theirs = [teacher.fpn[level] for level in self.levels]
+        losses = feature_l2(features, theirs, weights.maps, weights.cells)
+        return {"perspective_feature": losses.mean()}
 
-    def _weights(self, image_sizes: Tensor, shape: tuple[int, int], stride: int, targets: Any) -> Tensor:
-        """(B, rows, columns): Eq. 3 and the occlusion rule."""
-        weights = image_sizes.new_ones((len(image_sizes), *shape))
-        if self.perspective:
-            weights = perspective_matrix(
-                image_sizes, shape, stride, amplitude=self.amplitude, sigma=self.sigma, center=self.center
+    def _occlusion(self, targets: Any) -> Occlusion | None:
+        if self.occlusion == "off":
+            return None
+        if not isinstance(targets, MonoTargets):
+            raise ValueError(
+                f"DISTILL.{self.node}.OCCLUSION: near_boxes needs targets with 2D boxes, which "
+                f"{type(targets).__name__} has not; set it to off"
             )
-        if self.occlusion == "near_boxes":
-            if not isinstance(targets, MonoTargets):
-                raise ValueError(
-                    f"DISTILL.{self.node}.OCCLUSION: near_boxes needs targets with 2D boxes, which "
-                    f"{type(targets).__name__} has not; set it to off"
-                )
-            factor = occlusion_factor(targets.boxes2d, targets.depths, shape, stride, self.near_depth)
-            weights = weights * factor
-        return weights
+        boxes, splits = pack_boxes(targets.boxes2d)
+        return Occlusion(boxes, splits, torch.cat(list(targets.depths)), self.near_depth)
 
 
 def _shape(features: Tensor) -> tuple[int, int]:
