@@ -15,12 +15,12 @@ from .softmax_kl import channel_wise_kl, pixel_wise_kl
 from .weighted_l2 import weighted_l2
 
 __all__ = [
-    "DepthWeights",
-    "PredictionLoss",
     "BoxMask",
+    "DepthWeights",
     "Occlusion",
     "Perspective",
     "PixelWeights",
+    "PredictionLoss",
     "attention_l2",
     "batched_rotated_nms",
     "bev_response_l2",
