@@ -37,7 +37,13 @@ CPU_SOURCES = [
     "csrc/distill_loss/weighted_l2.cpp",
     "csrc/ms_deform_attn/cpu.cpp",
 ]
-CUDA_SOURCES = ["csrc/box3d/cuda.cu", "csrc/box3d/nms_cuda.cu", "csrc/ms_deform_attn/cuda.cu"]
+CUDA_SOURCES = [
+    "csrc/box3d/cuda.cu",
+    "csrc/box3d/nms_cuda.cu",
+    "csrc/ms_deform_attn/cuda.cu",
+    "csrc/ms_deform_attn/cuda_backward.cu",
+    "csrc/ms_deform_attn/cuda_forward.cu",
+]
 # A change of one rebuilds, without ninja too.
 HEADERS = sorted(str(header) for kind in ("*.h", "*.cuh") for header in Path("csrc").rglob(kind))
 COMMANDS_THAT_COMPILE = {

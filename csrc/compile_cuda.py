@@ -1,7 +1,8 @@
 """Compiles the CUDA sources without a GPU, and prints registers and spills of every kernel.
 
 Every .cu compiles for each architecture against the headers of the installed torch and of torch 2.10, the
-oldest that bevkd2 supports; the C++ sources that use torch compile against 2.10 too. The 2.10 headers are
+oldest that bevkd2 supports; the C++ sources that use torch compile against 2.10 too. A kernel that spills
+registers is an error. The 2.10 headers are
 taken out of its wheel on the first run (a download of 0.9 GB) and kept in build/. Nothing is linked and
 nothing runs.
 
@@ -94,43 +95,55 @@ def compile_one(command: list[str], source: Path, headers: Path) -> str:
     return result.stdout + result.stderr
 
 
-def report_kernels(log: str) -> None:
-    """One line a kernel and architecture from ptxas -v."""
+def report_kernels(log: str) -> list[str]:
+    """Print one line a kernel and architecture from ptxas -v; the lines of those that spill."""
     pattern = (
         r"Compiling entry function '(?P<name>\w+)' for 'sm_(?P<arch>\d+)'.*?(?P<spill>\d+) bytes spill "
         r"stores, (?P<load>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers"
     )
+    spilling = []
     for kernel in re.finditer(pattern, log, re.DOTALL):
         spills = int(kernel["spill"]) + int(kernel["load"])
         line = f"    sm_{kernel['arch']:<4} {kernel['registers']:>3} registers, {spills:>3} bytes spilled"
-        print(f"{line}  {demangle(kernel['name'])}")
+        line += f"  {demangle(kernel['name'])}"
+        print(line)
+        if spills:
+            spilling.append(line)
+    return spilling
 
 
 def demangle(name: str) -> str:
-    """The kernel's name with its value type, where c++filt is there to tell."""
+    """The kernel's name with its template arguments, where c++filt is there to tell."""
     if shutil.which("c++filt") is None:
         return name
     readable = subprocess.run(["c++filt", name], capture_output=True, text=True, check=True).stdout.strip()
-    match = re.search(r"(\w+_kernel)<(?:[\w:]*::)?(\w+)>", readable)
-    return f"{match[1]}<{match[2]}>" if match else readable
+    match = re.search(r"(\w+_kernel)(<[^()]*>)?\(", readable)
+    return f"{match[1]}{re.sub(r'[a-zA-Z_0-9]+::', '', match[2] or '')}" if match else readable
 
 
 def main() -> None:
-    """Compile everything, newest headers first."""
+    """Compile everything, newest headers first. Leaves with an error where a kernel spills."""
     nvcc = find_nvcc()
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
     nvcc_command = [str(nvcc), *targets, "-Xptxas=-v", "-Xcompiler=-fPIC,-fvisibility=hidden"]
     print(f"nvcc: {nvcc}; architectures: {', '.join(ARCHITECTURES)}")
     installed, oldest = installed_headers(), oldest_headers()
+    spilling = []
     for title, headers in (("the installed torch", installed), (f"torch {OLDEST_TORCH}", oldest)):
         for source in sorted(ROOT.glob("csrc/**/*.cu")):
             log = compile_one(nvcc_command, source, headers)
             print(f"{source.relative_to(ROOT)}: compiles against {title}")
-            report_kernels(log)
+            spilling += report_kernels(log)
     compiler = os.environ.get("CXX", "c++")
     for source in torch_sources():
         compile_one([compiler, "-fPIC", "-fvisibility=hidden"], source, oldest)
         print(f"{source.relative_to(ROOT)}: compiles against torch {OLDEST_TORCH}")
+    if spilling:
+        kernels = "\n".join(dict.fromkeys(spilling))
+        sys.exit(
+            "compile_cuda: kernels keep registers in local memory; give them more registers "
+            f"(__launch_bounds__) or less to hold:\n{kernels}"
+        )
 
 
 if __name__ == "__main__":
