@@ -2,9 +2,8 @@
 
 Every .cu compiles for each architecture against the headers of the installed torch and of torch 2.10, the
 oldest that bevkd2 supports; the C++ sources that use torch compile against 2.10 too. A kernel that spills
-registers is an error. The 2.10 headers are
-taken out of its wheel on the first run (a download of 0.9 GB) and kept in build/. Nothing is linked and
-nothing runs.
+registers is an error. The 2.10 headers are taken out of its wheel on the first run (a download of 0.9 GB) and
+kept in build/. Nothing is linked and nothing runs.
 
     python csrc/compile_cuda.py
 """

@@ -7,8 +7,6 @@ namespace {
 struct Cuda {
   static constexpr bool kFillsGradients = true;
 
-  static constexpr bool kFillsGradients = false;
-
   template <typename T>
   static void forward(const bevkd2::msda::Arguments& a, T* out, bevkd2::msda::accumulate_t<T>* weights) {
     bevkd2::msda::cuda_forward(a, out, weights);

@@ -89,10 +89,42 @@ def test_compile_script_leaves_out_what_is_built_without_torch() -> None:
     assert "module.cpp" not in names  # csrc/kitti_eval
 
 
+PTXAS = (
+    "ptxas info    : Compiling entry function 'some_kernel' for 'sm_90'\n"
+    "    16 bytes stack frame, {stores} bytes spill stores, {loads} bytes spill loads\n"
+    "ptxas info    : Used 64 registers, used 0 barriers\n"
+)
+
+
 def test_compile_script_reads_what_ptxas_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    load(ROOT / "csrc" / "compile_cuda.py").report_kernels(
-        "ptxas info    : Compiling entry function 'some_kernel' for 'sm_90'\n"
-        "    16 bytes stack frame, 24 bytes spill stores, 16 bytes spill loads\n"
-        "ptxas info    : Used 64 registers, used 0 barriers\n"
-    )
-    assert " ".join(capsys.readouterr().out.split()) == "sm_90 64 registers, 40 bytes spilled some_kernel"
+    script = load(ROOT / "csrc" / "compile_cuda.py")
+    spilling = script.report_kernels(PTXAS.format(stores=24, loads=16))
+    assert [" ".join(line.split()) for line in spilling] == [
+        "sm_90 64 registers, 40 bytes spilled some_kernel"
+    ]
+    assert script.report_kernels(PTXAS.format(stores=0, loads=0)) == []
+    assert capsys.readouterr().out.count("some_kernel") == 2
+
+
+def test_compile_script_names_kernels_with_what_they_are_made_for() -> None:
+    script = load(ROOT / "csrc" / "compile_cuda.py")
+    if script.shutil.which("c++filt") is None:
+        pytest.skip("no c++filt to read C++ names with")
+    name = "_ZN6bevkd24msda12_GLOBAL__N_114forward_kernelIN3c108BFloat16ELb1EEEvPT_"
+    assert script.demangle(name) == "forward_kernel<BFloat16, true>"
+
+
+@pytest.mark.parametrize(("spilled", "code"), [(0, None), (8, "less to hold")])
+def test_compile_script_fails_where_a_kernel_spills(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spilled: int, code: str | None
+) -> None:
+    script = load(ROOT / "csrc" / "compile_cuda.py")
+    for name in ("find_nvcc", "installed_headers", "oldest_headers"):
+        monkeypatch.setattr(script, name, lambda: tmp_path)
+    log = PTXAS.format(stores=spilled, loads=0)
+    monkeypatch.setattr(script, "compile_one", lambda command, source, headers: log)
+    if code is None:
+        script.main()
+    else:
+        with pytest.raises(SystemExit, match=code):
+            script.main()
