@@ -328,4 +328,4 @@ class DeformAttnTester:
         finally:
             torch.use_deterministic_algorithms(False)
         for actual, wanted in zip(captured, expected, strict=True):
-            torch.testing.assert_close(actual, wanted)
+            torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)  # reductions in any order
