@@ -19,6 +19,12 @@ inline torch::stable::Tensor checked_boxes(const torch::stable::Tensor& boxes, i
   return torch::stable::contiguous(boxes);
 }
 
+inline void check_device(const torch::stable::Tensor& tensor, const torch::stable::Tensor& boxes) {
+  STD_TORCH_CHECK(
+      tensor.is_cuda() == boxes.is_cuda() && tensor.get_device_index() == boxes.get_device_index(),
+      "box3d: the tensors must be on one device");
+}
+
 inline torch::stable::Tensor checked_scores(const torch::stable::Tensor& scores, int64_t n) {
   STD_TORCH_CHECK(scores.dim() == 1 && scores.size(0) == n &&
                       scores.scalar_type() == torch::headeronly::ScalarType::Double,

@@ -28,6 +28,7 @@ Footprints read(const Tensor& boxes, Read read_row) {
 template <typename Read>
 Tensor pairwise(Overlap overlap, const Tensor& a, const Tensor& b, int64_t numbers, Read read_row) {
   const Tensor first = checked_boxes(a, numbers), second = checked_boxes(b, numbers);
+  check_device(second, first);
   const Footprints rows = read(first, read_row), columns = read(second, read_row);
   const int64_t n = rows.size(), m = columns.size(), tiles = (m + kTile - 1) / kTile;
   Tensor out = torch::stable::new_empty(first, {n, m});

@@ -42,6 +42,7 @@ template <Overlap kOverlap>
 Tensor pairwise(const Tensor& a, const Tensor& b) {
   constexpr int64_t kNumbers = kOverlap == Overlap::kVolumeIou ? kUprightColumns : kPlanarColumns;
   const Tensor first = checked_boxes(a, kNumbers), second = checked_boxes(b, kNumbers);
+  check_device(second, first);
   const cuda::OnDevice device(first);
   const int64_t n = first.size(0), m = second.size(0);
   const Tensor rows = prepared(first, device.stream), columns = prepared(second, device.stream);

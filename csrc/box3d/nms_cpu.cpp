@@ -158,6 +158,8 @@ Tensor nms(const Tensor& boxes, const Tensor& scores, const Tensor& labels, doub
   const Tensor rows = checked_boxes(boxes, kPlanarColumns);
   const int64_t n = rows.size(0);
   const Tensor flat_scores = checked_scores(scores, n), flat_labels = checked_labels(labels, n);
+  check_device(flat_scores, rows);
+  check_device(flat_labels, rows);
   const double* box = static_cast<const double*>(rows.const_data_ptr());
   const double* score = static_cast<const double*>(flat_scores.const_data_ptr());
   check_numbers(box, score, n);

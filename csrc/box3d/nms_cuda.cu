@@ -143,6 +143,8 @@ Tensor nms(const Tensor& boxes, const Tensor& scores, const Tensor& labels, doub
   const Tensor rows = checked_boxes(boxes, kPlanarColumns);
   const int64_t n = rows.size(0), words = (n + kBits - 1) / kBits;
   const Tensor score = checked_scores(scores, n), label = checked_labels(labels, n);
+  check_device(score, rows);
+  check_device(label, rows);
   const cuda::OnDevice device(rows);
   Tensor kept = torch::stable::new_empty(rows, {n}, ScalarType::Long);
   if (n == 0) return kept;

@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 import shapely
 import torch
-from shapely.affinity import rotate
-from shapely.geometry import Polygon, box
 from torch import Tensor
 
 from bevkd2.ops import batched_rotated_nms, box3d_iou, rotated_intersection, rotated_iou
@@ -15,17 +13,11 @@ from bevkd2.ops.box3d_reference import (
     rotated_iou_reference,
     rotated_nms_reference,
 )
-from tests.ops.test_box3d import random_boxes
+from tests.ops.test_box3d import polygon, random_boxes
 
 
 def polygons(boxes: Tensor) -> np.ndarray:
     return np.array([polygon(row) for row in boxes])
-
-
-def polygon(row: Tensor) -> Polygon:
-    x, y, length, width, angle = row.tolist()
-    rectangle = box(x - length / 2, y - width / 2, x + length / 2, y + width / 2)
-    return rotate(rectangle, angle, origin=(x, y), use_radians=True)
 
 
 def slender_boxes(n: int, seed: int) -> Tensor:
