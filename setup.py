@@ -31,8 +31,8 @@ CPU_SOURCES = [
     "csrc/box3d/kernels.cpp",
     "csrc/box3d/nms_cpu.cpp",
     "csrc/distill_loss/bev_response.cpp",
-    "csrc/distill_loss/prediction.cpp",
     "csrc/distill_loss/pixel_weights.cpp",
+    "csrc/distill_loss/prediction.cpp",
     "csrc/distill_loss/softmax_kl.cpp",
     "csrc/distill_loss/weighted_l2.cpp",
     "csrc/ms_deform_attn/cpu.cpp",
@@ -40,6 +40,8 @@ CPU_SOURCES = [
 CUDA_SOURCES = [
     "csrc/box3d/cuda.cu",
     "csrc/box3d/nms_cuda.cu",
+    "csrc/distill_loss/pixel_weights.cu",
+    "csrc/distill_loss/weighted_l2.cu",
     "csrc/ms_deform_attn/cuda.cu",
     "csrc/ms_deform_attn/cuda_backward.cu",
     "csrc/ms_deform_attn/cuda_forward.cu",
