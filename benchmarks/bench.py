@@ -35,9 +35,11 @@ def main(families: tuple[str, ...] = FAMILIES) -> int:
     torch.set_num_threads(args.threads)
     options = Options(args.device, args.quick, args.threads, tuple(args.cases))
     on, limits = machine(), measure_limits(args.device, quick=args.quick)
+    memory = _peak_memory(args.families, options)
     rows: list[Row] = []
     for family in args.families:
-        rows += run_family(family, options, limits, args.budget)
+        for contest in chosen(importlib.import_module(family).contests(options), options):
+            rows += run_contest(contest, options, limits, args.budget, memory)
     missed = list(dict.fromkeys(text for row in rows for text in row.missed))
     report = {
         "machine": on,
@@ -70,35 +72,25 @@ def _arguments(families: tuple[str, ...]) -> argparse.Namespace:
     return args
 
 
-def run_family(family: str, options: Options, limits: Limits, budget: float) -> list[Row]:
-    """The rows of one family."""
-    contests = chosen(importlib.import_module(family).contests(options), options)
-    memory = _peak_memory(family, options) if contests else {}
-    rows = []
-    for contest in contests:
-        begin = time.perf_counter()
-        rows += run_contest(contest, options, limits, budget, memory)
-        print(f"{time.perf_counter() - begin:6.1f} s  {contest.case}, {contest.dtype}", file=sys.stderr)
-    return rows
-
-
 def run_contest(
     contest: Contest, options: Options, limits: Limits, budget: float, memory: dict[str, dict[str, float]]
 ) -> list[Row]:
     """The rows of one case; its inputs are gone afterwards."""
+    begin = time.perf_counter()
     times = compare(contest, options, budget)
+    print(f"{time.perf_counter() - begin:6.1f} s  {contest.case}, {contest.dtype}", file=sys.stderr)
     return make_rows(contest, times, memory.get(f"{contest.case} {contest.dtype}", {}), limits)
 
 
-def _peak_memory(family: str, options: Options) -> dict[str, dict[str, float]]:
-    command = [sys.executable, str(FOLDER / "peak_memory.py"), family, "--device", options.device]
+def _peak_memory(families: list[str], options: Options) -> dict[str, dict[str, float]]:
+    command = [sys.executable, str(FOLDER / "peak_memory.py"), *families, "--device", options.device]
     command += ["--threads", str(options.threads), *(["--quick"] if options.quick else [])]
     command += ["--cases", *options.cases] if options.cases else []
     # Blocks are mapped one by one (mallopt(3)): what was freed before must not hide what is allocated next.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     begin = time.perf_counter()
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    print(f"{time.perf_counter() - begin:6.1f} s  peak memory, {family}", file=sys.stderr)
+    print(f"{time.perf_counter() - begin:6.1f} s  peak memory", file=sys.stderr)
     return json.loads(done.stdout.splitlines()[-1])
 
 

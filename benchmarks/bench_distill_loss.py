@@ -13,9 +13,11 @@ operations in an L2 loss.
 """
 
 import dataclasses
+import functools
 import math
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from bench import main
@@ -24,7 +26,16 @@ from harness import Contest, Contestant, Options, Watch, Work
 from torch import Tensor
 from torch.nn import functional as F
 
-from bevkd2.ops import attention_l2, bev_response_l2, class_distance, feature_l2, perspective_matrix
+from bevkd2.ops import (
+    attention_l2,
+    bev_response_l2,
+    channel_wise_kl,
+    feature_l2,
+    logit_distance,
+    pixel_wise_kl,
+)
+from bevkd2.ops.pixel_weights import BoxMask, Perspective, draw_weights, pack_boxes
+from bevkd2.ops.pixel_weights_reference import draw_weights_reference
 
 EAGER, PART = "eager torch", "forward + backward"
 REQUIRED, REQUIRED_CUDA = 3.0, 5.0
@@ -67,7 +78,7 @@ class Case:
 
 def l2_fused(student: Tensors, teacher: Tensors, masks: Tensors) -> Tensor:
     """Mean over the batch of the masked squared distance over C * h * w, summed over the levels."""
-    return torch.stack([feature_l2(s, t, m) for s, t, m in zip(student, teacher, masks, strict=True)]).sum()
+    return feature_l2(student, teacher, masks).sum()
 
 
 def l2_eager(student: Tensors, teacher: Tensors, masks: Tensors) -> Tensor:
@@ -78,23 +89,35 @@ def l2_eager(student: Tensors, teacher: Tensors, masks: Tensors) -> Tensor:
     ).sum()
 
 
-def _perspective(shape: torch.Size, device: torch.device, stride: int) -> Tensor:
-    sizes = torch.tensor([[shape[2] * stride, shape[3] * stride]], device=device).expand(shape[0], 2)
-    options = {"amplitude": 0.3, "sigma": (0.7, 0.7), "center": (0.5, 0.5)}
-    return perspective_matrix(sizes, (shape[2], shape[3]), stride, **options)
+@functools.cache
+def _drawing(shapes: tuple[torch.Size, ...], device: str, boxes: int) -> dict[str, Any]:
+    """What draw_weights draws on levels of strides 8, 16, ..: boxes of an image, or the perspective."""
+    batch, _, rows, columns = shapes[0]
+    drawing: dict[str, Any] = {
+        "level_shapes": [tuple(shape[2:]) for shape in shapes],
+        "strides": [8 * 2**level for level in range(len(shapes))],
+        "image_sizes": torch.tensor([[8 * rows, 8 * columns]], device=device).repeat(batch, 1),
+    }
+    if not boxes:
+        return drawing | {"perspective": Perspective()}
+    generator = torch.Generator().manual_seed(1)
+    limits = 8 * torch.tensor([columns, rows])
+    centers = torch.rand(batch, boxes, 2, generator=generator) * limits
+    halves = torch.rand(batch, boxes, 2, generator=generator) * limits / 10 + 1
+    rows_of_boxes = torch.cat([centers - halves, centers + halves], dim=2).to(device)
+    return drawing | {"boxes": [BoxMask(*pack_boxes(list(rows_of_boxes)), kind="gaussian")]}
 
 
-def with_perspective(loss: Loss) -> Loss:
-    """A loss whose masks are multiplied by the perspective matrix of strides 8, 16, 32 and 64."""
+def l2_drawn(student: Tensors, teacher: Tensors, _: Tensors, boxes: int = 0) -> Tensor:
+    """L2 with weights that are drawn inside."""
+    drawing = _drawing(tuple(s.shape for s in student), str(student[0].device), boxes)
+    return feature_l2(student, teacher, draw_weights(**drawing).maps).sum()
 
-    def guided(student: Tensors, teacher: Tensors, masks: Tensors) -> Tensor:
-        weights = [
-            _perspective(s.shape, s.device, 8 * 2**level) * m
-            for level, (s, m) in enumerate(zip(student, masks, strict=True))
-        ]
-        return loss(student, teacher, weights)
 
-    return guided
+def l2_drawn_eager(student: Tensors, teacher: Tensors, _: Tensors, boxes: int = 0) -> Tensor:
+    """The same, drawn in plain torch."""
+    drawing = _drawing(tuple(s.shape for s in student), str(student[0].device), boxes)
+    return l2_eager(student, teacher, draw_weights_reference(**drawing).levels())
 
 
 def response_fused(student: Tensors, teacher: Tensors, masks: Tensors) -> Tensor:
@@ -121,7 +144,7 @@ def attention_eager(student: Tensors, teacher: Tensors, masks: Tensors) -> Tenso
 
 def class_kl_fused(student: Tensors, teacher: Tensors, masks: Tensors) -> Tensor:
     """Bernoulli KL at a temperature of 2, mean over the locations that count."""
-    return (class_distance(student[0], teacher[0], "kl", 2.0) * masks[0]).sum() / masks[0].sum()
+    return logit_distance(student[0], teacher[0], masks[0], distance="kl", temperature=2.0)
 
 
 def class_kl_eager(student: Tensors, teacher: Tensors, masks: Tensors) -> Tensor:
@@ -132,16 +155,52 @@ def class_kl_eager(student: Tensors, teacher: Tensors, masks: Tensors) -> Tensor
     return (4 * (cross - own).sum(-1) * masks[0]).sum() / masks[0].sum()
 
 
+def channel_kl_fused(student: Tensors, teacher: Tensors, _: Tensors) -> Tensor:
+    """Every channel's softmax over the pixels, at a temperature of 2, summed over the levels."""
+    return channel_wise_kl(student, teacher, temperature=2.0).sum()
+
+
+def channel_kl_eager(student: Tensors, teacher: Tensors, _: Tensors) -> Tensor:
+    """The same as torch's kl_div of log_softmax."""
+    return _softmax_kl(
+        [s.flatten(0, 1).flatten(1) for s in student], [t.flatten(0, 1).flatten(1) for t in teacher]
+    )
+
+
+def pixel_kl_fused(student: Tensors, teacher: Tensors, _: Tensors) -> Tensor:
+    """Every pixel's softmax over the channels, at a temperature of 2, summed over the levels."""
+    return pixel_wise_kl(student, teacher, temperature=2.0).sum()
+
+
+def pixel_kl_eager(student: Tensors, teacher: Tensors, _: Tensors) -> Tensor:
+    """The same as torch's kl_div of log_softmax."""
+    return _softmax_kl(
+        [s.flatten(2).transpose(1, 2).flatten(0, 1) for s in student],
+        [t.flatten(2).transpose(1, 2).flatten(0, 1) for t in teacher],
+    )
+
+
+def _softmax_kl(student: Tensors, teacher: Tensors) -> Tensor:
+    pairs = zip(student, teacher, strict=True)
+    rows = [((s / 2).log_softmax(1), (t / 2).log_softmax(1)) for s, t in pairs]
+    return 4 * torch.stack([F.kl_div(s, t, reduction="batchmean", log_target=True) for s, t in rows]).sum()
+
+
 FPN = tuple((6, 256, *level) for level in BASE_LEVELS)
 BEV = ((1, 256, 200, 200),)
 LOCATIONS = sum(height * width for height, width in BASE_LEVELS)
 CASES = {
     "FPN, L2, pixel mask": Case(FPN, l2_fused, l2_eager, required=True),
     "BEV, L2, pixel mask": Case(BEV, l2_fused, l2_eager, required=True),
-    "FPN, L2, perspective Gaussian": Case(FPN, with_perspective(l2_fused), with_perspective(l2_eager)),
+    "FPN, L2, perspective Gaussian": Case(FPN, l2_drawn, l2_drawn_eager),
+    "FPN, L2, Gaussians of 20 boxes": Case(
+        FPN, functools.partial(l2_drawn, boxes=20), functools.partial(l2_drawn_eager, boxes=20)
+    ),
     "BEV response": Case(((1, 40000, 256),), response_fused, response_eager),
     "attention weights": Case(((1, 40000, 8, 4, 8),), attention_fused, attention_eager),
     "class logits, Bernoulli KL": Case(((6, LOCATIONS, 10),), class_kl_fused, class_kl_eager, operations=60),
+    "BEV, channel-wise softmax KL": Case(BEV, channel_kl_fused, channel_kl_eager, operations=40),
+    "BEV, pixel-wise softmax KL": Case(BEV, pixel_kl_fused, pixel_kl_eager, operations=40),
 }
 
 

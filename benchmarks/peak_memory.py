@@ -1,6 +1,6 @@
-"""Peak memory of every contestant of a family above its inputs, as JSON: {case: {contestant: MiB}}.
+"""Peak memory of every contestant above its inputs, as JSON: {case and type: {contestant: MiB}}.
 
-    python benchmarks/peak_memory.py bench_ms_deform_attn --threads 2
+    python benchmarks/peak_memory.py bench_ms_deform_attn bench_ragged --threads 2
 
 On the CPU each contestant runs in a process of its own, forked when the inputs stand, and the figure is the
 peak of its resident set less what was resident at the fork. This process itself runs on one thread: a child
@@ -9,6 +9,7 @@ memory less what was allocated before. Gradients and the output count; what a gr
 """
 
 import argparse
+import dataclasses
 import importlib
 import json
 import multiprocessing
@@ -16,17 +17,17 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
-from harness import Contestant, Options, Untimed, chosen
+from harness import Contest, Contestant, Options, Untimed, chosen
 
 MIB = 2**20
 
 
 def main() -> None:
-    """Prints the figures of one family."""
+    """Prints the figures of some families."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("family", help="a module of this folder with a function contests")
+    parser.add_argument("families", nargs="+", help="modules of this folder with a function contests")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cases", nargs="*", default=[])
@@ -34,17 +35,29 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     options = Options(args.device, args.quick, args.threads, tuple(args.cases))
-    small = Options(args.device, True, args.threads)
-    family = importlib.import_module(args.family)
-    warm_up = {c.name: c for contest in family.contests(small) for c in contest.make()}
     figures: dict[str, dict[str, float]] = {}
-    for contest in chosen(family.contests(options), options):
-        if contest.memory:
-            figures[f"{contest.case} {contest.dtype}"] = {
-                contestant.name: _peak_mib(contestant, warm_up.get(contestant.name), options)
-                for contestant in contest.make()
-            }
+    for family in args.families:
+        figures |= measure_family(family, options)
     print(json.dumps(figures))
+
+
+def measure_family(family: str, options: Options) -> dict[str, dict[str, float]]:
+    """The figures of one family."""
+    contests = importlib.import_module(family).contests
+    small = dataclasses.replace(options, quick=True)
+    warm_up = {(_key(contest), c.name): c for contest in contests(small) for c in contest.make()}
+    return {
+        _key(contest): {
+            contestant.name: _peak_mib(contestant, warm_up.get((_key(contest), contestant.name)), options)
+            for contestant in contest.make()
+        }
+        for contest in chosen(contests(options), options)
+        if contest.memory
+    }
+
+
+def _key(contest: Contest) -> str:
+    return f"{contest.case} {contest.dtype}"
 
 
 def resident_peak_mib(*, forget: bool = False) -> float:

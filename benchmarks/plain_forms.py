@@ -9,9 +9,13 @@ from bench_ms_deform_attn import grid_sample_form
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from bevkd2.distill.methods import attention, bev_response
 from bevkd2.modeling.bev import decoder, spatial_attention, temporal_attention
+from bevkd2.ops.bev_response import bev_response_l2_reference
+from bevkd2.ops.masked_l2 import masked_l2_reference
 
 Levels = list[tuple[int, int]]
+Maps = Tensor | list[Tensor]
 
 
 def fused(
@@ -77,6 +81,25 @@ def ragged(
     return (slots, weights) if return_weights else slots
 
 
+def attention_l2(
+    student: Maps, teacher: Maps, mask: Tensor | None = None, *, reduction: str, loss_weight: float = 1.0
+) -> Tensor:
+    """bevkd2.ops.attention_l2 in eager torch."""
+    if isinstance(student, Tensor):
+        return loss_weight * masked_l2_reference(student, teacher, mask, reduction=reduction)
+    layers = zip(student, teacher, strict=True)
+    return loss_weight * torch.stack(
+        [masked_l2_reference(s, t, mask, reduction=reduction) for s, t in layers]
+    )
+
+
+def bev_response_l2(
+    student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, reduction: str, loss_weight: float = 1.0
+) -> Tensor:
+    """bevkd2.ops.bev_response_l2 in eager torch."""
+    return loss_weight * bev_response_l2_reference(student, teacher, mask, reduction=reduction)
+
+
 @contextmanager
 def plain_ops() -> Iterator[None]:
     """Models that run inside use the plain forms; backward may run outside."""
@@ -85,6 +108,8 @@ def plain_ops() -> Iterator[None]:
             (temporal_attention, "ms_deform_attn_fused", fused),
             (spatial_attention, "ms_deform_attn_ragged", ragged),
             (decoder, "ms_deform_attn_fused", fused),
+            (attention, "attention_l2", attention_l2),
+            (bev_response, "bev_response_l2", bev_response_l2),
         ):
             stack.enter_context(patch.object(module, name, form))
         yield
