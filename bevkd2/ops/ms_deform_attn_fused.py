@@ -150,6 +150,4 @@ def ms_deform_attn_fused_reference(
 
 def _sizes(shapes: list[int], like: Tensor) -> Tensor:
     """(w, h) of each level as (L, 1, 2)."""
-    return torch.tensor([[shapes[2 * i + 1], shapes[2 * i]] for i in range(len(shapes) // 2)]).to(like)[
-        :, None
-    ]
+    return torch.tensor(list(zip(shapes[1::2], shapes[::2], strict=True))).to(like).view(-1, 1, 2)

@@ -17,7 +17,7 @@ def make_inputs(case: Case, dtype: torch.dtype, seed: int = 0) -> Inputs:
     generator = torch.Generator().manual_seed(seed)
     pixels = sum(h * w for h, w in case.levels)
     shape = (case.batch, case.queries, case.heads, len(case.levels), case.points)
-    sizes = torch.tensor([[w, h] for h, w in case.levels], dtype=dtype)[:, None]
+    sizes = torch.tensor([[w, h] for h, w in case.levels], dtype=dtype).view(-1, 1, 2)
     pixel = torch.rand(*shape, 2, generator=generator, dtype=dtype) * (sizes + 2) - 1.5
     near_knot = (pixel - pixel.round()).abs() < 1e-2
     pixel = pixel + near_knot * 0.05
@@ -85,12 +85,19 @@ def test_reference_agrees_with_grid_sample() -> None:
     torch.testing.assert_close(ms_deform_attn(**inputs), out)
 
 
-def test_shapes_and_starts_may_be_tensors() -> None:
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
+def test_the_signature_of_2020(dtype: torch.dtype) -> None:
+    """Sizes as tensors, and a last argument that need not divide the batch."""
+    inputs = make_inputs(Case(batch=3), torch.float32)
+    shapes, starts = torch.tensor(inputs["spatial_shapes"], dtype=dtype), torch.tensor([0, 35], dtype=dtype)
+    locations, weights = inputs["sampling_locations"], inputs["attention_weights"]
+    out = ms_deform_attn(inputs["value"], shapes, starts, locations, weights, 2)
+    assert torch.equal(out, ms_deform_attn(**inputs))
+
+
+def test_a_start_may_be_given_as_a_number() -> None:
     inputs = make_inputs(Case(), torch.float32)
-    expected = ms_deform_attn(**inputs)
-    inputs["spatial_shapes"] = torch.tensor(inputs["spatial_shapes"])
-    inputs["level_start_index"] = torch.tensor([0, 35])
-    assert torch.equal(ms_deform_attn(**inputs), expected)
+    assert torch.equal(ms_deform_attn(**{**inputs, "level_start_index": [0, 35]}), ms_deform_attn(**inputs))
 
 
 def test_levels_may_overlap() -> None:
@@ -111,6 +118,14 @@ def test_levels_may_overlap() -> None:
         ({"spatial_shapes": torch.zeros(2, 3, dtype=torch.int64)}, "spatial_shapes is (2, 3) torch.int64"),
         ({"spatial_shapes": [(5, 7), (3, 3)]}, "level 1 takes pixels 35 to 44"),
         ({"level_start_index": [0]}, "level_start_index has 1 levels, spatial_shapes 2"),
+        (
+            {"level_start_index": torch.zeros(2)},
+            "level_start_index is (2,) torch.float32; expected an integer",
+        ),
+        (
+            {"level_start_index": torch.zeros(2, 1).long()},
+            "level_start_index is (2, 1) torch.int64; expected",
+        ),
         ({"attention_weights": torch.zeros(2, 6, 3, 2, 2)}, "with value's 2 heads"),
         (
             {"sampling_locations": torch.zeros(2, 6, 2, 2, 2)},

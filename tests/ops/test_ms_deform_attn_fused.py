@@ -6,7 +6,7 @@ import torch
 
 from bevkd2.ops import ms_deform_attn_fused
 from bevkd2.ops.ms_deform_attn_fused import ms_deform_attn_fused_reference
-from tests.ops.deform_attn_tester import Case, DeformAttnTester, Inputs
+from tests.ops.deform_attn_tester import Case, DeformAttnTester, Inputs, run
 from tests.ops.test_ms_deform_attn import make_inputs
 
 
@@ -16,6 +16,7 @@ class TestMSDeformAttnFused(DeformAttnTester):
     raw = "ms_deform_attn_fused"
     locations = "sampling_offsets"
     variants = ("levels", "shared", "boxes", "pillar", "queues")
+    variants_without_levels = ("shared", "pillar")
 
     def make(self, case: Case, dtype: torch.dtype, seed: int = 0) -> Inputs:
         """Offsets are chosen so that the points lie where the drop-in form's do."""
@@ -26,7 +27,7 @@ class TestMSDeformAttnFused(DeformAttnTester):
             case.variant, (levels, 2)
         )
         references = torch.rand(case.batch, case.queries, count, dims, generator=generator, dtype=dtype) + 0.1
-        sizes = torch.tensor([[w, h] for h, w in case.levels], dtype=dtype)[:, None]
+        sizes = torch.tensor([[w, h] for h, w in case.levels], dtype=dtype).view(-1, 1, 2)
         if case.variant == "pillar":
             used = references[:, :, None, None, torch.arange(points) % count]
         else:
@@ -94,6 +95,19 @@ def test_the_output_is_the_mean_over_the_queues_of_a_sample() -> None:
     assert torch.equal(weights, weights_apart)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("variant", TestMSDeformAttnFused.variants)
+def test_references_nowhere_have_no_points(variant: str, bad: float) -> None:
+    """A point behind a camera projects to anywhere."""
+    inputs = TestMSDeformAttnFused().make(Case(variant=variant, points=4), torch.float32)
+    inputs["reference_points"][:, 1::2, 0, 0] = bad
+    far = {**inputs, "reference_points": inputs["reference_points"].nan_to_num(-1e4, -1e4, -1e4)}
+    actual, expected = run(ms_deform_attn_fused, inputs), run(ms_deform_attn_fused, far)
+    assert not actual["reference_points"][:, 1::2, 0].any()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*normalised coordinate")
 def test_weights_are_float32_beside_16_bit_everything() -> None:
     inputs = {k: v.bfloat16() if isinstance(v, torch.Tensor) else v for k, v in make().items()}
     out, weights = ms_deform_attn_fused(**inputs)

@@ -6,7 +6,7 @@ import torch
 
 from bevkd2.ops import ms_deform_attn_fused, ms_deform_attn_ragged
 from bevkd2.ops.ms_deform_attn_ragged import ms_deform_attn_ragged_reference
-from tests.ops.deform_attn_tester import Case, DeformAttnTester, Inputs
+from tests.ops.deform_attn_tester import Case, DeformAttnTester, Inputs, run
 from tests.ops.test_ms_deform_attn import make_inputs
 
 HEIGHTS = 2
@@ -73,6 +73,17 @@ def test_queries_without_rows_give_zero_and_still_their_weights() -> None:
     torch.testing.assert_close(weights.sum((-2, -1)), torch.ones(6, 2))
     weights[0].square().sum().backward()
     assert logits.grad[0].any()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_references_nowhere_have_no_points(bad: float) -> None:
+    """A point behind a camera projects to anywhere."""
+    inputs = make()
+    inputs["reference_points"][1::2, 0, 0] = bad
+    far = {**inputs, "reference_points": inputs["reference_points"].nan_to_num(-1e4, -1e4, -1e4)}
+    actual, expected = run(ms_deform_attn_ragged, inputs), run(ms_deform_attn_ragged, far)
+    assert not actual["reference_points"][1::2, 0].any()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 def test_one_row_a_query_is_the_fused_op() -> None:
