@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../core/cpu_dispatch.h"
+#include "../core/huge_pages.h"
 
 namespace bevkd2::distill::bev_response {
 namespace {
@@ -85,6 +86,7 @@ struct Cpu {
 
   template <typename A>
   static void backward(const Backward& p, const Tensor& /*student*/) {
+    advise_huge_pages(p.grad.data, p.batch * p.cells * p.student.channels * bytes_of(p.grad.dtype));
     for_groups(p.batch, p.cells,
                [&](int64_t sample, int64_t first, int64_t n) { run_backward<A>(p, sample, first, n); });
   }

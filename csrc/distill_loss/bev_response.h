@@ -60,7 +60,7 @@ struct Totals {
 
 inline Embedding make_embedding(const Tensor& t) {
   const bool channels_adjacent = adjacent(t, 2);
-  return {strided<const void>(t), t.size(2), channels_adjacent};
+  return {strided(t), t.size(2), channels_adjacent};
 }
 
 template <typename Backend>
@@ -87,14 +87,14 @@ struct Ops {
     Forward p{};
     p.student = make_embedding(ours);
     p.teacher = make_embedding(theirs);
-    p.weights = weights ? weights->data_ptr() : nullptr;
+    p.weights = weights ? weights->const_data_ptr() : nullptr;
     p.batch = batch;
     p.cells = cells;
     p.reduction = static_cast<Reduction>(reduction);
     p.factor = factor;
-    p.loss = loss.data_ptr();
-    p.differences = need_grad ? differences.data_ptr() : nullptr;
-    p.scales = need_grad ? scales.data_ptr() : nullptr;
+    p.loss = loss.mutable_data_ptr();
+    p.differences = need_grad ? differences.mutable_data_ptr() : nullptr;
+    p.scales = need_grad ? scales.mutable_data_ptr() : nullptr;
     if (dtype == ScalarType::Double)
       Backend::template forward<double>(p, student);
     else
@@ -115,12 +115,12 @@ struct Ops {
     Backward p{};
     p.student = make_embedding(ours);
     Writing writing(torch::stable::empty_like(student), p.student.channels_adjacent ? 2 : 1);
-    p.grad = strided<void>(writing.target);
+    p.grad = strided_output(writing.target);
     p.batch = student.size(0);
     p.cells = student.size(1);
-    p.upstream = grad_loss.data_ptr();
-    p.differences = differences.data_ptr();
-    p.scales = scales.data_ptr();
+    p.upstream = grad_loss.const_data_ptr();
+    p.differences = differences.const_data_ptr();
+    p.scales = scales.const_data_ptr();
     if (dtype == ScalarType::Double)
       Backend::template backward<double>(p, student);
     else

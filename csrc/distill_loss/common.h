@@ -29,6 +29,11 @@ inline ScalarType wide_dtype(ScalarType student, ScalarType teacher) {
   return wide ? ScalarType::Double : ScalarType::Float;
 }
 
+// The size of a number of a dtype that distillation losses take.
+inline int64_t bytes_of(ScalarType dtype) {
+  return dtype == ScalarType::Double ? 8 : (dtype == ScalarType::Float ? 4 : 2);
+}
+
 // Calls function(S{}) for the C++ type of a dtype.
 template <typename F>
 auto dispatch(ScalarType dtype, const F& function) {

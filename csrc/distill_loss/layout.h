@@ -1,6 +1,7 @@
 // Three-dimensional views whose last or middle dimension is adjacent in memory.
 #pragma once
 
+#include "../core/macros.h"
 #include "common.h"
 
 namespace bevkd2::distill {
@@ -11,12 +12,17 @@ struct Strided {
   T* data;
   int64_t stride[3];
   ScalarType dtype;
-  int64_t at(int64_t i, int64_t j, int64_t k) const { return i * stride[0] + j * stride[1] + k * stride[2]; }
+  BEVKD2_HOST_DEVICE int64_t at(int64_t i, int64_t j, int64_t k) const {
+    return i * stride[0] + j * stride[1] + k * stride[2];
+  }
 };
 
-template <typename T>
-inline Strided<T> strided(const Tensor& t) {
-  return {t.data_ptr(), {t.stride(0), t.stride(1), t.stride(2)}, t.scalar_type()};
+inline Strided<const void> strided(const Tensor& t) {
+  return {t.const_data_ptr(), {t.stride(0), t.stride(1), t.stride(2)}, t.scalar_type()};
+}
+
+inline Strided<void> strided_output(const Tensor& t) {
+  return {t.mutable_data_ptr(), {t.stride(0), t.stride(1), t.stride(2)}, t.scalar_type()};
 }
 
 inline bool adjacent(const Tensor& t, int64_t dim) { return t.size(dim) <= 1 || t.stride(dim) == 1; }
@@ -33,7 +39,7 @@ struct Writing {
   Tensor result, target;
   Writing(const Tensor& out, int64_t last) : result(out), target(arranged(out, last)) {}
   Tensor finish() {
-    if (target.data_ptr() != result.data_ptr()) torch::stable::copy_(result, target);
+    if (target.const_data_ptr() != result.const_data_ptr()) torch::stable::copy_(result, target);
     return result;
   }
 };

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../core/cpu_dispatch.h"
+#include "../core/huge_pages.h"
 
 namespace bevkd2::distill::prediction {
 namespace {
@@ -71,6 +72,8 @@ Partial count_locations(const Problem<A>& p) {
 struct Cpu {
   template <typename A>
   static void run(const Problem<A>& p, const Tensor& /*student*/) {
+    if (p.grad_logits)
+      advise_huge_pages(p.grad_logits, p.batch * p.locations * p.classes * bytes_of(p.student_dtype));
     const Partial counted = count_locations(p);
     const double scales[2] = {p.factors[0] / (counted.objects > 0 ? counted.objects : 1),
                               p.factors[1] / (counted.background > 0 ? counted.background : 1)};

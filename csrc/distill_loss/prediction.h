@@ -100,12 +100,13 @@ struct Ops {
   using Outputs = std::tuple<Tensor, Tensor, Tensor>;
 
   // The data of an optional tensor of `count` numbers; null where it is absent.
-  static void* data_of(const std::optional<Tensor>& t, int64_t count, ScalarType dtype, const char* name) {
+  static const void* data_of(const std::optional<Tensor>& t, int64_t count, ScalarType dtype,
+                             const char* name) {
     if (!t) return nullptr;
     STD_TORCH_CHECK(t->is_contiguous() && t->numel() == count && t->scalar_type() == dtype,
                     "prediction_loss: ", name, " must be contiguous, with ", count,
                     " numbers of the computing dtype (bool for a mask)");
-    return t->data_ptr();
+    return t->const_data_ptr();
   }
 
   template <typename A>
@@ -140,17 +141,17 @@ struct Ops {
                                      : torch::stable::new_empty(student, {0});
     Tensor grad_depth = need_depth ? torch::stable::new_empty(student, {p.batch, p.locations}, dtype)
                                    : torch::stable::new_empty(student, {0}, dtype);
-    p.student = student.data_ptr();
-    p.teacher = teacher.data_ptr();
+    p.student = student.const_data_ptr();
+    p.teacher = teacher.const_data_ptr();
     p.student_dtype = student.scalar_type();
     p.teacher_dtype = teacher.scalar_type();
-    p.grad_logits = need_logits ? grad_logits.data_ptr() : nullptr;
-    p.grad_depth = need_depth ? static_cast<A*>(grad_depth.data_ptr()) : nullptr;
+    p.grad_logits = need_logits ? grad_logits.mutable_data_ptr() : nullptr;
+    p.grad_depth = need_depth ? static_cast<A*>(grad_depth.mutable_data_ptr()) : nullptr;
     p.weights = static_cast<const A*>(data_of(a.weights, count, dtype, "weights"));
     p.objects = static_cast<const bool*>(data_of(a.objects, count, ScalarType::Bool, "objects"));
     p.guidance = make_guidance<A>(a, p.batch, count, dtype);
     p.upstream = static_cast<const A*>(data_of(upstream, 2, dtype, "the upstream gradient"));
-    p.losses = static_cast<A*>(losses.data_ptr());
+    p.losses = static_cast<A*>(losses.mutable_data_ptr());
     p.distance = static_cast<Distance>(a.distance);
     p.temperature = static_cast<A>(a.temperature);
     p.factors[0] = a.object_weight;

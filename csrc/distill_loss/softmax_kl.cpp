@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../core/cpu_dispatch.h"
+#include "../core/huge_pages.h"
 
 namespace bevkd2::distill::softmax_kl {
 namespace {
@@ -81,6 +82,9 @@ template <typename A>
 void run_levels(const Problem& p, A* losses) {
   for (size_t l = 0; l < p.levels.size(); ++l) {
     const Level& level = p.levels[l];
+    if (level.grad.data)
+      advise_huge_pages(level.grad.data,
+                        level.batch * level.rows * level.entries * bytes_of(level.grad.dtype));
     const double counted = p.totals ? static_cast<double>(static_cast<const A*>(p.totals)[l])
                                     : static_cast<double>(level.batch * level.rows);
     const double scale = p.factor / (counted > 0 ? counted : 1);
@@ -93,9 +97,9 @@ void run_levels(const Problem& p, A* losses) {
 struct Cpu {
   static void run(const Problem& p, Tensor& losses) {
     if (p.dtype == ScalarType::Double)
-      run_levels(p, static_cast<double*>(losses.data_ptr()));
+      run_levels(p, static_cast<double*>(losses.mutable_data_ptr()));
     else
-      run_levels(p, static_cast<float*>(losses.data_ptr()));
+      run_levels(p, static_cast<float*>(losses.mutable_data_ptr()));
   }
 };
 

@@ -61,7 +61,7 @@ struct Ops {
     level.rows = student.size(1);
     level.entries = student.size(2);
     level.rows_adjacent = !adjacent(student, 2) || (level.entries < 8 && adjacent(student, 1));
-    level.weights = weights.numel() ? weights.data_ptr() : nullptr;
+    level.weights = weights.numel() ? weights.const_data_ptr() : nullptr;
     return level;
   }
 
@@ -70,7 +70,7 @@ struct Ops {
     STD_TORCH_CHECK(
         t->scalar_type() == dtype && t->numel() == static_cast<int64_t>(levels) && t->is_contiguous(),
         "softmax_kl: totals and upstream gradients must be contiguous (L) of the computing dtype");
-    return t->data_ptr();
+    return t->const_data_ptr();
   }
 
   static Problem make_problem(const Arguments& a, const std::optional<Tensor>& upstream) {
@@ -99,12 +99,12 @@ struct Ops {
       Level level = make_level(a.student[l], a.teacher[l], a.weights[l], p.dtype);
       const int64_t last = level.rows_adjacent ? 1 : 2;
       kept.push_back(arranged(a.student[l], last));
-      level.student = strided<const void>(kept.back());
+      level.student = strided(kept.back());
       kept.push_back(arranged(a.teacher[l], last));
-      level.teacher = strided<const void>(kept.back());
+      level.teacher = strided(kept.back());
       if (need_grad) {
         writing.emplace_back(torch::stable::empty_like(a.student[l]), last);
-        level.grad = strided<void>(writing.back().target);
+        level.grad = strided_output(writing.back().target);
       }
       p.levels.push_back(level);
     }

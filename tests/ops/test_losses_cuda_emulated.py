@@ -1,0 +1,162 @@
+"""The CUDA kernels of the distillation losses, run by the emulation, against the CPU ops."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+DTYPES = [
+    (torch.float32, torch.float32),
+    (torch.bfloat16, torch.float16),
+    (torch.float16, torch.float32),
+    (torch.float64, torch.float32),
+]
+dtypes = pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+
+
+def assert_same(actual: Any, expected: Any, exact: bool) -> None:
+    """Tensors and lists of them, relative to the largest number of each."""
+    if isinstance(expected, (list, tuple)):
+        assert len(actual) == len(expected)
+        for a, e in zip(actual, expected, strict=True):
+            assert_same(a, e, exact)
+        return
+    assert actual.dtype == expected.dtype
+    assert actual.stride() == expected.stride()
+    scale = expected.abs().max().item() if expected.numel() else 1.0
+    relative = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(expected.dtype, 1e-12 if exact else 5e-6)
+    torch.testing.assert_close(
+        actual.double(), expected.double(), rtol=0, atol=relative * scale, equal_nan=True
+    )
+
+
+def both(emulated: Any, name: str, arguments: tuple) -> Any:
+    """Runs one op on the emulated device and on the CPU; uninitialised outputs are NaN."""
+    expected = getattr(torch.ops.bevkd2, name)(*arguments)
+    torch.use_deterministic_algorithms(True)  # fills what torch.empty gives with NaN
+    try:
+        actual = getattr(emulated, name)(*arguments)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    wide = torch.float64 in {a.dtype for a in _tensors(arguments)}
+    assert_same(actual, expected, wide)
+    return expected
+
+
+def _tensors(arguments: Any) -> list[Tensor]:
+    if isinstance(arguments, (list, tuple)):
+        return [tensor for argument in arguments for tensor in _tensors(argument)]
+    return [arguments] if isinstance(arguments, Tensor) else []
+
+
+def wide(dtypes: tuple[torch.dtype, torch.dtype]) -> torch.dtype:
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def maps(shape: tuple[int, ...], dtypes: tuple[torch.dtype, torch.dtype], turned: bool) -> list[Tensor]:
+    """Two (B, R, K), whose last or, turned, middle dimension is adjacent."""
+    generator = torch.Generator().manual_seed(0)
+    batch, rows, entries = shape
+    stored = (batch, entries, rows) if turned else shape
+    pair = [(3 * torch.randn(stored, generator=generator)).to(dtype) for dtype in dtypes]
+    return [t.transpose(1, 2) for t in pair] if turned else pair
+
+
+@dtypes
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+# in eights and not; warps and blocks a row, several blocks and tiles; one entry; nothing
+@pytest.mark.parametrize(
+    "shape", [(2, 24, 40), (1, 9, 21), (2, 130, 33), (1, 3, 1104), (1, 7, 1), (2, 0, 4), (2, 3, 0)]
+)
+def test_softmax_kl(
+    emulated: Any,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    turned: bool,
+    weighted: bool,
+    shape: tuple[int, int, int],
+) -> None:
+    student, teacher = maps(shape, dtypes, turned)
+    weights = torch.zeros(0, dtype=wide(dtypes))
+    totals = None
+    if weighted:
+        weights = torch.rand(shape[:2], dtype=wide(dtypes))
+        weights[:, 1::3] = 0
+        student[:, 1::3] = float("nan")
+        totals = weights.sum().view(1)
+    call = ([student], [teacher], [weights], totals, 0.7, 2.0)
+    both(emulated, "softmax_kl", (*call, True))
+    both(emulated, "softmax_kl", (*call, False))
+    both(emulated, "softmax_kl_backward", (torch.full((1,), -3.0, dtype=wide(dtypes)), *call))
+
+
+def test_softmax_kl_of_more_levels_than_a_launch_takes(emulated: Any) -> None:
+    levels = [maps((1, 3 + i, 16 - i), DTYPES[0], i % 2 == 0) for i in range(10)]
+    student, teacher = [level[0] for level in levels], [level[1] for level in levels]
+    call = (student, teacher, [torch.zeros(0)] * 10, torch.arange(10.0), 1.0, 1.0)
+    both(emulated, "softmax_kl", (*call, True))
+    both(emulated, "softmax_kl_backward", (torch.randn(10), *call))
+
+
+def test_softmax_kl_of_far_features(emulated: Any) -> None:
+    for turned in (False, True):
+        student, teacher = maps((1, 16, 40), DTYPES[0], turned)
+        both(
+            emulated, "softmax_kl",
+            ([1e4 * student.sign()], [-1e4 * teacher.sign()], [torch.zeros(0)], None, 1.0, 0.5, True),
+        )  # fmt: skip
+
+
+@dtypes
+@pytest.mark.parametrize("turned", [(False, False), (True, True), (False, True)])
+@pytest.mark.parametrize(
+    ("shape", "reduction"),
+    [((2, 72, 40), 2), ((2, 133, 19), 1), ((1, 65, 8), 0), ((1, 1, 1), 2), ((0, 5, 8), 1), ((2, 0, 8), 2)],
+)
+def test_bev_response(
+    emulated: Any,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    turned: tuple[bool, bool],
+    shape: tuple[int, int, int],
+    reduction: int,
+) -> None:
+    student = maps(shape, dtypes, turned[0])[0]
+    teacher = maps((*shape[:2], 56), dtypes, turned[1])[1]
+    weights = torch.rand(shape[:2], dtype=wide(dtypes))
+    weights[:, 1::3] = 0
+    student[:, 1::3] = float("nan")
+    for mask in (weights, None):
+        ours = student.nan_to_num() if mask is None else student
+        both(emulated, "bev_response_l2", (ours, teacher, mask, reduction, 0.3, False))
+        _, differences, scales = both(
+            emulated, "bev_response_l2", (ours, teacher, mask, reduction, 0.3, True)
+        )
+        upstream = torch.tensor(1.7, dtype=wide(dtypes))
+        both(emulated, "bev_response_l2_backward", (upstream, ours, differences, scales))
+
+
+@dtypes
+@pytest.mark.parametrize("distance", [0, 1, 2, 3])
+# fewer classes than lanes, as many, more; several blocks; no location, no class
+@pytest.mark.parametrize("shape", [(2, 37, 10), (1, 300, 1), (2, 9, 32), (1, 6, 45), (2, 0, 3), (1, 4, 0)])
+def test_prediction_loss(
+    emulated: Any, dtypes: tuple[torch.dtype, torch.dtype], distance: int, shape: tuple[int, int, int]
+) -> None:
+    student, teacher = maps(shape, dtypes, False)
+    generator = torch.Generator().manual_seed(1)
+    dtype, locations = wide(dtypes), shape[:2]
+    depths = [70 * torch.rand(locations, generator=generator, dtype=dtype) - 10 for _ in range(3)]
+    objects = torch.rand(locations, generator=generator) < 0.4
+    weights = torch.rand(locations, generator=generator, dtype=dtype)
+    weights[:, 2::3] = 0
+    student[:, 2::3] = float("nan")
+    frozen = torch.arange(shape[0]) == 1
+    guided = (weights, objects, *depths, torch.tensor(50.0, dtype=dtype), frozen)
+    for rho, optional in ((1, guided), (2, guided), (0, (None,) * 7)):
+        ours = student if optional[0] is not None else student.nan_to_num()
+        call = (ours, teacher, *optional, distance, rho, 1.5, 10.0, 1.0, 2.0, 0.7)
+        both(emulated, "prediction_loss", (*call, True, True))
+        both(emulated, "prediction_loss", (*call, False, False))
+        upstream = torch.tensor([0.5, -2.0], dtype=dtype)
+        both(emulated, "prediction_loss_backward", (upstream, *call, True, True))
