@@ -91,7 +91,7 @@ __device__ void responses(const Embedding& e, bool eights, const Cells& cells, A
 
 // partials: squares and counted of every block.
 template <typename A>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     forward_kernel(Forward p, bool student_eights, bool teacher_eights, double* partials) {
   BEVKD2_SHARED_MEMORY(memory);
   double* scratch = reinterpret_cast<double*>(memory);
@@ -123,7 +123,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // One block: the loss and the scales.
 template <typename A>
-__global__ void __launch_bounds__(kThreads) finish_kernel(Forward p, const double* partials, int64_t groups) {
+__global__ void __launch_bounds__(kThreads, 2)
+    finish_kernel(Forward p, const double* partials, int64_t groups) {
   BEVKD2_SHARED_MEMORY(memory);
   double* scratch = reinterpret_cast<double*>(memory);
   Totals<A> totals;
@@ -162,7 +163,7 @@ __device__ void write_signs(const Backward& p, int64_t from, int64_t to, const A
 }
 
 template <typename A, int V>
-__global__ void __launch_bounds__(kThreads) backward_kernel(Backward p) {
+__global__ void __launch_bounds__(kThreads, 2) backward_kernel(Backward p) {
   const Cells cells = cells_of_block(p.cells);
   const A factor = *static_cast<const A*>(p.upstream) * static_cast<const A*>(p.scales)[cells.sample] /
                    static_cast<A>(p.student.channels);

@@ -26,7 +26,7 @@ __device__ inline Pair block_sums(Pair p, double* scratch) {
 }
 
 template <typename A>
-__global__ void __launch_bounds__(kThreads) count_kernel(const Problem<A> p, Pair* counts) {
+__global__ void __launch_bounds__(kThreads, 2) count_kernel(const Problem<A> p, Pair* counts) {
   BEVKD2_SHARED_MEMORY(memory);
   Pair sum{0, 0};
   for (int64_t at = int64_t{blockIdx.x} * kThreads + threadIdx.x; at < p.batch * p.locations;
@@ -130,7 +130,7 @@ __device__ A one_location(const Problem<A>& p, int64_t at, bool exists, bool act
 
 // partials: both groups' sums of every block, before factor and total.
 template <typename A>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     loss_kernel(const Problem<A> p, int size, const Pair* counts, Pair* partials) {
   BEVKD2_SHARED_MEMORY(memory);
   double* scratch = reinterpret_cast<double*>(memory);
@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // One block.
 template <typename A>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     finish_kernel(const Problem<A> p, const Pair* counts, const Pair* partials, int64_t blocks) {
   BEVKD2_SHARED_MEMORY(memory);
   double* scratch = reinterpret_cast<double*>(memory);

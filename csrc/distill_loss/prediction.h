@@ -11,6 +11,7 @@
 #include <cmath>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "../core/macros.h"
 #include "layout.h"
@@ -137,10 +138,9 @@ struct Ops {
     const int64_t count = p.batch * p.locations;
     need_depth = need_depth && a.student_depth;
     Tensor losses = torch::stable::new_empty(student, {2}, dtype);
-    Tensor grad_logits = need_logits ? torch::stable::new_empty(student, {p.batch, p.locations, p.classes})
-                                     : torch::stable::new_empty(student, {0});
-    Tensor grad_depth = need_depth ? torch::stable::new_empty(student, {p.batch, p.locations}, dtype)
-                                   : torch::stable::new_empty(student, {0}, dtype);
+    const std::vector<int64_t> all{p.batch, p.locations, p.classes}, depths{p.batch, p.locations}, none{0};
+    Tensor grad_logits = torch::stable::new_empty(student, need_logits ? all : none);
+    Tensor grad_depth = torch::stable::new_empty(student, need_depth ? depths : none, dtype);
     p.student = student.const_data_ptr();
     p.teacher = teacher.const_data_ptr();
     p.student_dtype = student.scalar_type();

@@ -178,7 +178,8 @@ __device__ double block_loss(const Rows<A>& rows, Statistics<A>* shared) {
 
 // partials: the losses of all blocks.
 template <typename A, int V>
-__global__ void __launch_bounds__(kThreads) rows_kernel(const __grid_constant__ Launch p, double* partials) {
+__global__ void __launch_bounds__(kThreads, 2)
+    rows_kernel(const __grid_constant__ Launch p, double* partials) {
   BEVKD2_SHARED_MEMORY(memory);
   double* scratch = reinterpret_cast<double*>(memory);
   Statistics<A>* shared = reinterpret_cast<Statistics<A>*>(scratch + kLanes);
@@ -200,7 +201,7 @@ __global__ void __launch_bounds__(kThreads) rows_kernel(const __grid_constant__ 
 
 // A block a level.
 template <typename A>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     finish_kernel(const __grid_constant__ Launch p, const double* partials, A* losses) {
   BEVKD2_SHARED_MEMORY(memory);
   const Part& part = p.part[blockIdx.x];
