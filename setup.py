@@ -40,11 +40,11 @@ CPU_SOURCES = [
 CUDA_SOURCES = [
     "csrc/box3d/cuda.cu",
     "csrc/box3d/nms_cuda.cu",
-    "csrc/distill_loss/pixel_weights.cu",
-    "csrc/distill_loss/weighted_l2.cu",
     "csrc/distill_loss/bev_response.cu",
+    "csrc/distill_loss/pixel_weights.cu",
     "csrc/distill_loss/prediction.cu",
     "csrc/distill_loss/softmax_kl.cu",
+    "csrc/distill_loss/weighted_l2.cu",
     "csrc/ms_deform_attn/cuda.cu",
     "csrc/ms_deform_attn/cuda_backward.cu",
     "csrc/ms_deform_attn/cuda_forward.cu",
