@@ -1,11 +1,11 @@
-"""The perspective matrix, the occlusion rule and weighted feature imitation."""
+"""The perspective matrix, the occlusion rule and the image's content."""
 
 import math
 
 import pytest
 import torch
 
-from bevkd2.ops import content_mask, feature_l2, occlusion_factor, perspective_matrix
+from bevkd2.ops import content_mask, occlusion_factor, perspective_matrix
 
 PAPER = {"amplitude": 0.3, "sigma": (0.7, 0.7), "center": (0.5, 0.5)}
 
@@ -55,51 +55,3 @@ def test_near_objects_lower_the_weight_where_they_stand_and_far_ones_do_not():
     assert factor[0, 0].tolist() == [1, 1, 0.25, 0.25, 0.25, 0.25, 0.5, 0.5]  # the nearest object counts
     assert factor[0, 3].tolist() == [1, 1, 0.25, 0.25, 0.25, 0.25, 1, 1]
     assert bool((factor[0, 4:] == 1).all()) and bool((factor[1] == 1).all())
-
-
-def test_feature_distance_is_equation_4():
-    generator = torch.Generator().manual_seed(0)
-    student, teacher = (
-        torch.randn(2, 3, 4, 5, generator=generator),
-        torch.randn(2, 3, 4, 5, generator=generator),
-    )
-    weights = torch.rand(2, 4, 5, generator=generator)
-    expected = (
-        sum(
-            sum(
-                weights[b, y, x].item() * (student[b, c, y, x] - teacher[b, c, y, x]).item() ** 2
-                for c in range(3)
-                for y in range(4)
-                for x in range(5)
-            )
-            / (4 * 5 * 3)
-            for b in range(2)
-        )
-        / 2
-    )
-    assert feature_l2(student, teacher, weights).item() == pytest.approx(expected, rel=1e-5)
-    torch.testing.assert_close(feature_l2(student, teacher), (student - teacher).square().mean())
-
-
-def test_what_weighs_nothing_may_be_nan_and_gets_no_gradient():
-    student = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
-    teacher = torch.randn(1, 2, 3, 3, dtype=torch.float64)
-    teacher[..., 2] = float("nan")
-    weights = torch.ones(1, 3, 3, dtype=torch.float64)
-    weights[..., 2] = 0
-    assert torch.autograd.gradcheck(lambda s: feature_l2(s, teacher, weights, torch.tensor([6])), student)
-    feature_l2(student, teacher, weights).backward()
-    assert bool((student.grad[..., 2] == 0).all()) and bool((student.grad[..., :2] != 0).all())
-
-
-def test_half_precision_is_computed_in_float32():
-    student, teacher = torch.full((1, 1, 64, 64), 300.0).half(), torch.zeros(1, 1, 64, 64)
-    loss = feature_l2(student, teacher)
-    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(90_000)
-
-
-def test_shapes_that_do_not_fit_are_named():
-    with pytest.raises(ValueError, match=r"\(1, 2, 3, 3\), teacher \(1, 4, 3, 3\)"):
-        feature_l2(torch.zeros(1, 2, 3, 3), torch.zeros(1, 4, 3, 3))
-    with pytest.raises(ValueError, match=r"weights of level 0 are \(3, 3\)"):
-        feature_l2(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3), torch.zeros(3, 3))
