@@ -117,8 +117,9 @@ def warn_of_16_bits(op: str, name: str, normalised: Tensor) -> None:
 
     Near 1, half a unit in the last place is 2^-12 in float16 and 2^-9 in bfloat16: 0.05 and 0.4 pixels of a
     map 200 wide. An offset in pixels loses far less, 2^-6 pixels below 8 in bfloat16: no warning of that.
+    Compiled code, which cannot warn, does not.
     """
-    if normalised.dtype in (torch.float16, torch.bfloat16):
+    if normalised.dtype in (torch.float16, torch.bfloat16) and not torch.compiler.is_compiling():
         warnings.warn(
             f"{op}: {name} is {normalised.dtype}, which rounds a normalised coordinate by up to "
             f"{torch.finfo(normalised.dtype).eps / 4:.1g} of the map; compute it in float32 "

@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._functorch.aot_autograd import make_boxed_func
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.ops.deform_attn_form import SIZES, Case, DeformAttnForm, Inputs, deterministic_algorithms, run
@@ -60,13 +62,13 @@ class Framework(DeformAttnForm):
     def test_compiled_backward_follows_the_wish_for_determinism(self) -> None:
         asked = []
 
-        def backward(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        def record(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable:
             nodes = graph.graph.nodes
             asked.extend(node.args[-1] for node in nodes if f"{self.raw}_backward" in str(node.target))
-            return graph
+            return make_boxed_func(graph.forward)
 
         torch.compiler.reset()
-        backend = aot_autograd(fw_compiler=lambda graph, _: graph, bw_compiler=backward)
+        backend = aot_autograd(fw_compiler=record)  # the backward graph's too
         compiled = torch.compile(type(self).op, fullgraph=True, backend=backend)
         inputs = self.make(SIZES["small"], torch.float32)
         for wanted in (False, True):
@@ -163,6 +165,7 @@ class Framework(DeformAttnForm):
         expected = run(type(self).op, {**inputs, **widened})
         assert torch.equal(actual["output 0"], expected["output 0"])
         inputs[normalised] = inputs[normalised].to(dtype)
+        torch.compile(type(self).op, fullgraph=True, backend="eager")(**inputs)  # cannot warn, so must not
         with pytest.warns(UserWarning, match=f"{self.raw}: {normalised} is {dtype}"):
             type(self).op(**inputs)
 
