@@ -64,7 +64,9 @@ def assign_locations(
     locations = locations_of(shapes, strides, device)
     radii = center_radius * strides_of_locations(shapes, strides, device)
     cells = torch.tensor([rows * columns for rows, columns in shapes], device=device)
-    ranges = torch.tensor(regress_ranges, dtype=torch.float32, device=device).repeat_interleave(cells, dim=0)
+    ranges = torch.tensor(regress_ranges, dtype=torch.float32, device=device)
+    # Without the size, CUDA would have to be waited for.
+    ranges = ranges.repeat_interleave(cells, dim=0, output_size=len(locations))
     return torch.stack(
         [
             _assign_image(locations, radii, ranges, centers, boxes)

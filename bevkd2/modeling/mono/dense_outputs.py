@@ -64,8 +64,9 @@ def strides_of_locations(
     level_shapes: Sequence[tuple[int, int]], strides: Sequence[int], device: torch.device
 ) -> Tensor:
     """(Q,) float32: the stride of the level that each location of :func:`locations_of` belongs to."""
-    cells = torch.tensor([rows * columns for rows, columns in level_shapes], device=device)
-    return torch.tensor(strides, dtype=torch.float32, device=device).repeat_interleave(cells)
+    cells = [rows * columns for rows, columns in level_shapes]
+    levels = zip(cells, strides, strict=True)
+    return torch.cat([torch.full((count,), float(stride), device=device) for count, stride in levels])
 
 
 def flatten_levels(maps: Sequence[Tensor]) -> Tensor:

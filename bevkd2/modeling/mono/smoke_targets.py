@@ -47,25 +47,25 @@ def objects_of(targets: MonoTargets, stride: int) -> SmokeObjects:
         targets: annotations of a batch.
         stride: pixels to a cell.
     """
-    inside = [
-        ((centers >= 0) & (centers < size.flip(0))).all(dim=1).nonzero()[:, 0]
-        for centers, size in zip(targets.centers2d, targets.image_sizes, strict=True)
-    ]
-    counts = torch.tensor([len(kept) for kept in inside], device=targets.cam2img.device)
-    rows = torch.arange(len(inside), device=counts.device).repeat_interleave(counts)
+    device, counts = targets.cam2img.device, [len(labels) for labels in targets.labels]
+    rows = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(device)
+    indices = torch.cat([torch.arange(count) for count in counts]).to(device)
+    centers = torch.cat(targets.centers2d)
+    inside = (centers >= 0) & (centers < targets.image_sizes[rows].flip(1))
+    kept = inside.all(dim=1).nonzero()[:, 0]  # one wait for the device, not one an image
 
     def pick(parts: Sequence[Tensor]) -> Tensor:
-        return torch.cat([part[kept] for part, kept in zip(parts, inside, strict=True)])
+        return torch.cat(list(parts))[kept]
 
     return SmokeObjects(
-        rows=rows,
-        indices=torch.cat(inside),
+        rows=rows[kept],
+        indices=indices[kept],
         cells=(pick(targets.centers2d) / stride).long(),
         labels=pick(targets.labels),
         boxes=CameraBoxes3D(pick([boxes.tensor[:, :7] for boxes in targets.boxes])),
         boxes2d=pick(targets.boxes2d),
         depths=pick(targets.depths),
-        teaches_boxes=~targets.affine_augmented[rows],
+        teaches_boxes=~targets.affine_augmented[rows[kept]],
     )
 
 

@@ -20,3 +20,9 @@ def test_maps_are_flattened_in_the_order_of_locations():
         y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
         maps.append(torch.stack([x, y])[None] * stride + stride // 2)
     assert torch.equal(flatten_levels(maps)[0].float(), locations_of(SHAPES, STRIDES, CPU))
+
+
+def test_strides_of_locations_need_no_wait_for_the_device():
+    """The meta device has no numbers to wait for: what asks for one fails there."""
+    strides = strides_of_locations([(2, 3), (1, 2)], [8, 16], torch.device("meta"))
+    assert strides.shape == (8,) and strides.dtype == torch.float32
