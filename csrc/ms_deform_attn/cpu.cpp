@@ -10,6 +10,7 @@
 #include "../core/cpu_dispatch.h"
 #include "../core/huge_pages.h"
 #include "../core/tasks.h"
+#include "cpu_order.h"
 #include "cpu_plan.h"
 #include "ops.h"
 
@@ -56,9 +57,10 @@ int64_t threads_for(const Problem<T>& p) {
 
 // Tasks over queries: several a thread, so that they end together; all heads of a query together, whose
 // pixels lie side by side.
-Plan plan_queries(int64_t queries, int heads, int64_t threads) {
+Plan plan_queries(const std::vector<int64_t>& order, int heads, int64_t threads) {
   const int64_t tasks = threads > 1 ? 8 * threads : 1;
-  return {queries, (queries + tasks - 1) / tasks, 0, heads, 1};
+  const auto queries = static_cast<int64_t>(order.size());
+  return {order.data(), queries, (queries + tasks - 1) / tasks, 0, heads, 1};
 }
 
 void fill_zero(void* to, size_t bytes) {
@@ -85,17 +87,21 @@ void run_backward(const Problem<T>& p, const Level* levels, const Gradients<T>& 
 // pass. Where there are fewer of those tasks than threads, or where references sum over heads, points and
 // value are two passes.
 template <typename T>
-void plan_backward(const Problem<T>& p, const Level* levels, const Gradients<T>& g) {
+void plan_backward(const Problem<T>& p, const std::vector<Level>& all_levels, const Gradients<T>& g) {
+  const Level* levels = all_levels.data();
+  const std::vector<int64_t> order =
+      order_by_cell(p, all_levels, p.queries, [](int64_t query) { return query; });
   const int64_t threads = threads_for(p);
   const int64_t parts = p.row_splits ? 1 : p.batches;
   const int64_t groups = (threads + parts - 1) / parts;
   const bool together = g.value && g.sampling() && (g.references ? groups == 1 : groups <= p.heads);
   if (g.sampling() && !together)
-    run_backward(p, levels, g, true, false, plan_queries(p.queries, p.heads, threads), threads);
+    run_backward(p, levels, g, true, false, plan_queries(order, p.heads, threads), threads);
   if (!g.value) return;
   const bool by_batch = p.row_splits && groups > p.heads;
   const int heads = heads_of_task(p.heads, p.heads / std::min<int64_t>(groups, p.heads));
-  const Plan plan{p.queries, p.queries / parts, by_batch ? p.batches : 0, heads, p.heads / heads};
+  const Plan plan{order.data(), p.queries,      p.queries / parts, by_batch ? p.batches : 0,
+                  heads,        p.heads / heads};
   run_backward(p, levels, g, together, true, plan, threads);
 }
 
@@ -111,7 +117,9 @@ struct Cpu {
     if (p.samples() == 0 || p.heads == 0 || outputs == 0) return fill_zero(out, bytes);
     advise_huge_pages(out, bytes);
     const int64_t threads = threads_for(p);
-    const Plan plan = plan_queries(outputs, p.heads, threads);
+    const std::vector<int64_t> order =
+        order_by_cell(p, a.levels, outputs, [&](int64_t output) { return p.query_of(output, 0); });
+    const Plan plan = plan_queries(order, p.heads, threads);
     run_tasks(plan.tasks(), threads, [&](Tasks& tasks) {
       BEVKD2_CALL(T, forward_tasks, p, a.levels.data(), out, weights, plan, tasks);
     });
@@ -129,7 +137,7 @@ struct Cpu {
     }
     if (g.offsets) advise_huge_pages(g.offsets, static_cast<size_t>(a.offsets.numel()) * sizeof(A));
     if (g.logits) advise_huge_pages(g.logits, static_cast<size_t>(a.logits.numel()) * sizeof(A));
-    plan_backward(p, a.levels.data(), g);
+    plan_backward(p, a.levels, g);
   }
 };
 

@@ -171,7 +171,8 @@ void backward_tasks(const Problem<T>& p, const Level* levels, const Gradients<T>
   Scratch<accumulate_t<T>> s(p, levels, plan.heads);
   for (int64_t task = tasks.take(); task >= 0; task = tasks.take()) {
     const Task t = plan.task(task);
-    for (int64_t query = t.begin; query < t.end; ++query)
+    for (int64_t i = t.begin; i < t.end; ++i) {
+      const int64_t query = plan.order[i];
       if (t.batch >= 0 && !reads_batch(p, query, t.batch))
         continue;
       else if (sampling && value)
@@ -180,5 +181,6 @@ void backward_tasks(const Problem<T>& p, const Level* levels, const Gradients<T>
         backward_query<true, false>(p, g, query, t, s);
       else
         backward_query<false, true>(p, g, query, t, s);
+    }
   }
 }

@@ -73,7 +73,6 @@ void forward_tasks(const Problem<T>& p, const Level* levels, T* out, accumulate_
   Scratch<accumulate_t<T>> s(p, levels, plan.heads);
   for (int64_t task = tasks.take(); task >= 0; task = tasks.take()) {
     const Task t = plan.task(task);
-    for (int64_t output = t.begin; output < t.end; ++output)
-      forward_output(p, output, t.first_head, out, weights, s);
+    for (int64_t i = t.begin; i < t.end; ++i) forward_output(p, plan.order[i], t.first_head, out, weights, s);
   }
 }

@@ -14,7 +14,8 @@ inline int heads_of_task(int heads, int64_t limit) {
   return best;
 }
 
-// Queries [begin, end), heads [first_head, first_head + the plan's heads). Only rows of `batch`, unless -1.
+// Queries order[begin .. end), heads [first_head, first_head + the plan's heads). Only rows of `batch`,
+// unless -1.
 struct Task {
   int64_t begin, end;
   int first_head;
@@ -22,7 +23,8 @@ struct Task {
 };
 
 struct Plan {
-  int64_t queries;  // or outputs
+  const int64_t* order;  // of the queries (or outputs), by value batch where tasks are
+  int64_t queries;
   int64_t span;     // of them in a task
   int64_t batches;  // 0, or each task is for one value batch alone
   int heads, groups;
