@@ -19,9 +19,9 @@ def gradients_in_forward(students: Sequence[Tensor]) -> bool:
 def scaled_by_upstream(saved: Sequence[Tensor], upstream: Tensor) -> list[Tensor]:
     """The saved gradients times the upstream gradient.
 
-    In new tensors, as a graph that is kept may be walked again. On the CPU an upstream of exactly 1 in a
-    graph that is not kept gives the saved tensors away; on a device that question would cost a
-    synchronisation.
+    Where the graph is not kept, nobody reads the saved tensors again: they are scaled in place, or, on the
+    CPU, given away as they are by an upstream of exactly 1 (on a device that question would cost a
+    synchronisation). A graph that is kept may be walked again, and gives new tensors.
 
     Args:
         saved: L gradients.
@@ -30,19 +30,18 @@ def scaled_by_upstream(saved: Sequence[Tensor], upstream: Tensor) -> list[Tensor
     Returns:
         L tensors in the saved ones' dtypes.
     """
-    if _may_be_given_away(upstream):
-        return list(saved)
     factors = upstream.expand(len(saved)).unbind(0)
-    return [gradient * factor for gradient, factor in zip(saved, factors, strict=True)]
+    if _graph_is_kept(upstream):
+        return [gradient * factor for gradient, factor in zip(saved, factors, strict=True)]
+    if upstream.device.type == "cpu" and bool((upstream == 1).all()):
+        return list(saved)
+    return [gradient.mul_(factor) for gradient, factor in zip(saved, factors, strict=True)]
 
 
-def _may_be_given_away(upstream: Tensor) -> bool:
-    # Only a plain tensor has a value here: torch.compile traces the backward pass with fake ones.
-    if upstream.device.type != "cpu" or type(upstream) is not Tensor:
-        return False
-    # Whoever receives a gradient may write into it: AccumulateGrad adds the next one to it in place.
-    kept = torch._C._autograd._get_current_graph_task_keep_graph()
-    return not kept and bool((upstream == 1).all())
+def _graph_is_kept(upstream: Tensor) -> bool:
+    """Whether the backward pass that runs now was called with retain_graph; yes where it is being traced."""
+    # torch.compile and its like trace with subclasses, whose tensors have no values.
+    return type(upstream) is not Tensor or torch._C._autograd._get_current_graph_task_keep_graph()
 
 
 def refuse_second_derivative(op: str) -> None:
