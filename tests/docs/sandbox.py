@@ -5,8 +5,8 @@ What a command says is changed in these ways only:
 * ``/path/to/NAME`` becomes a synthetic world in the layout of DATASETS.FORMAT, with the version and the
   splits that the command asks for; so do the places where real data usually are (``data/kitti``);
 * ``/path/to/detections`` becomes KITTI detection files;
-* ``teacher.pth`` is made, with random weights of the teacher that the config names, unless a command of the
-  page wrote it; what ``tools/import_weights.py`` reads is made in the published layout, and what
+* a teacher's weights (``pgd_teacher.pth``) are made, random ones of the teacher that the config names, unless
+  a command of the page wrote them; what ``tools/import_weights.py`` reads is made in the published layout, and what
   MODEL.BACKBONE.WEIGHTS names for a ResNet;
 * what ``make demo`` and ``make demo-mono`` leave behind is made where a page runs them or names it;
 * ``--num-gpus 8`` becomes ``--num-gpus 1``, and so with torchrun's ``--nproc-per-node``; torchrun takes a
@@ -227,9 +227,10 @@ class Sandbox:
         cfg = load_config(config, words[first:])
         if script in READ_DATA:
             self._make_data(cfg, words)
-        if cfg.DISTILL.TEACHER.WEIGHTS == "teacher.pth" and "teacher.pth" not in self.written:
+        teacher = cfg.DISTILL.TEACHER.WEIGHTS
+        if teacher.endswith("_teacher.pth") and teacher not in self.written:
             resolve_teacher(cfg)
-            worlds.save_weights(teacher_config(cfg), self.folder / "teacher.pth")
+            worlds.save_weights(teacher_config(cfg), self.folder / teacher)
         if cfg.MODEL.BACKBONE.WEIGHTS:
             plain_cfg = student_config(cfg) if is_distillation(cfg) else cfg
             worlds.save_weights(plain_cfg, self.folder / cfg.MODEL.BACKBONE.WEIGHTS)
