@@ -6,8 +6,8 @@ What a command says is changed in these ways only:
   splits that the command asks for; so do the places where real data usually are (``data/kitti``);
 * ``/path/to/detections`` becomes KITTI detection files;
 * a teacher's weights (``pgd_teacher.pth``) are made, random ones of the teacher that the config names, unless
-  a command of the page wrote them; what ``tools/import_weights.py`` reads is made in the published layout, and what
-  MODEL.BACKBONE.WEIGHTS names for a ResNet;
+  a command of the page wrote them; what ``tools/import_weights.py`` reads is made in the published layout,
+  and what MODEL.BACKBONE.WEIGHTS names for a ResNet;
 * what ``make demo`` and ``make demo-mono`` leave behind is made where a page runs them or names it;
 * ``--num-gpus 8`` becomes ``--num-gpus 1``, and so with torchrun's ``--nproc-per-node``; torchrun takes a
   free port (``--standalone``);
