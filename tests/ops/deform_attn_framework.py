@@ -16,6 +16,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.ops.deform_attn_form import SIZES, Case, DeformAttnForm, Inputs, deterministic_algorithms, run
 
 
+class Recorder(TorchDispatchMode):
+    """Keeps the names and arguments of the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, tuple]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        self.calls.append((func._opname, args))
+        return func(*args, **(kwargs or {}))
+
+
 class Framework(DeformAttnForm):
     @pytest.mark.filterwarnings("ignore:.*normalised coordinate")
     def test_gradients_come_back_in_16_bits_where_inputs_are(self) -> None:
@@ -170,16 +182,18 @@ class Framework(DeformAttnForm):
             type(self).op(**inputs)
 
     def test_backward_asks_for_determinism_where_torch_does(self) -> None:
-        asked = []
-
-        class Recorder(TorchDispatchMode):
-            def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
-                if func._opname.endswith("_backward") and func.namespace == "bevkd2":
-                    asked.append(args[-1])
-                return func(*args, **(kwargs or {}))
-
         inputs = self.make(SIZES["small"], torch.float32)
+        asked = []
         for wanted in (False, True):
-            with deterministic_algorithms(wanted), Recorder():
+            with deterministic_algorithms(wanted), Recorder() as recorder:
                 run(type(self).op, inputs)
+            asked += [args[-1] for name, args in recorder.calls if name == f"{self.raw}_backward"]
         assert asked == [False, True]
+
+    def test_lists_of_sizes_need_no_look_at_the_device(self) -> None:
+        inputs = self.make(SIZES["small"], torch.float32)
+        with Recorder() as recorder:
+            run(type(self).op, inputs)
+        names = {name for name, _ in recorder.calls}
+        assert {self.raw, f"{self.raw}_backward"} <= names
+        assert not names & {"_local_scalar_dense", "item", "nonzero", "masked_select", "equal"}

@@ -4,6 +4,8 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.ops.deform_attn_cuda import Cuda
@@ -21,6 +23,8 @@ from tests.ops.deform_attn_form import (
 from tests.ops.deform_attn_framework import Framework
 
 __all__ = ["SIZES", "Case", "DeformAttnTester", "Inputs", "assert_close", "run"]
+
+SMALL = st.integers(1, 6)
 
 
 class DeformAttnTester(Framework, Cuda):
@@ -46,6 +50,21 @@ class DeformAttnTester(Framework, Cuda):
                     assert actual[name].dtype == tensor.dtype, name
             assert actual["output 0"].dtype == dtype
             assert_close(actual, run(type(self).reference, double(inputs)), TOLERANCE[dtype])
+
+    @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+    @given(data=st.data())
+    def test_any_sizes_match_the_reference(self, data: st.DataObject) -> None:
+        case = Case(
+            levels=tuple(data.draw(st.lists(st.tuples(SMALL, SMALL), min_size=1, max_size=4))),
+            batch=data.draw(st.integers(1, 3)),
+            queries=3,
+            heads=data.draw(st.integers(1, 4)),
+            width=data.draw(st.integers(1, 40)),
+            points=data.draw(st.integers(1, 9)),
+            variant=data.draw(st.sampled_from(self.variants)),
+        )
+        inputs = self.make(case, torch.float32, data.draw(st.integers(0, 1000)))
+        assert_close(run(type(self).op, inputs), run(type(self).reference, double(inputs)), 3e-5)
 
     @pytest.mark.parametrize("dtype", GATE, ids=str)
     def test_relative_error_against_a_float64_oracle(self, dtype: torch.dtype) -> None:

@@ -25,6 +25,12 @@ class History:
     reference_points: Tensor
     """(B, 2, Q, 2) float32: x, y as fractions of the grid; the previous frame's are shifted by the ego
     motion."""
+    mask: Tensor = dataclasses.field(init=False)
+    """(B, 1, 1, 1) bool: ``exists`` on the device, made once, so that no layer waits for its copy."""
+
+    def __post_init__(self) -> None:
+        device = self.reference_points.device
+        self.mask = torch.tensor(self.exists, device=device)[:, None, None, None]
 
     def queue_for(self, query: Tensor) -> Tensor:
         """(B, 2, Q, C) to attend to: without history, twice the running ``query`` (B, Q, C)."""
@@ -33,8 +39,7 @@ class History:
             return running
         if all(self.exists):
             return self.queue
-        exists = torch.tensor(self.exists, device=query.device)
-        return torch.where(exists[:, None, None, None], self.queue.to(query.dtype), running)
+        return torch.where(self.mask, self.queue.to(query.dtype), running)
 
 
 class TemporalSelfAttention(DeformableAttention):
