@@ -23,7 +23,7 @@ import torch
 from harness import Contest, Options, chosen, compare
 from limits import Limits, measure_limits
 from machine import machine, machine_name
-from report import Row, make_rows, table
+from report import Row, make_rows, steps_table, table
 
 FOLDER = Path(__file__).resolve().parent
 FAMILIES = ("bench_ms_deform_attn", "bench_ragged", "bench_distill_loss", "bench_box3d")
@@ -40,12 +40,14 @@ def main(families: tuple[str, ...] = FAMILIES) -> int:
     for family in args.families:
         for contest in chosen(importlib.import_module(family).contests(options), options):
             rows += run_contest(contest, options, limits, args.budget, memory)
+    steps = _steps(args) if args.steps else {}
     missed = list(dict.fromkeys(text for row in rows for text in row.missed))
     report = {
         "machine": on,
         "limits": dataclasses.asdict(limits),
         "rows": [{**dataclasses.asdict(row), "missed": row.missed} for row in rows],
         "missed": missed,
+        "steps": steps,
     }
     _write(args, report, rows)
     for text in missed:
@@ -61,10 +63,11 @@ def _arguments(families: tuple[str, ...]) -> argparse.Namespace:
     parser.add_argument("--cases", nargs="+", default=[], help="what a case's name begins with")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--budget", type=float, default=8.0, help="seconds of a contest's rounds")
+    parser.add_argument("--budget", type=float, default=5.0, help="seconds of a contest's rounds")
     parser.add_argument(
         "--quick", action="store_true", help="tiny shapes, nothing required: tests the scripts"
     )
+    parser.add_argument("--steps", action="store_true", help="bench_train_step.py, too, in both sizes")
     parser.add_argument("--out", type=Path, default=FOLDER / "results", help="folder of the two files")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -94,8 +97,23 @@ def _peak_memory(families: list[str], options: Options) -> dict[str, dict[str, f
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def _steps(args: argparse.Namespace) -> dict[str, Any]:
+    """What bench_train_step.py prints, by size."""
+    found = {}
+    for size in ("demo", "tiny"):
+        command = [sys.executable, str(FOLDER / "bench_train_step.py"), "--size", size]
+        command += ["MODEL.DEVICE", args.device]
+        begin = time.perf_counter()
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        print(f"{time.perf_counter() - begin:6.1f} s  distillation step, {size}", file=sys.stderr)
+        found[size] = json.loads(done.stdout)
+    return found
+
+
 def _write(args: argparse.Namespace, report: dict[str, Any], rows: list[Row]) -> None:
     text = heading(report) + "\n" + table(rows)
+    if report["steps"]:
+        text += "\n" + steps_table(report["steps"])
     args.out.mkdir(parents=True, exist_ok=True)
     name = machine_name(args.device)
     (args.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")

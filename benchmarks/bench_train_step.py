@@ -73,7 +73,10 @@ def main() -> None:
         "share_of_ops": share,
         "share_of_plain_forms": 1 - (1 - share) * step / plain,
     }
-    print(json.dumps(report, indent=2))
+    text = json.dumps(report, indent=2)
+    print(text)
+    if args.out:
+        args.out.write_text(text + "\n")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -88,6 +91,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--part", choices=PARTS, help="measure this one in this process")
     parser.add_argument("--world", help="made where it is not given")
+    parser.add_argument("--out", type=Path, help="a file that gets the same JSON")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of the config")
     args = parser.parse_args()
     args.iterations = args.iterations or {"demo": 20, "tiny": 4}[args.size]

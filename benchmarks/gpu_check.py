@@ -8,7 +8,8 @@
 Steps: build (the CUDA library, for the GPUs that are visible), yardstick (builds torch-ms-deform-attn, where
 --yardstick names its source archive or its requirement), tests (those marked gpu), memcheck, racecheck,
 initcheck and synccheck (compute-sanitizer, where it is present), bench (results/<gpu>.json and .md) and
-train_step. The summary is printed and written to results/<gpu>_check.json. Exit code 1 where a step failed.
+train_step (results/<gpu>_train_step.json). The summary is printed and written to results/<gpu>_check.json.
+The exit code is 1 where a step failed.
 """
 
 import argparse
@@ -58,10 +59,10 @@ def main() -> int:
     """Runs the steps; returns the exit code."""
     args = parse_arguments()
     gpu, capabilities = look_for_gpu(args.python)
-    outcomes = [run_step(step, args.timeout) for step in plan(args, capabilities)]
+    args.out.mkdir(parents=True, exist_ok=True)
+    outcomes = [run_step(step, args.timeout) for step in plan(args, gpu, capabilities)]
     lines = [f"{outcome.step:10} {outcome.seconds:6.0f} s  {outcome.result}" for outcome in outcomes]
     print("\n".join([f"\n{gpu}", *lines]))
-    args.out.mkdir(parents=True, exist_ok=True)
     report = {"gpu": gpu, "steps": [dataclasses.asdict(outcome) for outcome in outcomes]}
     (args.out / f"{slug(gpu)}_check.json").write_text(json.dumps(report, indent=1) + "\n")
     return 1 if any(outcome.result.startswith("failed") for outcome in outcomes) else 0
@@ -97,9 +98,10 @@ def look_for_gpu(python: str) -> tuple[str, str]:
     return name, capabilities
 
 
-def plan(args: argparse.Namespace, capabilities: str) -> list[Step]:
+def plan(args: argparse.Namespace, gpu: str, capabilities: str) -> list[Step]:
     """The steps that were asked for, in order."""
     python, sanitizer = args.python, find_sanitizer()
+    step_file = ["--size", "tiny", "--out", str(args.out / f"{slug(gpu)}_train_step.json")]
     once = [python, "benchmarks/run_once.py", "--device", "cuda"]
     families = ["--families", *args.families] if args.families else []
     cuda = {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST", capabilities)}
@@ -119,7 +121,7 @@ def plan(args: argparse.Namespace, capabilities: str) -> list[Step]:
             for tool in SANITIZERS
         ),
         Step("bench", [python, "benchmarks/bench.py", "--device", "cuda", "--out", str(args.out), *families]),
-        Step("train_step", [python, "benchmarks/bench_train_step.py", "MODEL.DEVICE", "cuda"]),
+        Step("train_step", [python, "benchmarks/bench_train_step.py", *step_file, "MODEL.DEVICE", "cuda"]),
     ]
     return [step for step in steps if step.name in args.steps]
 

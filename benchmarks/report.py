@@ -13,6 +13,13 @@ HEADER = (
     "| memory (MiB) | yardstick's |"
 )
 
+STEP_PARTS = {
+    "student_step": "student step",
+    "teacher_forward": "teacher forward",
+    "distillation_step_plain": "distillation step, plain torch",
+    "distillation_step": "distillation step, with the ops",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -127,6 +134,26 @@ def table(rows: Iterable[Row]) -> str:
         lines = [f"## {family}", "", HEADER, "|" + "---|" * (HEADER.count("|") - 1)]
         parts.append("\n".join(lines + [_line(row) for row in members]))
     return "\n\n".join(parts) + "\n"
+
+
+def steps_table(steps: dict[str, dict[str, Any]]) -> str:
+    """What bench_train_step.py found, by size."""
+    lines = [
+        "## A distillation step",
+        "",
+        "| size | | seconds | ops' share | peak memory (MiB) |",
+        "|---|---|---|---|---|",
+    ]
+    for size, found in steps.items():
+        shares = {
+            "distillation_step": found["share_of_ops"],
+            "distillation_step_plain": found["share_of_plain_forms"],
+        }
+        for part, label in STEP_PARTS.items():
+            share = f"{100 * shares[part]:.0f} %" if part in shares else ""
+            memory = _number(found[part]["peak_memory_mib"])
+            lines.append(f"| {size} | {label} | {found[part]['seconds']:.3g} | {share} | {memory} |")
+    return "\n".join(lines) + "\n"
 
 
 def _line(row: Row) -> str:

@@ -26,7 +26,7 @@ def arguments(monkeypatch: pytest.MonkeyPatch, *words: str) -> argparse.Namespac
 
 
 def steps(monkeypatch: pytest.MonkeyPatch, *words: str) -> dict[str, Step]:
-    return {step.name: step for step in gpu_check.plan(arguments(monkeypatch, *words), "9.0")}
+    return {step.name: step for step in gpu_check.plan(arguments(monkeypatch, *words), "NVIDIA H200", "9.0")}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -15,13 +15,16 @@ from tests.docs.sandbox import NoRuleError, Sandbox
 TESTED_TARGETS = {
     "demo": "tests/tools/test_demo.py",
     "demo-mono": "tests/tools/test_demo_mono.py",
-    "bench": "tests/benchmarks",
+    "bench": "tests/benchmarks/test_bench.py",
+    "gpu-check": "tests/benchmarks/test_gpu_check.py",
 }
 # Scripts that are long however small the data are, or need recorded numbers, and the tests that run them.
 TESTED_SCRIPTS = {
     "tools/demo.py": "tests/tools/test_demo.py",
     "tools/demo_mono.py": "tests/tools/test_demo_mono.py",
     "tools/verify_golden.py": "tests/tools/test_verify_golden.py",
+    "benchmarks/bench.py": "tests/benchmarks/test_bench.py",
+    "benchmarks/gpu_check.py": "tests/benchmarks/test_gpu_check.py",
 }
 # Commands that load a package of the user's own are read off the pages and run by this test.
 PLUGIN_TEST = ROOT / "tests" / "examples" / "test_downstream.py"
