@@ -119,6 +119,26 @@ __device__ __forceinline__ Pack<T> load16(const T* from) {
   return pack;
 }
 
+// Such memory as numbers to calculate with: to[v] = from[v].
+template <typename T, typename A>
+__device__ __forceinline__ void load_floats(const T* from, A (&to)[Pack<T>::kSize]) {
+  const Pack<T> pack = load16(from);
+#pragma unroll
+  for (int v = 0; v < Pack<T>::kSize; ++v) to[v] = static_cast<A>(pack.item[v]);
+}
+
+// bfloat16 is the upper half of a float, and a mask is one instruction where the conversion of one number
+// takes two.
+__device__ __forceinline__ void load_floats(const torch::headeronly::BFloat16* from, float (&to)[8]) {
+  const uint4 bits = __ldg(reinterpret_cast<const uint4*>(from));
+  const unsigned words[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    to[2 * w] = __uint_as_float(words[w] << 16);
+    to[2 * w + 1] = __uint_as_float(words[w] & 0xFFFF0000U);
+  }
+}
+
 // One element of such memory.
 template <typename T>
 __device__ __forceinline__ T load1(const T* from) {

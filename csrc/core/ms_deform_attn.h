@@ -31,18 +31,25 @@ BEVKD2_HOST_DEVICE int reference_index(const ReferenceRule& rule, int level, int
   return rule.count == 1 ? 0 : level;
 }
 
-// `references` points at the references of one row: (count, dims), normalised to [0, 1].
+// `ref` points at the point's own reference: (dims), normalised to [0, 1].
 template <typename A>
-BEVKD2_HOST_DEVICE Affine<A> sampling_affine(const ReferenceRule& rule, const A* references, int level,
-                                             int point, int points, A width, A height) {
+BEVKD2_HOST_DEVICE Affine<A> affine_at(const ReferenceRule& rule, const A* ref, int points, A width,
+                                       A height) {
   const A half = A(0.5);
   if (rule.dims == 0) return {-half, -half, width, height};
-  const A* ref = references + reference_index(rule, level, point) * rule.dims;
   const A base_x = ref[0] * width - half;
   const A base_y = ref[1] * height - half;
   if (rule.dims == 2) return {base_x, base_y, A(1), A(1)};
   const A box = half / A(points);  // Deformable DETR: offset / P * ref_wh * 0.5
   return {base_x, base_y, ref[2] * box * width, ref[3] * box * height};
+}
+
+// `references` points at the references of one row: (count, dims).
+template <typename A>
+BEVKD2_HOST_DEVICE Affine<A> sampling_affine(const ReferenceRule& rule, const A* references, int level,
+                                             int point, int points, A width, A height) {
+  const A* ref = rule.dims == 0 ? references : references + reference_index(rule, level, point) * rule.dims;
+  return affine_at(rule, ref, points, width, height);
 }
 
 // The 2 x 2 pixels around a point. Indices are clamped into the map, so they may always be loaded; an index

@@ -13,9 +13,10 @@ struct NoSink {
   static constexpr bool kWanted = false;
   static constexpr int kBlocks = 5;  // that must fit on a multiprocessor
   struct Adder {
+    A* to = nullptr;
     __device__ explicit Adder(const NoSink&) {}
     template <int kSize>
-    __device__ void add(int64_t, const A (&)[kSize]) const {}
+    __device__ void add(A*, const A (&)[kSize]) const {}
   };
 };
 
@@ -28,9 +29,9 @@ struct FloatSink {
     A* to;
     __device__ explicit Adder(const FloatSink& sink) : to(sink.to) {}
     template <int kSize>
-    __device__ __forceinline__ void add(int64_t at, const A (&terms)[kSize]) const {
+    __device__ __forceinline__ void add(A* at, const A (&terms)[kSize]) const {
       if constexpr (kSize == 1) {
-        atomicAdd(to + at, terms[0]);
+        atomicAdd(at, terms[0]);
       } else {
         constexpr int kStep = 16 / sizeof(A);
 #pragma unroll
@@ -38,7 +39,7 @@ struct FloatSink {
           A part[kStep];
 #pragma unroll
           for (int v = 0; v < kStep; ++v) part[v] = terms[first + v];
-          cuda::reduce_add(to + at + first, part);
+          cuda::reduce_add(at + first, part);
         }
       }
     }
@@ -56,9 +57,9 @@ struct FixedSink {
     FixedAdder<A> adder;
     __device__ explicit Adder(const FixedSink& sink) : to(sink.to), adder(sink.point) {}
     template <int kSize>
-    __device__ __forceinline__ void add(int64_t at, const A (&terms)[kSize]) const {
+    __device__ __forceinline__ void add(unsigned long long* at, const A (&terms)[kSize]) const {
 #pragma unroll
-      for (int v = 0; v < kSize; ++v) adder.add(to + at + v, terms[v]);
+      for (int v = 0; v < kSize; ++v) adder.add(at + v, terms[v]);
     }
   };
 };
@@ -92,7 +93,7 @@ struct RowWalk {
   A share;
   const T* map;     // value of the row's batch and head
   int64_t map_at;   // where that is in value
-  unsigned stride;  // of a pixel
+  unsigned stride;  // bytes of a pixel in value
   bool active;
 
   __device__ __forceinline__ void load_grad(int pack, A (&grad)[kSize]) const {
@@ -124,17 +125,13 @@ struct RowWalk {
   }
 
  private:
-  __device__ __forceinline__ static unsigned pixel_of(const int4& pixel, int k) {
-    return static_cast<unsigned>(k == 0 ? pixel.x : k == 1 ? pixel.y : k == 2 ? pixel.z : pixel.w);
-  }
-
   __device__ __forceinline__ void add_dots(const int4& pixel, int pack, const A (&grad)[kSize],
                                            A (&dots)[4]) const {
+    const int pixels[4] = {pixel.x, pixel.y, pixel.z, pixel.w};
     A corner[4][kSize];
 #pragma unroll
     for (int k = 0; k < 4; ++k)
-      Channels<T, kVector>::load(map + static_cast<uint64_t>(pixel_of(pixel, k)) * stride + pack * kSize,
-                                 corner[k]);
+      Channels<T, kVector>::load(at_pixel(map + pack * kSize, pixels[k], stride), corner[k]);
 #pragma unroll
     for (int k = 0; k < 4; ++k)
 #pragma unroll
@@ -144,30 +141,32 @@ struct RowWalk {
   template <typename Adder>
   __device__ __forceinline__ void add_value(const int4& pixel, const Quad<A>& weight, int pack,
                                             const A (&grad)[kSize], const Adder& adder) const {
+    const int pixels[4] = {pixel.x, pixel.y, pixel.z, pixel.w};
+    const auto to = adder.to + map_at + pack * kSize;
+    constexpr unsigned kItem = sizeof(*adder.to);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       A terms[kSize];
 #pragma unroll
       for (int v = 0; v < kSize; ++v) terms[v] = weight.at[k] * grad[v];
-      adder.add(
-          map_at + static_cast<int64_t>(static_cast<uint64_t>(pixel_of(pixel, k)) * stride) + pack * kSize,
-          terms);
+      adder.add(at_pixel(to, pixels[k], stride / static_cast<unsigned>(sizeof(T)) * kItem), terms);
     }
   }
 };
 
 template <typename T, bool kVector>
-__device__ __forceinline__ RowWalk<T, kVector> make_walk(const Problem<T>& p, const Head<T>& head,
-                                                         const T* out, int64_t row, bool active) {
+__device__ __forceinline__ RowWalk<T, kVector> make_walk(const Problem<T>& p, const Lanes& lanes,
+                                                         const Head<T>& head, const T* out, int64_t row,
+                                                         bool active) {
   const int64_t at = active ? head.batch(p, row) * p.batch_stride() + head.head * p.width : 0;
   const T* grad_out = out + p.output_of(head.query) * p.pixel_stride() + head.head * p.width;
-  return {grad_out, head.share, p.value + at, at, static_cast<unsigned>(p.pixel_stride()), active};
+  return {grad_out, head.share, p.value + at, at, lanes.stride, active};
 }
 
 // Writes a point's gradients where the row is its query's first one, and adds to them where it is a further
 // one: a point has the same lane in every row, so nothing here needs atomics. Returns attention * gradient.
 template <typename T>
-__device__ __forceinline__ accumulate_t<T> write_point(const Problem<T>& p,
+__device__ __forceinline__ accumulate_t<T> write_point(const Problem<T>& p, const Lanes& lanes,
                                                        const Workspace<accumulate_t<T>>& work,
                                                        const Head<T>& head, const Gradients<T>& g,
                                                        int64_t row, int i, bool here, bool is_first) {
@@ -176,7 +175,7 @@ __device__ __forceinline__ accumulate_t<T> write_point(const Problem<T>& p,
   const A attention = head.attention(p, i);
   SampleGrad<A> grad{};
   if (here) {
-    const Point<T> point(p, work, head, row, i);  // again: cheaper than to keep it over the walk
+    const Point<T> point(p, lanes, work, head, row, i);  // again: cheaper than to keep it over the walk
     if (point.corners.valid) {
       const Quad<A> t = work.dots[threadIdx.x];
       grad = sample_grad(t.at[0], t.at[1], t.at[2], t.at[3], attention, point.corners);
@@ -210,24 +209,25 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : Sink::kBlocks)
   const int warp_rows = head.warp_rows();
   A grad[Channels<T, kVector>::kSize] = {};
   if (active && group.lane < lanes.packs)
-    make_walk<T, kVector>(p, head, g.out, head.row, false).load_grad(group.lane, grad);
+    make_walk<T, kVector>(p, lanes, head, g.out, head.row, false).load_grad(group.lane, grad);
   const typename Sink::Adder adder(sink);
   A weighted = 0;  // sum of weight * gradient, for the softmax
   for (int r = 0; r < warp_rows || r == 0; ++r) {
     const bool here = r < head.count;
     const int64_t row = head.row + (here ? r : 0);
-    const RowWalk<T, kVector> walk = make_walk<T, kVector>(p, head, g.out, row, here);
+    const RowWalk<T, kVector> walk = make_walk<T, kVector>(p, lanes, head, g.out, row, here);
     for (int base = 0; base < samples; base += group.lanes) {
       const int i = base + group.lane;
       if (here && i < samples)
-        leave_point(work, Point<T>(p, work, head, row, i), head.attention(p, i));
+        leave_point(work, Point<T>(p, lanes, work, head, row, i), head.attention(p, i));
       else
         leave_nothing(work);
       __syncwarp();
       walk.template walk<Sink>(work, group, lanes.packs, min(group.lanes, samples - base), grad, sampling,
                                adder);
       __syncwarp();
-      if (sampling && active && i < samples) weighted += write_point(p, work, head, g, row, i, here, r == 0);
+      if (sampling && active && i < samples)
+        weighted += write_point(p, lanes, work, head, g, row, i, here, r == 0);
     }
   }
   if (!g.logits || !p.softmax) return;
@@ -279,13 +279,13 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4)
         const bool active = first + mine < p.heads;
         const Head<T> head(p, group, active, query, active ? first + mine : 0);
         A grad[Channels<T, kVector>::kSize] = {};
-        const RowWalk<T, kVector> walk = make_walk<T, kVector>(p, head, g.out, row, active);
+        const RowWalk<T, kVector> walk = make_walk<T, kVector>(p, lanes, head, g.out, row, active);
         if (active && group.lane < lanes.packs) walk.load_grad(group.lane, grad);
         for (int base = 0; base < points.count; base += group.lanes) {
           const bool has_point = active && base + group.lane < points.count;
           const int i = has_point ? points.at(p, base + group.lane) : 0;
           if (has_point)
-            leave_point(work, Point<T>(p, work, head, row, i), head.attention(p, i));
+            leave_point(work, Point<T>(p, lanes, work, head, row, i), head.attention(p, i));
           else
             leave_nothing(work);
           __syncwarp();
@@ -293,7 +293,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4)
                                         true, nowhere);
           __syncwarp();
           if (!has_point) continue;
-          const Point<T> point(p, work, head, row, i);
+          const Point<T> point(p, lanes, work, head, row, i);
           if (!point.corners.valid) continue;
           const Quad<A> t = work.dots[threadIdx.x];
           const SampleGrad<A> s =

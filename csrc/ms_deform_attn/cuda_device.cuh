@@ -7,6 +7,8 @@
 // anything but the table of levels.
 #pragma once
 
+#include <type_traits>
+
 #include "../core/cuda.cuh"
 #include "problem.h"
 
@@ -27,10 +29,25 @@ struct alignas(16) Quad {
   A at[4];
 };
 
-// How the channels of a head are dealt to lanes.
+// i / divisor by one multiplication, exact where i * divisor < 2^31: with m = ceil(2^31 / divisor), i * m is
+// above i / divisor * 2^31 by less than i, which is less than 2^31 / divisor.
+struct Quotient {
+  unsigned multiplier;
+
+  explicit Quotient(int divisor)
+      : multiplier(static_cast<unsigned>(((int64_t{1} << 31) + divisor - 1) / divisor)) {}
+  __device__ int of(int i) const {
+    return static_cast<int>(static_cast<uint64_t>(static_cast<unsigned>(i)) * multiplier >> 31);
+  }
+};
+
+// How the channels of a head are dealt to lanes, and what else a kernel would have to divide or widen for.
 struct Lanes {
-  int packs;  // of a head's channels
-  int group;  // lanes of a group
+  int packs;         // of a head's channels
+  int group;         // lanes of a group
+  unsigned stride;   // bytes from a pixel to the next in value
+  Quotient points;   // sample / points is its level
+  Quotient pillars;  // point / references
 
   unsigned blocks(int64_t tasks) const { return cuda::blocks_for(tasks, kThreads / group); }
 };
@@ -44,9 +61,7 @@ struct Channels {
 
   __device__ __forceinline__ static void load(const T* from, A (&to)[kSize]) {
     if constexpr (kVector) {
-      const cuda::Pack<T> pack = cuda::load16(from);
-#pragma unroll
-      for (int v = 0; v < kSize; ++v) to[v] = static_cast<A>(pack.item[v]);
+      cuda::load_floats(from, to);
     } else {
       to[0] = static_cast<A>(cuda::load1(from));
     }
@@ -176,16 +191,39 @@ struct Point {
   Affine<A> affine;
   Corners<A> corners;
 
-  __device__ __forceinline__ Point(const Problem<T>& p, const Workspace<A>& work, const Head<T>& head,
-                                   int64_t row, int i)
-      : level(work.levels[i / p.points]),
+  __device__ __forceinline__ Point(const Problem<T>& p, const Lanes& lanes, const Workspace<A>& work,
+                                   const Head<T>& head, int64_t row, int i)
+      : Point(p, lanes, work, head, row, i, lanes.points.of(i)) {}
+
+ private:
+  __device__ __forceinline__ Point(const Problem<T>& p, const Lanes& lanes, const Workspace<A>& work,
+                                   const Head<T>& head, int64_t row, int i, int l)
+      : level(work.levels[l]),
         x(__ldg(p.offsets + 2 * (head.first + i))),
         y(__ldg(p.offsets + 2 * (head.first + i) + 1)),
-        affine(sampling_affine(p.rule, p.references_of(row), i / p.points, i % p.points, p.points,
-                               A(level.width), A(level.height))),
+        affine(affine_at(p.rule, reference(p, lanes, row, i, l), p.points, A(level.width), A(level.height))),
         corners(corner_setup(affine.base_x + affine.scale_x * x, affine.base_y + affine.scale_y * y,
                              level.width, level.height)) {}
+
+  __device__ __forceinline__ static const A* reference(const Problem<T>& p, const Lanes& lanes, int64_t row,
+                                                       int i, int l) {
+    if (p.rule.dims == 0) return nullptr;
+    int z = p.rule.count == 1 ? 0 : l;
+    if (p.rule.pillar) {
+      const int point = i - l * p.points;
+      z = point - lanes.pillars.of(point) * p.rule.count;
+    }
+    return p.references_of(row) + z * p.rule.dims;
+  }
 };
+
+// The channels of a pixel, `stride` bytes after those of the pixel before.
+template <typename T>
+__device__ __forceinline__ T* at_pixel(T* map, int pixel, unsigned stride) {
+  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+  return reinterpret_cast<T*>(reinterpret_cast<Byte*>(map) +
+                              static_cast<uint64_t>(static_cast<unsigned>(pixel)) * stride);
+}
 
 // Phase 1 for the calling lane's slot. Points that do not count keep their slot with a negative pixel.
 template <typename A>

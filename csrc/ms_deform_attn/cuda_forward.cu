@@ -17,12 +17,10 @@ __device__ __forceinline__ void add_points(const Workspace<accumulate_t<T>>& wor
     const int4 pixel = work.pixel[s];
     if (pixel.x < 0) continue;
     const Quad<A> weight = work.weight[s];
-    const unsigned pixels[4] = {static_cast<unsigned>(pixel.x), static_cast<unsigned>(pixel.y),
-                                static_cast<unsigned>(pixel.z), static_cast<unsigned>(pixel.w)};
+    const int pixels[4] = {pixel.x, pixel.y, pixel.z, pixel.w};
     A corner[4][kSize];
 #pragma unroll
-    for (int k = 0; k < 4; ++k)
-      Channels<T, kVector>::load(map + static_cast<uint64_t>(pixels[k]) * stride, corner[k]);
+    for (int k = 0; k < 4; ++k) Channels<T, kVector>::load(at_pixel(map, pixels[k], stride), corner[k]);
 #pragma unroll
     for (int k = 0; k < 4; ++k)
 #pragma unroll
@@ -45,7 +43,6 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 4 : 6)
   const int64_t output = active ? task / p.heads : 0;
   const int of_head = active ? static_cast<int>(task % p.heads) : 0;
   const int samples = p.samples();
-  const auto stride = static_cast<unsigned>(p.pixel_stride());
   for (int first = 0; first < lanes.packs; first += group.lanes) {  // once, unless a head is very wide
     const bool mine = first + group.lane < lanes.packs;
     const int channel = of_head * p.width + (mine ? first + group.lane : 0) * kSize;
@@ -63,12 +60,13 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 4 : 6)
         for (int base = 0; base < samples; base += group.lanes) {
           const int i = base + group.lane;
           if (here && i < samples)
-            leave_point(work, Point<T>(p, work, head, row, i), head.attention(p, i) * head.share);
+            leave_point(work, Point<T>(p, lanes, work, head, row, i), head.attention(p, i) * head.share);
           else
             leave_nothing(work);
           __syncwarp();
           if (here && mine)
-            add_points<T, kVector>(work, group.slot, min(group.lanes, samples - base), map, stride, sum);
+            add_points<T, kVector>(work, group.slot, min(group.lanes, samples - base), map, lanes.stride,
+                                   sum);
           __syncwarp();
         }
       }
