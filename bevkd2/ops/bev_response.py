@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .arguments import refuse_double_backward
 from .l2_reductions import Reduction, l2_reference
+from .loss_arguments import check_pair
 from .precision import widen
 from .saved_gradients import refuse_second_derivative
 
@@ -48,6 +49,7 @@ def bev_response_l2(
         raise ValueError(
             f"bev_response_l2: reduction is {reduction!r}; expected one of {get_args(Reduction)}"
         )
+    check_pair("bev_response_l2", student, teacher, mask=mask)
     ours, theirs = _cells("student", student), _cells("teacher", teacher.detach())
     if student.dim() != teacher.dim() or ours.shape[:2] != theirs.shape[:2]:
         raise ValueError(

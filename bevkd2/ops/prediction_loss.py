@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from .arguments import check_shape, refuse_double_backward
+from .arguments import check_shape, refuse_double_backward, refuse_forward_mode
+from .loss_arguments import check_pair
 from .prediction_distill import Distance, Rho, class_distance, depth_guidance
 from .saved_gradients import gradients_in_forward, refuse_second_derivative
 
@@ -235,6 +236,7 @@ def _check(
             "(B, Q, K)"
         )
     per_location = {"weights": weights, "objects": objects}
+    placed: dict[str, Tensor | None] = {}
     if depths is not None:
         if depths.rho not in _RHOS:
             raise ValueError(f"{name}: rho is {depths.rho!r}; expected one of {get_args(Rho)}")
@@ -245,12 +247,16 @@ def _check(
             "student_depth": depths.student_depth,
             "teacher_depth": depths.teacher_depth,
         }
+        placed |= {"max_depth": depths.max_depth, "frozen": depths.frozen}
         check_shape(name, "max_depth", depths.max_depth, (), "a scalar")
         if depths.frozen is not None:
             check_shape(name, "frozen", depths.frozen, student.shape[:1], "(B,)")
+        if depths.student_depth is not None:
+            refuse_forward_mode(name, depths.student_depth)
     for key, tensor in per_location.items():
         if tensor is not None:
             check_shape(name, key, tensor, student.shape[:2], "(B, Q)")
+    check_pair(name, student, teacher, **per_location, **placed)
     if objects is not None and objects.dtype != torch.bool:
         raise ValueError(f"{name}: objects are {objects.dtype}; expected bool")
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .arguments import refuse_double_backward
+from .loss_arguments import check_pair
 from .precision import widen
 from .saved_gradients import gradients_in_forward, refuse_second_derivative, scaled_by_upstream
 
@@ -134,7 +135,13 @@ def _rows(
             f"{name}: {lengths[0]} levels of the student, {lengths[1]} of the teacher, {lengths[2]} of "
             "weights; expected as many of each, and one at least"
         )
-    for ours, theirs in zip(students, teachers, strict=True):
+    for level, (ours, theirs) in enumerate(zip(students, teachers, strict=True)):
+        check_pair(name, ours, theirs, weights=given[level] if given is not None else None)
+        if ours.device != students[0].device:
+            raise ValueError(
+                f"{name}: level {level} is on {ours.device}, level 0 on {students[0].device}; expected all "
+                "levels on one device"
+            )
         if ours.dim() != 4 or ours.shape != theirs.shape:
             raise ValueError(
                 f"{name}: student is {tuple(ours.shape)}, teacher {tuple(theirs.shape)}; expected the same "

@@ -76,9 +76,6 @@ struct Ops {
     const ScalarType dtype = wide_dtype(student.scalar_type(), teacher.scalar_type());
     check_placed("bev_response_l2", student, teacher, dtype);
     const int64_t batch = student.size(0), cells = student.size(1);
-    STD_TORCH_CHECK(!weights || (weights->numel() == batch * cells && weights->is_contiguous() &&
-                                 weights->scalar_type() == dtype),
-                    "bev_response_l2: weights must be contiguous (B, N) of the computing dtype");
     STD_TORCH_CHECK(reduction >= 0 && reduction <= 2, "bev_response_l2: no reduction ", reduction);
     const Tensor ours = readable(student), theirs = readable(teacher);
     Tensor loss = torch::stable::new_empty(student, {}, dtype);
@@ -87,7 +84,7 @@ struct Ops {
     Forward p{};
     p.student = make_embedding(ours);
     p.teacher = make_embedding(theirs);
-    p.weights = weights ? weights->const_data_ptr() : nullptr;
+    p.weights = data_of("bev_response_l2", "weights", weights, batch * cells, dtype, student);
     p.batch = batch;
     p.cells = cells;
     p.reduction = static_cast<Reduction>(reduction);
@@ -105,12 +102,9 @@ struct Ops {
   static Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& differences,
                          const Tensor& scales) {
     const ScalarType dtype = differences.scalar_type();
-    STD_TORCH_CHECK(student.dim() == 3 && grad_loss.scalar_type() == dtype && grad_loss.numel() == 1 &&
-                        scales.scalar_type() == dtype && scales.numel() == student.size(0) &&
-                        differences.numel() == student.size(0) * student.size(1) &&
-                        differences.is_contiguous() && scales.is_contiguous(),
-                    "bev_response_l2_backward: what was saved does not fit the student");
-    check_placed("bev_response_l2_backward", student, differences, dtype);
+    constexpr const char* kOp = "bev_response_l2_backward";
+    STD_TORCH_CHECK(student.dim() == 3, kOp, ": the student must be (B, N, C)");
+    check_placed(kOp, student, differences, dtype);
     const Tensor ours = readable(student);
     Backward p{};
     p.student = make_embedding(ours);
@@ -118,9 +112,9 @@ struct Ops {
     p.grad = strided_output(writing.target);
     p.batch = student.size(0);
     p.cells = student.size(1);
-    p.upstream = grad_loss.const_data_ptr();
-    p.differences = differences.const_data_ptr();
-    p.scales = scales.const_data_ptr();
+    p.upstream = data_of(kOp, "grad_loss", grad_loss, 1, dtype, student);
+    p.differences = data_of(kOp, "differences", differences, p.batch * p.cells, dtype, student);
+    p.scales = data_of(kOp, "scales", scales, p.batch, dtype, student);
     if (dtype == ScalarType::Double)
       Backend::template backward<double>(p, student);
     else

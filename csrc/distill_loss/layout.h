@@ -1,6 +1,8 @@
 // Three-dimensional views whose last or middle dimension is adjacent in memory.
 #pragma once
 
+#include <optional>
+
 #include "../core/macros.h"
 #include "common.h"
 
@@ -44,6 +46,25 @@ struct Writing {
   }
 };
 
+inline bool together(const Tensor& a, const Tensor& b) {
+  return a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
+}
+
+// The data of `count` numbers of a dtype, which lie on the device of `beside`.
+inline const void* data_of(const char* op, const char* name, const Tensor& t, int64_t count, ScalarType dtype,
+                           const Tensor& beside) {
+  STD_TORCH_CHECK(t.is_contiguous() && t.numel() == count && t.scalar_type() == dtype && together(t, beside),
+                  op, ": ", name, " must be contiguous, ", count,
+                  " numbers of the dtype that is computed in (bool for a mask), on the student's device");
+  return t.const_data_ptr();
+}
+
+// The same; null where the tensor is absent.
+inline const void* data_of(const char* op, const char* name, const std::optional<Tensor>& t, int64_t count,
+                           ScalarType dtype, const Tensor& beside) {
+  return t ? data_of(op, name, *t, count, dtype, beside) : nullptr;
+}
+
 // Both on one device, in dtypes that `computing` can hold.
 inline void check_placed(const char* op, const Tensor& student, const Tensor& teacher, ScalarType computing) {
   for (const auto* t : {&student, &teacher}) {
@@ -53,9 +74,7 @@ inline void check_placed(const char* op, const Tensor& student, const Tensor& te
                         (dtype == ScalarType::Double && computing == ScalarType::Double),
                     op, ": features must be floating, and no wider than what is computed in");
   }
-  STD_TORCH_CHECK(
-      student.is_cuda() == teacher.is_cuda() && student.get_device_index() == teacher.get_device_index(), op,
-      ": student and teacher must be on one device");
+  STD_TORCH_CHECK(together(student, teacher), op, ": student and teacher must be on one device");
 }
 
 }  // namespace bevkd2::distill

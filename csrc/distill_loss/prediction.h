@@ -99,25 +99,18 @@ struct Arguments {
 template <typename Backend>
 struct Ops {
   using Outputs = std::tuple<Tensor, Tensor, Tensor>;
-
-  // The data of an optional tensor of `count` numbers; null where it is absent.
-  static const void* data_of(const std::optional<Tensor>& t, int64_t count, ScalarType dtype,
-                             const char* name) {
-    if (!t) return nullptr;
-    STD_TORCH_CHECK(t->is_contiguous() && t->numel() == count && t->scalar_type() == dtype,
-                    "prediction_loss: ", name, " must be contiguous, with ", count,
-                    " numbers of the computing dtype (bool for a mask)");
-    return t->const_data_ptr();
-  }
+  static constexpr const char* kOp = "prediction_loss";
 
   template <typename A>
   static Guidance<A> make_guidance(const Arguments& a, int64_t batch, int64_t count, ScalarType dtype) {
     Guidance<A> g{};
-    g.student = static_cast<const A*>(data_of(a.student_depth, count, dtype, "student_depth"));
-    g.teacher = static_cast<const A*>(data_of(a.teacher_depth, count, dtype, "teacher_depth"));
-    g.truth = static_cast<const A*>(data_of(a.true_depth, count, dtype, "true_depth"));
-    g.max_depth = static_cast<const A*>(data_of(a.max_depth, 1, dtype, "max_depth"));
-    g.frozen = static_cast<const bool*>(data_of(a.frozen, batch, ScalarType::Bool, "frozen"));
+    g.student =
+        static_cast<const A*>(data_of(kOp, "student_depth", a.student_depth, count, dtype, a.student));
+    g.teacher =
+        static_cast<const A*>(data_of(kOp, "teacher_depth", a.teacher_depth, count, dtype, a.student));
+    g.truth = static_cast<const A*>(data_of(kOp, "true_depth", a.true_depth, count, dtype, a.student));
+    g.max_depth = static_cast<const A*>(data_of(kOp, "max_depth", a.max_depth, 1, dtype, a.student));
+    g.frozen = static_cast<const bool*>(data_of(kOp, "frozen", a.frozen, batch, ScalarType::Bool, a.student));
     STD_TORCH_CHECK(!g.student == !g.teacher && (g.max_depth || (!g.student && !g.truth)),
                     "prediction_loss: depths come in pairs and with max_depth");
     g.rho = static_cast<Rho>(a.rho);
@@ -147,10 +140,11 @@ struct Ops {
     p.teacher_dtype = teacher.scalar_type();
     p.grad_logits = need_logits ? grad_logits.mutable_data_ptr() : nullptr;
     p.grad_depth = need_depth ? static_cast<A*>(grad_depth.mutable_data_ptr()) : nullptr;
-    p.weights = static_cast<const A*>(data_of(a.weights, count, dtype, "weights"));
-    p.objects = static_cast<const bool*>(data_of(a.objects, count, ScalarType::Bool, "objects"));
+    p.weights = static_cast<const A*>(data_of(kOp, "weights", a.weights, count, dtype, a.student));
+    p.objects =
+        static_cast<const bool*>(data_of(kOp, "objects", a.objects, count, ScalarType::Bool, a.student));
     p.guidance = make_guidance<A>(a, p.batch, count, dtype);
-    p.upstream = static_cast<const A*>(data_of(upstream, 2, dtype, "the upstream gradient"));
+    p.upstream = static_cast<const A*>(data_of(kOp, "the upstream gradient", upstream, 2, dtype, a.student));
     p.losses = static_cast<A*>(losses.mutable_data_ptr());
     p.distance = static_cast<Distance>(a.distance);
     p.temperature = static_cast<A>(a.temperature);

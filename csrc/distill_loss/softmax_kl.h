@@ -52,25 +52,15 @@ struct Ops {
     STD_TORCH_CHECK(student.dim() == 3 && teacher.dim() == 3, "softmax_kl: levels must be (B, R, K)");
     for (int d = 0; d < 3; ++d)
       STD_TORCH_CHECK(student.size(d) == teacher.size(d), "softmax_kl: student and teacher differ in shape");
-    STD_TORCH_CHECK(weights.numel() == 0 || (weights.numel() == student.size(0) * student.size(1) &&
-                                             weights.is_contiguous() && weights.scalar_type() == dtype),
-                    "softmax_kl: weights must be contiguous (B, R) of the computing dtype, or empty");
     check_placed("softmax_kl", student, teacher, dtype);
     Level level{};
     level.batch = student.size(0);
     level.rows = student.size(1);
     level.entries = student.size(2);
     level.rows_adjacent = !adjacent(student, 2) || (level.entries < 8 && adjacent(student, 1));
-    level.weights = weights.numel() ? weights.const_data_ptr() : nullptr;
+    if (weights.numel() > 0)
+      level.weights = data_of("softmax_kl", "weights", weights, level.batch * level.rows, dtype, student);
     return level;
-  }
-
-  static const void* per_level(const std::optional<Tensor>& t, size_t levels, ScalarType dtype) {
-    if (!t) return nullptr;
-    STD_TORCH_CHECK(
-        t->scalar_type() == dtype && t->numel() == static_cast<int64_t>(levels) && t->is_contiguous(),
-        "softmax_kl: totals and upstream gradients must be contiguous (L) of the computing dtype");
-    return t->const_data_ptr();
   }
 
   static Problem make_problem(const Arguments& a, const std::optional<Tensor>& upstream) {
@@ -78,12 +68,13 @@ struct Ops {
     STD_TORCH_CHECK(levels > 0 && levels == a.teacher.size() && levels == a.weights.size(),
                     "softmax_kl: the lists differ in length, or are empty");
     Problem p{};
+    const int64_t count = static_cast<int64_t>(levels);
     p.dtype = ScalarType::Float;
     for (size_t l = 0; l < levels; ++l)
       if (wide_dtype(a.student[l].scalar_type(), a.teacher[l].scalar_type()) == ScalarType::Double)
         p.dtype = ScalarType::Double;
-    p.totals = per_level(a.totals, levels, p.dtype);
-    p.upstream = per_level(upstream, levels, p.dtype);
+    p.totals = data_of("softmax_kl", "totals", a.totals, count, p.dtype, a.student[0]);
+    p.upstream = data_of("softmax_kl", "grad_losses", upstream, count, p.dtype, a.student[0]);
     p.factor = a.factor;
     p.temperature = a.temperature;
     return p;

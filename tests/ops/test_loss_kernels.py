@@ -1,10 +1,20 @@
-"""The CUDA kernels of the distillation losses, run by the emulation, against the CPU ops."""
+"""Kernels of softmax KL, BEV response and prediction loss against those that this machine would choose.
 
+The CUDA ones run by the emulation; the plain C++ ones in another process; the CUDA ones on a GPU, if any.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+
+from bevkd2.ops import DepthWeights, bev_response_l2, channel_wise_kl, pixel_wise_kl, prediction_loss
 
 DTYPES = [
     (torch.float32, torch.float32),
@@ -160,3 +170,101 @@ def test_prediction_loss(
         both(emulated, "prediction_loss", (*call, False, False))
         upstream = torch.tensor([0.5, -2.0], dtype=dtype)
         both(emulated, "prediction_loss_backward", (upstream, *call, True, True))
+
+
+def losses_and_gradients(device: str, dtype: torch.dtype) -> list[Tensor]:
+    """Every loss here of the same numbers, with its gradients."""
+    generator = torch.Generator().manual_seed(3)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device)
+
+    results: list[Tensor] = []
+
+    def add(loss: Callable[[Tensor], Tensor], student: Tensor) -> None:
+        student = student.to(dtype).requires_grad_()
+        value = loss(student)
+        results.extend((value.detach(), *torch.autograd.grad(3 * value, student)))
+
+    student, teacher = normal(2, 24, 12, 20), normal(2, 24, 12, 20)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        ours, theirs = student.to(memory_format=layout), teacher.to(memory_format=layout)
+        add(lambda s, theirs=theirs: channel_wise_kl(s, theirs, temperature=2.0), ours)
+        add(lambda s, theirs=theirs: pixel_wise_kl(s, theirs, (theirs[:, 0] > 0)), ours)
+        add(lambda s, theirs=theirs: bev_response_l2(s, theirs, (theirs[:, 0] > 0), reduction="norm"), ours)
+    logits, others, numbers = normal(2, 50, 10), normal(2, 50, 10), normal(3, 2, 50)
+    depths = DepthWeights(*[(10 * n + 20) for n in numbers[:1]], torch.tensor(50.0, device=device))
+    for distance in ("l2", "l2_logits", "kl", "softmax_kl"):
+        add(
+            lambda s, distance=distance: sum(
+                prediction_loss(s, others, numbers[1] > 0.5, depths, numbers[2] > -1, distance=distance)
+            ),
+            logits,
+        )
+    return results
+
+
+def test_plain_and_vector_kernels_agree(tmp_path: Path) -> None:
+    """The plain ones in another process, this machine's in this."""
+    root, saved = str(Path(__file__).parents[2]), tmp_path / "plain.pt"
+    script = (
+        "import sys, torch\n"
+        "from tests.ops.test_loss_kernels import losses_on_the_cpu\n"
+        "torch.save(losses_on_the_cpu(), sys.argv[1])\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script, str(saved)],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": root, "BEVKD2_CPU_CAPABILITY": "default"},
+        check=True,
+    )
+    assert_same(torch.load(saved, weights_only=True), losses_on_the_cpu(), False)
+
+
+def losses_on_the_cpu() -> list[Tensor]:
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    return [tensor for dtype in dtypes for tensor in losses_and_gradients("cpu", dtype)]
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_cuda_matches_the_cpu_and_itself(dtype: torch.dtype) -> None:
+    ours = losses_and_gradients("cuda", dtype)
+    assert all(torch.equal(a, b) for a, b in zip(ours, losses_and_gradients("cuda", dtype), strict=True))
+    assert_same([t.cpu() for t in ours], losses_and_gradients("cpu", dtype), False)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_cuda_never_waits_for_the_device(dtype: torch.dtype) -> None:
+    """A graph is captured of forward and backward, and replayed on other numbers."""
+    student = torch.randn(2, 16, 8, 24, device="cuda").to(dtype).requires_grad_()
+    teacher, logits = torch.randn_like(student), torch.randn(2, 9, 5, device="cuda").to(dtype)
+    logits.requires_grad_()
+    objects = torch.rand(2, 9, device="cuda") < 0.5
+    depths = DepthWeights(torch.rand(2, 9, device="cuda"), torch.ones((), device="cuda"))
+
+    def step() -> list[Tensor]:
+        loss = channel_wise_kl([student, student], [teacher, teacher], temperature=2.0).sum()
+        loss = loss + pixel_wise_kl(student, teacher, objects.new_ones(2, 8, 24))
+        loss = loss + bev_response_l2(student, teacher, reduction="norm")
+        loss = loss + sum(prediction_loss(logits, logits.detach() + 1, objects, depths, distance="kl"))
+        return [loss.detach(), *torch.autograd.grad(loss, [student, logits])]
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step()  # what is allocated once
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        student.copy_(torch.randn_like(student))
+    graph.replay()
+    for actual, expected in zip(captured, step(), strict=True):
+        assert torch.equal(actual, expected)
