@@ -1,8 +1,7 @@
 // The backward kernel on the CPU. Included inside a namespace by cpu.cpp, after cpu_points.h.
 //
 // kSampling: gradients of references, offsets and weights. kValue: gradient of value. Both in one pass share
-// the coordinates and the cache lines of value's pixels; a number comes out the same, bit for bit, whichever
-// way it is made.
+// softmax and coordinates; a number comes out the same, bit for bit, whichever way it is made.
 
 // The gradient of a row of the query, for heads [first, first + s.heads).
 template <typename T>
@@ -18,38 +17,50 @@ inline void set_grad(const Problem<T>& p, const T* grad, int64_t query, int firs
   }
 }
 
-// The points of a head: dots[4 i ..] = <grad, corner> for the four corners of each, and grad_map[corner] +=
-// weight * grad. kWidth: channels, 0 where only known at run time.
-template <bool kSampling, bool kValue, int kWidth, typename T, typename A>
-inline void walk_points(const Problem<T>& p, const T* map, A* grad_map, const A* grad, Scratch<A>& s,
-                        int begin, int end) {
+// dots[4 i ..] = <grad, corner> for the four corners of each point of a head. kWidth: channels, 0 where only
+// known at run time.
+template <int kWidth, typename T, typename A>
+inline void dot_head(const Problem<T>& p, const T* map, const A* grad, Scratch<A>& s, int begin, int end) {
   using V = Vec<A>;
-  const int width = kWidth ? kWidth : p.width;
   const int64_t stride = p.pixel_stride();
+  const int width = kWidth ? kWidth : p.width;
   for (int i = begin; i < end; ++i) {
-    V dots[4] = {V::set1(A(0)), V::set1(A(0)), V::set1(A(0)), V::set1(A(0))};
+    V d00 = V::set1(A(0)), d01 = d00, d10 = d00, d11 = d00;
     if (s.valid[i]) {
-      const int64_t at[4] = {s.pixel00[i] * stride, s.pixel01[i] * stride, s.pixel10[i] * stride,
-                             s.pixel11[i] * stride};
-      V weights[4];
-      if (kValue) {
-        weights[0] = V::set1(s.weight00[i]);
-        weights[1] = V::set1(s.weight01[i]);
-        weights[2] = V::set1(s.weight10[i]);
-        weights[3] = V::set1(s.weight11[i]);
-      }
+      const T* p00 = map + s.pixel00[i] * stride;
+      const T* p01 = map + s.pixel01[i] * stride;
+      const T* p10 = map + s.pixel10[i] * stride;
+      const T* p11 = map + s.pixel11[i] * stride;
       for (int c = 0; c < width; c += 8) {
         const V g = V::load(grad + c);
-        for (int k = 0; k < 4; ++k) {
-          if (kSampling) dots[k] = V::fma(g, load_channels<A>(map + at[k] + c, width - c), dots[k]);
-          if (kValue) {
-            A* to = grad_map + at[k] + c;
-            store_channels(V::fma(weights[k], g, load_channels<A>(to, width - c)), to, width - c);
-          }
-        }
+        d00 = V::fma(g, load_channels<A>(p00 + c, width - c), d00);
+        d01 = V::fma(g, load_channels<A>(p01 + c, width - c), d01);
+        d10 = V::fma(g, load_channels<A>(p10 + c, width - c), d10);
+        d11 = V::fma(g, load_channels<A>(p11 + c, width - c), d11);
       }
     }
-    if (kSampling) V::store_sums(dots[0], dots[1], dots[2], dots[3], &s.dots[4 * i]);
+    V::store_sums(d00, d01, d10, d11, &s.dots[4 * i]);
+  }
+}
+
+// map[corner] += weight * grad for the points of a head.
+template <int kWidth, typename T, typename A>
+inline void scatter_head(const Problem<T>& p, A* map, const A* grad, const Scratch<A>& s, int begin,
+                         int end) {
+  using V = Vec<A>;
+  const int64_t stride = p.pixel_stride();
+  const int width = kWidth ? kWidth : p.width;
+  const auto add = [&](A* to, A weight) {
+    const V w = V::set1(weight);
+    for (int c = 0; c < width; c += 8)
+      store_channels(V::fma(w, V::load(grad + c), load_channels<A>(to + c, width - c)), to + c, width - c);
+  };
+  for (int i = begin; i < end; ++i) {
+    if (!s.valid[i]) continue;
+    add(map + s.pixel00[i] * stride, s.weight00[i]);
+    add(map + s.pixel01[i] * stride, s.weight01[i]);
+    add(map + s.pixel10[i] * stride, s.weight10[i]);
+    add(map + s.pixel11[i] * stride, s.weight11[i]);
   }
 }
 
@@ -114,21 +125,26 @@ inline void store_logit_grads(const Problem<T>& p, const Scratch<A>& s, A* logit
   }
 }
 
+template <bool kSampling, bool kValue, int kWidth, typename T>
+inline void walk_heads(const Problem<T>& p, const Gradients<T>& g, int64_t at, Scratch<accumulate_t<T>>& s) {
+  for (int h = 0; h < s.heads; ++h) {
+    const int begin = h * s.samples, end = begin + s.samples;
+    const int64_t head_at = at + h * p.width;
+    if (kSampling) dot_head<kWidth>(p, p.value + head_at, s.head_channels(h), s, begin, end);
+    if (kValue) scatter_head<kWidth>(p, g.value + head_at, s.head_channels(h), s, begin, end);
+  }
+}
+
 template <bool kSampling, bool kValue, typename T>
 inline void backward_row(const Problem<T>& p, const Gradients<T>& g, int64_t row, int first,
                          Scratch<accumulate_t<T>>& s) {
   s.set_row(p, row);
   set_corners<kValue, kSampling>(s);
   const int64_t at = p.batch_of(row) * p.batch_stride() + first * p.width;
-  for (int h = 0; h < s.heads; ++h) {
-    const T* map = p.value + at + h * p.width;
-    auto* grad_map = kValue ? g.value + at + h * p.width : nullptr;
-    const int begin = h * s.samples, end = begin + s.samples;
-    if (p.width == 32)
-      walk_points<kSampling, kValue, 32>(p, map, grad_map, s.head_channels(h), s, begin, end);
-    else
-      walk_points<kSampling, kValue, 0>(p, map, grad_map, s.head_channels(h), s, begin, end);
-  }
+  if (p.width == 32)
+    walk_heads<kSampling, kValue, 32>(p, g, at, s);
+  else
+    walk_heads<kSampling, kValue, 0>(p, g, at, s);
   if (!kSampling) return;
   add_sample_grads(s);
   if (g.references) set_reference_grads(p, s, g.references + row * p.rule.count * p.rule.dims);
