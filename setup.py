@@ -42,6 +42,7 @@ CUDA_SOURCES = [
     "csrc/box3d/nms_cuda.cu",
     "csrc/distill_loss/bev_response.cu",
     "csrc/distill_loss/pixel_weights.cu",
+    "csrc/distill_loss/scale_gradients.cu",
     "csrc/distill_loss/prediction.cu",
     "csrc/distill_loss/softmax_kl.cu",
     "csrc/distill_loss/weighted_l2.cu",

@@ -97,4 +97,7 @@ STABLE_TORCH_LIBRARY(bevkd2, m) {
   m.def(
       "draw_weights(Tensor? image_sizes, int batch, int[] shapes, float[] geometry, float[] perspective, "
       "Tensor[] boxes, Tensor[] splits, int[] kinds, float[] parameters) -> (Tensor, Tensor, Tensor)");
+
+  // CUDA only: gradients of levels times factors (L) in float64, in place.
+  m.def("scale_gradients_(Tensor(a!)[] gradients, Tensor factors) -> ()");
 }

@@ -19,8 +19,8 @@ def gradients_in_forward(students: Sequence[Tensor]) -> bool:
 def scaled_by_upstream(saved: Sequence[Tensor], upstream: Tensor) -> list[Tensor]:
     """The saved gradients times the upstream gradient.
 
-    Where the graph is not kept, nobody reads the saved tensors again: they are scaled in place, or, on the
-    CPU, given away as they are by an upstream of exactly 1 (on a device that question would cost a
+    Where the graph is not kept, nobody reads the saved tensors again: they are scaled in place, and an
+    upstream of exactly 1 costs nothing (on CUDA the kernel itself looks at it, which needs no
     synchronisation). A graph that is kept may be walked again, and gives new tensors.
 
     Args:
@@ -33,7 +33,10 @@ def scaled_by_upstream(saved: Sequence[Tensor], upstream: Tensor) -> list[Tensor
     factors = upstream.expand(len(saved)).unbind(0)
     if _graph_is_kept(upstream):
         return [gradient * factor for gradient, factor in zip(saved, factors, strict=True)]
-    if upstream.device.type == "cpu" and bool((upstream == 1).all()):
+    if upstream.is_cuda:
+        torch.ops.bevkd2.scale_gradients_(list(saved), upstream.expand(len(saved)).double().contiguous())
+        return list(saved)
+    if bool((upstream == 1).all()):
         return list(saved)
     return [gradient.mul_(factor) for gradient, factor in zip(saved, factors, strict=True)]
 

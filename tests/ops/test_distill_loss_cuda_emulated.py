@@ -134,3 +134,15 @@ def test_draw_weights_matches_the_cpu(
         torch.testing.assert_close(actual.maps, expected.maps, rtol=1e-5, atol=1e-7)
         torch.testing.assert_close(actual.sums, expected.sums, rtol=1e-5, atol=1e-6)
         assert torch.equal(actual.cells, expected.cells)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_saved_gradients_are_scaled_in_place(emulated: Any, dtype: torch.dtype) -> None:
+    shapes = [(2, 3, 4000), (1, 1, 5), (0, 3, 3), (2, 8, 16)]
+    factors = torch.tensor([0.25, 1.0, 2.0, -3.0], dtype=torch.float64)
+    for repeat in (1, 20):  # 80 levels are two launches
+        saved = [torch.randn(shape).to(dtype) for shape in shapes * repeat]
+        all_factors = factors.repeat(repeat)
+        expected = [s * f for s, f in zip(saved, all_factors, strict=True)]
+        emulated.scale_gradients_(saved, all_factors)
+        assert all(torch.equal(s, e) for s, e in zip(saved, expected, strict=True))

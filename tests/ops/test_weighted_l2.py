@@ -387,3 +387,41 @@ def test_cuda_never_waits_for_the_device() -> None:
         weighted_l2([student], [teacher], scale, weights=[weights]).sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_cuda_graph_replays_a_step(dtype: torch.dtype) -> None:
+    student = torch.randn(2, 16, 20, 30, device="cuda", dtype=dtype, requires_grad=True)
+    teacher, weights = torch.randn_like(student), torch.rand(2, 20, 30, device="cuda")
+    scale = torch.ones(1, 2, device="cuda")
+
+    def step() -> Tensor:
+        (grad,) = torch.autograd.grad(
+            weighted_l2([student], [teacher], scale, weights=[weights]).sum(), student
+        )
+        return grad
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        student.copy_(torch.randn_like(student))
+    graph.replay()
+    assert torch.equal(captured, step())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_upstream_gradients() -> None:
+    student = torch.randn(2, 16, 20, 30, device="cuda", requires_grad=True)
+    loss = weighted_l2([student], [torch.zeros_like(student)], torch.ones(1, 2, device="cuda"))
+    for upstream, kept in ((3.0, True), (1.0, True), (0.5, False)):
+        factor = torch.full((1,), upstream, device="cuda")
+        (grad,) = torch.autograd.grad(loss, student, factor, retain_graph=kept)
+        torch.testing.assert_close(grad, 2 * upstream * student.detach())
