@@ -16,7 +16,7 @@ from torch import Tensor
 from .arguments import check_shape, refuse_double_backward, refuse_forward_mode
 from .loss_arguments import check_pair
 from .prediction_distill import Distance, Rho, class_distance, depth_guidance
-from .saved_gradients import gradients_in_forward, refuse_second_derivative
+from .saved_gradients import gradients_in_forward, graph_is_kept, refuse_second_derivative
 
 _DISTANCES = {"l2": 0, "l2_logits": 1, "kl": 2, "softmax_kl": 3}
 _RHOS = {"off": 0, "exp": 1, "linear": 2}
@@ -337,9 +337,8 @@ def _backward(ctx: Any, grad_losses: Tensor | None, *_: None) -> tuple[Tensor | 
 
 
 def _scaled(logits: Tensor, depth: Tensor, objects: Tensor | None, upstream: Tensor) -> tuple[Tensor, Tensor]:
-    """Saved gradients times the upstream gradients of the two groups, in new tensors."""
-    # Only a plain tensor has a value here: torch.compile traces the backward pass with fake ones.
-    if upstream.device.type == "cpu" and type(upstream) is Tensor and bool((upstream == 1).all()):
+    """Saved gradients times the upstream gradients of the two groups; see scaled_by_upstream."""
+    if not graph_is_kept(upstream) and upstream.device.type == "cpu" and bool((upstream == 1).all()):
         return logits, depth
     factor = upstream[1] if objects is None else torch.where(objects, upstream[0], upstream[1])[..., None]
     return (logits * factor).to(logits.dtype), depth * upstream[0]

@@ -31,7 +31,7 @@ def scaled_by_upstream(saved: Sequence[Tensor], upstream: Tensor) -> list[Tensor
         L tensors in the saved ones' dtypes.
     """
     factors = upstream.expand(len(saved)).unbind(0)
-    if _graph_is_kept(upstream):
+    if graph_is_kept(upstream):
         return [gradient * factor for gradient, factor in zip(saved, factors, strict=True)]
     if upstream.is_cuda:
         torch.ops.bevkd2.scale_gradients_(list(saved), upstream.expand(len(saved)).double().contiguous())
@@ -41,7 +41,7 @@ def scaled_by_upstream(saved: Sequence[Tensor], upstream: Tensor) -> list[Tensor
     return [gradient.mul_(factor) for gradient, factor in zip(saved, factors, strict=True)]
 
 
-def _graph_is_kept(upstream: Tensor) -> bool:
+def graph_is_kept(upstream: Tensor) -> bool:
     """Whether the backward pass that runs now was called with retain_graph; yes where it is being traced."""
     # torch.compile and its like trace with subclasses, whose tensors have no values.
     return type(upstream) is not Tensor or torch._C._autograd._get_current_graph_task_keep_graph()

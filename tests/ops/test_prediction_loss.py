@@ -210,7 +210,10 @@ def test_a_graph_may_be_walked_again(dtype: torch.dtype) -> None:
     student = case.student.detach().to(dtype).requires_grad_()
     loss = sum(prediction_loss(student, *case.arguments()[1:], distance="kl"))
     inputs = [student, case.depths.student_depth]
-    once = [grad.clone() for grad in torch.autograd.grad(loss, inputs, retain_graph=True)]
+    given = torch.autograd.grad(loss, inputs, retain_graph=True)
+    once = [grad.clone() for grad in given]
+    for grad in given:
+        grad.fill_(7)  # the caller's own
     twice = torch.autograd.grad(2 * loss, inputs, retain_graph=True)
     again = torch.autograd.grad(loss, inputs)
     for first, double, second in zip(once, twice, again, strict=True):

@@ -134,7 +134,9 @@ def test_float16_gradients_fold_the_upstream_gradient_in(kind: str) -> None:
 def test_a_graph_may_be_walked_again(kind: str, dtype: torch.dtype) -> None:
     student, teacher = pair(2, 3, 4, 5, dtype=dtype)
     loss = OPS[kind][0](student, teacher)
-    once = torch.autograd.grad(loss, student, retain_graph=True)[0].clone()
+    given = torch.autograd.grad(loss, student, retain_graph=True)[0]
+    once = given.clone()
+    given.fill_(7)  # the caller's own
     double = torch.autograd.grad(2 * loss, student, retain_graph=True)[0]
     torch.testing.assert_close(double, 2 * once)
     assert torch.equal(torch.autograd.grad(loss, student)[0], once)
