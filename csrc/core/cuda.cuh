@@ -139,6 +139,17 @@ __device__ __forceinline__ void load_floats(const torch::headeronly::BFloat16* f
   }
 }
 
+// Four 16-bit numbers of such memory: eight aligned bytes.
+template <typename T>
+__device__ __forceinline__ void load_four(const T* from, float (&to)[4]) {
+  static_assert(sizeof(T) == 2);
+  const uint2 bits = __ldg(reinterpret_cast<const uint2*>(from));
+  T items[4];
+  memcpy(items, &bits, sizeof(items));
+#pragma unroll
+  for (int v = 0; v < 4; ++v) to[v] = static_cast<float>(items[v]);
+}
+
 // One element of such memory.
 template <typename T>
 __device__ __forceinline__ T load1(const T* from) {

@@ -90,16 +90,13 @@ struct RowWalk {
   using A = accumulate_t<T>;
   static constexpr int kSize = Channels<T, kVector>::kSize;
   const T* grad_out;  // of the head
-  A share;
-  const T* map;     // value of the row's batch and head
-  int64_t map_at;   // where that is in value
-  unsigned stride;  // bytes of a pixel in value
+  const T* map;       // value of the row's batch and head
+  int64_t map_at;     // where that is in value
+  unsigned stride;    // bytes of a pixel in value
   bool active;
 
   __device__ __forceinline__ void load_grad(int pack, A (&grad)[kSize]) const {
     Channels<T, kVector>::load(grad_out + pack * kSize, grad);
-#pragma unroll
-    for (int v = 0; v < kSize; ++v) grad[v] *= share;
   }
 
   // Walks `count` points of the group's chunk: adds to value's gradient, leaves the dots of grad_out with the
@@ -117,7 +114,7 @@ struct RowWalk {
         for (int pack = group.lane; pack < packs; pack += group.lanes) {
           if (packs > group.lanes) load_grad(pack, grad);  // otherwise a lane has but one pack
           if (sampling) add_dots(pixel, pack, grad, dots);
-          if (Sink::kWanted) add_value(pixel, weight, pack, grad, adder);
+          if (Sink::kWanted) add_value(pixel, weight, pack, packs, grad, adder);
         }
       }
       if (sampling) sum_dots(group, dots, work.dots[s]);
@@ -138,17 +135,36 @@ struct RowWalk {
       for (int v = 0; v < kSize; ++v) dots[k] += grad[v] * corner[k][v];
   }
 
+  // A head's sums take more bytes than its 16-bit channels, two reductions a pack. Lanes then take the
+  // channels in another order, so that each of the two covers whole sectors of memory and not every second 16
+  // bytes.
   template <typename Adder>
-  __device__ __forceinline__ void add_value(const int4& pixel, const Quad<A>& weight, int pack,
+  __device__ __forceinline__ void add_value(const int4& pixel, const Quad<A>& weight, int pack, int packs,
                                             const A (&grad)[kSize], const Adder& adder) const {
+    if constexpr (kSize * sizeof(A) > 16) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int channel = 4 * (half * packs + pack);
+        A other[4];
+        cuda::load_four(grad_out + channel, other);
+        add_terms(pixel, weight, channel, other, adder);
+      }
+    } else {
+      add_terms(pixel, weight, pack * kSize, grad, adder);
+    }
+  }
+
+  template <int kCount, typename Adder>
+  __device__ __forceinline__ void add_terms(const int4& pixel, const Quad<A>& weight, int channel,
+                                            const A (&grad)[kCount], const Adder& adder) const {
     const int pixels[4] = {pixel.x, pixel.y, pixel.z, pixel.w};
-    const auto to = adder.to + map_at + pack * kSize;
+    const auto to = adder.to + map_at + channel;
     constexpr unsigned kItem = sizeof(*adder.to);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      A terms[kSize];
+      A terms[kCount];
 #pragma unroll
-      for (int v = 0; v < kSize; ++v) terms[v] = weight.at[k] * grad[v];
+      for (int v = 0; v < kCount; ++v) terms[v] = weight.at[k] * grad[v];
       adder.add(at_pixel(to, pixels[k], stride / static_cast<unsigned>(sizeof(T)) * kItem), terms);
     }
   }
@@ -160,7 +176,15 @@ __device__ __forceinline__ RowWalk<T, kVector> make_walk(const Problem<T>& p, co
                                                          bool active) {
   const int64_t at = active ? head.batch(p, row) * p.batch_stride() + head.head * p.width : 0;
   const T* grad_out = out + p.output_of(head.query) * p.pixel_stride() + head.head * p.width;
-  return {grad_out, head.share, p.value + at, at, lanes.stride, active};
+  return {grad_out, p.value + at, at, lanes.stride, active};
+}
+
+// The gradients of the calling lane's point, from the dots that the walk left in its slot.
+template <typename A>
+__device__ __forceinline__ SampleGrad<A> own_grad(const Workspace<A>& work, A share, A attention,
+                                                  const Corners<A>& corners) {
+  const Quad<A> t = work.dots[threadIdx.x];
+  return sample_grad(share * t.at[0], share * t.at[1], share * t.at[2], share * t.at[3], attention, corners);
 }
 
 // Writes a point's gradients where the row is its query's first one, and adds to them where it is a further
@@ -177,8 +201,7 @@ __device__ __forceinline__ accumulate_t<T> write_point(const Problem<T>& p, cons
   if (here) {
     const Point<T> point(p, lanes, work, head, row, i);  // again: cheaper than to keep it over the walk
     if (point.corners.valid) {
-      const Quad<A> t = work.dots[threadIdx.x];
-      grad = sample_grad(t.at[0], t.at[1], t.at[2], t.at[3], attention, point.corners);
+      grad = own_grad(work, head.share, attention, point.corners);
       grad.x *= point.affine.scale_x;
       grad.y *= point.affine.scale_y;
     }
@@ -219,7 +242,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : Sink::kBlocks)
     for (int base = 0; base < samples; base += group.lanes) {
       const int i = base + group.lane;
       if (here && i < samples)
-        leave_point(work, Point<T>(p, lanes, work, head, row, i), head.attention(p, i));
+        leave_point(work, Point<T>(p, lanes, work, head, row, i), head.share * head.attention(p, i));
       else
         leave_nothing(work);
       __syncwarp();
@@ -285,7 +308,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4)
           const bool has_point = active && base + group.lane < points.count;
           const int i = has_point ? points.at(p, base + group.lane) : 0;
           if (has_point)
-            leave_point(work, Point<T>(p, lanes, work, head, row, i), head.attention(p, i));
+            leave_point(work, Point<T>(p, lanes, work, head, row, i), head.share * head.attention(p, i));
           else
             leave_nothing(work);
           __syncwarp();
@@ -295,9 +318,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4)
           if (!has_point) continue;
           const Point<T> point(p, lanes, work, head, row, i);
           if (!point.corners.valid) continue;
-          const Quad<A> t = work.dots[threadIdx.x];
-          const SampleGrad<A> s =
-              sample_grad(t.at[0], t.at[1], t.at[2], t.at[3], head.attention(p, i), point.corners);
+          const SampleGrad<A> s = own_grad(work, head.share, head.attention(p, i), point.corners);
           const A box = A(0.5) / A(p.points), by_x = s.x * A(point.level.width),
                   by_y = s.y * A(point.level.height);
           sum[0] += by_x;
