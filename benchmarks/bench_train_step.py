@@ -13,7 +13,7 @@ backward, over the time of a step, by torch.profiler; the plain forms' share fol
 on the CPU the peak of the resident set, less what it was before the model was built. Samples come from a
 small synthetic world by the project's own loader; all weights are random. Size "demo" is the demo's pair of
 models (176 x 64 pixels, 32 x 32 cells, batch 2); "tiny" is BEVFormer-tiny on a ResNet-18 as student and
-teacher (400 x 224 pixels, 50 x 50 cells, batch 1).
+teacher (256 x 144 pixels, 50 x 50 cells, batch 1).
 """
 
 import argparse
@@ -48,7 +48,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "configs" / "bevformer" / "bevformer_tiny.yaml"
 STRUCTURED = ROOT / "configs" / "_base_" / "structured.yaml"
 RESNET18 = {"MODEL.RESNETS.DEPTH": 18, "MODEL.RESNETS.RES2_OUT_CHANNELS": 64}
-IMAGE_SIZES = {"demo": "176x64", "tiny": "400x224"}
+IMAGE_SIZES = {"demo": "176x64", "tiny": "256x144"}
 
 
 def main() -> None:
@@ -87,14 +87,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--size", choices=IMAGE_SIZES, default="demo", help="what the next two default to")
     parser.add_argument("--config-file")
     parser.add_argument("--image-size", help="of the cameras, before INPUT.IMAGE_SCALE")
-    parser.add_argument("--iterations", type=int, help="default: 20, and 4 of size tiny")
+    parser.add_argument("--iterations", type=int, help="default: 20, and 3 of size tiny")
     parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--part", choices=PARTS, help="measure this one in this process")
     parser.add_argument("--world", help="made where it is not given")
     parser.add_argument("--out", type=Path, help="a file that gets the same JSON")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE options of the config")
     args = parser.parse_args()
-    args.iterations = args.iterations or {"demo": 20, "tiny": 4}[args.size]
+    args.iterations = args.iterations or {"demo": 20, "tiny": 3}[args.size]
     args.image_size = args.image_size or IMAGE_SIZES[args.size]
     if args.config_file is None and args.size == "demo":
         args.config_file = str(ROOT / "configs" / "demo" / "distill.yaml")

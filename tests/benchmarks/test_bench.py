@@ -182,3 +182,11 @@ def test_machine_name_is_a_file_name() -> None:
     name = machine_name("cpu")
     assert name.endswith(f"_{len(os.sched_getaffinity(0))}_cores")
     assert name.replace("_", "").isalnum() and name.islower()
+
+
+def test_a_step_is_a_table_with_the_ops_share() -> None:
+    parts = {part: {"seconds": 0.5, "peak_memory_mib": 80.0} for part in report.STEP_PARTS}
+    text = report.steps_table({"demo": {**parts, "share_of_ops": 0.08, "share_of_plain_forms": 0.55}})
+    assert "| demo | distillation step, with the ops | 0.5 | 8 % | 80 |" in text
+    assert "| demo | distillation step, plain torch | 0.5 | 55 % | 80 |" in text
+    assert "| demo | student step | 0.5 |  | 80 |" in text

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("student_step", "teacher_forward", "distillation_step")
+PARTS = ("student_step", "teacher_forward", "distillation_step", "distillation_step_plain")
 
 
 def run(script: str, *options: str) -> dict[str, Any]:
@@ -46,6 +46,13 @@ def test_training_step_has_seconds_and_memory(training_step: dict[str, Any]) -> 
 def test_training_step_says_what_distillation_costs(training_step: dict[str, Any]) -> None:
     ratio = training_step["distillation_step"]["seconds"] / training_step["student_step"]["seconds"]
     assert training_step["distillation_over_student"] == pytest.approx(ratio)
+
+
+def test_training_step_says_what_the_ops_take(training_step: dict[str, Any]) -> None:
+    step, plain = (training_step[part]["seconds"] for part in PARTS[2:])
+    share = training_step["share_of_ops"]
+    assert 0 < share < 1 and training_step["plain_over_ops"] == pytest.approx(plain / step)
+    assert training_step["share_of_plain_forms"] == pytest.approx(1 - (1 - share) * step / plain)
 
 
 def test_training_step_names_the_machine(training_step: dict[str, Any]) -> None:
