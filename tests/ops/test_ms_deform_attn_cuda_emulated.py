@@ -275,3 +275,25 @@ def test_too_many_levels_are_refused(emulated: Any) -> None:
     inputs = Plain().make(Case(levels=((1, 1),) * 257, points=1), torch.float32)
     with pytest.raises(RuntimeError, match="at most 256 levels"):
         emulated.ms_deform_attn(*Plain().raw_arguments(inputs))
+
+
+def test_addresses_beyond_32_bits(emulated: Any) -> None:
+    """4.8 GB of value, of which only four pixels are ever touched, and so have memory."""
+    height, width, channels = 4096, 8192, 72
+    value = torch.empty(1, height * width, 1, channels, dtype=torch.bfloat16)
+    last = height * width - 1
+    assert (last - width - 1) * channels * value.itemsize > 2**32
+    corners = {last - width - 1: 1.0, last - width: 2.0, last - 1: 3.0, last: 4.0}
+    for pixel, number in corners.items():
+        value[0, pixel] = number
+    shapes, weights = ([height, width], [0]), torch.ones(1, 1, 1, 1, 1)
+    pixel = torch.tensor([width - 1.25, height - 1.5])
+    locations = ((pixel + 0.5) / torch.tensor([width, height])).view(1, 1, 1, 1, 1, 2)
+    out = emulated.ms_deform_attn(value, *shapes, locations, weights)
+    assert torch.equal(out, torch.full((1, 1, channels), 2.75).bfloat16())
+    grads = (torch.ones_like(out), value, *shapes, locations, weights, False, True, True, False)
+    _, by_location, by_weight = emulated.ms_deform_attn_backward(*grads)
+    assert by_weight.item() == 2.75 * channels
+    torch.testing.assert_close(
+        by_location.flatten(), torch.tensor([1.0 * channels * width, 2.0 * channels * height])
+    )
