@@ -1,4 +1,4 @@
-// Large results on huge pages: a fresh tensor of 80 MB costs 20,000 page faults, a third of the time that
+// Large results on huge pages: a fresh tensor of 80 MB costs 20,000 page faults, a quarter of the time that
 // deformable attention takes to fill it. Linux's default is to use huge pages where a program asks for them.
 #pragma once
 

@@ -3,6 +3,8 @@
 // meet there. The order depends on the data alone, never on threads.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <vector>
@@ -46,14 +48,16 @@ std::vector<int64_t> order_by_cell(const Problem<T>& p, const std::vector<Level>
   const CellAxis columns(width), rows(height);
   const int64_t cells = rows.cells * columns.cells;
   std::vector<int64_t> begin(p.batches * cells + 2, 0), key(count), order(count);
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t query = query_of(i);
-    const auto* place = place_of(p, query);
-    key[i] = place ? p.batch_of(p.row_begin(query)) * cells + rows.cell(place[1]) * columns.cells +
-                         columns.cell(place[0])
-                   : p.batches * cells;
-    ++begin[key[i] + 1];
-  }
+  torch::stable::parallel_for(0, count, 4096, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t query = query_of(i);
+      const auto* place = place_of(p, query);
+      key[i] = place ? p.batch_of(p.row_begin(query)) * cells + rows.cell(place[1]) * columns.cells +
+                           columns.cell(place[0])
+                     : p.batches * cells;
+    }
+  });
+  for (const int64_t k : key) ++begin[k + 1];
   for (size_t k = 1; k < begin.size(); ++k) begin[k] += begin[k - 1];
   for (int64_t i = 0; i < count; ++i) order[begin[key[i]]++] = i;
   return order;
