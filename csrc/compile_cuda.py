@@ -116,7 +116,7 @@ def demangle(name: str) -> str:
     if shutil.which("c++filt") is None:
         return name
     readable = subprocess.run(["c++filt", name], capture_output=True, text=True, check=True).stdout.strip()
-    match = re.search(r"(\w+_kernel)(<[^()]*>)?\(", readable)
+    match = re.search(r"(\w+_kernel)(<.*?>)?\(", readable)
     return f"{match[1]}{re.sub(r'[a-zA-Z_0-9]+::', '', match[2] or '')}" if match else readable
 
 
