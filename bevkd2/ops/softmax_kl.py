@@ -137,10 +137,10 @@ def _rows(
         )
     for level, (ours, theirs) in enumerate(zip(students, teachers, strict=True)):
         check_pair(name, ours, theirs, weights=given[level] if given is not None else None)
-        if ours.device != students[0].device:
+        if (ours.device, ours.dtype) != (students[0].device, students[0].dtype):
             raise ValueError(
-                f"{name}: level {level} is on {ours.device}, level 0 on {students[0].device}; expected all "
-                "levels on one device"
+                f"{name}: level {level} of the student is {ours.dtype} on {ours.device}, level 0 "
+                f"{students[0].dtype} on {students[0].device}; expected one dtype and device"
             )
         if ours.dim() != 4 or ours.shape != theirs.shape:
             raise ValueError(

@@ -297,6 +297,10 @@ def test_second_derivatives_are_refused() -> None:
             "1 levels of the student, 0 of the teacher",
         ),
         (
+            lambda: channel_wise_kl(*[[torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3).half()]] * 2),
+            "level 1 of the student is torch.float16 on cpu, level 0 torch.float32 on cpu",
+        ),
+        (
             lambda: channel_wise_kl(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3), temperature=0.0),
             "temperature is 0.0",
         ),
