@@ -228,14 +228,16 @@ def _contest(name: str, dtype: torch.dtype, options: Options) -> Contest:
     elements = sum(math.prod(shape) for shape in case.sizes(options.quick))
     required = case.required and not options.quick
     student_mib = elements * dtype.itemsize / 2**20
-    least = REQUIRED_CUDA if options.device.startswith("cuda") else REQUIRED
-    narrow_on_cpu = options.device == "cpu" and dtype != torch.float32
+    # On the CPU over float32, on a GPU over autocast.
+    least = {("cpu", True): REQUIRED, ("cuda", False): REQUIRED_CUDA}.get(
+        (options.device, dtype == torch.float32)
+    )
     return Contest(
         family="Distillation losses",
         case=name,
         dtype=str(dtype).removeprefix("torch."),
         make=make,
-        required={(EAGER, PART): least} if required and not narrow_on_cpu else {},
+        required={(EAGER, PART): least} if required and least is not None else {},
         tolerance=1e-3 if dtype == torch.float32 else 2e-2,
         work={PART: Work(3 * elements * dtype.itemsize, case.operations * elements)},
         memory_limit_mib=student_mib + SLACK_MIB if required else None,

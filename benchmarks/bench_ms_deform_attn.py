@@ -66,7 +66,7 @@ QUICK = {
 # (forward, backward) on a 2-core AVX2 machine, float32, local offsets.
 OVER_GRID_SAMPLE = {"spatial": (30, 8), "temporal": (12, 6), "tiny": (8, 5), "decoder": (3, 3)}
 OVER_AIUEO = {"spatial": (2, 2), "temporal": (2, 2), "tiny": (1, 1), "decoder": (1, 1)}
-# On a GPU, spatial, against torch-ms-deform-attn.
+# On a GPU, spatial with local offsets, against torch-ms-deform-attn.
 OVER_AIUEO_CUDA = {torch.bfloat16: (5, 3), torch.float32: (3, 2)}
 TWO_THREADS = (1.6, 1.6)
 
@@ -119,7 +119,8 @@ def _required(name: str, offsets: str, dtype: torch.dtype, options: Options) -> 
     found: dict[tuple[str, Part], float] = {}
     over_aiueo, over_grid_sample = (1.0, 1.0), None  # never slower, anywhere
     if options.device.startswith("cuda"):
-        over_aiueo = OVER_AIUEO_CUDA.get(dtype, over_aiueo) if name == "spatial" else over_aiueo
+        if (name, offsets) == ("spatial", "local"):
+            over_aiueo = OVER_AIUEO_CUDA.get(dtype, over_aiueo)
     elif offsets == "local" and dtype == torch.float32:
         over_aiueo, over_grid_sample = OVER_AIUEO[name], OVER_GRID_SAMPLE[name]
     for yardstick, ratios in ((AIUEO, over_aiueo), (GRID_SAMPLE, over_grid_sample)):
