@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "../core/cpu_dispatch.h"
-#include "large_pages.h"
+#include "../core/huge_pages.h"
 
 namespace bevkd2::distill {
 namespace {
@@ -38,7 +38,9 @@ double run_chunk(const L2Level& level, const L2Chunk& chunk, wide_t<S, T> factor
 }
 
 struct Cpu {
-  static void prepare(const Tensor& grad) { advise_large_pages(grad); }
+  static void prepare(const Tensor& grad) {
+    advise_huge_pages(grad.mutable_data_ptr(), static_cast<size_t>(grad.numel()) * grad.element_size());
+  }
 
   template <typename S, typename T, typename A = wide_t<S, T>>
   static void run(const L2Arguments& a, std::vector<L2Level> levels, bool norm, A* loss, A* sums) {
