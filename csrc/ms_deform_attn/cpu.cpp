@@ -14,6 +14,12 @@
 #include "cpu_plan.h"
 #include "ops.h"
 
+#if defined(__GNUC__)
+#define BEVKD2_ALWAYS_INLINE __attribute__((always_inline)) inline
+#else
+#define BEVKD2_ALWAYS_INLINE inline
+#endif
+
 namespace bevkd2::msda {
 namespace {
 

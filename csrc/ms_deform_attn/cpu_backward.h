@@ -141,6 +141,8 @@ inline void backward_row(const Problem<T>& p, const Gradients<T>& g, int64_t row
   s.set_row(p, row);
   set_corners<kValue, kSampling>(s);
   const int64_t at = p.batch_of(row) * p.batch_stride() + first * p.width;
+  if (kSampling) prefetch_corners(p, p.value + at, s);
+  if (kValue) prefetch_corners(p, g.value + at, s);
   if (p.width == 32)
     walk_heads<kSampling, kValue, 32>(p, g, at, s);
   else

@@ -53,6 +53,7 @@ inline void forward_output(const Problem<T>& p, int64_t output, int first, T* ou
       s.set_row(p, row);
       set_corners<true, false>(s);
       const T* map = p.value + p.batch_of(row) * p.batch_stride() + first * p.width;
+      prefetch_corners(p, map, s);
       for (int h = 0; h < s.heads; ++h)
         gather_head(p, map + h * p.width, s, h * s.samples, (h + 1) * s.samples, s.head_channels(h));
     }
