@@ -3,7 +3,7 @@
 Every .cu compiles for each architecture against the headers of the installed torch and of torch 2.10, the
 oldest that bevkd2 supports; the C++ sources that use torch compile against 2.10 too. A kernel that spills
 registers is an error. The 2.10 headers are taken out of its wheel on the first run (a download of 0.9 GB) and
-kept in build/. Nothing is linked and nothing runs.
+kept in build/. Nothing is linked and nothing runs. MAX_JOBS limits the compilers that run at a time.
 
     python csrc/compile_cuda.py
 """
@@ -17,6 +17,7 @@ import sys
 import sysconfig
 import tempfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,16 +128,20 @@ def main() -> None:
     nvcc_command = [str(nvcc), *targets, "-Xptxas=-v", "-Xcompiler=-fPIC,-fvisibility=hidden"]
     print(f"nvcc: {nvcc}; architectures: {', '.join(ARCHITECTURES)}")
     installed, oldest = installed_headers(), oldest_headers()
-    spilling = []
-    for title, headers in (("the installed torch", installed), (f"torch {OLDEST_TORCH}", oldest)):
-        for source in sorted(ROOT.glob("csrc/**/*.cu")):
-            log = compile_one(nvcc_command, source, headers)
-            print(f"{source.relative_to(ROOT)}: compiles against {title}")
-            spilling += report_kernels(log)
     compiler = os.environ.get("CXX", "c++")
-    for source in torch_sources():
-        compile_one([compiler, "-fPIC", "-fvisibility=hidden"], source, oldest)
-        print(f"{source.relative_to(ROOT)}: compiles against torch {OLDEST_TORCH}")
+    cpp_command = [compiler, "-fPIC", "-fvisibility=hidden"]
+    jobs = [
+        (nvcc_command, source, headers, title)
+        for title, headers in (("the installed torch", installed), (f"torch {OLDEST_TORCH}", oldest))
+        for source in sorted(ROOT.glob("csrc/**/*.cu"))
+    ]
+    jobs += [(cpp_command, source, oldest, f"torch {OLDEST_TORCH}") for source in torch_sources()]
+    spilling = []
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
+        logs = pool.map(lambda job: compile_one(*job[:3]), jobs)
+        for (_, source, _, title), log in zip(jobs, logs, strict=True):
+            print(f"{source.relative_to(ROOT)}: compiles against {title}", flush=True)
+            spilling += report_kernels(log)
     if spilling:
         kernels = "\n".join(dict.fromkeys(spilling))
         sys.exit(
