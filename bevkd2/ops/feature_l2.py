@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .loss_arguments import check_levels
 from .precision import widen
 from .weighted_l2 import weighted_l2
 
@@ -43,7 +44,7 @@ def feature_l2(
         A scalar, or (L,) for L levels; float32 (float64 where an input is).
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes, dtypes or devices that do not fit.
     """
     if isinstance(student, Tensor) and isinstance(teacher, Tensor):
         return feature_l2(
@@ -55,7 +56,8 @@ def feature_l2(
             loss_weight=loss_weight,
         )[0]
     ours, theirs = list(student), list(teacher)
-    for level, target in zip(ours, theirs, strict=False):
+    check_levels(_OP, ours, theirs)
+    for level, target in zip(ours, theirs, strict=True):
         if level.dim() != 4 or level.shape != target.shape:
             raise ValueError(
                 f"{_OP}: student is {tuple(level.shape)}, teacher {tuple(target.shape)}; expected the same "
@@ -74,8 +76,11 @@ def _scale(student: list[Tensor], teacher: list[Tensor], cells: Tensor | None, l
     first, batch = student[0], student[0].shape[0]
     wide = torch.float64 in (first.dtype, teacher[0].dtype)
     expected = (len(student), batch)
-    if cells is not None and tuple(cells.shape) != expected:
-        raise ValueError(f"{_OP}: cells are {tuple(cells.shape)}; expected (levels, B) = {expected}")
+    if cells is not None and (tuple(cells.shape) != expected or cells.device != first.device):
+        raise ValueError(
+            f"{_OP}: cells are {tuple(cells.shape)} on {cells.device}; expected (levels, B) = {expected} on "
+            f"{first.device}"
+        )
     rows = []
     for l, level in enumerate(student):
         share = loss_weight / max(1, batch * level.shape[1])

@@ -27,7 +27,7 @@ Reduction = Literal["sum", "cell", "mean", "norm"]
 
 
 def check_cells(name: str, student: Tensor, teacher: Tensor, mask: Tensor | None, reduction: str) -> None:
-    """The shapes follow the rule above, and the reduction is one of the four."""
+    """The shapes follow the rule above, the reduction is one of the four, the mask is on the device."""
     if reduction not in get_args(Reduction):
         raise ValueError(f"{name}: reduction is {reduction!r}; expected one of {get_args(Reduction)}")
     if student.shape != teacher.shape:
@@ -41,6 +41,10 @@ def check_cells(name: str, student: Tensor, teacher: Tensor, mask: Tensor | None
         raise ValueError(
             f"{name}: mask is {tuple(mask.shape)}, student {tuple(student.shape)}; the mask must cover the "
             "student's leading dimensions"
+        )
+    if mask is not None and mask.device != student.device:
+        raise ValueError(
+            f"{name}: mask is on {mask.device}, student on {student.device}; move one to the other"
         )
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .l2_reductions import Reduction, check_cells, l2_reference, reduction_scale
+from .loss_arguments import check_levels
 from .weighted_l2 import weighted_l2
 
 Levels = Tensor | Sequence[Tensor]
@@ -98,11 +99,7 @@ def _l2_of_levels(
     reduction: str,
     loss_weight: float,
 ) -> Tensor:
-    if not student or len(student) != len(teacher):
-        raise ValueError(
-            f"{name}: {len(student)} tensors of the student, {len(teacher)} of the teacher; expected equal "
-            "numbers, at least 1"
-        )
+    check_levels(name, student, teacher)
     for ours, theirs in zip(student, teacher, strict=True):
         check_cells(name, ours, theirs, mask, reduction)
     cells = [min(2, level.dim()) if mask is None else mask.dim() for level in student]

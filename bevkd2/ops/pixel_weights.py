@@ -147,7 +147,7 @@ def draw_weights(
     _check(shapes, strides, grid_range, image_sizes, perspective, occlusion, boxes)
     masks = [_mask_arguments(mask) for mask in boxes]
     if occlusion is not None:
-        packed = torch.cat([occlusion.boxes, occlusion.depths[:, None].to(occlusion.boxes.dtype)], 1)
+        packed = torch.cat([occlusion.boxes.float(), occlusion.depths[:, None].float()], 1)
         masks.append((packed, occlusion.splits, _OCCLUSION, occlusion.near_depth))
     like = masks[0][1] if image_sizes is None else image_sizes
     batch = len(like) - (image_sizes is None)
@@ -220,19 +220,26 @@ def _check(
         raise ValueError(f"{_OP}: perspective.sigma is {perspective.sigma}; expected two numbers above 0")
     if image_sizes is not None and (image_sizes.dim() != 2 or image_sizes.shape[1] != 2):
         raise ValueError(f"{_OP}: image_sizes is {tuple(image_sizes.shape)}; expected (B, 2) height, width")
+    drawn = [*boxes, *([] if occlusion is None else [occlusion])]
+    samples = (drawn[0].splits.shape[:1].numel() - 1, drawn[0].boxes.device) if drawn else (0, None)
+    if image_sizes is not None:
+        samples = (len(image_sizes), image_sizes.device)
     if occlusion is not None:
-        _check_boxes("occlusion", occlusion.boxes, occlusion.splits, (4,), image_sizes)
-        if occlusion.depths.shape != occlusion.boxes.shape[:1] or not occlusion.near_depth > 0:
+        _check_boxes("occlusion", occlusion.boxes, occlusion.splits, (4,), *samples)
+        depths, near_depth = occlusion.depths, occlusion.near_depth
+        if depths.shape != occlusion.boxes.shape[:1] or depths.device != occlusion.boxes.device:
             raise ValueError(
-                f"{_OP}: occlusion: depths are {tuple(occlusion.depths.shape)}, near_depth "
-                f"{occlusion.near_depth}; expected ({len(occlusion.boxes)},), above 0"
+                f"{_OP}: depths of occlusion are {tuple(depths.shape)} on {depths.device}; expected "
+                f"({len(occlusion.boxes)},) on {occlusion.boxes.device}"
             )
+        if not near_depth > 0:
+            raise ValueError(f"{_OP}: near_depth of occlusion is {near_depth}; expected a number above 0")
     for mask in boxes:
-        _check_mask(mask, image_sizes)
+        _check_mask(mask, *samples)
 
 
-def _check_mask(mask: BoxMask, image_sizes: Tensor | None) -> None:
-    _check_boxes("boxes", mask.boxes, mask.splits, (4, 5), image_sizes)
+def _check_mask(mask: BoxMask, batch: int, device: torch.device | None) -> None:
+    _check_boxes("boxes", mask.boxes, mask.splits, (4, 5), batch, device)
     if mask.kind not in ("foreground", "background", "gaussian"):
         raise ValueError(f"{_OP}: kind is {mask.kind!r}; expected foreground, background or gaussian")
     if mask.kind == "gaussian" and (mask.normalize or not mask.alpha > 0):
@@ -243,7 +250,7 @@ def _check_mask(mask: BoxMask, image_sizes: Tensor | None) -> None:
 
 
 def _check_boxes(
-    name: str, boxes: Tensor, splits: Tensor, widths: tuple[int, ...], image_sizes: Tensor | None
+    name: str, boxes: Tensor, splits: Tensor, widths: tuple[int, ...], batch: int, device: torch.device | None
 ) -> None:
     if boxes.dim() != 2 or boxes.shape[1] not in widths:
         raise ValueError(
@@ -254,12 +261,10 @@ def _check_boxes(
             f"{_OP}: splits of {name} are {tuple(splits.shape)} {splits.dtype} on {splits.device}; expected "
             f"(B + 1,) int64 on {boxes.device}, as pack_boxes makes them"
         )
-    if image_sizes is not None and (
-        len(splits) != len(image_sizes) + 1 or image_sizes.device != boxes.device
-    ):
+    if len(splits) != batch + 1 or boxes.device != device:
         raise ValueError(
-            f"{_OP}: {name} of {len(splits) - 1} samples on {boxes.device}, image_sizes of "
-            f"{len(image_sizes)} on {image_sizes.device}; expected the same"
+            f"{_OP}: {name} of {len(splits) - 1} samples on {boxes.device}; expected {batch} on {device}, as "
+            "image_sizes have, or the first boxes where there are none"
         )
 
 

@@ -1,5 +1,6 @@
 """Pixel weights in plain torch, box by box: slow, and what the tests hold the op of pixel_weights to."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -25,8 +26,8 @@ def draw_weights_reference(
         if image_sizes is not None:
             content = content_mask(image_sizes, shape, _stride(strides, level))
         else:
-            batch = len((boxes[0] if boxes else _not_none(occlusion)).splits) - 1
-            content = torch.ones(batch, *shape, dtype=torch.bool)
+            splits = (boxes[0] if boxes else _not_none(occlusion)).splits
+            content = torch.ones(len(splits) - 1, *shape, dtype=torch.bool, device=splits.device)
         weights = content.float()
         if perspective is not None and image_sizes is not None:
             weights = weights * perspective_matrix(
@@ -67,14 +68,15 @@ def _drawn(
     step_x, step_y = (right - left) / shape[1], (bottom - top) / shape[0]
     if strides is not None:
         step_x = step_y = float(strides[level])
-    columns, rows = torch.arange(shape[1]), torch.arange(shape[0])[:, None]
+    columns = torch.arange(shape[1], device=boxes.device)
+    rows = torch.arange(shape[0], device=boxes.device)[:, None]
     x, y = left + (columns + 0.5) * step_x, top + (rows + 0.5) * step_y
-    best = torch.zeros(shape)
+    best = torch.zeros(shape, device=boxes.device)
     for center_x, center_y, length, width, angle in boxes.tolist():
         column, row = (center_x - left) // step_x, (center_y - top) // step_y
         if mask.kind == "gaussian":
             center_x, center_y = left + (column + 0.5) * step_x, top + (row + 0.5) * step_y
-        cosine, sine = torch.tensor(angle).cos(), torch.tensor(angle).sin()
+        cosine, sine = math.cos(angle), math.sin(angle)
         u = (x - center_x) * cosine + (y - center_y) * sine
         v = (y - center_y) * cosine - (x - center_x) * sine
         if mask.kind == "gaussian":

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+# No public function tells. Should torch drop this one, every graph counts as kept, which costs a tensor more.
+_keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
 
 def gradients_in_forward(students: Sequence[Tensor]) -> bool:
     """Whether a loss should write its gradients in the forward pass: they will be asked for, and they fit.
@@ -44,7 +47,7 @@ def scaled_by_upstream(saved: Sequence[Tensor], upstream: Tensor) -> list[Tensor
 def graph_is_kept(upstream: Tensor) -> bool:
     """Whether the backward pass that runs now was called with retain_graph; yes where it is being traced."""
     # torch.compile and its like trace with subclasses, whose tensors have no values.
-    return type(upstream) is not Tensor or torch._C._autograd._get_current_graph_task_keep_graph()
+    return type(upstream) is not Tensor or _keeps_graph()
 
 
 def refuse_second_derivative(op: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .arguments import refuse_double_backward
-from .loss_arguments import check_pair
+from .loss_arguments import check_levels, check_pair
 from .precision import widen
 from .saved_gradients import gradients_in_forward, refuse_second_derivative, scaled_by_upstream
 
@@ -129,19 +129,11 @@ def _rows(
     """Views (B, rows, entries) of both, and weights (B, rows), checked."""
     students, teachers = _as_list(student), _as_list(teacher)
     given = None if weights is None else _as_list(weights)
-    lengths = [len(students), len(teachers), len(students if given is None else given)]
-    if len(set(lengths)) != 1 or not students:
-        raise ValueError(
-            f"{name}: {lengths[0]} levels of the student, {lengths[1]} of the teacher, {lengths[2]} of "
-            "weights; expected as many of each, and one at least"
-        )
+    check_levels(name, students, teachers)
+    if given is not None and len(given) != len(students):
+        raise ValueError(f"{name}: {len(given)} weights for {len(students)} levels; expected one a level")
     for level, (ours, theirs) in enumerate(zip(students, teachers, strict=True)):
         check_pair(name, ours, theirs, weights=given[level] if given is not None else None)
-        if (ours.device, ours.dtype) != (students[0].device, students[0].dtype):
-            raise ValueError(
-                f"{name}: level {level} of the student is {ours.dtype} on {ours.device}, level 0 "
-                f"{students[0].dtype} on {students[0].device}; expected one dtype and device"
-            )
         if ours.dim() != 4 or ours.shape != theirs.shape:
             raise ValueError(
                 f"{name}: student is {tuple(ours.shape)}, teacher {tuple(theirs.shape)}; expected the same "

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import check_device, refuse_double_backward
+from .arguments import refuse_double_backward
+from .loss_arguments import check_levels
 from .precision import widen
 from .saved_gradients import gradients_in_forward, refuse_second_derivative, scaled_by_upstream
 
@@ -51,7 +52,7 @@ def weighted_l2(
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, or weights that require a gradient.
-        RuntimeError: CUDA features where the CUDA ops are not built.
+        RuntimeError: CUDA features where the CUDA ops are not built, or a forward-mode derivative.
     """
     student, teacher = list(student), list(teacher)
     _check(student, teacher, scale)
@@ -99,33 +100,23 @@ def weighted_l2_reference(
 
 
 def _check(student: list[Tensor], teacher: list[Tensor], scale: Tensor) -> None:
-    if not student or len(student) != len(teacher):
-        raise ValueError(
-            f"{_OP}: {len(student)} levels of the student, {len(teacher)} of the teacher; expected equal "
-            "numbers, at least 1"
-        )
+    check_levels(_OP, student, teacher)
     for l, (ours, theirs) in enumerate(zip(student, teacher, strict=True)):
         if ours.dim() < 2 or ours.shape != theirs.shape or ours.shape[0] != student[0].shape[0]:
             raise ValueError(
                 f"{_OP}: level {l}: student is {tuple(ours.shape)}, teacher {tuple(theirs.shape)}; expected "
                 f"the same (B, C, pixels..) with level 0's batch of {student[0].shape[0]}"
             )
-        if ours.dtype != student[0].dtype or theirs.dtype != teacher[0].dtype:
+        if theirs.dtype != teacher[0].dtype:
             raise ValueError(
-                f"{_OP}: level {l} is {ours.dtype} (teacher {theirs.dtype}), level 0 {student[0].dtype} "
-                f"({teacher[0].dtype}); all levels must be of one dtype"
-            )
-        if ours.device != student[0].device or theirs.device != student[0].device:
-            raise ValueError(
-                f"{_OP}: level {l} is on {ours.device}, its teacher on {theirs.device}, level 0 on "
-                f"{student[0].device}; move all to one device"
+                f"{_OP}: level {l} of the teacher is {theirs.dtype}, level 0 {teacher[0].dtype}; expected "
+                "one dtype"
             )
     if tuple(scale.shape) != (len(student), student[0].shape[0]) or scale.device != student[0].device:
         raise ValueError(
             f"{_OP}: scale is {tuple(scale.shape)} on {scale.device}; expected (levels, batch) = "
             f"{(len(student), student[0].shape[0])} on {student[0].device}"
         )
-    check_device(_OP, "student", student[0])
 
 
 def _pixel_weights(student: list[Tensor], weights: Weights, scale: Tensor) -> list[Tensor]:

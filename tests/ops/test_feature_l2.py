@@ -145,5 +145,5 @@ def test_a_step_allocates_one_tensor_of_the_student_s_size(layout: torch.memory_
 
 def test_cells_of_another_shape_are_named() -> None:
     student, teacher, _, cells = make()
-    with pytest.raises(ValueError, match=re.escape("cells are (2, 2); expected (levels, B) = (3, 2)")):
+    with pytest.raises(ValueError, match=re.escape("cells are (2, 2) on cpu; expected (levels, B) = (3, 2)")):
         feature_l2(student, teacher, None, cells[:2])

@@ -101,7 +101,7 @@ def test_errors_say_what_was_expected() -> None:
     student, teacher = make((2, 3, 4))
     with pytest.raises(ValueError, match="one of student and teacher is a list"):
         masked_l2([student], teacher, reduction="sum")
-    with pytest.raises(ValueError, match=re.escape("1 tensors of the student, 2 of the teacher")):
+    with pytest.raises(ValueError, match=re.escape("1 levels of the student, 2 of the teacher")):
         masked_l2([student], [teacher] * 2, reduction="sum")
     with pytest.raises(ValueError, match="weights require a gradient"):
         masked_l2(student, teacher, torch.ones(2, 3, requires_grad=True), reduction="sum")

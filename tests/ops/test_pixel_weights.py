@@ -239,19 +239,55 @@ BOXES, SPLITS = torch.zeros(2, 4), torch.tensor([0, 1, 2])
         ({"perspective": Perspective()}, "perspective needs image_sizes"),
         ({"image_sizes": torch.ones(2, 2), "perspective": Perspective(sigma=(0, 1))}, "sigma is (0, 1)"),
         ({"image_sizes": torch.ones(3)}, "image_sizes is (3,)"),
-        ({"image_sizes": torch.ones(3, 2)}, "boxes of 2 samples on cpu, image_sizes of 3"),
+        ({"image_sizes": torch.ones(3, 2)}, "boxes of 2 samples on cpu; expected 3 on cpu"),
         ({"strides": None, "grid_range": (0, 0, 1, 1), "image_sizes": torch.ones(2, 2)}, "are an image's"),
         ({"boxes": [BoxMask(torch.zeros(2, 7), SPLITS)]}, "boxes are (2, 7); expected (N, 4 or 5)"),
         ({"boxes": [BoxMask(BOXES, SPLITS.int())]}, "splits of boxes are (3,) torch.int32"),
+        (
+            {"boxes": [BoxMask(BOXES, SPLITS), BoxMask(BOXES, SPLITS[[0, 2]])]},
+            "boxes of 1 samples on cpu; expected 2 on cpu",
+        ),
+        (
+            {"boxes": [BoxMask(BOXES, SPLITS), BoxMask(BOXES.to("meta"), SPLITS.to("meta"))]},
+            "boxes of 2 samples on meta; expected 2 on cpu",
+        ),
+        ({"boxes": [BoxMask(BOXES, SPLITS[0])]}, "splits of boxes are () torch.int64"),
         ({"boxes": [BoxMask(BOXES, SPLITS, "hull")]}, "kind is 'hull'"),  # type: ignore[arg-type]
         ({"boxes": [BoxMask(BOXES, SPLITS, "gaussian", alpha=0)]}, "normalize=False, alpha=0"),
-        ({"occlusion": Occlusion(BOXES, SPLITS, torch.zeros(3), 20.0)}, "depths are (3,), near_depth 20.0"),
+        (
+            {"occlusion": Occlusion(BOXES, SPLITS, torch.zeros(3), 20.0)},
+            "depths of occlusion are (3,)",
+        ),
+        (
+            {"occlusion": Occlusion(BOXES, SPLITS, torch.zeros(2, device="meta"), 20.0)},
+            "depths of occlusion are (2,) on meta; expected (2,) on cpu",
+        ),
+        ({"occlusion": Occlusion(BOXES, SPLITS, torch.zeros(2), 0.0)}, "near_depth of occlusion is 0.0"),
     ],
 )
 def test_errors_say_what_was_expected(change: dict, message: str) -> None:
     arguments = {"level_shapes": [(4, 4)], "strides": [8], "boxes": [BoxMask(BOXES, SPLITS)]}
     with pytest.raises(ValueError, match=re.escape(message)):
         draw_weights(**{**arguments, **change})
+
+
+def test_depths_beside_boxes_of_whole_pixels_keep_their_fraction() -> None:
+    occlusion = Occlusion(torch.tensor([[0, 0, 16, 16]]), torch.tensor([0, 1]), torch.tensor([2.5]), 10.0)
+    drawn = draw_weights([(2, 2)], strides=[8], occlusion=occlusion).maps
+    assert torch.equal(drawn, torch.full((1, 4), 0.25))
+
+
+def test_the_reference_works_where_the_boxes_are() -> None:
+    splits = torch.tensor([0, 1])
+    arguments = {
+        "level_shapes": [(2, 2)],
+        "strides": [8],
+        "occlusion": Occlusion(torch.zeros(1, 4), splits, torch.ones(1), 10.0),
+        "boxes": [BoxMask(torch.zeros(1, 4), splits, kind) for kind in ("foreground", "gaussian")],
+    }
+    with torch.device("meta"):  # where a tensor lands that names no device
+        drawn = draw_weights_reference(**arguments)
+    assert drawn.maps.device.type == drawn.sums.device.type == drawn.cells.device.type == "cpu"
 
 
 def test_splits_that_do_not_fit_are_an_error() -> None:

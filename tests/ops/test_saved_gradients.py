@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bevkd2.ops import masked_l2
+from bevkd2.ops import masked_l2, saved_gradients
 from bevkd2.ops.saved_gradients import gradients_in_forward
 
 
@@ -49,6 +49,13 @@ def test_a_graph_that_was_not_kept_cannot_be_walked_again() -> None:
     loss.backward()
     with pytest.raises(RuntimeError, match="second time"):
         loss.backward()
+
+
+def test_gradients_are_the_same_where_every_graph_counts_as_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    student = torch.randn(1, 4, 5, requires_grad=True)
+    expected = torch.autograd.grad(3 * loss_of(student), student)[0]
+    monkeypatch.setattr(saved_gradients, "_keeps_graph", lambda: True)
+    assert torch.equal(torch.autograd.grad(3 * loss_of(student), student)[0], expected)
 
 
 def test_gradients_are_made_in_forward_only_where_they_are_wanted_and_fit() -> None:

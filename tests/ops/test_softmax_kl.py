@@ -293,12 +293,8 @@ def test_second_derivatives_are_refused() -> None:
             "weights are (3,); expected (C,) or (B, C) = (1, 2)",
         ),
         (
-            lambda: channel_wise_kl([torch.zeros(1, 2, 3, 3)], []),
-            "1 levels of the student, 0 of the teacher",
-        ),
-        (
-            lambda: channel_wise_kl(*[[torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3).half()]] * 2),
-            "level 1 of the student is torch.float16 on cpu, level 0 torch.float32 on cpu",
+            lambda: channel_wise_kl([torch.zeros(1, 2, 3, 3)], [torch.zeros(1, 2, 3, 3)], []),
+            "0 weights for 1 levels",
         ),
         (
             lambda: channel_wise_kl(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3), temperature=0.0),
