@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .l2_reductions import Reduction, check_cells, l2_reference, reduction_scale
 from .loss_arguments import check_levels
+from .precision import ordered_sum
 from .weighted_l2 import weighted_l2
 
 Levels = Tensor | Sequence[Tensor]
@@ -105,9 +106,11 @@ def _l2_of_levels(
     cells = [min(2, level.dim()) if mask is None else mask.dim() for level in student]
     dtype = torch.float64 if torch.float64 in (student[0].dtype, teacher[0].dtype) else torch.float32
     weights = None if mask is None else mask.to(dtype).reshape(mask.shape[0], mask.shape[1:].numel())
+    averaged = reduction in ("cell", "mean")  # the others do not ask what counts
+    total = ordered_sum(weights) if averaged and weights is not None else None
     scales = []
     for level, dims in zip(student, cells, strict=True):
-        counted = level.shape[:dims].numel() if weights is None else weights.sum()
+        counted = level.shape[:dims].numel() if total is None else total
         like = level.new_empty(level.shape[0], dtype=dtype)
         scales.append(reduction_scale(reduction, counted, level.shape[dims:].numel(), loss_weight, like))
     return weighted_l2(

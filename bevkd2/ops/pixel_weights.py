@@ -12,8 +12,8 @@ The weight of a cell is the product of what the parts make of it:
                "gaussian": exp(-u^2 / (2 sigma_u^2) - v^2 / (2 sigma_v^2)) along the box's sides, the largest
                of all objects; sigma is alpha / 6 of the side (TTFNet, arXiv 1909.00700), of a side of at
                least one cell; about the centre of the cell that holds the box's centre, and zero beyond 3
-               sigma, both as CenterNet (arXiv 1904.07850) draws its heatmaps. Every object in the grid thus
-               has a cell of weight 1.
+               sigma (an ellipse), much as CenterNet (arXiv 1904.07850) draws its heatmaps, which it cuts at a
+               square. Every object in the grid thus has a cell of weight 1.
 
 A cell lies in a box where its centre does, and the cell that holds a box's centre always does (but for
 occlusions), so that no object is lost on a coarse level.

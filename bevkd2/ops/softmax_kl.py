@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .arguments import refuse_double_backward
 from .loss_arguments import check_levels, check_pair
-from .precision import widen
+from .precision import ordered_sum, widen
 from .saved_gradients import gradients_in_forward, refuse_second_derivative, scaled_by_upstream
 
 Features = Tensor | Sequence[Tensor]
@@ -63,7 +63,7 @@ def pixel_wise_kl(
 
     loss_weight * T^2 * sum over pixels of w * KL(teacher || student) / sum over pixels of w, over the whole
     batch; unweighted and with T = 1 that is Eq. 2 of Structured Knowledge Distillation for Semantic
-    Segmentation (arXiv 1903.04197), as a mean over the batch.
+    Segmentation (arXiv 1903.04197), as its code computes it, as a mean over the batch.
 
     Args:
         student: (B, C, H, W) features or class logits, or one for each level.
@@ -110,7 +110,7 @@ def _kl(
     totals = None
     if row_weights is not None:
         row_weights = [weight.detach().to(wide).contiguous() for weight in row_weights]
-        totals = torch.stack([weight.sum() for weight in row_weights])
+        totals = torch.stack([ordered_sum(weight) for weight in row_weights])
     losses, _ = torch.ops.bevkd2.softmax_kl(
         students,
         teachers,

@@ -83,8 +83,9 @@ class PerspectiveFeature(DistillMethod):
             occlusion=self._occlusion(targets),
         )
         theirs = [teacher.fpn[level] for level in self.levels]
-        losses = feature_l2(features, theirs, weights.maps, weights.cells)
-        return {"perspective_feature": losses.mean()}
+        # The mean over the levels is folded in, so that the op's gradients need no other pass.
+        losses = feature_l2(features, theirs, weights.maps, weights.cells, loss_weight=1 / len(features))
+        return {"perspective_feature": losses.sum()}
 
     def _occlusion(self, targets: Any) -> Occlusion | None:
         if self.occlusion == "off":
