@@ -4,9 +4,10 @@
     python benchmarks/bench_distill_loss.py [--quick] [--threads N] [--cases "FPN, L2"] [--device cuda]
 
 Eager forms fold the weights into the mask and the normaliser into one factor, and take one level after the
-other. In 16-bit rows they run under autocast, as a training step's losses do; in float16 the upstream
-gradient is a loss scale of 2^16. FPN is BEVFormer-base's: six cameras, 256 channels, four levels for images
-of 928 x 1600; BEV is (1, 256, 200, 200). Masks cover half of the pixels.
+other; weights of boxes they draw box by box, as published code does. In 16-bit rows they run under autocast,
+as a training step's losses do; in float16 the upstream gradient is a loss scale of 2^16. FPN is
+BEVFormer-base's: six cameras, 256 channels, four levels for images of 928 x 1600; BEV is (1, 256, 200, 200).
+Masks cover half of the pixels.
 
 Bytes are one read of student and teacher and one write of the student's gradient; an element costs 6
 operations in an L2 loss.
