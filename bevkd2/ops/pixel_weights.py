@@ -220,7 +220,7 @@ def _check(
         raise ValueError(f"{_OP}: perspective.sigma is {perspective.sigma}; expected two numbers above 0")
     if image_sizes is not None and (image_sizes.dim() != 2 or image_sizes.shape[1] != 2):
         raise ValueError(f"{_OP}: image_sizes is {tuple(image_sizes.shape)}; expected (B, 2) height, width")
-    drawn = [*boxes, *([] if occlusion is None else [occlusion])]
+    drawn: list[BoxMask | Occlusion] = [*boxes, *([] if occlusion is None else [occlusion])]
     samples = (drawn[0].splits.shape[:1].numel() - 1, drawn[0].boxes.device) if drawn else (0, None)
     if image_sizes is not None:
         samples = (len(image_sizes), image_sizes.device)
