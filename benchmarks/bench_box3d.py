@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable
 
 import numpy as np
-import shapely
 import torch
 from bench import main
 from harness import Contest, Contestant, Options, Watch
@@ -81,6 +80,8 @@ def random_boxes(case: Case, n: int, seed: int) -> Tensor:
 
 def polygons(boxes: Tensor) -> np.ndarray:
     """Shapely's polygons of planar boxes."""
+    import shapely  # here and below: a machine with a GPU need not have it
+
     x, y, length, width, angle = boxes.T.numpy()
     along = 0.5 * length * np.stack([np.cos(angle), np.sin(angle)])
     across = 0.5 * width * np.stack([-np.sin(angle), np.cos(angle)])
@@ -127,6 +128,8 @@ def _overlaps(case: Case, n: int, device: str) -> list[Contestant]:
 
 
 def _with_shapely(case: Case, a: np.ndarray, b: np.ndarray, size_a: Tensor, size_b: Tensor) -> Tensor:
+    import shapely
+
     shared = torch.from_numpy(shapely.area(shapely.intersection(a[:, None], b[None])))
     return shared if case.ours is rotated_intersection else shared / (size_a[:, None] + size_b - shared)
 

@@ -26,7 +26,6 @@ from harness import Contest, Contestant, Options, Watch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bevkd2.data.nuscenes import load_nuscenes
 from bevkd2.data.synthetic.rig import make_rig
 from bevkd2.modeling.bev.projection import (
     VisiblePairs,
@@ -96,6 +95,8 @@ def synthetic_cameras() -> Tensor:
 
 def real_cameras(root: Path) -> Tensor:
     """lidar2img (1, 6, 4, 4) of a nuScenes key frame."""
+    from bevkd2.data.nuscenes import load_nuscenes  # here: only this needs nuScenes's devkit
+
     with tempfile.TemporaryDirectory() as cache:
         index = load_nuscenes(root, "v1.0-one", "one", cache)
         return torch.from_numpy(index.lidar2img(0, [IMAGE] * 6)).float()[None]

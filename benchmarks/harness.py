@@ -217,7 +217,8 @@ def compare(contest: Contest, options: Options, budget: float) -> dict[str, dict
 
 def _warm_up(contestant: Contestant, watch: Watch, options: Options) -> Tensor:
     result = _run(contestant, watch, options)
-    if sum(seconds[-1][-1] for seconds in watch.rounds.values()) < SLOW:
+    # What is slow on a GPU at first is the loading of kernels, no measurement.
+    if watch.cuda or sum(seconds[-1][-1] for seconds in watch.rounds.values()) < SLOW:
         result = _run(contestant, watch, options)
     return result.detach()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import gpu_check  # noqa: E402
+import run_once  # noqa: E402
 from gpu_check import Step, run_step  # noqa: E402
 
 
@@ -68,6 +70,7 @@ def test_sanitizers_fail_on_what_they_find(monkeypatch: pytest.MonkeyPatch) -> N
         assert planned[tool].command[:5] == [
             "/cuda/bin/compute-sanitizer", "--tool", tool, "--error-exitcode", "1",
         ]  # fmt: skip
+        assert planned[tool].command[-1] == "--tests"
         assert planned[tool].environment == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
 
@@ -115,6 +118,25 @@ def test_a_step_that_fails_stops_nothing_and_decides_the_exit_code(
     assert "failed: exit code 2" in capsys.readouterr().out
     codes["build"] = "pass"
     assert gpu_check.main() == 0
+
+
+def test_sanitizers_watch_the_ops_but_no_graphs() -> None:
+    command = [sys.executable, "-m", "pytest", "--collect-only", *run_once.TESTS]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    watched = set(re.findall(r"::(test_\w+)", done.stdout))
+    assert {
+        "test_cuda_matches_the_reference",
+        "test_cuda_is_reproducible_where_torch_is_asked_to_be",
+        "test_cuda_matches_the_cpu_and_itself",
+        "test_cuda_upstream_gradients",
+        "test_suppression_on_cuda_is_the_cpus",
+    } <= watched
+    for path in run_once.OPS.glob("*.py"):
+        for name, body in re.findall(
+            r"def (test_\w+)(.*?)(?=\n    def |\ndef |\Z)", path.read_text(), re.DOTALL
+        ):
+            assert name not in watched or "CUDAGraph" not in body
 
 
 def test_run_once_runs_ours_of_every_case() -> None:

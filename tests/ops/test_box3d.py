@@ -13,21 +13,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bevkd2.ops import batched_rotated_nms, box3d_iou, rotated_intersection, rotated_iou, rotated_nms
+from tests.ops.box_inputs import random_boxes
 
 PAIRWISE = [(rotated_intersection, 5), (rotated_iou, 5), (box3d_iou, 7)]
 OPS = pytest.mark.parametrize(("op", "columns"), PAIRWISE)
 Op = Callable[[Tensor, Tensor], Tensor]
-
-
-def random_boxes(n: int, seed: int, columns: int = 5, extent: float = 10) -> Tensor:
-    """Boxes that overlap often."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.rand((n, columns), generator=generator, dtype=torch.float64)
-    dims = columns // 2
-    rows[:, :dims] *= extent
-    rows[:, dims : 2 * dims] = rows[:, dims : 2 * dims] * 5 + 0.1
-    rows[:, -1] = (rows[:, -1] - 0.5) * 20
-    return rows
 
 
 # Whole numbers and quarter turns make edges and corners coincide; the other half of the boxes is anywhere.

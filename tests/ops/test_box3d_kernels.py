@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bevkd2.ops import batched_rotated_nms, box3d_iou, rotated_intersection, rotated_iou
-from tests.ops.test_box3d import random_boxes
+from tests.ops.box_inputs import random_boxes
 
 PAIRWISE = [("rotated_intersection", 5), ("rotated_iou", 5), ("box3d_iou", 7)]
 NAMES = pytest.mark.parametrize(("name", "columns"), PAIRWISE)

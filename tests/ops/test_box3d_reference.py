@@ -13,7 +13,8 @@ from bevkd2.ops.box3d_reference import (
     rotated_iou_reference,
     rotated_nms_reference,
 )
-from tests.ops.test_box3d import polygon, random_boxes
+from tests.ops.box_inputs import random_boxes
+from tests.ops.test_box3d import polygon
 
 
 def polygons(boxes: Tensor) -> np.ndarray:
