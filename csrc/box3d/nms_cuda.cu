@@ -86,7 +86,7 @@ __device__ Word greedy(Word candidates, const Word* own) {
 }
 
 // One block. Kept boxes of each word suppress those of the later words.
-__global__ void scan_kernel(Sorted sorted, Slice slice, int64_t* out) {
+__global__ void __launch_bounds__(kScanThreads) scan_kernel(Sorted sorted, Slice slice, int64_t* out) {
   BEVKD2_SHARED_MEMORY(memory);
   Word* const own = reinterpret_cast<Word*>(memory);  // kBits, then what is kept
   int64_t count = sorted.counts[0];

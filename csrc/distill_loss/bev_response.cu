@@ -152,7 +152,7 @@ __device__ inline A signed_like(A gradient, A x) {
   return x > A(0) ? gradient : (x < A(0) ? -gradient : A(0));
 }
 
-// V numbers from `at` on; cells of gradient zero are not read.
+// V gradients with the student's signs. NaN has no sign: a cell that does not count may hold it, and gets 0.
 template <typename A, int V>
 __device__ void write_signs(const Backward& p, int64_t from, int64_t to, const A (&gradients)[V]) {
   A numbers[V];

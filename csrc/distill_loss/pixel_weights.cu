@@ -42,8 +42,10 @@ __device__ float geometry_value(const WeightTable& t, const Grid& g, int64_t sam
 __device__ float mask_value(const WeightMask& mask, const Grid& g, int64_t sample, int row, int column,
                             DrawnBox* boxes) {
   float value = empty_value(mask.kind);
-  const int64_t end = mask.splits[sample + 1];
-  for (int64_t begin = mask.splits[sample]; begin < end; begin += kBoxes) {
+  const int64_t first = mask.splits[sample], end = mask.splits[sample + 1];
+  if (first < 0 || first > end || end > mask.count)
+    cuda::fail("draw_weights: splits must ascend from 0 to the number of boxes");
+  for (int64_t begin = first; begin < end; begin += kBoxes) {
     const int count = static_cast<int>(end - begin < kBoxes ? end - begin : kBoxes);
     __syncthreads();  // the last boxes may still be read
     if (threadIdx.x < count)

@@ -136,6 +136,16 @@ def test_draw_weights_matches_the_cpu(
         assert torch.equal(actual.cells, expected.cells)
 
 
+@pytest.mark.parametrize("splits", [[0, 1, 3], [0, 3, 2], [-1, 1, 2]])
+def test_splits_that_do_not_fit_are_an_error(
+    emulated: Any, monkeypatch: pytest.MonkeyPatch, splits: list[int]
+) -> None:
+    mask = BoxMask(torch.zeros(2, 4), torch.tensor(splits))
+    arguments = {"level_shapes": [(4, 4)], "strides": [8], "boxes": [mask]}
+    with pytest.raises(RuntimeError, match="splits must ascend"):
+        drawn(monkeypatch, emulated.draw_weights, arguments)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_saved_gradients_are_scaled_in_place(emulated: Any, dtype: torch.dtype) -> None:
     shapes = [(2, 3, 4000), (1, 1, 5), (0, 3, 3), (2, 8, 16)]
