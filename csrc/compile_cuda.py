@@ -23,6 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = ("80", "90", "100")
 OLDEST_TORCH = "2.10"
+# What the two build extensions with (torch.utils.cpp_extension).
+NEWEST_STANDARD, OLDEST_STANDARD = "-std=c++20", "-std=c++17"
 DEFINES = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DUSE_CUDA"]
 
 
@@ -81,7 +83,6 @@ def compile_one(command: list[str], source: Path, headers: Path) -> str:
         full = [
             *command,
             *DEFINES,
-            "-std=c++20",
             "-O3",
             f"-I{headers}",
             f"-I{headers}/torch/csrc/api/include",
@@ -129,10 +130,13 @@ def main() -> None:
     print(f"nvcc: {nvcc}; architectures: {', '.join(ARCHITECTURES)}")
     installed, oldest = installed_headers(), oldest_headers()
     compiler = os.environ.get("CXX", "c++")
-    cpp_command = [compiler, "-fPIC", "-fvisibility=hidden"]
+    cpp_command = [compiler, OLDEST_STANDARD, "-fPIC", "-fvisibility=hidden"]
     jobs = [
-        (nvcc_command, source, headers, title)
-        for title, headers in (("the installed torch", installed), (f"torch {OLDEST_TORCH}", oldest))
+        ([*nvcc_command, standard], source, headers, title)
+        for title, headers, standard in (
+            ("the installed torch", installed, NEWEST_STANDARD),
+            (f"torch {OLDEST_TORCH}", oldest, OLDEST_STANDARD),
+        )
         for source in sorted(ROOT.glob("csrc/**/*.cu"))
     ]
     jobs += [(cpp_command, source, oldest, f"torch {OLDEST_TORCH}") for source in torch_sources()]
