@@ -43,7 +43,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 4 : 6)
   const int64_t output = active ? task / p.heads : 0;
   const int of_head = active ? static_cast<int>(task % p.heads) : 0;
   const int samples = p.samples();
-  for (int first = 0; first < lanes.packs; first += group.lanes) {  // once, unless a head is very wide
+  // Once, unless a head is very wide; a head without channels has weights too.
+  for (int first = 0; first == 0 || first < lanes.packs; first += group.lanes) {
     const bool mine = first + group.lane < lanes.packs;
     const int channel = of_head * p.width + (mine ? first + group.lane : 0) * kSize;
     A sum[kSize] = {};

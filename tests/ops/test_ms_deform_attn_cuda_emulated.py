@@ -175,7 +175,7 @@ def test_points_outside_read_no_value(emulated: Any, form: str) -> None:
     assert not any(g.isnan().any() for g in call(op, backward_arguments(tester, inputs)))
 
 
-@pytest.mark.parametrize("empty", ["batch", "queries", "points"])
+@pytest.mark.parametrize("empty", ["batch", "queries", "heads", "width", "points"])
 @pytest.mark.parametrize("form", FORMS)
 def test_empty(emulated: Any, form: str, empty: str) -> None:
     tester = FORMS[form]()
