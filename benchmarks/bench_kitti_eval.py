@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from machine import machine
 
-from bevkd2.data.kitti_labels import KittiObjects, write_detections, write_labels
-from bevkd2.evaluation.kitti_ap import kitti_scores, to_json
-from bevkd2.evaluation.kitti_files import find_frames
+from bevkd2.kitti.ap import kitti_scores, to_json
+from bevkd2.kitti.files import find_frames
+from bevkd2.kitti.labels import KittiObjects, write_detections, write_labels
 
 # Type, height, width, length in metres, and its share of the objects.
 KINDS = (

@@ -26,7 +26,7 @@ from harness import Contest, Contestant, Options, Watch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bevkd2.data.synthetic.rig import make_rig
+from bevkd2.data.synthetic.nuscenes.rig import make_rig
 from bevkd2.modeling.bev.projection import (
     VisiblePairs,
     find_visible_pairs,
@@ -95,7 +95,7 @@ def synthetic_cameras() -> Tensor:
 
 def real_cameras(root: Path) -> Tensor:
     """lidar2img (1, 6, 4, 4) of a nuScenes key frame."""
-    from bevkd2.data.nuscenes import load_nuscenes  # here: only this needs nuScenes's devkit
+    from bevkd2.data.nuscenes.dataset import load_nuscenes  # here: only this needs nuScenes's devkit
 
     with tempfile.TemporaryDirectory() as cache:
         index = load_nuscenes(root, "v1.0-one", "one", cache)

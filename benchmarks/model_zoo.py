@@ -17,12 +17,10 @@ from typing import Any
 from machine import machine
 from tabulate import tabulate
 
+from bevkd2.cli.analyze_model import analyze
+from bevkd2.config import load_config
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
-
-from analyze_model import analyze  # noqa: E402
-
-from bevkd2.config import load_config  # noqa: E402
 
 DETECTORS = (
     "pgd/pgd_r101_kitti",

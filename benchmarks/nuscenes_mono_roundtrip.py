@@ -20,7 +20,7 @@ import torch
 
 from bevkd2.config import get_cfg
 from bevkd2.config.mono_data import class_names
-from bevkd2.data.nuscenes_mono import NuScenesMonoIndex, load_nuscenes_mono
+from bevkd2.data.nuscenes_mono.dataset import NuScenesMonoIndex, load_nuscenes_mono
 from bevkd2.data.synthetic import WorldConfig, generate
 from bevkd2.evaluation import NuScenesMonoEvaluator
 

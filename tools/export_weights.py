@@ -1,33 +1,12 @@
-#!/usr/bin/env python3
-"""Write the student alone: the `model` part of a checkpoint, without teacher, adapters and optimizer.
+#!/usr/bin/env python
+"""Writes the weights of the plain student of a checkpoint.
 
-The names of the classes stay with it.
-
-python tools/export_weights.py output/distill_r50/model_final.pth student.safetensors
+The code is in ``bevkd2/cli/export_weights.py``; ``--help`` lists the options.
 """
 
-import argparse
-from pathlib import Path
+import sys
 
-from bevkd2.checkpoint import load_file, model_state, save_file
-
-
-def main() -> None:
-    """Reads the command line, copies the weights and says how large they are."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("checkpoint", help="a checkpoint of tools/train_net.py")
-    parser.add_argument("output", help="file to write, .safetensors or .pth")
-    args = parser.parse_args()
-    content = load_file(args.checkpoint)
-    state = model_state(content, args.checkpoint)
-    classes = {"classes": content["classes"]} if "classes" in content else {}
-    weights = state if args.output.endswith(".safetensors") else {"model": state}
-    save_file({**weights, **classes}, args.output)
-    size = Path(args.output).stat().st_size / 1e6
-    print(f"{args.output}: {len(state)} tensors, {size:.1f} MB")
-
+from bevkd2.cli.export_weights import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

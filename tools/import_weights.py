@@ -1,96 +1,12 @@
 #!/usr/bin/env python
-"""Converts published weights to this package's checkpoint format, every key accounted for."""
+"""Converts published weights.
 
-from __future__ import annotations
+The code is in ``bevkd2/cli/import_weights.py``; ``--help`` lists the options.
+"""
 
-import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from torch import Tensor
-
-import bevkd2.modeling  # noqa: F401  (registers the meta-architectures)
-from bevkd2.checkpoint import (
-    CheckpointFileError,
-    StateDictMismatchError,
-    check_classes,
-    import_bevformer,
-    import_fcos3d,
-    import_smoke,
-    load_file,
-    save_file,
-)
-from bevkd2.config import load_config, stored_classes
-from bevkd2.d2 import META_ARCH_REGISTRY
-
-IMPORTERS = {
-    "bevformer": import_bevformer.from_published,
-    "fcos3d": import_fcos3d.from_published,
-    "pgd": import_fcos3d.from_published,
-    "smoke": import_smoke.from_published,
-}
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--arch", choices=sorted(IMPORTERS), required=True)
-    parser.add_argument("--config-file", required=True, help="config of the model that the weights are for")
-    parser.add_argument("input", help="published file: .pth or .safetensors")
-    parser.add_argument("output", help="file to write: .pth or .safetensors")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="options that override the config")
-    return parser.parse_args(argv)
-
-
-def state_dict_of(content: dict[str, Any], source: str) -> dict[str, Tensor]:
-    """Returns the tensors in a published file, which may keep them under ``state_dict``."""
-    state = content.get("state_dict", content)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointFileError(
-            f"{source} holds no state dict: expected tensors by name, or a key 'state_dict' with them, found "
-            f"the keys {list(content)[:10]}"
-        )
-    return state
-
-
-def classes_of(content: dict[str, Any]) -> list[str]:
-    """Returns the names of the classes that a published file states beside its weights; empty: none."""
-    meta = content.get("meta")
-    meta = meta if isinstance(meta, dict) else {}
-    dataset = meta.get("dataset_meta")
-    names = dataset.get("classes") if isinstance(dataset, dict) else meta.get("CLASSES")
-    return [str(name) for name in names or ()]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Converts one file; returns the exit status."""
-    args = parse_args(argv)
-    try:
-        cfg = load_config(args.config_file, args.opts)
-        cfg.MODEL.BACKBONE.WEIGHTS = ""
-        model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
-        file, classes = load_file(args.input), list(stored_classes(cfg))
-        check_classes(classes_of(file), classes, args.input)
-        published = state_dict_of(file, args.input)
-        report = IMPORTERS[args.arch](published).check(model.state_dict(), args.input)
-        named = {"classes": classes} if classes else {}
-        plain = Path(args.output).suffix == ".safetensors"
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        save_file({**(report.state if plain else {"model": report.state}), **named}, args.output)
-    except (CheckpointFileError, StateDictMismatchError, OSError, KeyError, ValueError) as error:
-        # A KeyError's own text is quoted; an OSError's says more than its first argument.
-        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
-        return 1
-    print(f"{len(published)} keys: {len(report.mapped)} mapped, {len(report.dropped)} dropped, 0 missing")
-    for key, reason in report.dropped.items():
-        print(f"dropped {key}: {reason}")
-    if classes:
-        print(f"labels 0 to {len(classes) - 1} are {', '.join(classes)} (DATASETS.CLASSES)")
-    print(f"wrote {args.output}")
-    return 0
-
+from bevkd2.cli.import_weights import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,76 +1,12 @@
 #!/usr/bin/env python
-"""Scores KITTI detection files as the official evaluation does: AP|R40, AP|R11 and AOS, in percent.
+"""Scores KITTI detection files.
 
-    python tools/kitti_eval.py --gt data/kitti/training --det output/pgd/inference
-    python tools/kitti_eval.py --gt data/kitti/training --det results --split data/kitti/ImageSets/val.txt
-
-Files are those in the first that exists of DIR/label_2, DIR/data and DIR itself for --gt, and of DIR/data,
-DIR/label_2 and DIR itself for --det. Without --split, the frames are those with a detection file, as in the
-official tool; with it, every frame that it lists must have one (an empty one where nothing was found), and no
-other frame may.
-
-JSON: AP_R40, AP_R11 and AOS_R40, each keyed class/metric/difficulty (metrics bbox, bev, 3d). Classes without
-a detection are in none of them, their keys are listed in not_evaluated; a score that is not defined (0 / 0)
-is null. AOS_R40 is empty where a detection has alpha -10.
+The code is in ``bevkd2/cli/kitti_eval.py``; ``--help`` lists the options.
 """
 
-from __future__ import annotations
-
-import argparse
-import json
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from bevkd2.data.kitti_frames import read_frame_list
-from bevkd2.evaluation.kitti_ap import kitti_scores, to_json, to_table
-from bevkd2.evaluation.kitti_files import find_frames
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parses the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--gt", type=Path, required=True, metavar="DIR", help="label files, 15 columns")
-    parser.add_argument("--det", type=Path, required=True, metavar="DIR", help="detection files, 16 columns")
-    parser.add_argument("--split", type=Path, metavar="FILE", help="frames, one a line (ImageSets/val.txt)")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the scores there, too")
-    return parser.parse_args(argv)
-
-
-def evaluate(args: argparse.Namespace) -> None:
-    """Scores, prints and writes.
-
-    Raises:
-        OSError: a directory or a file is missing or cannot be written.
-        ValueError: a file cannot be evaluated.
-    """
-    split = None if args.split is None else read_frame_list(args.split)
-    frames = find_frames(args.gt, args.det, split)
-    if split is None and frames.left_out:
-        print(
-            f"warning: {frames.left_out} frames of {frames.ground_truth_dir} have no detection file and are "
-            "not counted, as in the official tool; --split makes them an error",
-            file=sys.stderr,
-        )
-    scores = kitti_scores(*frames.read())
-    print(f"{scores.images} images, percent\n{to_table(scores)}")
-    if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(to_json(scores), indent=1, allow_nan=False) + "\n")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the tool; returns the exit status."""
-    args = parse_args(argv)
-    try:
-        evaluate(args)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
+from bevkd2.cli.kitti_eval import main
 
 if __name__ == "__main__":
     sys.exit(main())

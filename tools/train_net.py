@@ -1,52 +1,12 @@
 #!/usr/bin/env python
-"""Trains, distils or evaluates the model of a config; see --help and docs/getting_started.md."""
+"""Trains, distils or evaluates the model of a config.
 
-from __future__ import annotations
+The code is in ``bevkd2/cli/train.py``; ``--help`` lists the options.
+"""
 
-import argparse
-from collections.abc import Mapping
-from typing import Any
+import sys
 
-from bevkd2.d2 import build_model, comm, verify_results
-from bevkd2.engine import (
-    check_datasets,
-    default_argument_parser,
-    evaluate,
-    launch,
-    load_args,
-    load_for_evaluation,
-    setup,
-    train,
-)
-
-
-def main(args: argparse.Namespace) -> Mapping[str, Any]:
-    """Runs in every process; returns the scores (on the main process)."""
-    cfg = setup(args)
-    check_datasets(cfg, training=not args.eval_only)
-    model = build_model(cfg)
-    if not args.eval_only:
-        return train(cfg, model, resume=args.resume)
-    load_for_evaluation(cfg, model, resume=args.resume)
-    results = evaluate(cfg, model)
-    if comm.is_main_process():
-        verify_results(cfg, results)
-    return results
-
-
-def run() -> None:
-    """Reads the command line and starts the processes."""
-    args = default_argument_parser().parse_args()
-    launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-        device=load_args(args).MODEL.DEVICE,
-    )
-
+from bevkd2.cli.train import main
 
 if __name__ == "__main__":
-    run()
+    sys.exit(main())

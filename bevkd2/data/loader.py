@@ -14,13 +14,13 @@ from torch.utils.data import DataLoader, Dataset
 from bevkd2.config import class_names
 from bevkd2.d2 import DatasetCatalog, comm
 from bevkd2.data.image_cache import ImageCache
-from bevkd2.data.kitti import has_labels, register_kitti
-from bevkd2.data.mapper import NuScenesMapper
-from bevkd2.data.mono_index import JoinedIndex
-from bevkd2.data.mono_mapper import MonoMapper
-from bevkd2.data.nuscenes import register_nuscenes
-from bevkd2.data.nuscenes_index import NuScenesIndex, concatenate
-from bevkd2.data.nuscenes_mono import register_nuscenes_mono
+from bevkd2.data.kitti.dataset import has_labels, register_kitti
+from bevkd2.data.mono.index import JoinedIndex
+from bevkd2.data.mono.mapper import MonoMapper
+from bevkd2.data.nuscenes.dataset import register_nuscenes
+from bevkd2.data.nuscenes.index import NuScenesIndex, concatenate
+from bevkd2.data.nuscenes.mapper import NuScenesMapper
+from bevkd2.data.nuscenes_mono.dataset import register_nuscenes_mono
 from bevkd2.data.samplers import SceneSampler, TrainingSampler
 
 

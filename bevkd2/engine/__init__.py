@@ -2,7 +2,7 @@
 
 from bevkd2.engine.build import build_hooks, build_trainer, create_ddp_model, train
 from bevkd2.engine.defaults import default_argument_parser, default_setup, load_args, setup
-from bevkd2.engine.evaluation import check_datasets, evaluate, load_for_evaluation
+from bevkd2.engine.evaluator import check_datasets, evaluate, load_for_evaluation
 from bevkd2.engine.launch import launch
 from bevkd2.engine.solver import build_lr_schedule, build_optimizer
 from bevkd2.engine.trainer import DistillTrainer, NonFiniteGradientError, NonFiniteLossError

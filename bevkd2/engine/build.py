@@ -32,7 +32,7 @@ from bevkd2.d2 import (
     verify_results,
 )
 from bevkd2.data.loader import build_train_loader
-from bevkd2.engine.evaluation import evaluate
+from bevkd2.engine.evaluator import evaluate
 from bevkd2.engine.hooks import EvaluateTeacher, InheritsWeights, PeakMemory, ProgressBar, VerifyInherited
 from bevkd2.engine.solver import build_lr_schedule, build_optimizer
 from bevkd2.engine.trainer import DistillTrainer

@@ -15,7 +15,7 @@ import yaml
 from fvcore.common.config import CfgNode as FvcoreNode
 
 import bevkd2.distill  # this and the next register meta-architectures
-import bevkd2.modeling.meta_arch  # noqa: F401
+import bevkd2.modeling  # noqa: F401
 from bevkd2.checkpoint.io import replace_atomically
 from bevkd2.config import (
     CfgNode,

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bevkd2.data.nuscenes_layout import CLASS_NAMES
 from bevkd2.evaluation.nuscenes_results import MAX_BOXES, SampleDetections
+from bevkd2.nuscenes.layout import CLASS_NAMES
 from bevkd2.ops.box3d import batched_rotated_nms
 from bevkd2.structures import Boxes3D, CameraBoxes3D, camera_to_upright, invert_pose
 

@@ -16,11 +16,9 @@ from tabulate import tabulate
 
 from bevkd2.config.mono_data import class_names
 from bevkd2.d2 import DatasetEvaluator, comm, configurable
-from bevkd2.data.kitti import has_labels, split_folder
-from bevkd2.data.kitti_frames import read_frame_list
-from bevkd2.data.kitti_labels import KittiObjects, write_detections
+from bevkd2.data.kitti.dataset import has_labels, split_folder
 from bevkd2.evaluation.check_detections import check_finite, check_labels
-from bevkd2.evaluation.kitti_ap import (
+from bevkd2.kitti.ap import (
     CLASSES,
     DIFFICULTIES,
     METRICS,
@@ -31,7 +29,9 @@ from bevkd2.evaluation.kitti_ap import (
     to_json,
     to_table,
 )
-from bevkd2.evaluation.kitti_files import KittiFrames
+from bevkd2.kitti.files import KittiFrames
+from bevkd2.kitti.frame_lists import read_frame_list
+from bevkd2.kitti.labels import KittiObjects, write_detections
 from bevkd2.structures import CameraBoxes3D, projected_boxes2d, wrap_angle
 
 logger = logging.getLogger(__name__)

@@ -22,9 +22,9 @@ from nuscenes.eval.detection.utils import category_to_detection_name
 from tabulate import tabulate
 
 from bevkd2.d2 import DatasetEvaluator, comm, configurable
-from bevkd2.data.nuscenes_layout import CLASS_NAMES
-from bevkd2.data.nuscenes_tables import NuScenesTables, scenes_of_split
 from bevkd2.evaluation.nuscenes_results import SampleDetections, write_results
+from bevkd2.nuscenes.layout import CLASS_NAMES
+from bevkd2.nuscenes.tables import NuScenesTables, scenes_of_split
 
 logger = logging.getLogger(__name__)
 

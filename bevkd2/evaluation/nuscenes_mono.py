@@ -10,10 +10,10 @@ import numpy as np
 
 from bevkd2.config import class_names
 from bevkd2.d2 import DatasetEvaluator, comm, configurable
-from bevkd2.data.nuscenes_layout import layout_labels
 from bevkd2.evaluation.camera_merge import CameraDetections, MergeRule, merge_cameras
 from bevkd2.evaluation.check_detections import check_finite, check_labels
 from bevkd2.evaluation.nuscenes import NuScenesScorer
+from bevkd2.nuscenes.layout import layout_labels
 
 
 class NuScenesMonoEvaluator(DatasetEvaluator):

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bevkd2.data.nuscenes_layout import ATTRIBUTE_NAMES, CLASS_NAMES, NO_ATTRIBUTE
 from bevkd2.evaluation.check_detections import check_finite
+from bevkd2.nuscenes.layout import ATTRIBUTE_NAMES, CLASS_NAMES, NO_ATTRIBUTE
 from bevkd2.structures import Boxes3D, to_global
 
 MAX_BOXES = 500

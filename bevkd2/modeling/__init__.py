@@ -1,6 +1,7 @@
-"""Detectors and their parts; importing this room registers the bodies and the meta-architectures."""
+"""Detectors and their parts; importing this package registers backbones and meta-architectures."""
 
+from bevkd2.modeling.bev import BEVFormer
 from bevkd2.modeling.knowledge import WANTS, BEVKnowledge, Knowledge, TemporalState
-from bevkd2.modeling.meta_arch import FCOS3D, PGD, SMOKE, BEVFormer
+from bevkd2.modeling.mono import FCOS3D, PGD, SMOKE
 
 __all__ = ["FCOS3D", "PGD", "SMOKE", "WANTS", "BEVFormer", "BEVKnowledge", "Knowledge", "TemporalState"]

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from bevkd2.visualization.objects import CLASS_COLORS, Image
 
 if TYPE_CHECKING:  # it needs the compiled score, which drawing does not
-    from bevkd2.evaluation.kitti_ap import DistanceBin
+    from bevkd2.kitti.ap import DistanceBin
 
 _DPI = 100
 _COLORS = [tuple(color / 255) for color in CLASS_COLORS[[6, 1, 3, 8, 4]]]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bevkd2.data.nuscenes_layout import CLASS_NAMES
+from bevkd2.nuscenes.layout import CLASS_NAMES
 from bevkd2.visualization.bev_view import BEVFrame, draw_bev, legend
 from bevkd2.visualization.camera_view import draw_boxes, mosaic
 from bevkd2.visualization.canvas import put_text, stack, with_title

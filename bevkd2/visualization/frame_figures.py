@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bevkd2.data.nuscenes_layout import CLASS_NAMES
+from bevkd2.nuscenes.layout import CLASS_NAMES
 from bevkd2.visualization.bev_response import draw_bev_responses, draw_cells
 from bevkd2.visualization.bev_view import BEVFrame, draw_bev, draw_outlines
 from bevkd2.visualization.canvas import put_text, stack, with_title

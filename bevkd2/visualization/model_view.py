@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bevkd2.modeling.bev.bevformer import BEVFormer
 from bevkd2.modeling.bev.projection import pillar_points, project_pillars
 from bevkd2.modeling.knowledge import BEVKnowledge, TemporalState
-from bevkd2.modeling.meta_arch.bevformer import BEVFormer
 from bevkd2.visualization.attention import (
     attention_entropy,
     draw_cell_attention,

@@ -2,7 +2,7 @@
 //
 // The rules are those of the official development kit (evaluate_object), its corners included; each that
 // surprises is named where it is applied. Objects arrive as the columns of their files;
-// bevkd2/evaluation/kitti_ap.py reads, checks and presents. No torch here: pybind11 over numpy.
+// bevkd2/kitti/ap.py reads, checks and presents. No torch here: pybind11 over numpy.
 //
 // What makes it quick: a detection matters to a ground truth object only where they overlap by more than the
 // minimum, and those pairs are few. They are found once for a class and a metric (pairs.h); the 42 matchings
@@ -88,7 +88,7 @@ py::list curves(const Objects& truths, const Objects& dets, int type, int neighb
 
 PYBIND11_MODULE(_kitti_eval, m) {
   using namespace bevkd2::kitti;
-  m.doc() = "KITTI's matching and precision over recall; bevkd2.evaluation.kitti_ap is the way in.";
+  m.doc() = "KITTI's matching and precision over recall; bevkd2.kitti.ap is the way in.";
   py::class_<Objects>(m, "Objects")
       .def(py::init(&read_objects), py::arg("types"), py::arg("columns"), py::arg("ignored"),
            py::arg("splits"), py::arg("scored"));

@@ -16,9 +16,9 @@ import bevkd2.modeling  # noqa: F401  (registers the models)
 from bevkd2.checkpoint import import_bevformer, import_fcos3d, import_smoke, save_file
 from bevkd2.config import CfgNode, load_config, student_config
 from bevkd2.d2 import build_model
-from bevkd2.data.kitti_frames import read_frame_list
-from bevkd2.data.kitti_labels import read_labels, write_detections
 from bevkd2.data.synthetic import KittiWorldConfig, WorldConfig, generate, generate_kitti
+from bevkd2.kitti.frame_lists import read_frame_list
+from bevkd2.kitti.labels import read_labels, write_detections
 from tests.docs.pages import ROOT
 
 DEMO_SCENES, DEMO_FRAMES = (240, 24), (480, 120)
@@ -105,7 +105,7 @@ def save_published(architecture: str, cfg: CfgNode, path: Path) -> None:
 
 
 def demo(folder: Path) -> None:
-    """What ``make demo`` leaves behind (tests/tools/test_demo.py runs it)."""
+    """What ``make demo`` leaves behind (tests/cli/test_demo.py runs it)."""
     if (folder / "output" / "demo").is_dir():
         return
     train, val = map(fewer, DEMO_SCENES)
@@ -115,7 +115,7 @@ def demo(folder: Path) -> None:
 
 
 def demo_mono(folder: Path) -> None:
-    """What ``make demo-mono`` leaves behind (tests/tools/test_demo_mono.py runs it)."""
+    """What ``make demo-mono`` leaves behind (tests/cli/test_demo_mono.py runs it)."""
     output, data = folder / "output" / "demo-mono", folder / "data" / "demo_mono"
     if output.is_dir():
         return

@@ -22,7 +22,7 @@ from bevkd2.engine import (
     load_args,
     setup,
 )
-from bevkd2.engine.evaluation import evaluate
+from bevkd2.engine.evaluator import evaluate
 from tests.engine.toys import ToyEvaluator, ToyLoader, build_toy_loader, build_toy_test_loader, flat
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from bevkd2.config import get_cfg
-from bevkd2.data.kitti_calib import read_cam2img
-from bevkd2.data.kitti_labels import read_detections, read_labels
 from bevkd2.evaluation import KittiEvaluator
 from bevkd2.evaluation.kitti import to_kitti
+from bevkd2.kitti.calibration import read_cam2img
+from bevkd2.kitti.labels import read_detections, read_labels
 from bevkd2.structures import CameraBoxes3D, project_boxes
 from tests.data import kitti_fixture
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from bevkd2.config import get_cfg
-from bevkd2.data import CLASS_NAMES, load_nuscenes
+from bevkd2.data import load_nuscenes
 from bevkd2.evaluation import NuScenesEvaluator
 from bevkd2.evaluation import nuscenes as evaluation_module
+from bevkd2.nuscenes.layout import CLASS_NAMES
 from bevkd2.structures import Boxes3D
 from tests.data.nuscenes_fixture import VERSION, FixtureWorld
 

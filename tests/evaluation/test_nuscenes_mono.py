@@ -11,12 +11,12 @@ from nuscenes.eval.common.config import config_factory
 
 from bevkd2.config import get_cfg
 from bevkd2.config.mono_data import DEFAULT_CLASSES
-from bevkd2.data import CLASS_NAMES, build_test_loader, load_nuscenes
-from bevkd2.data.nuscenes_layout import ATTRIBUTE_NAMES, NO_ATTRIBUTE
-from bevkd2.data.nuscenes_mono import NuScenesMonoIndex
+from bevkd2.data import build_test_loader, load_nuscenes
+from bevkd2.data.nuscenes_mono.dataset import NuScenesMonoIndex
 from bevkd2.evaluation import NuScenesMonoEvaluator
 from bevkd2.evaluation import nuscenes_mono as evaluation_module
 from bevkd2.evaluation.camera_merge import CameraDetections, MergeRule, merge_cameras
+from bevkd2.nuscenes.layout import ATTRIBUTE_NAMES, CLASS_NAMES, NO_ATTRIBUTE
 from bevkd2.structures import (
     CAMERA_NAMES,
     Boxes3D,

@@ -9,8 +9,6 @@ from nuscenes.eval.detection.constants import ATTRIBUTE_NAMES as DEVKIT_ATTRIBUT
 from nuscenes.eval.detection.data_classes import DetectionBox
 from nuscenes.eval.detection.utils import detection_name_to_rel_attributes
 
-from bevkd2.data import CLASS_NAMES
-from bevkd2.data.nuscenes_layout import ATTRIBUTE_NAMES, NO_ATTRIBUTE
 from bevkd2.evaluation.nuscenes_results import (
     SampleDetections,
     attribute_of,
@@ -18,6 +16,7 @@ from bevkd2.evaluation.nuscenes_results import (
     sample_results,
     write_results,
 )
+from bevkd2.nuscenes.layout import ATTRIBUTE_NAMES, CLASS_NAMES, NO_ATTRIBUTE
 from bevkd2.structures import Boxes3D, pose_matrix
 
 RANGE = config_factory("detection_cvpr_2019").class_range

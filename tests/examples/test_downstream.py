@@ -17,7 +17,7 @@ import torch
 
 from bevkd2.checkpoint import load_file
 from bevkd2.config import get_cfg
-from bevkd2.data.kitti_labels import KittiObjects, read_detections, read_labels
+from bevkd2.kitti.labels import KittiObjects, read_detections, read_labels
 from bevkd2.ops.box3d import box3d_iou
 from bevkd2.structures import CameraBoxes3D
 from tests.data.kitti_fixture import TRAIN, VAL

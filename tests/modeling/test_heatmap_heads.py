@@ -3,16 +3,9 @@ import math
 import pytest
 import torch
 
-from bevkd2.modeling.heatmap_heads import (
-    HeatmapHead,
-    bev_heatmap_targets,
-    draw_heatmap,
-    gaussian_radius,
-    heatmap_loss,
-    image_heatmap_loss,
-    image_heatmap_targets,
-)
-from bevkd2.modeling.inputs import BEVTargets
+from bevkd2.modeling.bev.heatmaps import bev_heatmap_targets, image_heatmap_loss, image_heatmap_targets
+from bevkd2.modeling.bev.inputs import BEVTargets
+from bevkd2.modeling.heatmaps import HeatmapHead, draw_heatmap, gaussian_radius, heatmap_loss
 from bevkd2.structures import Boxes3D
 from tests.modeling.conftest import HEIGHT, WIDTH, camera_matrix
 

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from bevkd2.modeling import losses as losses_module
-from bevkd2.modeling.losses import SetCriterion, average_over_ranks
-from bevkd2.modeling.matchers import HungarianMatcher
+from bevkd2.modeling.bev.criterion import SetCriterion
+from bevkd2.modeling.bev.matcher import HungarianMatcher
+from bevkd2.modeling.losses import average_over_ranks
 
 
 def make_criterion(**options) -> SetCriterion:

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from bevkd2.evaluation.kitti_ap import Curve, DistanceBin, KittiScores
+from bevkd2.kitti.ap import Curve, DistanceBin, KittiScores
 from bevkd2.visualization import CLASS_COLORS, draw_ap_by_distance, scores_by_distance
 
 TEACHER, STUDENT = {"0-20 m": 60.0, ">= 20 m": 20.0}, {"0-20 m": 30.0, ">= 20 m": math.nan}

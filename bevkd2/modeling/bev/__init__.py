@@ -1,1 +1,5 @@
-"""BEVFormer's parts."""
+"""BEVFormer: config, inputs, encoder, decoder, losses; importing this package registers it."""
+
+from bevkd2.modeling.bev.bevformer import BEVFormer
+
+__all__ = ["BEVFormer"]

@@ -23,7 +23,7 @@ class DecoderOutput:
     class_logits: Tensor
     """(D, B, Q, K) float32."""
     box_codes: Tensor
-    """(D, B, Q, 10) float32: see :mod:`bevkd2.modeling.box_coders`."""
+    """(D, B, Q, 10) float32: see :mod:`bevkd2.modeling.bev.box_coder`."""
     states: list[Tensor]
     """(B, Q, C), one a layer."""
     reference_points: list[Tensor]

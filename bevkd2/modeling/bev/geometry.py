@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bevkd2.modeling.bev.inputs import Frames
 from bevkd2.modeling.bev.projection import (
     VisiblePairs,
     bev_reference_points,
@@ -17,7 +18,6 @@ from bevkd2.modeling.bev.projection import (
 )
 from bevkd2.modeling.bev.queries import ego_motion, gather_cells, grid_shift, rotation_source_index
 from bevkd2.modeling.bev.temporal_attention import History
-from bevkd2.modeling.inputs import Frames
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,24 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bevkd2.modeling.mono.dense_outputs import locations_of, strides_of_locations
+from bevkd2.modeling.mono.grid import locations_of, strides_of_locations
 from bevkd2.modeling.mono.inputs import MonoTargets
 
 BACKGROUND = -1
-
-
-def level_shapes(image_size: tuple[int, int], strides: Sequence[int]) -> list[tuple[int, int]]:
-    """Rows and columns of every level of a pyramid.
-
-    Args:
-        image_size: height and width of the padded images in pixels.
-        strides: pixels to a cell, level by level.
-
-    Returns:
-        As many pairs as levels; a convolution of stride 2 with padding 1 rounds up, and so does this.
-    """
-    height, width = image_size
-    return [(-(-height // stride), -(-width // stride)) for stride in strides]
 
 
 def assign_locations(

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from bevkd2.d2 import Backbone, ShapeSpec
 from bevkd2.modeling.detector import Detector, FeatureShapes, Sample
-from bevkd2.modeling.inputs import PixelNormalizer
 from bevkd2.modeling.knowledge import WANTS, MonoKnowledge
 from bevkd2.modeling.mono.inputs import MonoInputs, MonoTargets, collate_images, collate_targets
 from bevkd2.modeling.necks.neck import Neck
+from bevkd2.modeling.pixels import PixelNormalizer
 
 
 class MonoDetector(Detector):

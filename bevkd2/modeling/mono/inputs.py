@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bevkd2.modeling.inputs import PixelNormalizer
+from bevkd2.modeling.pixels import PixelNormalizer
 from bevkd2.structures import CameraBoxes3D, project_points
 
 IMAGE_KEYS = ("image", "cam2img", "image_id")

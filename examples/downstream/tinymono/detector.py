@@ -4,12 +4,12 @@ import torch
 
 from bevkd2.config import CfgNode, class_names
 from bevkd2.d2 import META_ARCH_REGISTRY, configurable
-from bevkd2.modeling.heatmap_heads import HeatmapHead, draw_heatmap, gaussian_radius, heatmap_loss
+from bevkd2.modeling.heatmaps import HeatmapHead, draw_heatmap, gaussian_radius, heatmap_loss
 from bevkd2.modeling.losses import average_over_ranks
-from bevkd2.modeling.meta_arch.mono_config import pixel_arguments, pyramid_arguments
-from bevkd2.modeling.mono.assign import assign_locations, level_shapes
-from bevkd2.modeling.mono.dense_outputs import flatten_levels, locations_of
+from bevkd2.modeling.mono.assign import assign_locations
+from bevkd2.modeling.mono.config import pixel_arguments, pyramid_arguments
 from bevkd2.modeling.mono.detector import MonoDetector
+from bevkd2.modeling.mono.grid import flatten_levels, level_shapes, locations_of
 from bevkd2.structures import CameraBoxes3D, unproject_points, wrap_angle
 
 

@@ -10,9 +10,9 @@ from nuscenes.utils.geometry_utils import view_points
 from pyquaternion import Quaternion
 
 from bevkd2.data.synthetic import WorldConfig
-from bevkd2.data.synthetic.classes import CLASSES
+from bevkd2.data.synthetic.nuscenes.classes import CLASSES
+from bevkd2.data.synthetic.nuscenes.scene import EgoPath, Road, Scene, WorldObject, make_scene
 from bevkd2.data.synthetic.render import SceneRenderer
-from bevkd2.data.synthetic.scene import EgoPath, Road, Scene, WorldObject, make_scene
 
 SIZE = (352, 128)
 MAGENTA = np.array([1.0, 0.0, 1.0])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bevkd2.data.synthetic import WorldConfig
-from bevkd2.data.synthetic.scene import make_scene
+from bevkd2.data.synthetic.nuscenes.scene import make_scene
 from bevkd2.data.synthetic.textures import PANORAMA_SHAPE, face_textures, noise_tile, panorama
 
 SCENE = make_scene(WorldConfig(objects_per_scene=10), 0)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bevkd2.modeling.mono.assign import assign_locations, level_shapes
-from bevkd2.modeling.mono.dense_outputs import DenseOutputs
+from bevkd2.modeling.mono.assign import assign_locations
+from bevkd2.modeling.mono.fcos3d.outputs import DenseOutputs
+from bevkd2.modeling.mono.grid import level_shapes
 from bevkd2.modeling.mono.inputs import MonoTargets
 from bevkd2.structures import CameraBoxes3D, project_points, projected_boxes2d
 

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from bevkd2.modeling.mono.assign import assign_locations, distances_to_sides, level_shapes
+from bevkd2.modeling.mono.assign import assign_locations, distances_to_sides
+from bevkd2.modeling.mono.grid import level_shapes
 from bevkd2.modeling.mono.inputs import MonoTargets
 from tests.modeling.mono import scenes
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from bevkd2.modeling.inputs import PixelNormalizer
 from bevkd2.modeling.mono.inputs import MonoInputs, collate_images, collate_targets
+from bevkd2.modeling.pixels import PixelNormalizer
 from bevkd2.structures import project_points
 from tests.modeling.mono.pgd_model import HEIGHT, WIDTH, make_image
 

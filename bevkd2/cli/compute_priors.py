@@ -1,0 +1,129 @@
+"""Computes the depth and size priors of FCOS3D, PGD or SMOKE from the annotations of DATASETS.TRAIN.
+
+    python tools/compute_priors.py --config-file configs/pgd/pgd_r101_kitti.yaml DATASETS.ROOT data/kitti
+
+Prints YAML to paste into a config: depths as mean and standard deviation, sizes as mean length, height and
+width, in metres and in the order of DATASETS.CLASSES.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bevkd2.config import class_names, load_config
+from bevkd2.d2 import DatasetCatalog
+from bevkd2.data.loader import dataset_name
+from bevkd2.data.mono.index import JoinedIndex, MonoIndex
+from bevkd2.modeling.mono.fcos3d.compute_priors import BoxPriors, compute_priors
+from bevkd2.structures import project_points
+
+DENSE = ("FCOS3D", "PGD")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, help="config of a monocular model")
+    parser.add_argument(
+        "--shared-depth", action="store_true", help="one depth prior for all classes (PGD on KITTI)"
+    )
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="options that override the config")
+    return parser.parse_args(argv)
+
+
+def all_objects(index: MonoIndex) -> tuple[Tensor, Tensor, Tensor]:
+    """All objects of a dataset.
+
+    Args:
+        index: annotated images.
+
+    Returns:
+        depths: (M,) metres, as the calibrations project the centres.
+        published_sizes: (M, 3) length, height, width in metres.
+        labels: (M,) int64.
+
+    Raises:
+        ValueError: an image without annotations.
+    """
+    depths, sizes, labels = [], [], []
+    for i in range(len(index)):
+        record = index.record(i)
+        if record.boxes is None or record.labels is None:
+            raise ValueError(f"image {record.image_id} has no labels; DATASETS.TRAIN must be annotated")
+        cam2img = torch.from_numpy(record.cam2img).to(record.boxes.tensor)
+        depths.append(project_points(record.boxes.center, cam2img)[1])
+        sizes.append(record.boxes.size[:, [0, 2, 1]])
+        labels.append(record.labels)
+    return torch.cat(depths), torch.cat(sizes), torch.cat(labels)
+
+
+def to_yaml(priors: BoxPriors, names: Sequence[str], architecture: str, shared_depth: bool) -> str:
+    """The priors as keys of the model.
+
+    Args:
+        priors: of the classes.
+        names: of the classes.
+        architecture: "FCOS3D" | "PGD" | "SMOKE".
+        shared_depth: one depth prior for all classes; SMOKE has no other.
+    """
+
+    def row(numbers: Sequence[float]) -> str:
+        return f"[{', '.join(f'{number:.2f}' for number in numbers)}]"
+
+    comments = [f"{name}, {count} objects" for name, count in zip(names, priors.counts, strict=True)]
+    sizes = [f"    - {row(size)}  # {text}" for size, text in zip(priors.sizes, comments, strict=True)]
+    if architecture not in DENSE:
+        depths = [f"    DEPTH_PRIOR: {row(priors.shared_depth)}  # mean, deviation (m)"]
+    elif shared_depth:
+        depths = [f"    DEPTH_PRIORS: [{row(priors.shared_depth)}]  # mean, deviation (m)"]
+    else:
+        rows = [f"    - {row(depth)}  # {text}" for depth, text in zip(priors.depths, comments, strict=True)]
+        depths = ["    DEPTH_PRIORS:  # mean, deviation (m)", *rows]
+    node = "FCOS3D" if architecture in DENSE else architecture
+    classes = f"    PRIOR_CLASSES: [{', '.join(names)}]"
+    lines = [
+        "MODEL:",
+        f"  {node}:",
+        classes,
+        *depths,
+        "    SIZE_PRIORS:  # length, height, width (m)",
+        *sizes,
+    ]
+    return "\n".join(lines)
+
+
+def priors_of(cfg: Any) -> BoxPriors:
+    """The priors of a config's training splits.
+
+    Raises:
+        ValueError: a config of another kind of model, or data that do not suffice.
+    """
+    if cfg.MODEL.META_ARCHITECTURE not in (*DENSE, "SMOKE"):
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, which has no priors; expected "
+            f"{', '.join(DENSE)} or SMOKE"
+        )
+    splits = [DatasetCatalog.get(dataset_name(cfg, split)) for split in cfg.DATASETS.TRAIN]
+    return compute_priors(*all_objects(JoinedIndex(splits)), class_names(cfg))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the priors; returns the exit status."""
+    args = parse_args(argv)
+    try:
+        cfg = load_config(args.config_file, args.opts)
+        priors = priors_of(cfg)
+    except (OSError, KeyError, ValueError) as error:
+        # A KeyError's own text is quoted; an OSError's says more than its first argument.
+        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        return 1
+    print(to_yaml(priors, class_names(cfg), cfg.MODEL.META_ARCHITECTURE, args.shared_depth))
+    return 0

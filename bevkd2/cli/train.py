@@ -1,0 +1,48 @@
+"""Trains, distils or evaluates the model of a config; see --help and docs/getting_started.md."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bevkd2.d2 import build_model, comm, verify_results
+from bevkd2.engine import (
+    check_datasets,
+    default_argument_parser,
+    evaluate,
+    launch,
+    load_args,
+    load_for_evaluation,
+    setup,
+    train,
+)
+
+
+def run(args: argparse.Namespace) -> Mapping[str, Any]:
+    """Runs in every process; returns the scores (on the main process)."""
+    cfg = setup(args)
+    check_datasets(cfg, training=not args.eval_only)
+    model = build_model(cfg)
+    if not args.eval_only:
+        return train(cfg, model, resume=args.resume)
+    load_for_evaluation(cfg, model, resume=args.resume)
+    results = evaluate(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line and starts the processes; returns the exit status."""
+    args = default_argument_parser().parse_args(argv)
+    launch(
+        run,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+        device=load_args(args).MODEL.DEVICE,
+    )
+    return 0

@@ -1,0 +1,249 @@
+"""Draws what models see: detections beside the ground truth, and what is behind them.
+
+Of multi-view models: BEV responses and spatial attention; of monocular ones: FPN features and the perspective
+matrix of feature imitation.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from bevkd2.checkpoint import Checkpointer
+from bevkd2.config import CfgNode, class_names, is_distillation, load_config, student_config
+from bevkd2.d2 import build_model
+from bevkd2.data import build_test_loader
+from bevkd2.engine import default_argument_parser, load_args
+from bevkd2.engine.defaults import resolve_device
+from bevkd2.modeling.bev.bevformer import BEVFormer
+from bevkd2.modeling.detector import Detector
+from bevkd2.modeling.mono.detector import MonoDetector
+from bevkd2.visualization import (
+    ModelStream,
+    choose_frames,
+    frame_figures,
+    mono_figures,
+    save_image,
+    see_image,
+)
+
+_EPILOG = """
+Examples:
+
+Draw four frames of the first split of DATASETS.TEST:
+    $ tools/visualize.py --config-file configs/demo/student.yaml --weights student.pth --output pictures
+
+Compare with the teacher, which has a config of its own:
+    $ tools/visualize.py --config-file configs/demo/student.yaml --weights student.pth --name student \\
+        --compare-weights teacher=configs/demo/teacher.yaml:teacher.safetensors --output pictures --num 8
+
+Two images of a monocular dataset, with the features of student, distilled student and teacher side by side:
+    $ tools/visualize.py --config-file configs/pgd/pgd_r18_half_kitti.yaml --weights student.pth \\
+        --name student --compare-weights distilled=distilled.pth \\
+        --compare-weights teacher=configs/pgd/pgd_r101_kitti.yaml:teacher.pth --output pictures \\
+        --image-id 000008 --image-id 000021
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line: that of train_net.py, and what is drawn."""
+    parser = default_argument_parser(epilog=_EPILOG)
+    parser.add_argument(
+        "--weights", default="", metavar="FILE", help="by default MODEL.WEIGHTS of the config"
+    )
+    parser.add_argument("--name", default="model", help="name of the model in titles and files")
+    parser.add_argument(
+        "--compare-weights",
+        action="append",
+        default=[],
+        metavar="NAME=[CONFIG:]FILE",
+        help="a further model, of the same config unless another is named; may be repeated",
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="where pictures are written")
+    parser.add_argument("--num", type=int, default=4, help="frames to draw, spread over the split")
+    parser.add_argument(
+        "--image-id",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="draw this image of a monocular dataset (000008, or TOKEN/CAM_FRONT) instead of --num others; "
+        "may be repeated",
+    )
+    parser.add_argument("--score-thresh", type=float, default=0.3, help="least score of a drawn detection")
+    return parser
+
+
+def load_model(cfg: CfgNode, weights: str) -> Detector:
+    """Build a model and load its weights, every key matched.
+
+    Args:
+        cfg: of the model; of a distillation, its student is built.
+        weights: file; by default MODEL.WEIGHTS.
+
+    Returns:
+        The model in eval mode.
+
+    Raises:
+        ValueError: no weights are named, or the model does not read what DATASETS.FORMAT is.
+    """
+    if is_distillation(cfg):
+        cfg = student_config(cfg)
+    path = weights or cfg.MODEL.WEIGHTS
+    if not path:
+        raise ValueError("no weights: add --weights FILE, or set MODEL.WEIGHTS")
+    cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
+    model = build_model(cfg)
+    kind = BEVFormer if cfg.DATASETS.FORMAT == "nuscenes" else MonoDetector
+    if not isinstance(model, kind):
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, but DATASETS.FORMAT "
+            f"{cfg.DATASETS.FORMAT!r} is drawn of a {kind.__name__}; use a config of the other kind"
+        )
+    Checkpointer(model).load(path, checkpointables=[])
+    return model.eval()
+
+
+def load_models(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Detector]:
+    """Load every model that the command line names.
+
+    Args:
+        args: the command line.
+        cfg: of the first model.
+
+    Returns:
+        Name -> model, the first one first.
+
+    Raises:
+        ValueError: an argument of --compare-weights that is not understood, or a name twice.
+    """
+    models = {args.name: load_model(cfg.clone(), args.weights)}
+    for text in args.compare_weights:
+        name, equals, place = text.partition("=")
+        config, colon, weights = place.rpartition(":")
+        if not (name and equals and weights):
+            raise ValueError(f"--compare-weights {text!r}: expected NAME=FILE or NAME=CONFIG:FILE")
+        if name in models:
+            raise ValueError(
+                f"--compare-weights {text!r}: there is a model {name!r} already; use another name"
+            )
+        other = load_config(config, args.opts) if colon else cfg.clone()
+        _check_same_data(name, other, cfg)
+        models[name] = load_model(other, weights)
+    return models
+
+
+def _check_same_data(name: str, other: CfgNode, cfg: CfgNode) -> None:
+    """Refuse a model that would be shown samples that it does not know.
+
+    Raises:
+        ValueError: another format, or classes in another order.
+    """
+    theirs, ours = (_data_of(c) for c in (other, cfg))
+    if theirs != ours:
+        raise ValueError(
+            f"--compare-weights {name}: its config has {theirs}, expected that of --config-file, {ours}"
+        )
+
+
+def _data_of(cfg: CfgNode) -> tuple[str, tuple[str, ...]]:
+    multi_view = cfg.DATASETS.FORMAT == "nuscenes"
+    return cfg.DATASETS.FORMAT, () if multi_view else class_names(cfg)
+
+
+def draw_frames(
+    dataset: Any, models: Mapping[str, Detector], cfg: CfgNode, args: argparse.Namespace
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Draw frames of multi-view scenes; every scene is seen from its beginning.
+
+    Yields:
+        Name of the frame, and its pictures by name.
+    """
+    streams = {name: ModelStream(model) for name, model in models.items()}
+    scenes = dataset.index.scenes()
+    for scene, chosen in tqdm(list(zip(scenes, choose_frames(scenes, args.num), strict=True)), unit="scene"):
+        for frame in scene[: list(scene).index(chosen[-1]) + 1] if chosen else []:
+            sample = dataset[(int(frame), 0)]
+            views = {name: stream.see(sample) for name, stream in streams.items()}
+            if frame in chosen:
+                cameras = tuple(cfg.INPUT.CAMERAS)
+                yield f"{int(frame):05d}", frame_figures(sample, views, cameras, args.score_thresh)
+
+
+def draw_images(
+    dataset: Any, models: Mapping[str, Detector], cfg: CfgNode, args: argparse.Namespace
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Draw single images of a monocular dataset.
+
+    Yields:
+        Name of the image, and its pictures by name.
+    """
+    for i in tqdm(choose_images(dataset.index, args.image_id, args.num), unit="image"):
+        sample = dataset[(i, 0)]
+        views = {name: see_image(model, sample) for name, model in models.items()}
+        yield (
+            sample["image_id"].replace("/", "_"),
+            mono_figures(
+                sample,
+                views,
+                class_names(cfg),
+                score_threshold=args.score_thresh,
+                perspective=cfg.DISTILL.PERSPECTIVE_FEATURE,
+            ),
+        )
+
+
+def choose_images(index: Any, image_ids: Sequence[str], num: int) -> list[int]:
+    """Images to draw.
+
+    Args:
+        index: of a monocular dataset.
+        image_ids: those to draw; none: `num` images spread over the dataset.
+        num: how many, if none are named.
+
+    Returns:
+        Their places in the dataset.
+
+    Raises:
+        ValueError: an image that is not in the dataset.
+    """
+    if not image_ids:
+        return sorted({round(i) for i in np.linspace(0, len(index) - 1, num)})
+    places = {index.record(i).image_id: i for i in range(len(index))}
+    missing = [name for name in image_ids if name not in places]
+    if missing:
+        raise ValueError(
+            f"--image-id {', '.join(missing)}: not in this split of {len(places)} images, whose first is "
+            f"{next(iter(places))!r}; name one of it, or set DATASETS.TEST to a split that has it"
+        )
+    return [places[name] for name in image_ids]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line, draws, and prints the files; returns the exit status."""
+    for path in draw(build_parser().parse_args(argv)):
+        print(path)
+    return 0
+
+
+def draw(args: argparse.Namespace) -> list[Path]:
+    """Draws what the command line asks for; returns the files that were written."""
+    if args.num < 1:
+        raise ValueError(f"--num is {args.num}, expected at least 1")
+    cfg = load_args(args)
+    multi_view = cfg.DATASETS.FORMAT == "nuscenes"
+    if args.image_id and multi_view:
+        raise ValueError("--image-id is for monocular datasets; frames of scenes are chosen by --num")
+    models = load_models(args, cfg)
+    dataset = build_test_loader(cfg, cfg.DATASETS.TEST[0]).dataset
+    draw_all = draw_frames if multi_view else draw_images
+    written: list[Path] = []
+    for name, pictures in draw_all(dataset, models, cfg, args):
+        for kind, picture in pictures.items():
+            written.append(Path(args.output) / f"{name}_{kind}.png")
+            save_image(written[-1], picture)
+    return written

@@ -1,0 +1,1 @@
+"""KITTI for monocular detectors: index and registration."""

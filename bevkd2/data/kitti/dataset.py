@@ -1,0 +1,262 @@
+"""KITTI-layout object data: frames, calibrations and labels of a split, and its name in the catalogs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bevkd2.d2 import DatasetCatalog, MetadataCatalog
+from bevkd2.data.image_files import png_size
+from bevkd2.data.mono.index import MonoRecord
+from bevkd2.kitti.calibration import check_principal_point, read_cam2img
+from bevkd2.kitti.frame_lists import read_frame_list
+from bevkd2.kitti.labels import read_labels
+from bevkd2.structures import CameraBoxes3D
+
+logger = logging.getLogger(__name__)
+
+_COLUMNS = 7
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class KittiIndex:
+    """F frames in the order of the split's list, with M objects of the classes to be found in total.
+
+    Attributes:
+        folder: the directory that holds image_2, calib and label_2.
+        split: name of the split.
+        frame_ids: (F,) of six digits each.
+        image_sizes: (F, 2) height, width in pixels.
+        cam2img: (F, 4, 4) float64, see `read_cam2img`.
+        annotated: whether the frames have labels.
+        box_starts: (F + 1,) where a frame's objects begin; they end where the next frame's begin.
+        boxes: (M, 7) float32 in the CameraBoxes3D layout.
+        labels: (M,) int64 index into the classes.
+        boxes2d: (M, 4) float32 x1, y1, x2, y2 of the label files, pixels.
+    """
+
+    folder: str
+    split: str
+    frame_ids: npt.NDArray[np.str_]
+    image_sizes: npt.NDArray[np.int64]
+    cam2img: npt.NDArray[np.float64]
+    annotated: bool
+    box_starts: npt.NDArray[np.int64]
+    boxes: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    boxes2d: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.frame_ids)
+
+    def record(self, i: int) -> MonoRecord:
+        """Frame `i`, 0 <= i < F."""
+        height, width = self.image_size(i)
+        name = str(self.frame_ids[i])
+        record = MonoRecord(name, _image_file(self.folder, name), height, width, self.cam2img[i].copy())
+        if not self.annotated:
+            return record
+        where = slice(int(self.box_starts[i]), int(self.box_starts[i + 1]))
+        return dataclasses.replace(
+            record,
+            boxes=CameraBoxes3D(torch.from_numpy(self.boxes[where].copy())),
+            labels=torch.from_numpy(self.labels[where].copy()),
+            boxes2d=torch.from_numpy(self.boxes2d[where].copy()),
+        )
+
+    def image_size(self, i: int) -> tuple[int, int]:
+        """(height, width) of frame `i` in pixels."""
+        height, width = self.image_sizes[i].tolist()
+        return height, width
+
+    def groups(self) -> list[range]:
+        """Every frame stands for itself."""
+        return [range(i, i + 1) for i in range(len(self))]
+
+
+def register_kitti(name: str, root: str | Path, split: str, classes: Sequence[str]) -> None:
+    """Register a split in DatasetCatalog and MetadataCatalog.
+
+    Args:
+        name: the dataset's name in the catalogs; registering the same again does nothing.
+        root: directory that holds training (and testing) and ImageSets.
+        split: name of a list in ImageSets.
+        classes: what is to be found, in the order of the labels.
+
+    Raises:
+        AssertionError: the name is registered with other values.
+    """
+    MetadataCatalog.get(name).set(
+        root=str(root), split=split, thing_classes=tuple(classes), evaluator_type="kitti"
+    )
+    if name not in DatasetCatalog:
+        DatasetCatalog.register(name, functools.partial(load_kitti, root, split, tuple(classes)))
+
+
+def load_kitti(root: str | Path, split: str, classes: Sequence[str]) -> KittiIndex:
+    """Load the index of a split; a process reads the same files once, as long as they do not change.
+
+    Frames of a split named `test`, or whose name begins with `test_`, are those of the folder testing, which
+    has no labels; all others are those of training and must have them. Objects of other types than `classes`
+    are background. So is an object whose centre is not in front of the camera; how many there are is logged.
+
+    Args:
+        root: directory that holds training (and testing) and ImageSets.
+        split: name of a list in ImageSets.
+        classes: what is to be found, in the order of the labels.
+
+    Returns:
+        The index.
+
+    Raises:
+        FileNotFoundError: root, split, an image, a calibration or a label file does not exist.
+        ValueError: a frame list, an image, a calibration or a label file that cannot be.
+    """
+    frames = _read_split(Path(root), split)
+    folder = split_folder(root, split)
+    return _load(str(folder), split, tuple(classes), frames, _state_of_files(folder, frames, split))
+
+
+def split_folder(root: str | Path, split: str) -> Path:
+    """The directory with a split's image_2, calib and, in training, label_2 (see `load_kitti`)."""
+    return Path(root) / ("training" if has_labels(split) else "testing")
+
+
+def has_labels(split: str) -> bool:
+    """Whether a split of that name is one of training, with labels (see `load_kitti`)."""
+    return not (split == "test" or split.startswith("test_"))
+
+
+def _image_file(folder: str | Path, frame: str) -> str:
+    return os.path.join(folder, "image_2", f"{frame}.png")  # noqa: PTH118  (thousands of them)
+
+
+def _read_split(root: Path, split: str) -> tuple[str, ...]:
+    """The frames of a split, from ImageSets/<split>.txt."""
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"the dataset root {str(root)!r} does not exist. Set DATASETS.ROOT in the config, or on the "
+            "command line (DATASETS.ROOT /path/to/kitti), to the directory that holds training and "
+            "ImageSets; or make a synthetic world with `python tools/make_synthetic.py --format kitti --out "
+            "DIR` and point it there"
+        )
+    path = root / "ImageSets" / f"{split}.txt"
+    if not path.is_file():
+        present = sorted(p.stem for p in (root / "ImageSets").glob("*.txt"))
+        raise FileNotFoundError(
+            f"{path} does not exist; it lists the frames of the split {split!r}, one a line. Splits there: "
+            f"{', '.join(present) or 'none'}. Set DATASETS.TRAIN and DATASETS.TEST, or write the list"
+        )
+    return read_frame_list(path)
+
+
+def _files(folder: Path, frame: str, labels: bool) -> list[str]:
+    """Image, calibration and, where there are labels, label file of a frame."""
+    files = [_image_file(folder, frame), str(folder / "calib" / f"{frame}.txt")]
+    return [*files, str(folder / "label_2" / f"{frame}.txt")] if labels else files
+
+
+def _state_of_files(folder: Path, frames: Sequence[str], split: str) -> str:
+    """A digest of sizes and times of all files of a split.
+
+    Raises:
+        FileNotFoundError: one does not exist.
+    """
+    states = []
+    for frame in frames:
+        for file in _files(folder, frame, has_labels(split)):
+            try:
+                state = os.stat(file)  # noqa: PTH116
+            except FileNotFoundError as error:
+                raise FileNotFoundError(
+                    f"{file} does not exist, but the split {split!r} lists frame {frame}; unpack the archive "
+                    "that holds it again, or take the frame out of ImageSets"
+                ) from error
+            states.append((state.st_size, state.st_mtime_ns))
+    return hashlib.sha256(np.array(states, dtype=np.int64).tobytes()).hexdigest()
+
+
+@functools.lru_cache(maxsize=8)
+def _load(
+    folder: str, split: str, classes: tuple[str, ...], frames: tuple[str, ...], _state: str
+) -> KittiIndex:
+    """Read all files of a split; `_state` is a part of the cache's key only."""
+    read = [_read_frame(Path(folder), frame, split, classes) for frame in frames]
+    found = [frame.objects for frame in read]
+    starts = np.cumsum([0] + [len(objects.labels) for objects in found])
+    names = ", ".join(classes)
+    logger.info("%s: %d frames, %d objects of %s", split, len(frames), starts[-1], names)
+    behind = sum(objects.behind for objects in found)
+    if behind:
+        logger.warning(
+            "%s: left out %d objects of %s whose centres are not in front of the camera", split, behind, names
+        )
+    return KittiIndex(
+        folder=folder,
+        split=split,
+        frame_ids=np.array(frames),
+        image_sizes=np.array([frame.size for frame in read], dtype=np.int64),
+        cam2img=np.stack([frame.cam2img for frame in read]),
+        annotated=has_labels(split),
+        box_starts=starts,
+        boxes=np.concatenate([objects.boxes for objects in found]),
+        labels=np.concatenate([objects.labels for objects in found]),
+        boxes2d=np.concatenate([objects.boxes2d for objects in found]),
+    )
+
+
+@dataclasses.dataclass
+class _Objects:
+    """Those of a frame that are to be found; the fields are KittiIndex's."""
+
+    boxes: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    boxes2d: npt.NDArray[np.float32]
+    behind: int
+    """How many were left out as their centre is not in front of the camera."""
+
+
+@dataclasses.dataclass
+class _Frame:
+    size: tuple[int, int]
+    cam2img: npt.NDArray[np.float64]
+    objects: _Objects
+
+
+def _read_frame(folder: Path, frame: str, split: str, classes: tuple[str, ...]) -> _Frame:
+    image, calib, *label_file = _files(folder, frame, has_labels(split))
+    size, cam2img = png_size(image), read_cam2img(calib)
+    check_principal_point(calib, cam2img, image, size)
+    if not label_file:
+        none = np.zeros((0, _COLUMNS), np.float32)
+        return _Frame(size, cam2img, _Objects(none, np.zeros(0, np.int64), none[:, :4], 0))
+    return _Frame(size, cam2img, _objects_to_find(label_file[0], classes, cam2img))
+
+
+def _objects_to_find(path: str, classes: tuple[str, ...], cam2img: npt.NDArray[np.float64]) -> _Objects:
+    """The objects of the classes, in front of the camera."""
+    objects = read_labels(path)
+    objects = objects[np.isin(objects.types, classes)]
+    if (objects.sizes <= 0).any():
+        bad = int((objects.sizes <= 0).any(axis=1).argmax())
+        raise ValueError(
+            f"{path}: a {objects.types[bad]} of height, width, length {objects.sizes[bad].tolist()} m, "
+            "expected sizes above 0; correct the row, or call it DontCare"
+        )
+    z = objects.location[:, 2]
+    # Of the rectified camera 0, and of camera 2, which took the image.
+    front = np.minimum(z, z + cam2img[2, 3]) > 0
+    kept = objects[front]
+    rows = np.column_stack([kept.location, kept.sizes[:, [2, 0, 1]], kept.rotation_y])
+    boxes = CameraBoxes3D.from_bottom(torch.from_numpy(rows)).tensor.float().numpy()
+    labels = np.array([classes.index(name) for name in kept.types], dtype=np.int64)
+    return _Objects(boxes, labels, kept.boxes2d.astype(np.float32), int((~front).sum()))

@@ -1,0 +1,1 @@
+"""What all monocular data formats share: index, mapper and transforms."""

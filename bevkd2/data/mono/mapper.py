@@ -1,0 +1,199 @@
+"""From an image of a monocular dataset to the sample that a model gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bevkd2.d2 import configurable
+from bevkd2.data.image_cache import ImageCache
+from bevkd2.data.image_files import read_image
+from bevkd2.data.mono.affine import AffineAugmentation
+from bevkd2.data.mono.index import MonoIndex, MonoRecord
+from bevkd2.data.mono.transforms import MonoView, fitting_size, flip, view_of, warp
+from bevkd2.data.transforms import PhotometricDistortion, resize
+from bevkd2.structures import wrap_angle
+
+BOXES2D_RULES = ("projected", "label")
+"""Values of INPUT.BOXES2D."""
+
+
+class MonoMapper:
+    """Read images and assemble samples (see `__call__`)."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        is_train: bool,
+        resize_within: Sequence[int] = (),
+        warp_size: Sequence[int] = (),
+        augmentation: AffineAugmentation | None = None,
+        flip_prob: float = 0.5,
+        photometric: bool = False,
+        boxes2d: str = "projected",
+    ) -> None:
+        """Settings of a mapper.
+
+        Args:
+            is_train: training samples are augmented; test samples are not.
+            resize_within: (width, height) that images are scaled to fit, proportions kept; (): as they are.
+            warp_size: (width, height) that images are warped to (SMOKE), not resized; (): they are not.
+            augmentation: of the warp in training.
+            flip_prob: how often a training image is mirrored.
+            photometric: whether training images are distorted.
+            boxes2d: one of BOXES2D_RULES.
+
+        Raises:
+            ValueError: a setting out of its range, or both resize_within and warp_size.
+        """
+        _check_size("INPUT.RESIZE_TRAIN or RESIZE_TEST", resize_within)
+        _check_size("INPUT.AFFINE.SIZE", warp_size)
+        if resize_within and warp_size:
+            raise ValueError(
+                "INPUT.AFFINE.ENABLED is True and images are resized too; AFFINE.SIZE alone decides the "
+                "size: set INPUT.RESIZE_TRAIN and INPUT.RESIZE_TEST to []"
+            )
+        if not 0 <= flip_prob <= 1:
+            raise ValueError(f"INPUT.FLIP_PROB is {flip_prob}, expected a probability, 0 to 1")
+        if boxes2d not in BOXES2D_RULES:
+            raise ValueError(f"INPUT.BOXES2D is {boxes2d!r}, expected one of {', '.join(BOXES2D_RULES)}")
+        self.is_train = is_train
+        self.resize_within = (resize_within[0], resize_within[1]) if resize_within else None
+        self.warp_size = (warp_size[1], warp_size[0]) if warp_size else None
+        self.augmentation = augmentation if is_train else None
+        self.flip_prob = flip_prob if is_train else 0.0
+        self.distort = PhotometricDistortion() if is_train and photometric else None
+        self.boxes2d = boxes2d
+
+    @classmethod
+    def from_config(cls, cfg: Any, *, is_train: bool) -> dict[str, Any]:
+        """Read the settings from a config."""
+        inp, affine = cfg.INPUT, cfg.INPUT.AFFINE
+        if len(affine.SCALE) != 2:
+            raise ValueError(f"INPUT.AFFINE.SCALE is {list(affine.SCALE)}, expected [least, largest]")
+        low, high = affine.SCALE
+        augmentation = AffineAugmentation(affine.PROB, affine.SHIFT, (low, high), affine.STEP)
+        return {
+            "is_train": is_train,
+            "resize_within": tuple(inp.RESIZE_TRAIN if is_train else inp.RESIZE_TEST),
+            "warp_size": tuple(affine.SIZE) if affine.ENABLED else (),
+            "augmentation": augmentation if affine.ENABLED else None,
+            "flip_prob": inp.FLIP_PROB,
+            "photometric": inp.PHOTOMETRIC,
+            "boxes2d": inp.BOXES2D,
+        }
+
+    def __call__(
+        self, index: MonoIndex, i: int, rng: np.random.Generator, cache: ImageCache | None = None
+    ) -> dict[str, Any]:
+        """Make the sample of an image.
+
+        Args:
+            index: the dataset.
+            i: the image.
+            rng: the source of augmentation.
+            cache: images that were read before; None reads every time.
+
+        Returns:
+            image: uint8 (3, H, W), RGB, augmented.
+            cam2img: float32 (4, 4), metres in the camera's frame to pixels of `image`.
+            image_to_original: float32 (3, 3), pixels of `image` to pixels of the file.
+            image_id, file_name: str; height, width: int, of the file.
+            boxes, labels, boxes2d and, where the layout has them, attributes: the objects that show in
+                `image`, see `annotations`; only of annotated images.
+            affine_augmented: bool, where images are warped.
+            What the record's `extra` holds, arrays as tensors; it is that of the file, mirrored or not.
+
+        Raises:
+            FileNotFoundError: the image is missing.
+            ValueError: the image cannot be decoded, has another size than the dataset says, or is for
+                training and not annotated.
+        """
+        record = index.record(i)
+        if self.is_train and record.boxes is None:
+            raise ValueError(
+                f"image {record.image_id} has no labels; DATASETS.TRAIN must name annotated splits"
+            )
+        read = self._read(record) if cache is None else cache.get(i, lambda: self._read(record))
+        if self.distort is not None:
+            read = self.distort(read, rng)
+        view = self._augment(view_of(record, read), rng)
+        sample = {
+            "image": view.image.contiguous(),
+            "cam2img": view.cam2img.float(),
+            "image_to_original": view.image_to_original.float(),
+            "image_id": record.image_id,
+            "file_name": record.file_name,
+            "height": record.height,
+            "width": record.width,
+            **{key: _as_tensor(value) for key, value in record.extra.items()},
+        }
+        if self.warp_size is not None:
+            sample["affine_augmented"] = view.affine_augmented
+        return {**sample, **self.annotations(record, view)}
+
+    def annotations(self, record: MonoRecord, view: MonoView) -> dict[str, Any]:
+        """The objects that show in a view.
+
+        An object shows where its image-plane box, clipped to the image, has an area. The box is the one
+        around the projected corners, or the layout's own (INPUT.BOXES2D).
+
+        Args:
+            record: the image's.
+            view: what became of it.
+
+        Returns:
+            boxes: CameraBoxes3D (n, 7 or 9) float32, rotation_y in [-pi, pi). labels: int64 (n,). boxes2d:
+            float32 (n, 4) in pixels of the view. attributes: int64 (n,), where the layout has them. Nothing
+            where the image is not annotated.
+
+        Raises:
+            ValueError: INPUT.BOXES2D asks for boxes that the layout does not have.
+        """
+        if view.boxes is None or record.labels is None:
+            return {}
+        if self.boxes2d == "label" and view.boxes2d is None:
+            raise ValueError(
+                f"INPUT.BOXES2D is 'label', but image {record.image_id} has no image-plane boxes of its own, "
+                "as KITTI's have; set it to 'projected'"
+            )
+        boxes2d = view.projected_boxes2d() if self.boxes2d == "projected" else view.clipped_boxes2d()
+        boxes2d = boxes2d.float()
+        shown = (boxes2d[:, 2:] > boxes2d[:, :2]).all(dim=1)
+        boxes = view.boxes[shown].to(torch.float32)
+        boxes.tensor[:, 6] = wrap_angle(boxes.rotation_y)
+        objects = {"boxes": boxes, "labels": record.labels[shown], "boxes2d": boxes2d[shown]}
+        if record.attributes is not None:
+            objects["attributes"] = record.attributes[shown]
+        return objects
+
+    def cached_shape(self, index: MonoIndex, i: int) -> tuple[int, ...]:
+        """Shape of what an image cache holds of an image."""
+        return (3, *fitting_size(index.image_size(i), self.resize_within))
+
+    def _read(self, record: MonoRecord) -> Tensor:
+        """Decode and resize: all that is the same every time."""
+        size = (record.height, record.width)
+        image = read_image(record.file_name, f"frame {record.image_id!r}", size, "its dataset")
+        return resize(image, fitting_size(size, self.resize_within))
+
+    def _augment(self, view: MonoView, rng: np.random.Generator) -> MonoView:
+        if rng.random() < self.flip_prob:
+            view = flip(view)
+        if self.warp_size is not None:
+            view = warp(view, self.warp_size, rng, self.augmentation)
+        return view
+
+
+def _check_size(key: str, size: Sequence[int]) -> None:
+    if size and not (len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
+        raise ValueError(f"{key} is {list(size)}, expected [width, height] in whole pixels above 0, or []")
+
+
+def _as_tensor(value: Any) -> Any:
+    return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value

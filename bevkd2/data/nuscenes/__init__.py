@@ -1,0 +1,1 @@
+"""nuScenes for multi-view detectors: index, mapper and registration."""

@@ -1,0 +1,296 @@
+"""nuScenes-layout datasets: from the tables to the index, and their names in the catalogs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bevkd2.d2 import DatasetCatalog, MetadataCatalog, log_first_n
+from bevkd2.data.nuscenes.index import NuScenesIndex, cached_index
+from bevkd2.nuscenes.layout import ATTRIBUTE_NAMES, CLASS_NAMES, NO_ATTRIBUTE, check_version
+from bevkd2.structures import CAMERA_NAMES, GlobalBoxes, from_global, invert_pose, pose_matrix
+
+logger = logging.getLogger(__name__)
+
+# The devkit, and so nuscenes_tables and ego_motion, are imported where an index is built: that takes seconds,
+# and a run that finds its index in the cache does without.
+
+Array = npt.NDArray[np.float64]
+
+
+def register_nuscenes(
+    name: str,
+    root: str | Path,
+    version: str,
+    split: str,
+    cache_dir: str = "",
+    cameras: Sequence[str] = CAMERA_NAMES,
+) -> None:
+    """Register a split in DatasetCatalog and MetadataCatalog.
+
+    Args:
+        name: the dataset's name in the catalogs; registering the same again does nothing.
+        root: directory that holds the version's tables and `samples`.
+        version: name of the directory with the tables, e.g. v1.0-mini.
+        split: an official split or one of the version's `splits.json`.
+        cache_dir: where the index is kept, see `cache_directory`.
+        cameras: channels to read, in the order that the model sees.
+
+    Raises:
+        AssertionError: the name is registered with other values.
+    """
+    MetadataCatalog.get(name).set(
+        root=str(root), version=version, split=split, cameras=tuple(cameras), evaluator_type="nuscenes"
+    )
+    if name not in DatasetCatalog:
+        DatasetCatalog.register(name, partial(load_nuscenes, root, version, split, cache_dir, cameras))
+
+
+def load_nuscenes(
+    root: str | Path,
+    version: str,
+    split: str,
+    cache_dir: str = "",
+    cameras: Sequence[str] = CAMERA_NAMES,
+) -> NuScenesIndex:
+    """Load the index of a split, from the cache where it is up to date.
+
+    Args:
+        root: the dataset's root.
+        version: name of the tables.
+        split: an official split or one of the version's `splits.json`.
+        cache_dir: where the index is kept, see `cache_directory`.
+        cameras: channels to read.
+
+    Returns:
+        The index.
+
+    Raises:
+        FileNotFoundError: root, version, a table or an image does not exist.
+        ValueError: no such split; a table, box or time that cannot be.
+        DanglingTokenError: a table refers to a record that is not there.
+    """
+    check_version(root, version)
+    build = partial(build_index, root, version, split, tuple(cameras))
+    index = cached_index(root, version, split, cameras, cache_dir, build)
+    _say_motion_source(index)
+    return index
+
+
+def _say_motion_source(index: NuScenesIndex) -> None:
+    """Log, once a process and split, where the ego's motion comes from."""
+    told = index.from_can_bus[np.unique(index.scene_starts)]
+    log_first_n(
+        logging.INFO,
+        f"ego motion of split {index.split!r} in {index.root}: from the CAN bus expansion for "
+        f"{told.sum()} scenes, from ego poses for {len(told) - told.sum()}",
+        name=__name__,
+        key="message",
+    )
+
+
+def build_index(root: str | Path, version: str, split: str, cameras: tuple[str, ...]) -> NuScenesIndex:
+    """Read the tables of a version and make the index of a split; arguments and errors as `load_nuscenes`."""
+    from bevkd2.nuscenes.tables import NuScenesTables, scenes_of_split
+
+    started = time.perf_counter()
+    logger.info("reading the tables of %s in %s (minutes for the whole of nuScenes)", version, root)
+    tables = NuScenesTables(root, version)
+    scene_names = set(scenes_of_split(tables, split))
+    scenes = [_scene_samples(tables, scene) for scene in tables.scene if scene["name"] in scene_names]
+    scenes.sort(key=lambda samples: samples[0]["timestamp"])
+    samples = [sample for scene in scenes for sample in scene]
+    starts = np.cumsum([0] + [len(scene) for scene in scenes])
+    arrays = _frame_arrays([_frame(tables, sample, cameras) for sample in samples])
+    arrays.update(_annotation_arrays(tables, samples, arrays["lidar2global"]))
+    index = NuScenesIndex(
+        root=str(root),
+        version=version,
+        split=split,
+        cameras=cameras,
+        scene_starts=np.repeat(starts[:-1], np.diff(starts)),
+        **_can_bus_arrays(tables, scenes),
+        **arrays,
+    )
+    seconds = time.perf_counter() - started
+    logger.info("indexed %d frames of %d scenes of %r in %.1f s", len(index), len(scenes), split, seconds)
+    return index
+
+
+def _scene_samples(tables: Any, scene: dict[str, Any]) -> list[dict[str, Any]]:
+    """The samples of a scene, followed from its first to its last."""
+    samples = [tables.get("sample", scene["first_sample_token"])]
+    while samples[-1]["next"]:
+        last = samples[-1]
+        sample = tables.get("sample", last["next"])
+        if sample["timestamp"] <= last["timestamp"] or sample["scene_token"] != scene["token"]:
+            raise ValueError(
+                f"sample {sample['token']!r} follows sample {last['token']!r} in {tables.table_root}, but "
+                f"it is not later or not in scene {scene['name']!r}; expected one chain in order of time"
+            )
+        samples.append(sample)
+    if samples[-1]["token"] != scene["last_sample_token"]:
+        raise ValueError(
+            f"scene {scene['name']!r} in {tables.table_root} ends with sample {samples[-1]['token']!r}, "
+            f"which has no next, but its last_sample_token is {scene['last_sample_token']!r}; the metadata "
+            "are damaged, unpack them again"
+        )
+    return samples
+
+
+def _key_frame(tables: Any, sample: dict[str, Any], channel: str) -> dict[str, Any]:
+    """The sample_data record of a channel's key frame."""
+    if channel not in sample["data"]:
+        raise ValueError(
+            f"sample {sample['token']!r} of {tables.table_root} has no key frame of {channel}; it has "
+            f"{', '.join(sorted(sample['data'])) or 'none'}. Mend sample_data.json, or set INPUT.CAMERAS"
+        )
+    return tables.get("sample_data", sample["data"][channel])
+
+
+def _poses(tables: Any, record: dict[str, Any]) -> tuple[Array, Array, dict[str, Any]]:
+    """sensor2ego and ego2global of a sample_data record, and its calibrated_sensor record."""
+    from bevkd2.nuscenes.tables import check_pose
+
+    calibration = tables.get("calibrated_sensor", record["calibrated_sensor_token"])
+    ego = tables.get("ego_pose", record["ego_pose_token"])
+    check_pose("calibrated_sensor", calibration)
+    check_pose("ego_pose", ego)
+    return (
+        pose_matrix(calibration["translation"], calibration["rotation"]),
+        pose_matrix(ego["translation"], ego["rotation"]),
+        calibration,
+    )
+
+
+def _frame(tables: Any, sample: dict[str, Any], cameras: tuple[str, ...]) -> dict[str, Any]:
+    """One row of every per-frame array but the CAN bus."""
+    from bevkd2.nuscenes.tables import check_intrinsics
+
+    lidar2ego, ego2global, _ = _poses(tables, _key_frame(tables, sample, "LIDAR_TOP"))
+    lidar2global = ego2global @ lidar2ego
+    row: dict[str, Any] = {
+        "sample_tokens": sample["token"].encode(),
+        "scene_tokens": sample["scene_token"].encode(),
+        "timestamps": sample["timestamp"],
+        "lidar2global": lidar2global,
+        "ego2global": ego2global,
+        "filenames": [],
+        "image_sizes": [],
+        "intrinsics": [],
+        "cam2lidar": [],
+    }
+    for camera in cameras:
+        record = _key_frame(tables, sample, camera)
+        cam2ego, cam_ego2global, calibration = _poses(tables, record)
+        check_intrinsics(calibration, camera)
+        if not (Path(tables.dataroot) / record["filename"]).is_file():
+            raise FileNotFoundError(
+                f"{Path(tables.dataroot) / record['filename']} does not exist ({camera} of sample "
+                f"{sample['token']!r}); unpack the images of the split again"
+            )
+        row["filenames"].append(record["filename"].encode())
+        row["image_sizes"].append([record["height"], record["width"]])
+        row["intrinsics"].append(calibration["camera_intrinsic"])
+        row["cam2lidar"].append(invert_pose(lidar2global) @ cam_ego2global @ cam2ego)
+    return row
+
+
+def _frame_arrays(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def _annotation_arrays(
+    tables: Any, samples: list[dict[str, Any]], lidar2global: Array
+) -> dict[str, np.ndarray]:
+    """The arrays of boxes, those of the ten classes, frame by frame."""
+    from nuscenes.eval.detection.utils import category_to_detection_name
+
+    from bevkd2.nuscenes.tables import check_annotation
+
+    label_of = {name: i for i, name in enumerate(CLASS_NAMES)}
+    boxes, columns, counts = [], [], [0]
+    for sample, pose in zip(samples, lidar2global, strict=True):
+        records = [tables.get("sample_annotation", token) for token in sample["anns"]]
+        for record in records:
+            check_annotation(record)
+        records = [r for r in records if category_to_detection_name(r["category_name"]) is not None]
+        boxes.append(from_global(_global_boxes(tables, records), pose).tensor.numpy())
+        columns += [
+            (
+                label_of[category_to_detection_name(r["category_name"])],
+                r["num_lidar_pts"],
+                r["num_radar_pts"],
+                _visibility(tables, r),
+                _attribute(tables, r),
+            )
+            for r in records
+        ]
+        counts.append(len(records))
+    names = ("labels", "num_lidar_pts", "num_radar_pts", "visibility", "attributes")
+    values = np.array(columns, dtype=np.int64).reshape(-1, len(names))
+    return {
+        "boxes": np.concatenate(boxes),
+        "box_starts": np.cumsum(counts),
+        **{name: values[:, i].copy() for i, name in enumerate(names)},
+    }
+
+
+def _visibility(tables: Any, annotation: dict[str, Any]) -> int:
+    """The nuScenes level 1 to 4, by the order of visibility.json; 0 where not annotated."""
+    token = annotation["visibility_token"]
+    return tables.getind("visibility", token) + 1 if token else 0
+
+
+def _attribute(tables: Any, annotation: dict[str, Any]) -> int:
+    """Index into ATTRIBUTE_NAMES of the annotation's first attribute; NO_ATTRIBUTE where it has none."""
+    if not annotation["attribute_tokens"]:
+        return NO_ATTRIBUTE
+    record = tables.get("attribute", annotation["attribute_tokens"][0])
+    if record["name"] not in ATTRIBUTE_NAMES:
+        raise ValueError(
+            f"attribute {record['token']!r} of sample_annotation {annotation['token']!r} is named "
+            f"{record['name']!r}, expected one of {', '.join(ATTRIBUTE_NAMES)}; mend attribute.json"
+        )
+    return ATTRIBUTE_NAMES.index(record["name"])
+
+
+def _global_boxes(tables: Any, records: list[dict[str, Any]]) -> GlobalBoxes:
+    def column(values: list[Any], width: int) -> Array:
+        return np.array(values, dtype=np.float64).reshape(-1, width)
+
+    return GlobalBoxes(
+        translation=column([record["translation"] for record in records], 3),
+        size=column([record["size"] for record in records], 3),
+        rotation=column([record["rotation"] for record in records], 4),
+        velocity=column([tables.box_velocity(record["token"])[:2] for record in records], 2),
+    )
+
+
+def _can_bus_arrays(tables: Any, scenes: list[list[dict[str, Any]]]) -> dict[str, np.ndarray]:
+    """The can_bus vectors of all frames, and where their motion comes from."""
+    from bevkd2.data.nuscenes.ego_motion import CanBus, can_bus_vectors, motion_from_poses
+
+    can_bus, rows, sources = CanBus(tables.dataroot), [], []
+    for samples in scenes:
+        records = [_key_frame(tables, sample, "LIDAR_TOP") for sample in samples]
+        poses = [tables.get("ego_pose", record["ego_pose_token"]) for record in records]
+        translations = np.array([pose["translation"] for pose in poses])
+        rotations = np.array([pose["rotation"] for pose in poses])
+        timestamps = np.array([sample["timestamp"] for sample in samples])
+        scene_name = tables.get("scene", samples[0]["scene_token"])["name"]
+        told = can_bus.has_scene(scene_name)
+        if told:
+            motion = can_bus.motion(scene_name, timestamps)
+        else:
+            motion = motion_from_poses(translations, rotations, timestamps)
+        rows.append(can_bus_vectors(translations, rotations, motion))
+        sources += [told] * len(samples)
+    return {"can_bus": np.concatenate(rows), "from_can_bus": np.array(sources)}

@@ -1,0 +1,1 @@
+"""nuScenes for monocular detectors: every camera image is a sample of its own."""

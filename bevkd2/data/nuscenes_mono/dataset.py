@@ -1,0 +1,164 @@
+"""nuScenes one camera at a time: every camera's image of every key frame is an image of its own."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bevkd2.d2 import DatasetCatalog, MetadataCatalog
+from bevkd2.data.mono.index import MonoRecord
+from bevkd2.data.nuscenes.dataset import load_nuscenes
+from bevkd2.data.nuscenes.index import NuScenesIndex
+from bevkd2.nuscenes.layout import CLASS_NAMES, layout_labels
+from bevkd2.structures import CameraBoxes3D, camera_from_upright, projected_boxes2d, wrap_angle
+
+
+class NuScenesMonoIndex:
+    """The camera images of a split: those of a key frame follow one another, in the order of the cameras.
+
+    Attributes:
+        frames: the key frames.
+        class_names: what labels mean, in their order. Objects of other classes are background.
+    """
+
+    def __init__(self, frames: NuScenesIndex, class_names: Sequence[str]) -> None:
+        """See the images of an index one by one.
+
+        Args:
+            frames: the key frames.
+            class_names: nuScenes detection classes in the order of the labels.
+
+        Raises:
+            ValueError: a class that nuScenes has not, or one twice.
+        """
+        self.frames, self.class_names = frames, tuple(class_names)
+        self._label_of = np.full(len(CLASS_NAMES), -1, dtype=np.int64)
+        self._label_of[layout_labels(class_names)] = np.arange(len(class_names))
+
+    def __len__(self) -> int:
+        return len(self.frames) * len(self.frames.cameras)
+
+    def image_size(self, i: int) -> tuple[int, int]:
+        """(height, width) of image `i` in pixels."""
+        height, width = self.frames.image_sizes[divmod(i, len(self.frames.cameras))].tolist()
+        return height, width
+
+    def groups(self) -> list[range]:
+        """The images of each key frame, which an evaluation wants on one rank."""
+        count = len(self.frames.cameras)
+        return [range(count * frame, count * (frame + 1)) for frame in range(len(self.frames))]
+
+    def record(self, i: int) -> MonoRecord:
+        """What is known of an image.
+
+        Objects are those that mmdetection3d's monocular detectors learn: with lidar points, of any
+        visibility, their centre before the camera, and their projected corners inside the image in part.
+
+        Args:
+            i: frame times the number of cameras, plus the camera.
+
+        Returns:
+            The record, without image-plane boxes, as nuScenes has none of its own. `extra` holds sample_token
+            and camera (str), cam2global (4, 4) float64, through the ego's pose at the camera's own time, and
+            lidar2global and ego2global (4, 4) float64.
+
+        Raises:
+            IndexError: no such image.
+        """
+        if not 0 <= i < len(self):
+            raise IndexError(f"image {i} of split {self.frames.split!r}, which has {len(self)} images")
+        frames = self.frames
+        f, c = divmod(i, len(frames.cameras))
+        token, camera = frames.sample_tokens[f].decode(), frames.cameras[c]
+        height, width = self.image_size(i)
+        cam2img = np.eye(4)
+        cam2img[:3, :3] = frames.intrinsics[f, c]
+        boxes, labels, attributes = self._objects(f, c)
+        boxes2d = projected_boxes2d(boxes, torch.from_numpy(cam2img), (height, width))
+        seen = (boxes.depth > 0) & (boxes2d[:, 2:] > boxes2d[:, :2]).all(dim=1)
+        return MonoRecord(
+            image_id=f"{token}/{camera}",
+            file_name=str(Path(frames.root) / frames.filenames[f, c].decode()),
+            height=height,
+            width=width,
+            cam2img=cam2img,
+            boxes=boxes[seen],
+            labels=labels[seen],
+            attributes=attributes[seen],
+            extra={
+                "sample_token": token,
+                "camera": camera,
+                "cam2global": frames.lidar2global[f] @ frames.cam2lidar[f, c],
+                "lidar2global": frames.lidar2global[f].copy(),
+                "ego2global": frames.ego2global[f].copy(),
+            },
+        )
+
+    def _objects(self, f: int, c: int) -> tuple[CameraBoxes3D, Tensor, Tensor]:
+        """All objects of a frame that have lidar points and a label: boxes, labels, attributes."""
+        frames = self.frames
+        where = frames.annotations(f)
+        labels = self._label_of[frames.labels[where]]
+        wanted = torch.from_numpy((frames.num_lidar_pts[where] > 0) & (labels >= 0))
+        boxes = camera_from_upright(frames.boxes3d(f)[wanted], frames.cam2lidar[f, c])
+        boxes.tensor[:, 6] = wrap_angle(boxes.rotation_y)
+        boxes.tensor[:, 7:9] = boxes.velocity.nan_to_num(nan=0.0)
+        attributes = torch.from_numpy(frames.attributes[where].copy())
+        return boxes, torch.from_numpy(labels)[wanted], attributes[wanted]
+
+
+def register_nuscenes_mono(
+    name: str,
+    root: str | Path,
+    version: str,
+    split: str,
+    cache_dir: str,
+    cameras: Sequence[str],
+    classes: Sequence[str],
+) -> None:
+    """Register a split, seen one camera at a time, in DatasetCatalog and MetadataCatalog.
+
+    Args:
+        name: the dataset's name in the catalogs; registering the same again does nothing.
+        root: directory that holds the version's tables and `samples`.
+        version: name of the tables.
+        split: an official split or one of the version's `splits.json`.
+        cache_dir: where the index is kept, see `cache_directory`; multi-view models use the same one.
+        cameras: channels whose images are the dataset.
+        classes: nuScenes detection classes in the order of the labels.
+
+    Raises:
+        AssertionError: the name is registered with other values.
+    """
+    MetadataCatalog.get(name).set(
+        root=str(root),
+        version=version,
+        split=split,
+        cameras=tuple(cameras),
+        thing_classes=tuple(classes),
+        evaluator_type="nuscenes_mono",
+    )
+    if name not in DatasetCatalog:
+        load = functools.partial(load_nuscenes_mono, root, version, split, cache_dir, cameras, classes)
+        DatasetCatalog.register(name, load)
+
+
+def load_nuscenes_mono(
+    root: str | Path,
+    version: str,
+    split: str,
+    cache_dir: str,
+    cameras: Sequence[str],
+    classes: Sequence[str],
+) -> NuScenesMonoIndex:
+    """Load the images of a split; arguments as `register_nuscenes_mono`, errors as `load_nuscenes`.
+
+    Returns:
+        The index.
+    """
+    return NuScenesMonoIndex(load_nuscenes(root, version, split, cache_dir, cameras), classes)

@@ -1,0 +1,193 @@
+"""One frame in KITTI layout: a road with traffic ahead of the camera, everything at rest."""
+
+from __future__ import annotations
+
+import colorsys
+import dataclasses
+import math
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from bevkd2.data.synthetic.kitti.calibration import CAMERA_HEIGHT, Calibration, make_calibration
+from bevkd2.data.synthetic.kitti.classes import TYPES, KittiType
+from bevkd2.data.synthetic.kitti.config import KittiWorldConfig
+from bevkd2.data.synthetic.nuscenes.scene import LANE_WIDTH, EgoPath, Road, Scene, WorldObject, draw_light
+
+Array = npt.NDArray[np.float64]
+
+# Tries to place a box; where all fail there is no room, and the frame goes without it.
+_CANDIDATES = 24
+# Metres that boxes keep from each other, and corners from the camera, along its axis.
+_GAP = 0.3
+_NEAREST_CORNER = 1.5
+# Centres reach this far beyond the image's sides, as a share of its width, so that some boxes are cut.
+_BESIDE_IMAGE = 0.05
+_CONTACT_RIM = 0.25
+# Of the cars that stand at the kerb, the share that does not stand along it.
+_ANGLED_SHARE = 0.3
+# Standard deviation in radians of headings about the road's.
+_HEADING_SIGMA = 0.05
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class KittiFrame:
+    """A frame.
+
+    Attributes:
+        scene: the renderer's; the frame is at time 0, and the kinds of its objects are those of TYPES.
+        calibration: of the frame.
+    """
+
+    scene: Scene
+    calibration: Calibration
+
+    def boxes(self) -> Array:
+        """(n, 7) all objects in the camera's frame, laid out as in `CameraBoxes3D`."""
+        path = self.scene.road.path
+        return np.array([_camera_box(item, path) for item in self.scene.objects]).reshape(-1, 7)
+
+
+def make_frame(config: KittiWorldConfig, index: int) -> KittiFrame:
+    """Draw a frame.
+
+    Args:
+        config: the world.
+        index: of the frame; with the seed it decides every draw.
+
+    Returns:
+        The frame.
+    """
+    rng = np.random.default_rng([config.seed, index])
+    calibration = make_calibration(rng, config)
+    road = _draw_road(rng)
+    count = rng.integers(config.min_objects, config.max_objects + 1)
+    drawn = rng.choice(len(TYPES), size=count, p=[t.share for t in TYPES])
+    types: list[KittiType | None] = [TYPES[i] for i in drawn]
+    objects: list[WorldObject] = []
+    for kitti_type in types + [None] * config.distractors:
+        item = _place(rng, config, calibration, road, kitti_type, objects)
+        if item is not None:
+            objects.append(item)
+    light = dataclasses.replace(draw_light(rng), contact_rim=_CONTACT_RIM)
+    scene = Scene([calibration.camera()], road, objects, light, int(rng.integers(2**31)))
+    return KittiFrame(scene, calibration)
+
+
+def _camera_box(item: WorldObject, path: EgoPath) -> Array:
+    forward, left = _ego_coordinates(path, item.position)
+    # A heading that is turned from forward to the left by a points along (x, z) = (-sin a, cos a), which is
+    # (cos ry, -sin ry).
+    rotation_y = (path.heading - item.yaw + math.pi / 2) % (2 * math.pi) - math.pi
+    return np.array([-left, CAMERA_HEIGHT - item.size[2] / 2, forward, *item.size, rotation_y])
+
+
+def _ego_coordinates(path: EgoPath, points: Array) -> Array:
+    """(..., 2) metres forward and to the left of the camera, of global points (..., 2)."""
+    cos, sin = math.cos(path.heading), math.sin(path.heading)
+    return (points - path.origin) @ np.array([[cos, -sin], [sin, cos]])
+
+
+def _draw_road(rng: np.random.Generator) -> Road:
+    curvature = rng.uniform(0.0002, 0.008) * rng.choice([-1.0, 1.0])
+    # At 1 m/s, the pose at a time is the pose after as many metres.
+    path = EgoPath(rng.uniform(200.0, 1800.0, size=2), rng.uniform(-math.pi, math.pi), 1.0, float(curvature))
+    return Road(path, int(rng.integers(2, 5)))
+
+
+def _place(
+    rng: np.random.Generator,
+    config: KittiWorldConfig,
+    calibration: Calibration,
+    road: Road,
+    kitti_type: KittiType | None,
+    others: list[WorldObject],
+) -> WorldObject | None:
+    """Draw an object that is in view and has room; None where there is none."""
+    for _ in range(_CANDIDATES):
+        item = _draw_object(rng, config, road, kitti_type)
+        if _in_view(item, road.path, calibration, config) and all(
+            _apart(item, other, road.path, config.overlap) for other in others
+        ):
+            return item
+    return None
+
+
+def _draw_object(
+    rng: np.random.Generator, config: KittiWorldConfig, road: Road, kitti_type: KittiType | None
+) -> WorldObject:
+    if kitti_type is None:
+        size = np.array([rng.uniform(0.3, 4.0), rng.uniform(0.3, 3.0), rng.uniform(0.8, 4.0)])
+        color = np.clip(rng.uniform(0.25, 0.75) + 0.02 * rng.standard_normal(3), 0.0, 1.0)
+    else:
+        size = np.array(kitti_type.kind.size) * np.exp(config.size_sigma * rng.standard_normal(3))
+        hue = (kitti_type.hue + config.hue_sigma * rng.standard_normal()) % 1.0
+        color = np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.75, 0.95), rng.uniform(0.7, 0.95)))
+    nearest = config.nearest + size[0] / 2
+    along = nearest * (max(config.farthest, nearest) / nearest) ** rng.random()
+    lateral, turn = _draw_spot(rng, road, kitti_type)
+    middle, road_heading = road.path.pose(along)
+    position = middle + lateral * np.array([-math.sin(road_heading), math.cos(road_heading)])
+    kind = None if kitti_type is None else kitti_type.kind
+    return WorldObject(kind, size, road_heading + turn, position, np.zeros(2), color, None)
+
+
+def _draw_spot(rng: np.random.Generator, road: Road, kitti_type: KittiType | None) -> tuple[float, float]:
+    """Lateral offset to the left in metres, and heading less the road's in radians."""
+    right, left = road.edges
+    any_way = rng.uniform(-math.pi, math.pi)
+    side = rng.choice([-1.0, 1.0])
+    edge = left if side > 0 else right
+    if kitti_type is None:
+        return edge + side * rng.uniform(2.0, 10.0), any_way
+    draw = rng.random() - kitti_type.lane_share
+    if draw < 0:
+        lane = int(rng.integers(road.num_lanes))
+        oncoming = lane >= (road.num_lanes + 1) // 2
+        lateral = lane * LANE_WIDTH + 0.3 * rng.standard_normal()
+        return lateral, math.pi * oncoming + _HEADING_SIGMA * rng.standard_normal()
+    if draw >= kitti_type.kerb_share:
+        return rng.uniform(right, left), any_way
+    if kitti_type.kind.size[0] < 1.0:
+        return edge + side * rng.uniform(-0.5, 2.5), any_way
+    turn = rng.choice([0.0, math.pi]) + _HEADING_SIGMA * rng.standard_normal()
+    if rng.random() < _ANGLED_SHARE:
+        turn += rng.uniform(math.pi / 4, 3 * math.pi / 4)
+    return edge + side * rng.uniform(0.8, 1.6), turn
+
+
+def _in_view(item: WorldObject, path: EgoPath, calibration: Calibration, config: KittiWorldConfig) -> bool:
+    (forward, left), (focal, _, cx, _) = _ego_coordinates(path, item.position), calibration.projections[2, 0]
+    if _ego_coordinates(path, _footprint(item))[:, 0].min() < _NEAREST_CORNER:
+        return False
+    share = (cx - focal * left / forward) / config.image_size[0]
+    return bool(-_BESIDE_IMAGE < share < 1 + _BESIDE_IMAGE)
+
+
+def _footprint(item: WorldObject) -> Array:
+    """(4, 2) corners on the ground, global, metres."""
+    along = 0.5 * item.size[0] * np.array([math.cos(item.yaw), math.sin(item.yaw)])
+    across = 0.5 * item.size[1] * np.array([-math.sin(item.yaw), math.cos(item.yaw)])
+    return item.position + np.array([along + across, along - across, -along - across, -along + across])
+
+
+def _apart(a: WorldObject, b: WorldObject, path: EgoPath, overlap: float) -> bool:
+    """Whether two boxes keep their distance, and the nearer covers at most a share of the other's width."""
+    region, _ = cv2.rotatedRectangleIntersection(_widened(a, path), _widened(b, path))
+    if region != cv2.INTERSECT_NONE:
+        return False
+    spans = []
+    for item in (a, b):
+        corners = _ego_coordinates(path, _footprint(item))
+        slopes = corners[:, 1] / corners[:, 0]
+        spans.append((corners[:, 0].mean(), slopes.min(), slopes.max()))
+    (_, near_low, near_high), (_, far_low, far_high) = sorted(spans)
+    shared = min(near_high, far_high) - max(near_low, far_low)
+    return bool(shared <= overlap * (far_high - far_low))
+
+
+def _widened(item: WorldObject, path: EgoPath) -> tuple[list[float], list[float], float]:
+    """Centre, sides and angle (degrees) of a footprint with half the gap around it, as OpenCV takes them."""
+    center = _ego_coordinates(path, item.position).tolist()
+    return center, (item.size[:2] + _GAP).tolist(), math.degrees(item.yaw - path.heading)

@@ -1,0 +1,101 @@
+"""Dense auxiliary supervision in training: centre heat maps on the bird's-eye view and in the images.
+
+The heat maps and their loss are CenterNet's (Zhou et al., arXiv 1904.07850, Eq. 1). BEVFormer's set losses
+alone need long schedules; heat maps teach the features where objects are from the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bevkd2.modeling.bev.inputs import BEVTargets
+from bevkd2.modeling.heatmaps import draw_heatmap, gaussian_radius, heatmap_loss
+from bevkd2.structures import Boxes3D, project_points
+
+BEV_OVERLAP = 0.1  # CenterPoint's
+IMAGE_OVERLAP = 0.7  # CenterNet's
+
+
+def bev_heatmap_targets(
+    boxes: Boxes3D, labels: Tensor, num_classes: int, shape: tuple[int, int], pc_range: Sequence[float]
+) -> tuple[Tensor, int]:
+    """Heat map of one sample's box centres on the bird's-eye view.
+
+    Returns:
+        (K, H, W), and how many centres are inside the range.
+    """
+    low, high = boxes.tensor.new_tensor(pc_range)[[0, 1, 3, 4]].chunk(2)
+    size = boxes.tensor.new_tensor([shape[1], shape[0]])
+    cells_per_metre = size / (high - low)
+    centers = (boxes.center[:, :2] - low) * cells_per_metre
+    keep = ((centers >= 0) & (centers < size)).all(1)
+    extent = boxes.size[keep, :2] * cells_per_metre.mean()
+    radii = gaussian_radius(extent[:, 0], extent[:, 1], BEV_OVERLAP)
+    return draw_heatmap(centers[keep], radii, labels[keep], num_classes, shape), int(keep.sum())
+
+
+def image_heatmap_targets(
+    boxes: Boxes3D,
+    labels: Tensor,
+    lidar2img: Tensor,
+    image_size: Tensor,
+    num_classes: int,
+    shape: tuple[int, int],
+    stride: int,
+) -> tuple[Tensor, int]:
+    """Heat map of the projected box centres in one camera.
+
+    Args:
+        boxes: of the sample.
+        labels: (n,) int64.
+        lidar2img: (4, 4).
+        image_size: (2,) height and width in pixels before padding.
+        num_classes: K.
+        shape: (h, w) of the map.
+        stride: pixels a cell.
+
+    Returns:
+        (K, h, w), and how many centres are in the image.
+    """
+    limits = image_size.flip(0)
+    center, depth = project_points(boxes.center[None], lidar2img[None])
+    center, depth = center[0], depth[0]
+    keep = ((center >= 0) & (center < limits)).all(1) & (depth > 0.1)
+    corners, _ = project_points(boxes.corners()[keep], lidar2img[None])
+    corners = corners.minimum(limits).clamp(min=0) / stride
+    extent = (corners.amax(1) - corners.amin(1)).clamp(min=1)
+    radii = gaussian_radius(extent[:, 1], extent[:, 0], IMAGE_OVERLAP)
+    return draw_heatmap(center[keep] / stride, radii, labels[keep], num_classes, shape), int(keep.sum())
+
+
+def bev_heatmap_loss(logits: Tensor, targets: BEVTargets, pc_range: Sequence[float]) -> Tensor:
+    """Loss of the BEV head, (B, K, H, W)."""
+    shape = (logits.shape[2], logits.shape[3])
+    maps = [
+        bev_heatmap_targets(boxes, labels, logits.shape[1], shape, pc_range)
+        for boxes, labels in zip(targets.boxes, targets.labels, strict=True)
+    ]
+    return heatmap_loss(logits, torch.stack([m for m, _ in maps]), sum(count for _, count in maps))
+
+
+def image_heatmap_loss(logits: Tensor, targets: BEVTargets, stride: int) -> Tensor:
+    """Loss of the image head, (B*N, K, h, w) with ``stride`` pixels a cell."""
+    shape = (logits.shape[2], logits.shape[3])
+    with torch.autocast(logits.device.type, enabled=False):  # a projection in 16 bits misses by pixels
+        maps = [
+            image_heatmap_targets(
+                targets.boxes[sample],
+                targets.labels[sample],
+                targets.lidar2img[sample, camera],
+                targets.image_sizes[sample, camera],
+                logits.shape[1],
+                shape,
+                stride,
+            )
+            for sample in range(len(targets.boxes))
+            for camera in range(targets.lidar2img.shape[1])
+        ]
+    return heatmap_loss(logits, torch.stack([m for m, _ in maps]), sum(count for _, count in maps))

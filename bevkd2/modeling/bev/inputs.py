@@ -1,0 +1,168 @@
+"""What a bird's-eye-view detector reads: frames as tensors, their geometry kept beside the pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bevkd2.modeling.bev.box_coder import encode_boxes
+from bevkd2.modeling.pixels import PixelNormalizer
+from bevkd2.structures import Boxes3D
+
+FRAME_KEYS = ("images", "lidar2img", "can_bus", "scene_token", "timestamp")
+
+
+@dataclasses.dataclass
+class Frames:
+    """One time step of R rows of a batch, N cameras."""
+
+    images: Tensor
+    """(R, N, 3, H, W) float32, normalised, padded right and bottom with zeros."""
+    image_sizes: Tensor
+    """(R, N, 2) float32: height and width in pixels before padding."""
+    lidar2img: Tensor
+    """(R, N, 4, 4) float32: metres in the LIDAR_TOP frame to pixels of ``images``."""
+    can_bus: Tensor
+    """(R, 18) float64, absolute values."""
+    scene_tokens: list[str]
+    timestamps: list[int]
+    """Microseconds."""
+    rows: list[int]
+    """Which samples of the batch the R rows belong to."""
+
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        """Height and width of ``images``."""
+        return self.images.shape[-2], self.images.shape[-1]
+
+
+@dataclasses.dataclass
+class BEVInputs:
+    """A batch: the current frames, and the history of those samples that have one."""
+
+    current: Frames
+    history: list[Frames]
+    """Oldest first. Histories end together, so a sample with a short one joins late: see ``Frames.rows``."""
+
+
+@dataclasses.dataclass
+class BEVTargets:
+    """Annotations of the current frames, one entry a sample."""
+
+    boxes: list[Boxes3D]
+    """(n, 9) each, LIDAR_TOP frame."""
+    labels: list[Tensor]
+    """(n,) int64 each."""
+    codes: list[Tensor]
+    """(n, 10) each: the boxes as the head predicts them (see :mod:`bevkd2.modeling.bev.box_coder`)."""
+    lidar2img: Tensor
+    """(B, N, 4, 4), for the image heat map."""
+    image_sizes: Tensor
+    """(B, N, 2), for the image heat map."""
+
+
+def collate_frames(
+    frames: Sequence[Mapping[str, Any]], rows: list[int], normalize: PixelNormalizer, num_cameras: int
+) -> Frames:
+    """Batches one time step.
+
+    Args:
+        frames: one mapping a row with ``FRAME_KEYS``, as the mapper emits it.
+        rows: which sample of the batch each belongs to.
+        normalize: of the model that will read them.
+        num_cameras: N that the model was built for.
+
+    Raises:
+        KeyError: a frame lacks a key.
+        ValueError: images of the wrong shape, type or number.
+    """
+    for frame in frames:
+        _check_frame(frame, num_cameras)
+    device = normalize.mean.device
+    sizes = [torch.tensor(frame["images"].shape[-2:]).expand(num_cameras, 2) for frame in frames]
+    return Frames(
+        images=normalize([frame["images"] for frame in frames]),
+        image_sizes=torch.stack(sizes).float().to(device),
+        lidar2img=torch.stack([torch.as_tensor(frame["lidar2img"]) for frame in frames]).float().to(device),
+        can_bus=torch.stack([torch.as_tensor(frame["can_bus"]).double() for frame in frames]).to(device),
+        scene_tokens=[frame["scene_token"] for frame in frames],
+        timestamps=[int(frame["timestamp"]) for frame in frames],
+        rows=rows,
+    )
+
+
+def collate_history(
+    samples: Sequence[Mapping[str, Any]], normalize: PixelNormalizer, num_cameras: int
+) -> list[Frames]:
+    """Batches the history frames so that all samples reach the present together.
+
+    Args:
+        samples: the batch; ``sample["history"]`` is a list of frames, oldest first, possibly empty or absent.
+        normalize: of the model that will read them.
+        num_cameras: N that the model was built for.
+
+    Returns:
+        As many steps as the longest history has, oldest first.
+    """
+    histories = [list(sample.get("history", ())) for sample in samples]
+    steps = []
+    for age in range(max(map(len, histories)), 0, -1):
+        rows = [row for row, history in enumerate(histories) if len(history) >= age]
+        steps.append(collate_frames([histories[row][-age] for row in rows], rows, normalize, num_cameras))
+    return steps
+
+
+def collate_targets(samples: Sequence[Mapping[str, Any]], frames: Frames, num_classes: int) -> BEVTargets:
+    """Moves the annotations to the frames' device.
+
+    Args:
+        samples: with ``boxes`` (Boxes3D) and ``labels``.
+        frames: the current ones.
+        num_classes: K.
+
+    Raises:
+        KeyError: a sample without annotations.
+        ValueError: a box that no detector could predict, or a label that is no class.
+    """
+    device = frames.images.device
+    codes = [_codes(sample, num_classes).to(device) for sample in samples]
+    return BEVTargets(
+        boxes=[sample["boxes"].to(device) for sample in samples],
+        labels=[sample["labels"].to(device) for sample in samples],
+        codes=codes,
+        lidar2img=frames.lidar2img,
+        image_sizes=frames.image_sizes,
+    )
+
+
+def _codes(sample: Mapping[str, Any], num_classes: int) -> Tensor:
+    name = f"sample {sample.get('sample_token', '(no sample_token)')}"
+    if "boxes" not in sample or "labels" not in sample:
+        raise KeyError(f"{name}: no boxes or labels; training needs an annotated split")
+    labels = sample["labels"]
+    if len(labels) != len(sample["boxes"]) or bool(((labels < 0) | (labels >= num_classes)).any()):
+        raise ValueError(
+            f"{name}: labels are {labels.tolist()} for {len(sample['boxes'])} boxes, expected one a box in "
+            f"0..{num_classes - 1} (MODEL.BEVFORMER.NUM_CLASSES)"
+        )
+    try:
+        return encode_boxes(sample["boxes"]).float()
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _check_frame(frame: Mapping[str, Any], num_cameras: int) -> None:
+    name = frame.get("sample_token", "(no sample_token)")
+    missing = [key for key in FRAME_KEYS if key not in frame]
+    if missing:
+        raise KeyError(f"sample {name}: keys {missing} are missing, expected {list(FRAME_KEYS)}")
+    images = frame["images"]
+    if images.ndim != 4 or images.shape[:2] != (num_cameras, 3) or images.dtype != torch.uint8:
+        raise ValueError(
+            f"sample {name}: images are {tuple(images.shape)} {images.dtype}, expected uint8 "
+            f"({num_cameras}, 3, H, W); INPUT.CAMERAS and MODEL.BEVFORMER.NUM_CAMERAS must agree"
+        )

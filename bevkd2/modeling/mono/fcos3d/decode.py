@@ -1,0 +1,218 @@
+"""From the maps of a dense head to detections (FCOS3D, arXiv 2104.10956, section 3.2; PGD)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bevkd2.modeling.mono.depth import depth_confidence, depth_from_bins, fuse_depth
+from bevkd2.modeling.mono.fcos3d.outputs import DenseOutputs
+from bevkd2.modeling.mono.grid import flatten_levels, locations_of, strides_of_locations
+from bevkd2.modeling.mono.lift import full_local_yaw, lift_boxes
+from bevkd2.ops.box3d import batched_rotated_nms
+from bevkd2.structures import CameraBoxes3D
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeOptions:
+    """Numbers of the test-time decoding."""
+
+    direction_offset: float
+    """Where the first half of local yaws begins (rad)."""
+    candidates_per_level: int
+    """Locations that each level sends to the suppression, the best by score."""
+    nms_threshold: float
+    """IoU of footprints."""
+    nms_inclusive: bool
+    """A box goes where the IoU equals the threshold too."""
+    score_threshold: float
+    max_detections: int
+    depth_unit: float = 0.0
+    """Metres between the depths that the distribution knows (PGD)."""
+
+
+@dataclasses.dataclass
+class Candidates:
+    """The best P locations of one image, level by level."""
+
+    boxes: CameraBoxes3D
+    """P boxes."""
+    scores: Tensor
+    """(P, K) of every class."""
+    direction: Tensor
+    """(P,) int64: the half turn that the local yaw lies in."""
+    boxes2d: Tensor | None
+    """(P, 4) x1, y1, x2, y2 in pixels, not beyond the image."""
+    attributes: Tensor | None
+    """(P,) int64."""
+
+    def __len__(self) -> int:
+        """P."""
+        return len(self.scores)
+
+
+def class_scores(outputs: DenseOutputs) -> Tensor:
+    """How much each location believes in each class.
+
+    The probability of the class times the centre-ness, and with PGD times the sharpness of the depth's
+    distribution and the exponential of minus the uncertainty, so that it may exceed 1.
+
+    Args:
+        outputs: of a head.
+
+    Returns:
+        (B, Q, K).
+    """
+    scores = flatten_levels(outputs.logits).sigmoid() * flatten_levels(outputs.centerness).sigmoid()
+    if outputs.depth_bins is not None:
+        scores = scores * depth_confidence(flatten_levels(outputs.depth_bins))[..., None]
+    if outputs.uncertainty is not None:
+        scores = scores * (-flatten_levels(outputs.uncertainty)).exp()
+    return scores
+
+
+def candidates_of(
+    outputs: DenseOutputs,
+    depth: Tensor,
+    *,
+    cam2img: Tensor,
+    image_sizes: Tensor,
+    strides: Sequence[int],
+    options: DecodeOptions,
+) -> list[Candidates]:
+    """Picks the best locations of every level and lifts them into the camera's frame.
+
+    Args:
+        outputs: of a head.
+        depth: (B, Q) metres.
+        cam2img: (B, 4, 4).
+        image_sizes: (B, 2) height and width in pixels before padding.
+        strides: pixels to a cell, level by level.
+        options: see there.
+
+    Returns:
+        One entry an image.
+    """
+    shapes = [(level.shape[-2], level.shape[-1]) for level in outputs.logits]
+    device = depth.device
+    locations = locations_of(shapes, strides, device)
+    stride_of = strides_of_locations(shapes, strides, device)
+    scores = class_scores(outputs)
+    boxes, direction = flatten_levels(outputs.boxes), flatten_levels(outputs.direction).argmax(dim=-1)
+    sides = None if outputs.boxes2d is None else flatten_levels(outputs.boxes2d)
+    attributes = None if outputs.attributes is None else flatten_levels(outputs.attributes).argmax(dim=-1)
+    found = []
+    for row in range(len(depth)):
+        kept = _best_of_levels(scores[row].amax(dim=-1), shapes, options.candidates_per_level)
+        at, stride, raw, half = locations[kept], stride_of[kept, None], boxes[row, kept], direction[row, kept]
+        yaw = full_local_yaw(raw[:, 6], half, options.direction_offset)
+        centers2d = at - raw[:, :2] * stride
+        cameras = cam2img[row].expand(len(kept), 4, 4)
+        lifted = lift_boxes(centers2d, depth[row, kept], raw[:, 3:6], yaw, cameras)
+        found.append(
+            Candidates(
+                boxes=CameraBoxes3D(torch.cat([lifted, raw[:, 7:]], dim=1)),
+                scores=scores[row, kept],
+                direction=half,
+                boxes2d=None if sides is None else _boxes2d(at, sides[row, kept] * stride, image_sizes[row]),
+                attributes=None if attributes is None else attributes[row, kept],
+            )
+        )
+    return found
+
+
+def select_detections(candidates: Candidates, options: DecodeOptions) -> dict[str, Tensor | CameraBoxes3D]:
+    """Suppresses overlapping footprints class by class, and keeps the best.
+
+    A location may become a detection of several classes.
+
+    Args:
+        candidates: of one image.
+        options: see there.
+
+    Returns:
+        ``boxes`` (k of them), ``scores`` (k,) falling, ``labels`` (k,), and where there are any ``boxes2d``
+        (k, 4) and ``attributes`` (k,).
+
+    Raises:
+        ValueError: a score is NaN.
+    """
+    check_scores(candidates.scores)
+    rows, labels = (candidates.scores > options.score_threshold).nonzero(as_tuple=True)
+    scores = candidates.scores[rows, labels]
+    footprints = candidates.boxes.bev()[rows]
+    kept = batched_rotated_nms(
+        footprints, scores, labels, options.nms_threshold, inclusive=options.nms_inclusive
+    )[: options.max_detections]
+    rows = rows[kept]
+    result: dict[str, Tensor | CameraBoxes3D] = {
+        "boxes": candidates.boxes[rows],
+        "scores": scores[kept],
+        "labels": labels[kept],
+    }
+    if candidates.boxes2d is not None:
+        result["boxes2d"] = candidates.boxes2d[rows]
+    if candidates.attributes is not None:
+        result["attributes"] = candidates.attributes[rows]
+    return result
+
+
+def check_scores(scores: Tensor) -> None:
+    """Refuses scores that are no numbers, which no threshold would let pass: they would be no detections.
+
+    Args:
+        scores: of any shape.
+
+    Raises:
+        ValueError: one is NaN.
+    """
+    if bool(scores.isnan().any()):
+        raise ValueError(
+            "the model's scores contain NaN: its weights or its training have diverged; use an earlier "
+            "checkpoint"
+        )
+
+
+def fused_depth(
+    outputs: DenseOutputs, fuse_lambda: Tensor | None, unit: float
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The depths of all locations.
+
+    Args:
+        outputs: of a head.
+        fuse_lambda: of the same head; None where it has no depth distribution.
+        unit: metres between the depths that the distribution knows.
+
+    Returns:
+        (B, Q) metres each: the depth to decode with, the direct one, and the distribution's expectation or
+        None.
+    """
+    direct = flatten_levels([level[:, 2:3] for level in outputs.boxes])[..., 0]
+    if outputs.depth_bins is None or fuse_lambda is None:
+        return direct, direct, None
+    probabilistic = depth_from_bins(flatten_levels(outputs.depth_bins), unit)
+    return fuse_depth(direct, probabilistic, fuse_lambda), direct, probabilistic
+
+
+def _best_of_levels(scores: Tensor, shapes: Sequence[tuple[int, int]], count: int) -> Tensor:
+    """Indices of the best ``count`` locations of every level: by falling score where a level has more."""
+    kept, start = [], 0
+    for rows, columns in shapes:
+        cells = rows * columns
+        level = scores[start : start + cells]
+        if cells > count:
+            kept.append(start + level.topk(count).indices)
+        else:
+            kept.append(torch.arange(start, start + cells, device=scores.device))
+        start += cells
+    return torch.cat(kept)
+
+
+def _boxes2d(locations: Tensor, sides: Tensor, image_size: Tensor) -> Tensor:
+    """(P, 4) from (P, 2) pixels and (P, 4) pixels to the left, top, right and bottom."""
+    boxes = torch.cat([locations - sides[:, :2], locations + sides[:, 2:]], dim=1)
+    border = image_size.flip(0).repeat(2).to(boxes)
+    return boxes.clamp(min=0).minimum(border)

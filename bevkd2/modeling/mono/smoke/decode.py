@@ -1,0 +1,119 @@
+"""From SMOKE's maps to boxes (Liu et al., arXiv 2002.10111, section 3.2.2, Eqs. 1 to 4)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bevkd2.modeling.mono.fcos3d.decode import check_scores
+from bevkd2.modeling.mono.smoke.head import SmokeOutputs
+from bevkd2.structures import CameraBoxes3D, unproject_points, wrap_angle
+
+
+@dataclasses.dataclass(frozen=True)
+class SmokeCoder:
+    """What turns codes into metres and radians."""
+
+    depth_prior: tuple[float, float]
+    """Mean and deviation of depths, metres."""
+    size_priors: tuple[tuple[float, float, float], ...]
+    """Typical length, height, width of every class, metres."""
+    stride: int
+    """Pixels to a cell."""
+
+    def depth(self, code: Tensor) -> Tensor:
+        """Metres, as the projection gives them, of the codes' first numbers (Eq. 1)."""
+        mean, deviation = self.depth_prior
+        return mean + deviation * code
+
+    def decode(
+        self,
+        codes: Tensor,
+        cells: Tensor,
+        labels: Tensor,
+        cam2img: Tensor,
+        heading_centers: Tensor | None = None,
+    ) -> CameraBoxes3D:
+        """Lifts cells into the camera's frame.
+
+        ``cam2img`` is right for the network's input, shifted or scaled as that may be. So the location is the
+        inverse projection of the pixel, and equals the published code's, which first maps the pixel back to
+        the original image by the affine and then unprojects with the original calibration.
+
+        Args:
+            codes: (P, 8), as in :class:`SmokeOutputs`.
+            cells: (P, 2) int64 x, y.
+            labels: (P,) int64, which typical size counts.
+            cam2img: (P, 4, 4).
+            heading_centers: (P, 3) centres whose azimuth turns a local heading into rotation_y (Eq. 4); None:
+                the decoded ones. The published training takes the annotated ones.
+
+        Returns:
+            P boxes, seven columns, differentiable; rotation_y in [-pi, pi).
+        """
+        pixels = (cells + codes[:, 1:3]) * self.stride
+        depth = self.depth(codes[:, :1])
+        centers = unproject_points(pixels[:, None], depth, cam2img)[:, 0]
+        sizes = codes.new_tensor(self.size_priors)[labels] * codes[:, 3:6].exp()
+        x, _, z = (centers if heading_centers is None else heading_centers).unbind(dim=1)
+        # The published code adds or takes a quarter turn by the cosine's sign, which is atan2 of both.
+        local = torch.atan2(codes[:, 6], codes[:, 7]) - math.pi / 2
+        # Behind the camera, where no object is, this too is as published: the arc tangent of x / z.
+        azimuth = torch.atan2(x.where(z >= 0, -x), z.abs())
+        heading = wrap_angle(local + azimuth)
+        return CameraBoxes3D(torch.cat([centers, sizes[:, [0, 2, 1]], heading[:, None]], dim=1))
+
+
+def detect(
+    outputs: SmokeOutputs,
+    coder: SmokeCoder,
+    *,
+    cam2img: Tensor,
+    image_sizes: Tensor,
+    max_detections: int,
+    score_threshold: float,
+) -> list[dict[str, Tensor | CameraBoxes3D]]:
+    """The highest peaks of the heat map, lifted; there is no suppression but of non-peaks.
+
+    Args:
+        outputs: of the head.
+        coder: of the model.
+        cam2img: (B, 4, 4).
+        image_sizes: (B, 2) height and width in pixels before padding; cells in the padding are no peaks.
+        max_detections: most of an image.
+        score_threshold: what is not above it is dropped.
+
+    Returns:
+        One entry an image: ``boxes`` (k of them), ``scores`` (k,) falling, ``labels`` (k,).
+
+    Raises:
+        ValueError: a score is NaN.
+    """
+    check_scores(outputs.logits)
+    scores = _peaks(outputs.logits.sigmoid(), image_sizes, coder.stride)
+    height, width = scores.shape[2:]
+    results: list[dict[str, Tensor | CameraBoxes3D]] = []
+    for row, flat in enumerate(scores.flatten(1)):
+        best = flat.topk(min(max_detections, len(flat)))
+        kept = best.values > score_threshold
+        labels, cells = best.indices[kept] // (height * width), best.indices[kept] % (height * width)
+        boxes = coder.decode(
+            outputs.codes[row].flatten(1)[:, cells].T,
+            torch.stack([cells % width, cells // width], dim=1),
+            labels,
+            cam2img[row].expand(len(cells), 4, 4),
+        )
+        results.append({"boxes": boxes, "scores": best.values[kept], "labels": labels})
+    return results
+
+
+def _peaks(scores: Tensor, image_sizes: Tensor, stride: int) -> Tensor:
+    """Scores of the cells that are the largest of their 3 x 3 neighbours, and 0 elsewhere."""
+    y, x = (torch.arange(n, device=scores.device) * stride for n in scores.shape[2:])
+    inside = (y < image_sizes[:, :1])[:, None, :, None] & (x < image_sizes[:, 1:])[:, None, None, :]
+    scores = scores.where(inside, 0)
+    return scores.where(F.max_pool2d(scores, 3, stride=1, padding=1) == scores, 0)

@@ -1,0 +1,48 @@
+"""SMOKE's head: a heat map of projected 3D centres, and a box code in every cell (arXiv 2002.10111, 3.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bevkd2.modeling.mono.fcos3d.head import Branch
+
+CODE_SIZE = 8
+
+
+@dataclasses.dataclass
+class SmokeOutputs:
+    """Maps of one level; B images, h x w cells, K classes."""
+
+    logits: Tensor
+    """(B, K, h, w) of the heat map, before the sigmoid."""
+    codes: Tensor
+    """(B, 8, h, w): depth in deviations from the mean depth; x, y of the projected centre from the cell's
+    top left corner, in cells; logarithms of length, height, width over the class's typical ones, within
+    +-0.5; sine and cosine of the local heading plus a quarter turn, of norm 1."""
+
+
+class SmokeHead(nn.Module):
+    """Two branches, each a 3x3 convolution and a 1x1."""
+
+    def __init__(self, in_channels: int, num_classes: int, feature_channels: int = 256) -> None:
+        """Make the layers.
+
+        Args:
+            in_channels: of the neck.
+            num_classes: K.
+            feature_channels: between the two convolutions of a branch.
+        """
+        super().__init__()
+        # A prior probability of 0.1, as CenterNet.
+        self.class_branch = Branch(in_channels, (feature_channels,), num_classes, bias=-2.19)
+        self.box_branch = Branch(in_channels, (feature_channels,), CODE_SIZE)
+
+    def forward(self, x: Tensor) -> SmokeOutputs:
+        """(B, C, h, w) of the neck to maps of the same size."""
+        raw = self.box_branch(x)
+        codes = torch.cat([raw[:, :3], raw[:, 3:6].sigmoid() - 0.5, F.normalize(raw[:, 6:], dim=1)], dim=1)
+        return SmokeOutputs(self.class_branch(x), codes)

@@ -1,0 +1,125 @@
+"""SMOKE (Liu et al., arXiv 2002.10111): one keypoint an object, and its box regressed from there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bevkd2.config import CfgNode
+from bevkd2.d2 import META_ARCH_REGISTRY, Backbone, configurable
+from bevkd2.modeling.detector import Sample
+from bevkd2.modeling.knowledge import MonoKnowledge
+from bevkd2.modeling.mono.detector import MonoDetector
+from bevkd2.modeling.mono.grid import flatten_levels, level_shapes, locations_of
+from bevkd2.modeling.mono.inputs import MonoInputs, MonoTargets
+from bevkd2.modeling.mono.smoke.config import smoke_arguments
+from bevkd2.modeling.mono.smoke.decode import SmokeCoder, detect
+from bevkd2.modeling.mono.smoke.head import SmokeHead
+from bevkd2.modeling.mono.smoke.losses import SmokeLossWeights, smoke_losses
+from bevkd2.modeling.mono.smoke.targets import assign_cells, heatmap_targets, objects_of
+from bevkd2.modeling.necks.neck import Neck
+
+
+@META_ARCH_REGISTRY.register()
+class SMOKE(MonoDetector):
+    """A keypoint detector on one fine feature map.
+
+    Its group normalisation sees the whole padded image, so images of a batch should be of one size:
+    INPUT.AFFINE makes them so.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        image_backbone: Backbone,
+        neck: Neck,
+        head: SmokeHead,
+        coder: SmokeCoder,
+        loss_weights: SmokeLossWeights,
+        min_overlap: float = 0.7,
+        max_detections: int = 100,
+        score_threshold: float = 0.25,
+        **shared: Any,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            image_backbone: images (B, 3, H, W) to features by name.
+            neck: those to one level.
+            head: that to a heat map and box codes.
+            coder: box codes to boxes.
+            loss_weights: factors of the losses.
+            min_overlap: decides the radius of the heat map's Gaussians.
+            max_detections: most detections an image.
+            score_threshold: detections must be above it.
+            **shared: of MonoDetector.
+        """
+        super().__init__(image_backbone=image_backbone, neck=neck, **shared)
+        self.head, self.coder, self.loss_weights = head, coder, loss_weights
+        self.min_overlap = min_overlap
+        self.max_detections, self.score_threshold = max_detections, score_threshold
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Builds the parts that MODEL.SMOKE describes."""
+        return smoke_arguments(cfg)
+
+    def targets(self, batched_inputs: Sequence[Sample], inputs: MonoInputs) -> MonoTargets:
+        """Annotations on the device, with the cell of every object's centre assigned to it.
+
+        Raises:
+            KeyError: a sample without annotations.
+            ValueError: a label that is no class, or a box behind the camera.
+        """
+        targets = super().targets(batched_inputs, inputs)
+        (shape,) = level_shapes(inputs.padded_size, self.neck.strides)
+        objects = objects_of(targets, self.coder.stride)
+        targets.assigned = assign_cells(objects, len(inputs.images), shape)
+        return targets
+
+    def extract(
+        self, inputs: MonoInputs, wants: frozenset[str] = frozenset(), state: None = None
+    ) -> MonoKnowledge:
+        """The forward pass.
+
+        Args:
+            inputs: of :meth:`preprocess`.
+            wants: "body" and "fpn" are kept in the knowledge.
+            state: none; single images have no past.
+
+        Raises:
+            ValueError: an unknown want.
+        """
+        (level,), knowledge = self.features(inputs, wants)
+        outputs = self.head(level)
+        knowledge.outputs = outputs
+        knowledge.logits = flatten_levels([outputs.logits])
+        knowledge.direct_depth = self.coder.depth(outputs.codes[:, 0].flatten(1))
+        knowledge.depth = knowledge.direct_depth
+        assert knowledge.level_shapes is not None
+        knowledge.locations = locations_of(knowledge.level_shapes, self.neck.strides, level.device)
+        return knowledge
+
+    def losses(self, knowledge: MonoKnowledge, targets: MonoTargets) -> dict[str, Tensor]:
+        """Losses of the heat map and of the disentangled corners."""
+        objects = objects_of(targets, self.coder.stride)
+        outputs = knowledge.outputs
+        images, classes, *shape = outputs.logits.shape
+        heatmap = heatmap_targets(objects, images, classes, tuple(shape), self.coder.stride, self.min_overlap)
+        return smoke_losses(outputs, objects, heatmap, targets.cam2img, self.coder, self.loss_weights)
+
+    @torch.no_grad()
+    def inference(self, knowledge: MonoKnowledge, inputs: MonoInputs) -> list[dict[str, Any]]:
+        """Detections, one dict an image with ``boxes``, ``scores``, ``labels``."""
+        return detect(
+            knowledge.outputs,
+            self.coder,
+            cam2img=inputs.cam2img,
+            image_sizes=inputs.image_sizes,
+            max_detections=self.max_detections,
+            score_threshold=self.score_threshold,
+        )

@@ -1,0 +1,133 @@
+"""``make demo`` on a world of three scenes, with few iterations and an untrained teacher."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+import torch
+import yaml
+
+import bevkd2.modeling  # noqa: F401  (registers the models)
+from bevkd2.checkpoint import load_file, save_file
+from bevkd2.cli import demo as demo_tool
+from bevkd2.config import load_config
+from bevkd2.d2 import build_model
+
+ROOT = Path(__file__).parents[2]
+ITERATIONS = 4
+SEED = 3
+MODELS = ("teacher", "student", "distilled")
+NUMBERS = ("mAP", "NDS", "mATE", "mASE", "mAOE", "mAVE", "mAAE", "params_m", "fps")
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of an untrained teacher."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    cfg = load_config(ROOT / "configs" / "demo" / "teacher.yaml", ["MODEL.DEVICE", "cpu"])
+    save_file(build_model(cfg).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def demo(stand_in: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The output folder, and what was printed."""
+    folder = tmp_path_factory.mktemp("demo")
+    command = [sys.executable, str(ROOT / "tools" / "demo.py"), "--workers", "1", "--seed", str(SEED)]
+    command += [
+        "--output",
+        str(folder / "output"),
+        "--data",
+        str(folder / "data"),
+        "--teacher",
+        str(stand_in),
+    ]
+    command += ["--train-scenes", "2", "--val-scenes", "1", "--iterations", str(ITERATIONS)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return folder / "output", done.stdout
+
+
+@pytest.fixture(scope="module")
+def summary(demo: tuple[Path, str]) -> dict[str, Any]:
+    return json.loads((demo[0] / "summary.json").read_text())
+
+
+def test_summary_has_every_number(summary: dict[str, Any]) -> None:
+    for model in MODELS:
+        assert set(NUMBERS) <= set(summary[model])
+        assert all(math.isfinite(summary[model][number]) for number in NUMBERS)
+        assert 0 <= summary[model]["mAP"] <= 1 and 0 <= summary[model]["NDS"] <= 1
+        assert summary[model]["fps"] > 0
+    assert summary["seed"] == SEED and summary["seconds"] > 0
+
+
+def test_scores_are_those_of_the_devkit(demo: tuple[Path, str], summary: dict[str, Any]) -> None:
+    for model in MODELS:
+        official = json.loads((demo[0] / model / "inference" / "metrics_summary.json").read_text())
+        assert summary[model]["NDS"] == official["nd_score"]
+        assert summary[model]["mATE"] == official["tp_errors"]["trans_err"]
+
+
+def test_students_are_one_architecture_and_smaller_than_the_teacher(summary: dict[str, Any]) -> None:
+    assert summary["student"]["params_m"] == summary["distilled"]["params_m"] < summary["teacher"]["params_m"]
+
+
+def test_students_had_the_same_iterations_seed_and_data(demo: tuple[Path, str]) -> None:
+    configs = [yaml.safe_load((demo[0] / name / "config.yaml").read_text()) for name in MODELS[1:]]
+    for section in ("SOLVER", "SEED", "DATASETS", "INPUT", "DATALOADER"):
+        assert configs[0][section] == configs[1][section]
+    assert configs[0]["SEED"] == SEED
+    logged = []
+    for name in MODELS[1:]:
+        assert load_file(demo[0] / name / "model_final.pth")["iteration"] == ITERATIONS - 1
+        rows = (demo[0] / name / "metrics.json").read_text().splitlines()
+        logged.append([json.loads(row)["iteration"] for row in rows])
+    assert logged[0] == logged[1] and max(logged[0]) >= ITERATIONS - 1
+    assert configs[1]["MODEL"]["META_ARCHITECTURE"] == "Distiller"
+
+
+def test_pictures_show_something(demo: tuple[Path, str]) -> None:
+    pictures = sorted((demo[0] / "pictures").glob("*.png"))
+    assert {p.stem for p in pictures} >= {*MODELS, "bev_response"}
+    for picture in pictures:
+        assert str(picture) in demo[1]
+        image = cv2.imread(str(picture))
+        assert image is not None and min(image.shape[:2]) > 200 and image.std() > 10
+    views = {(demo[0] / "pictures" / f"{name}.png").read_bytes() for name in MODELS}
+    assert len(views) == 3
+
+
+def test_table_is_printed(demo: tuple[Path, str], summary: dict[str, Any]) -> None:
+    for title, model in (("T (teacher)", "teacher"), ("S (student)", "student"), ("S+KD", "distilled")):
+        row = next(line for line in demo[1].splitlines() if line.startswith(title))
+        assert f"{summary[model]['NDS']:.3f}" in row and f"{summary[model]['params_m']:.3f}" in row
+    assert str(demo[0] / "summary.json") in demo[1]
+
+
+def test_a_teacher_that_is_not_there_is_named_before_anything_is_done(
+    tmp_path: Path,
+) -> None:
+    arguments = [
+        "--teacher",
+        "gone.safetensors",
+        "--output",
+        str(tmp_path / "o"),
+        "--data",
+        str(tmp_path / "d"),
+    ]
+    with pytest.raises(SystemExit, match=r"gone\.safetensors do not exist; `make demo-teacher` trains them"):
+        demo_tool.main(arguments)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,123 @@
+"""The command that converts published weights, from a file to a file that the model loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from bevkd2.checkpoint import import_fcos3d, load_file, load_state, load_strict
+from bevkd2.checkpoint.import_bevformer import to_published
+from bevkd2.config import load_config
+from bevkd2.modeling import PGD, BEVFormer
+from tests.modeling.mono.pgd_model import small_cfg
+
+TOOLS = Path(__file__).parents[2] / "tools"
+CONFIG = """
+MODEL:
+  RESNETS: {DEPTH: 10, STEM_OUT_CHANNELS: 8, RES2_OUT_CHANNELS: 8}
+  FPN: {OUT_CHANNELS: 16}
+  BEVFORMER: {EMBED_DIM: 16, NUM_HEADS: 2, FFN_DIM: 32, BEV_SHAPE: [4, 5], NUM_QUERIES: 6}
+"""
+
+
+@pytest.fixture
+def import_weights() -> ModuleType:
+    from bevkd2.cli import import_weights
+
+    return import_weights
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> tuple[BEVFormer, list[str]]:
+    """A model, and the arguments of the command for its published file."""
+    config = tmp_path / "model.yaml"
+    config.write_text(CONFIG)
+    model = BEVFormer(load_config(config))
+    state = to_published(model.state_dict(), torch.ones(10))
+    torch.save({"meta": {"epoch": 24}, "state_dict": state}, tmp_path / "published.pth")
+    return model, ["--arch", "bevformer", "--config-file", str(config), str(tmp_path / "published.pth")]
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_converted_file_loads_strictly(
+    import_weights: ModuleType, published: tuple, tmp_path: Path, capsys: pytest.CaptureFixture, suffix: str
+):
+    model, argv = published
+    out = tmp_path / f"ours{suffix}"
+    assert import_weights.main([*argv, str(out)]) == 0
+    assert "1 dropped, 0 missing" in capsys.readouterr().out
+    fresh = BEVFormer(load_config(tmp_path / "model.yaml"))
+    load_strict(fresh, load_state(out), str(out))
+    assert torch.equal(fresh.bev_queries, model.bev_queries)
+
+
+def test_another_model_is_an_error(
+    import_weights: ModuleType, published: tuple, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    _, argv = published
+    out = tmp_path / "ours.pth"
+    assert import_weights.main([*argv, str(out), "MODEL.BEVFORMER.BEV_SHAPE", "[5, 5]"]) == 1
+    assert "bev_queries (20, 16) instead of (25, 16)" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_pickles_are_refused(
+    import_weights: ModuleType, published: tuple, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    _, argv = published
+    bomb = tmp_path / "weights.pkl"
+    bomb.write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
+    assert import_weights.main([*argv[:-1], str(bomb), str(tmp_path / "ours.pth")]) == 1
+    assert ".pkl" in capsys.readouterr().err
+
+
+def test_the_output_folder_is_made_and_what_is_in_its_way_is_named(
+    import_weights: ModuleType, published: tuple, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    _, argv = published
+    out = tmp_path / "new" / "ours.pth"
+    assert import_weights.main([*argv, str(out)]) == 0 and out.is_file()
+    assert import_weights.main([*argv, str(out / "ours.pth")]) == 1
+    assert str(out) in capsys.readouterr().err
+
+
+def test_pgd_weights_are_converted(import_weights: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture):
+    config, cfg = tmp_path / "pgd.yaml", small_cfg()
+    config.write_text(cfg.dump())
+    model = PGD(cfg)
+    torch.save({"state_dict": import_fcos3d.to_published(model.state_dict())}, tmp_path / "pgd.pth")
+    argv = ["--arch", "pgd", "--config-file", str(config), str(tmp_path / "pgd.pth")]
+    assert import_weights.main([*argv, str(tmp_path / "ours.pth")]) == 0
+    assert "0 dropped, 0 missing" in capsys.readouterr().out
+    fresh = PGD(cfg)
+    load_strict(fresh, load_state(tmp_path / "ours.pth"), "ours")
+    assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), model.parameters(), strict=True))
+
+
+def test_classes_that_a_published_file_states_are_held_against_the_config(
+    import_weights: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    config, cfg = tmp_path / "pgd.yaml", small_cfg()
+    config.write_text(cfg.dump())
+    state = import_fcos3d.to_published(PGD(cfg).state_dict())
+    argv = [
+        "--arch",
+        "pgd",
+        "--config-file",
+        str(config),
+        str(tmp_path / "pgd.pth"),
+        str(tmp_path / "ours.pth"),
+    ]
+    for meta in ({"CLASSES": ("Car", "Pedestrian", "Cyclist")}, {"dataset_meta": {"classes": ["Car"]}}):
+        torch.save({"state_dict": state, "meta": meta}, tmp_path / "pgd.pth")
+        assert import_weights.main(argv) == 1
+        assert "was trained with the classes Car" in capsys.readouterr().err
+    torch.save(
+        {"state_dict": state, "meta": {"CLASSES": ("Pedestrian", "Cyclist", "Car")}}, tmp_path / "pgd.pth"
+    )
+    assert import_weights.main(argv) == 0
+    assert "labels 0 to 2 are Pedestrian, Cyclist, Car" in capsys.readouterr().out
+    assert load_file(tmp_path / "ours.pth")["classes"] == ["Pedestrian", "Cyclist", "Car"]

@@ -1,0 +1,83 @@
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from bevkd2.cli import make_synthetic
+
+REPOSITORY = Path(__file__).parents[2]
+SCRIPT = REPOSITORY / "tools" / "make_synthetic.py"
+
+
+@pytest.fixture(scope="module")
+def tool():
+    from bevkd2.cli import make_synthetic
+
+    return make_synthetic
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A world made as a user makes it."""
+    root = tmp_path_factory.mktemp("tool") / "world"
+    options = (
+        "--train-scenes 1 --val-scenes 1 --seed 7 --difficulty hard --image-size 64x32 --frames 2 --workers 1"
+    )
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert make_synthetic.main(["--out", str(root), *options.split()]) == 0
+    assert "synthetic_train, synthetic_val" in printed.getvalue()
+    return root
+
+
+def test_the_arguments_reach_the_configuration(world):
+    config = json.loads((world / "synthetic.json").read_text())["config"]
+    assert config["seed"] == 7
+    assert config["image_size"] == [64, 32]
+    assert config["hue_sigma"] == 0.12
+    assert config["num_train_scenes"] == config["num_val_scenes"] == 1
+
+
+def test_another_configuration_is_refused_with_the_way_out(world, tool, capsys):
+    assert tool.main(["--out", str(world), "--train-scenes", "1", "--val-scenes", "1"]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--frames", "1"], "frames_per_scene is 1"), (["--workers", "0"], "workers is 0")],
+)
+def test_a_value_out_of_range_is_named(arguments, message, tool, tmp_path, capsys):
+    assert tool.main(["--out", str(tmp_path / "world"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "world").exists()
+
+
+def test_a_world_in_kitti_layout(tool, tmp_path, capsys):
+    root = tmp_path / "kitti"
+    options = "--format kitti --train-frames 1 --val-frames 2 --image-size 104x32 --workers 1"
+    assert tool.main(["--out", str(root), *options.split(), "--difficulty", "medium", "--seed", "5"]) == 0
+    assert "KITTI layout, splits train, val" in capsys.readouterr().out
+    marker = json.loads((root / "synthetic.json").read_text())
+    assert marker["format"] == "kitti"
+    assert marker["config"]["seed"] == 5
+    assert marker["config"]["size_sigma"] == 0.05
+    assert len(list((root / "training" / "image_2").glob("*.png"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("layout", "flag"), [("kitti", "--frames"), ("kitti", "--val-scenes"), ("nuscenes", "--val-frames")]
+)
+def test_an_option_of_the_other_format_is_refused(layout, flag, tool, tmp_path, capsys):
+    assert tool.main(["--out", str(tmp_path / "world"), "--format", layout, flag, "3"]) == 2
+    assert f"{flag} given with --format {layout}" in capsys.readouterr().err
+    assert not (tmp_path / "world").exists()
+
+
+@pytest.mark.parametrize("size", ["big", "176", "176x", "-5x64"])
+def test_a_bad_image_size_is_named(size, tool, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        tool.main(["--out", str(tmp_path / "world"), f"--image-size={size}"])
+    assert "expected WIDTHxHEIGHT" in capsys.readouterr().err

@@ -1,0 +1,120 @@
+"""Scoring on the test splits."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bevkd2.checkpoint import Checkpointer, StateDictMismatchError
+from bevkd2.config import get_cfg
+from bevkd2.d2 import build_model
+from bevkd2.engine import check_datasets, evaluate, load_for_evaluation
+from bevkd2.engine.evaluator import build_evaluator
+from bevkd2.evaluation import KittiEvaluator, NuScenesEvaluator, NuScenesMonoEvaluator
+from tests.data.kitti_fixture import VAL
+from tests.engine.toys import ToyEvaluator, build_toy_test_loader, flat, toy_cfg
+
+
+def score(cfg: Any, **kwargs: Any) -> Any:
+    return evaluate(
+        cfg, build_model(cfg), build_loader=build_toy_test_loader, build_evaluator=ToyEvaluator, **kwargs
+    )
+
+
+def test_one_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        results = score(toy_cfg(tmp_path))
+    assert results["toy"]["count"] == 6
+    assert (tmp_path / "inference" / "scores.txt").is_file()
+    assert "copypaste: Task: toy" in caplog.text and re.search(r"copypaste: [-\d.]+,6\.0000", caplog.text)
+    assert "Total inference time" in caplog.text
+
+
+def test_several_splits_are_kept_apart(tmp_path: Path) -> None:
+    results = score(toy_cfg(tmp_path, "DATASETS.TEST", ("val", "night")), folder="inference/teacher")
+    assert list(results) == ["val", "night"] and results["night"]["toy"]["count"] == 6
+    assert all((tmp_path / "inference" / "teacher" / split / "scores.txt").is_file() for split in results)
+
+
+def test_model_is_left_in_its_mode(tmp_path: Path) -> None:
+    cfg = toy_cfg(tmp_path)
+    model = build_model(cfg).train()
+    evaluate(cfg, model, build_loader=build_toy_test_loader, build_evaluator=ToyEvaluator)
+    assert model.training
+
+
+def test_no_split_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"DATASETS\.TEST is empty"):
+        score(toy_cfg(tmp_path, "DATASETS.TEST", ()))
+
+
+def test_weights_to_evaluate(tmp_path: Path) -> None:
+    cfg = toy_cfg(tmp_path)
+    trained, model = build_model(cfg), build_model(cfg)
+    Checkpointer(trained, str(tmp_path)).save("model_final")
+    load_for_evaluation(cfg, model, resume=True)
+    assert torch.equal(flat(trained), flat(model))
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
+    model = build_model(cfg)
+    load_for_evaluation(cfg, model, resume=False)
+    assert torch.equal(flat(trained), flat(model))
+
+
+def test_neither_weights_nor_checkpoint(tmp_path: Path) -> None:
+    cfg = toy_cfg(tmp_path)
+    with pytest.raises(ValueError, match=r"--eval-only has no weights to evaluate: add MODEL\.WEIGHTS"):
+        load_for_evaluation(cfg, build_model(cfg), resume=False)
+    with pytest.raises(ValueError, match=r"has no last_checkpoint; train first"):
+        load_for_evaluation(cfg, build_model(cfg), resume=True)
+
+
+def test_weights_of_another_class_count(tmp_path: Path) -> None:
+    cfg = toy_cfg(tmp_path)
+    Checkpointer(build_model(cfg), str(tmp_path)).save("ten")
+    cfg.merge_from_list(["MODEL.BEVFORMER.NUM_CLASSES", 3, "MODEL.WEIGHTS", str(tmp_path / "ten.pth")])
+    with pytest.raises(
+        StateDictMismatchError,
+        match=r"ten\.pth does not fit ToyDetector: .*head\.bias \(10,\) instead of \(3,\)",
+    ):
+        load_for_evaluation(cfg, build_model(cfg), resume=False)
+
+
+def test_allowance_does_not_hold_for_what_is_scored(tmp_path: Path) -> None:
+    weights, cfg = tmp_path / "body.pth", toy_cfg(tmp_path)
+    state = build_model(cfg).state_dict()
+    torch.save({name: value for name, value in state.items() if not name.startswith("head.")}, weights)
+    cfg.merge_from_list(["MODEL.WEIGHTS", str(weights), "MODEL.ALLOW_MISSING", ["head."]])
+    with pytest.raises(StateDictMismatchError, match=r"2 keys missing from it: head\.bias, head\.weight"):
+        load_for_evaluation(cfg, build_model(cfg), resume=False)
+
+
+@pytest.mark.parametrize(
+    ("form", "evaluator"),
+    [("nuscenes", NuScenesEvaluator), ("nuscenes_mono", NuScenesMonoEvaluator), ("kitti", KittiEvaluator)],
+)
+def test_the_data_s_format_decides_who_scores(tmp_path: Path, form: str, evaluator: type) -> None:
+    cfg = get_cfg()
+    cfg.DATASETS.FORMAT = form
+    assert type(build_evaluator(cfg, "val", tmp_path)) is evaluator
+    cfg.DATASETS.FORMAT = "coco"
+    with pytest.raises(ValueError, match=r"DATASETS\.FORMAT is 'coco', expected one of nuscenes"):
+        build_evaluator(cfg, "val", tmp_path)
+
+
+def test_a_bad_file_of_the_test_split_is_found_before_the_first_step(
+    kitti_world: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(kitti_world, tmp_path / "world"))
+    cfg = get_cfg()
+    cfg.DATASETS.FORMAT, cfg.DATASETS.ROOT = "kitti", str(root)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("train",), ("val",)
+    check_datasets(cfg, training=True)
+    label = root / "training" / "label_2" / f"{VAL[-1]}.txt"
+    label.write_text("Car 0.00 0 0.00 10 20 30 40 1.5 1.6 3.9 1.0 1.6 8.0\n")
+    with pytest.raises(ValueError, match=rf"{VAL[-1]}\.txt, line 1: 14 columns"):
+        check_datasets(cfg, training=True)

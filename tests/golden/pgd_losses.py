@@ -1,0 +1,274 @@
+"""Targets, losses and gradients of PGD's head, in its KITTI and its nuScenes setting."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bevkd2.checkpoint.import_fcos3d import to_published
+from bevkd2.modeling.mono.depth import depth_from_bins
+from bevkd2.modeling.mono.fcos3d.consistency import decoded_boxes2d, projected_extent
+from bevkd2.modeling.mono.fcos3d.positives import outputs_at
+from bevkd2.modeling.mono.fcos3d.targets import DenseTargets, dense_targets
+from bevkd2.modeling.mono.grid import locations_of
+from bevkd2.modeling.mono.inputs import MonoTargets
+from tests.golden.pgd_case import (
+    BIN_SIZE,
+    DIRECTION_OFFSET,
+    KEYPOINT_RANGE,
+    MAPS,
+    PGDCase,
+    dense_outputs,
+    pgd_cases,
+)
+from tests.golden.report import FLOAT32_FLOOR, FLOAT32_RELATIVE, Differences, Row
+
+_LOSS = 1e-5
+_RELATIVE = FLOAT32_RELATIVE
+_FLOOR = FLOAT32_FLOOR
+_GRADIENT_FLOOR = 1e-6
+# Of the gradient of a tower's parameter, relative to its length: sums over 27,000 locations that cancel out
+# in part. The recorded float32 ones are themselves up to 1.5e-3 away from the same ones in double.
+_TOWER_DISTANCE = 1e-3
+_TOWERS = ("cls_convs.", "reg_convs.")
+# Numbers up to which a parameter's gradient is recorded in full.
+_ALL_RECORDED = 5000
+_PUBLISHED_LOSSES = {
+    "loss_rotsin": "loss_rotation",
+    "loss_velo": "loss_velocity",
+    "loss_dir": "loss_direction",
+    "loss_kpts": "loss_keypoints",
+    "loss_bbox2d": "loss_boxes2d",
+    "loss_attr": "loss_attribute",
+}
+_TOLERANCES = {
+    "locations": 0,
+    "labels of locations, those that differ": 0,
+    "positives, indices that differ": 0,
+    "positives, locations": 0,
+    "regression targets": _RELATIVE,
+    "centre-ness targets": _RELATIVE,
+    "attribute targets, those that differ": 0,
+    "direction targets, those that differ": 0,
+    "keypoint targets": _RELATIVE,
+    "boxes at the positives": _RELATIVE,
+    "probabilistic depth": _RELATIVE,
+    "2D boxes, pixels": _RELATIVE,
+    "projected 3D boxes, pixels": _RELATIVE,
+    "losses": _LOSS,
+    "gradients of the head's maps": _RELATIVE,
+    "gradient of fuse_lambda": _RELATIVE,
+    "gradients of branches": _RELATIVE,
+    "gradients of branches, sums": _RELATIVE,
+    "gradients of towers, distance": _TOWER_DISTANCE,
+    "gradients of towers, sums": _TOWER_DISTANCE,
+    "gradients of parameters, lengths": _RELATIVE,
+    "gradients of features": _RELATIVE,
+    "gradients of features, lengths": _RELATIVE,
+}
+_NOT_EVERYWHERE = ("keypoint targets", "attribute targets, those that differ")
+
+
+def compare(directory: Path) -> list[Row]:
+    """Rows of heads/pgd_*_train.npz.
+
+    Args:
+        directory: golden/mono.
+
+    Returns:
+        One row a quantity and case.
+
+    Raises:
+        FileNotFoundError: no case, or a case without one of its files.
+    """
+    return [
+        dataclasses.replace(row, quantity=f"{name}: {row.quantity}")
+        for name, case in pgd_cases(directory).items()
+        for row in _compare(case)
+    ]
+
+
+def _compare(case: PGDCase) -> list[Row]:
+    differences = Differences(_TOLERANCES, required=set(_TOLERANCES) - set(_NOT_EVERYWHERE))
+    _compare_locations(differences, case)
+    for scenario in case.scenarios:
+        targets = case.targets(scenario)
+        _compare_targets(differences, case, scenario, targets)
+        _compare_losses(differences, case, scenario, targets)
+    targets = case.targets(case.detailed)
+    _compare_positives(differences, case, targets)
+    _compare_head(differences, case, targets)
+    return differences.rows()
+
+
+def _compare_locations(differences: Differences, case: PGDCase) -> None:
+    points = torch.cat([case.train[f"points/{level}"] for level in range(len(case.strides))])
+    differences.add("locations", locations_of(case.shapes, case.strides, points.device), points)
+
+
+def _wanted(case: PGDCase, targets: MonoTargets) -> DenseTargets:
+    return dense_targets(targets, case.shapes, case.strides, DIRECTION_OFFSET)
+
+
+def _regression_targets(wanted: DenseTargets) -> Tensor:
+    """(P, 11 or 13) in the recordings' order."""
+    columns = [wanted.offset, wanted.depth[:, None], wanted.size, wanted.yaw[:, None]]
+    if wanted.velocity is not None:
+        columns.append(wanted.velocity)
+    return torch.cat([*columns, wanted.boxes2d], dim=1)
+
+
+def _recorded_order(case: PGDCase, wanted: DenseTargets) -> Tensor:
+    """Indices that sort positives by level, then image, then cell."""
+    level = torch.searchsorted(torch.tensor(case.strides), wanted.strides.long())
+    return torch.from_numpy(np.lexsort((wanted.locations.numpy(), wanted.images.numpy(), level.numpy())))
+
+
+def _compare_targets(differences: Differences, case: PGDCase, scenario: str, targets: MonoTargets) -> None:
+    wanted = _wanted(case, targets)
+    order = _recorded_order(case, wanted)
+    labels = torch.full(targets.assigned.shape, case.num_classes)
+    labels[wanted.images, wanted.locations] = wanted.labels
+    cells = [rows * columns for rows, columns in case.shapes]
+    levels = [f"{scenario}/target/{{}}/{level}" for level in range(len(cells))]
+
+    def recorded(name: str) -> Tensor:
+        return torch.cat([case.train[level.format(name)] for level in levels])
+
+    ours = torch.cat([part.flatten() for part in labels.split(cells, dim=1)])
+    differences.add_unequal("labels of locations, those that differ", ours, recorded("labels"))
+    positive = [(part.flatten() < case.num_classes).nonzero()[:, 0] for part in labels.split(cells, dim=1)]
+    differences.add_unequal("positives, indices that differ", torch.cat(positive), recorded("pos_index"))
+    if scenario == case.detailed:
+        flat = (ours < case.num_classes).nonzero()[:, 0]
+        differences.add_unequal(
+            "positives, indices that differ", flat, case.train[f"{scenario}/pos/flat_index"]
+        )
+    differences.add_close(
+        "regression targets", _regression_targets(wanted)[order], recorded("bbox_pos"), _FLOOR
+    )
+    differences.add_close("centre-ness targets", wanted.centerness[order], recorded("centerness_pos"), _FLOOR)
+    if wanted.attributes is not None:
+        attributes = wanted.attributes[order]
+        differences.add_unequal("attribute targets, those that differ", attributes, recorded("attr_pos"))
+
+
+def _compare_positives(differences: Differences, case: PGDCase, targets: MonoTargets) -> None:
+    wanted = _wanted(case, targets)
+    order = _recorded_order(case, wanted)
+    outputs = dense_outputs({name: case.levels(name) for name in MAPS})
+    fuse_lambda = case.weights["fuse_lambda"]
+    found = outputs_at(outputs, wanted, fuse_lambda, BIN_SIZE)
+    prefix = f"{case.detailed}/pos/"
+    golden = {key.removeprefix(prefix): value for key, value in case.train.items() if key.startswith(prefix)}
+    differences.add("positives, locations", wanted.points[order], golden["points"])
+    ours = [found.boxes] + ([] if found.keypoints is None else [found.keypoints])
+    differences.add_close(
+        "boxes at the positives", torch.cat([*ours, found.boxes2d], dim=1)[order], golden["bbox_pred"], _FLOOR
+    )
+    differences.add_close(
+        "regression targets", _regression_targets(wanted)[order], golden["bbox_target"], _FLOOR
+    )
+    directions = "direction targets, those that differ"
+    differences.add_unequal(directions, wanted.direction[order], golden["dir_target"])
+    bins = torch.cat([level.flatten(2) for level in outputs.depth_bins], dim=2)
+    depth = depth_from_bins(bins[wanted.images, :, wanted.locations], BIN_SIZE)
+    differences.add_close("probabilistic depth", depth[order], golden["prob_depth"], _FLOOR)
+    differences.add_close(
+        "2D boxes, pixels", decoded_boxes2d(found, wanted)[order], golden["decoded_bbox2d_pred"], _FLOOR
+    )
+    depth = found.boxes[:, 2] if case.is_kitti else found.depth
+    extent, _ = projected_extent(found, wanted, depth, DIRECTION_OFFSET)
+    differences.add_close("projected 3D boxes, pixels", extent[order], golden["proj_bbox2d_pred"], _FLOOR)
+    if case.is_kitti:
+        keypoints, _ = wanted.keypoints(KEYPOINT_RANGE)
+        differences.add_close("keypoint targets", keypoints[order], golden["kpts_target"], _FLOOR)
+
+
+def _compare_losses(differences: Differences, case: PGDCase, scenario: str, targets: MonoTargets) -> None:
+    for number, weights in enumerate(case.code_weights):
+        leaves = {name: _leaves(case.levels(name)) for name in MAPS}
+        fuse_lambda = case.weights["fuse_lambda"].clone().requires_grad_()
+        losses = case.criterion(weights)(dense_outputs(leaves), targets, fuse_lambda)
+        total = torch.stack(list(losses.values())).sum()
+        golden = {
+            key.split("/")[2]: value
+            for key, value in case.train.items()
+            if key.startswith(f"{scenario}/{weights}/") and key.count("/") == 2
+        }
+        expected = {_PUBLISHED_LOSSES.get(key, key): value for key, value in golden.items() if "loss" in key}
+        if set(expected) != set(losses):
+            raise KeyError(f"losses {sorted(losses)} and recorded {sorted(expected)} differ")
+        for name, loss in expected.items():
+            differences.add_close("losses", losses[name], loss, atol=0)
+        differences.add_close("losses", total, golden["total"], atol=0)
+        if scenario == case.detailed and number == 0:
+            total.backward()
+            _compare_gradients(differences, case, f"{scenario}/{weights}", leaves, fuse_lambda)
+
+
+def _leaves(maps: Sequence[Tensor]) -> list[Tensor]:
+    return [level.clone().requires_grad_() for level in maps]
+
+
+def _compare_gradients(
+    differences: Differences,
+    case: PGDCase,
+    prefix: str,
+    leaves: Mapping[str, list[Tensor]],
+    fuse_lambda: Tensor,
+) -> None:
+    for name, levels in leaves.items():
+        for level, leaf in enumerate(levels):
+            golden = case.train[f"{prefix}/grad_out/{name}/{level}"]
+            assert leaf.grad is not None
+            differences.add_close("gradients of the head's maps", leaf.grad, golden, _GRADIENT_FLOOR)
+    assert fuse_lambda.grad is not None
+    golden = case.train[f"{prefix}/grad_fuse_lambda"]
+    differences.add_close("gradient of fuse_lambda", fuse_lambda.grad, golden, _GRADIENT_FLOOR)
+
+
+def _compare_head(differences: Differences, case: PGDCase, targets: MonoTargets) -> None:
+    """Gradients through the whole head; they are recorded for the first set of code weights."""
+    head, features = case.head(), _leaves(case.features())
+    losses = case.criterion(case.code_weights[0])(head(features), targets, head.fuse_lambda)
+    torch.stack(list(losses.values())).sum().backward()
+    ours = to_published({f"head.{name}": weight.grad for name, weight in head.named_parameters()})
+    recorded = {key for key in case.train if key.startswith(f"{case.detailed}/param_grad_l2/")}
+    if recorded != {f"{case.detailed}/param_grad_l2/{key.removeprefix('bbox_head.')}" for key in ours}:
+        raise KeyError(f"gradients of {len(recorded)} parameters are recorded, the head has {len(ours)}")
+    for key, gradient in ours.items():
+        _compare_parameter(differences, case, key.removeprefix("bbox_head."), gradient)
+    for level, feature in enumerate(features):
+        assert feature.grad is not None
+        length = case.train[f"{case.detailed}/feat_grad_l2/{level}"]
+        differences.add_close("gradients of features, lengths", feature.grad.double().norm(), length, _FLOOR)
+        if level >= 2:  # the coarser levels are recorded in full
+            golden = case.train[f"{case.detailed}/feat_grad/{level}"]
+            differences.add_close("gradients of features", feature.grad, golden, _FLOOR)
+
+
+def _compare_parameter(differences: Differences, case: PGDCase, name: str, gradient: Tensor) -> None:
+    length, total = (case.train[f"{case.detailed}/param_grad_{kind}/{name}"] for kind in ("l2", "sum"))
+    differences.add_close("gradients of parameters, lengths", gradient.double().norm(), length, _FLOOR)
+    tower = name.startswith(_TOWERS)
+    if tower:
+        scale = math.sqrt(gradient.numel()) * max(float(length), _FLOOR)
+        differences.add("gradients of towers, sums", gradient.double().sum(), total, scale)
+    else:
+        floor = _FLOOR * max(float(length), 1)
+        differences.add_close("gradients of branches, sums", gradient.double().sum(), total, floor)
+    if gradient.numel() > _ALL_RECORDED:
+        return
+    golden = case.train[f"{case.detailed}/param_grad/{name}"]
+    if tower:
+        scale = max(float(golden.double().norm()), _FLOOR)
+        differences.note("gradients of towers, distance", float((gradient - golden).norm()) / scale)
+    else:
+        differences.add_close("gradients of branches", gradient, golden, _FLOOR)

@@ -1,0 +1,122 @@
+import json
+
+import pytest
+
+from bevkd2.nuscenes.tables import (
+    DanglingTokenError,
+    NuScenesTables,
+    available_splits,
+    check_annotation,
+    scenes_of_split,
+)
+from tests.data.nuscenes_fixture import VERSION, FixtureWorld
+
+
+def test_tables_load(fixture_world):
+    tables = NuScenesTables(fixture_world.root, VERSION)
+    assert len(tables.sample) == 6
+    assert scenes_of_split(tables, "first") == ["scene-0001"]
+
+
+def test_missing_root_says_how_to_point_elsewhere(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        NuScenesTables(tmp_path / "nowhere", VERSION)
+    for part in ("nowhere", "DATASETS.ROOT", "python tools/make_synthetic.py --out DIR"):
+        assert part in str(error.value)
+
+
+def test_wrong_version_lists_those_there(fixture_world):
+    with pytest.raises(FileNotFoundError, match=rf"no version 'v1\.0-mini'.*versions there: {VERSION}"):
+        NuScenesTables(fixture_world.root, "v1.0-mini")
+
+
+def test_wrong_split_lists_those_there(fixture_world):
+    tables = NuScenesTables(fixture_world.root, VERSION)
+    with pytest.raises(ValueError, match=r"no split 'nope'; splits there: both, first"):
+        scenes_of_split(tables, "nope")
+
+
+def test_official_names_are_the_official_splits(fixture_world):
+    """As in the devkit: the fixture's own `train` is out of reach, and the error says why."""
+    tables = NuScenesTables(fixture_world.root, VERSION)
+    with pytest.raises(
+        ValueError, match="'train' is an official nuScenes split, of versions that end in 'trainval'"
+    ):
+        scenes_of_split(tables, "train")
+
+
+def test_official_splits_need_scenes(tmp_path):
+    world = FixtureWorld(tmp_path, scenes=3, frames=1)
+    (tmp_path / VERSION).rename(tmp_path / "v1.0-trainval")
+    splits = available_splits(NuScenesTables(tmp_path, "v1.0-trainval"))
+    # scene-0001 and scene-0002 are of nuScenes's train split, scene-0003 of its val split
+    assert splits["train"] == ["scene-0001", "scene-0002"] and splits["val"] == ["scene-0003"]
+    assert "test" not in splits and splits["both"] == world.splits["both"]
+
+
+def test_split_with_unknown_scene_is_named(tmp_path):
+    world = FixtureWorld(tmp_path, scenes=1, frames=1)
+    world.splits["odd"] = ["scene-0001", "scene-0777"]
+    world.write()
+    with pytest.raises(ValueError, match=r"'odd' .* scene-0777"):
+        scenes_of_split(NuScenesTables(tmp_path, VERSION), "odd")
+
+
+@pytest.mark.parametrize(
+    ("table", "field", "target"),
+    [
+        ("sample_annotation", "instance_token", "instance"),
+        ("sample_annotation", "sample_token", "sample"),
+        ("sample_data", "calibrated_sensor_token", "calibrated_sensor"),
+        ("calibrated_sensor", "sensor_token", "sensor"),
+        ("instance", "category_token", "category"),
+    ],
+)
+def test_dangling_token_names_both_tables(tmp_path, table, field, target):
+    world = FixtureWorld(tmp_path, scenes=1, frames=1)
+    record = world.tables[table][1]
+    record[field] = "lost"
+    world.write()
+    with pytest.raises(DanglingTokenError) as error:
+        NuScenesTables(tmp_path, VERSION)
+    for part in (
+        f"table {target}.json",
+        "'lost'",
+        f"{field} of record {record['token']!r} in table {table}.json",
+    ):
+        assert part in str(error.value)
+
+
+def test_log_without_map_is_named(tmp_path):
+    world = FixtureWorld(tmp_path, scenes=1, frames=1)
+    world.tables["map"][0]["log_tokens"] = []
+    world.write()
+    with pytest.raises(DanglingTokenError, match=r"'log' is missing: .* map\.json"):
+        NuScenesTables(tmp_path, VERSION)
+
+
+def test_damaged_and_missing_tables_are_named(tmp_path):
+    world = FixtureWorld(tmp_path, scenes=1, frames=1)
+    path = tmp_path / VERSION / "instance.json"
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(ValueError, match=r"instance\.json is no valid JSON"):
+        NuScenesTables(tmp_path, VERSION)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"instance\.json does not exist"):
+        NuScenesTables(tmp_path, VERSION)
+    world.write()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("translation", [0, float("nan"), 0]),
+        ("rotation", [float("inf"), 0, 0, 0]),
+        ("rotation", [0, 0, 0, 0]),
+        ("size", [1, 0, 1]),
+    ],
+)
+def test_impossible_boxes_are_named(fixture_world, field, value):
+    record = {**json.loads(json.dumps(fixture_world.tables["sample_annotation"][0])), field: value}
+    with pytest.raises(ValueError, match=f"sample_annotation 's0f0-a0' .*{field} is"):
+        check_annotation(record)
