@@ -40,7 +40,7 @@ DETECTORS = (
 )
 """One config of each model."""
 
-PARTS = ("body", "neck", "head")
+PARTS = ("backbone", "neck", "head")
 
 
 def main() -> None:
@@ -82,7 +82,14 @@ def table(report: dict[str, Any]) -> str:
         ]
         for name, model in report["detectors"].items()
     ]
-    header = ["config", "image", "parameters (M)", "body + neck + head", "FLOPs (G)", "body + neck + head"]
+    header = [
+        "config",
+        "image",
+        "parameters (M)",
+        "backbone + neck + head",
+        "FLOPs (G)",
+        "backbone + neck + head",
+    ]
     return tabulate(rows, header, tablefmt="github", disable_numparse=True)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bevkd2.checkpoint.key_rules import ImportReport, KeyRules
 
-_BODY = "image_backbone.body."
+_BACKBONE = "image_backbone.body."
 _HEAD = "bbox_head."
 _UNREAD = "no forward pass reads it: the trees within this tree have projections of their own"
 
@@ -30,11 +30,14 @@ _RULES = KeyRules(
     "SMOKE",
     [
         *(
-            (f"backbone.{{rest}}.norm{{i}}.{name}", f"{_BODY}{{rest}}.bn{{i}}.{name}")
+            (f"backbone.{{rest}}.norm{{i}}.{name}", f"{_BACKBONE}{{rest}}.bn{{i}}.{name}")
             for name in ("weight", "bias")
         ),
-        *((f"backbone.{{rest}}.norm.{name}", f"{_BODY}{{rest}}.bn.{name}") for name in ("weight", "bias")),
-        ("backbone.{rest}", f"{_BODY}{{rest}}"),
+        *(
+            (f"backbone.{{rest}}.norm.{name}", f"{_BACKBONE}{{rest}}.bn.{name}")
+            for name in ("weight", "bias")
+        ),
+        ("backbone.{rest}", f"{_BACKBONE}{{rest}}"),
         *_neck("dla_up.ida_{i}", "stages.{i}"),
         *_neck("ida_up", "final"),
         *_branch("conv_cls_prev", "conv_cls", "class_branch"),

@@ -53,7 +53,13 @@ from bevkd2.modeling.detector import Detector
 from bevkd2.modeling.mono.detector import MonoDetector
 from bevkd2.modeling.mono.inputs import MonoInputs
 
-PARTS = {"image_backbone": "body", "neck": "neck", "head": "head", "encoder": "encoder", "decoder": "decoder"}
+PARTS = {
+    "image_backbone": "backbone",
+    "neck": "neck",
+    "head": "head",
+    "encoder": "encoder",
+    "decoder": "decoder",
+}
 """A detector's children by name, and what they are called here; what is in none of them: others."""
 
 ORDER = [*PARTS.values(), "others", "total"]

@@ -78,16 +78,16 @@ def _add_model(model: fvcore_config.CfgNode) -> None:
     model.DEVICE = "auto"
     model.WEIGHTS = ""  # a checkpoint of the whole model; every key must match, but for ALLOW_MISSING
     model.ALLOW_MISSING = []  # key prefixes that WEIGHTS may lack where a training starts; not in evaluation
-    model.PIXEL_FORMAT = "RGB"  # channel order in which the body was trained: "RGB" | "BGR"
+    model.PIXEL_FORMAT = "RGB"  # channel order in which the backbone was trained: "RGB" | "BGR"
     model.PIXEL_MEAN = [123.675, 116.28, 103.53]  # in the order of PIXEL_FORMAT, 0..255
     model.PIXEL_STD = [58.395, 57.12, 57.375]
     model.SIZE_DIVISIBILITY = 32  # images are padded, right and bottom, to a multiple of it (pixels)
 
     backbone = _node(model, "BACKBONE")
     backbone.NAME = "build_bevkd2_resnet_backbone"  # a name in BACKBONE_REGISTRY
-    backbone.WEIGHTS = ""  # local file (.pth, .safetensors) that initialises the body alone
+    backbone.WEIGHTS = ""  # local file (.pth, .safetensors) that initialises the backbone alone
     backbone.FREEZE_AT = 2  # stages frozen, the stem counted as the first; 0: none
-    backbone.CHECKPOINTING = False  # recompute the body's stages in the backward pass to save memory
+    backbone.CHECKPOINTING = False  # recompute the backbone's stages in the backward pass to save memory
 
     resnets = _node(model, "RESNETS")
     resnets.DEPTH = 50  # 10 (one basic block a stage) | 18 | 34 | 50 | 101 | 152
@@ -204,7 +204,7 @@ def _add_solver(solver: fvcore_config.CfgNode) -> None:
     solver.OPTIMIZER = "ADAMW"  # | "ADAM" | "SGD"
     solver.BASE_LR = 2e-4
     solver.MOMENTUM = 0.9  # of SGD
-    solver.BACKBONE_MULTIPLIER = 0.1  # factor of BASE_LR for the image body
+    solver.BACKBONE_MULTIPLIER = 0.1  # factor of BASE_LR for the image backbone
     solver.BIAS_LR_FACTOR = 1.0  # factor of the learning rate for biases of convolutions and linear layers
     solver.WEIGHT_DECAY = 0.01  # on every parameter, as published (BEVFormer)
     solver.WEIGHT_DECAY_BIAS = -1.0  # on those biases; < 0: WEIGHT_DECAY

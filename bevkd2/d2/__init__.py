@@ -1,4 +1,4 @@
-"""The one door to Detectron2: its names, from it where it is installed, else from ``bevkd2.d2.embedded``.
+"""The one adapter to Detectron2: its names, from it where it is installed, else from ``bevkd2.d2.embedded``.
 
 The provider is chosen once, at import; ``BEVKD2_D2=detectron2|embedded`` forces one, and ``PROVIDER`` names
 it. So a repository that is built on Detectron2 finds bevkd2's models in the registries that it already uses.

@@ -235,14 +235,14 @@ def _wants_bar() -> bool:
 
 
 def _warn_of_frozen_noise(cfg: CfgNode, resuming: bool) -> None:
-    """Says so where parts of the image body would stay what the random generator made them."""
-    body = cfg.MODEL.BACKBONE
-    if body.FREEZE_AT > 0 and not (resuming or cfg.MODEL.WEIGHTS or body.WEIGHTS):
+    """Says so where parts of the image backbone would stay what the random generator made them."""
+    backbone = cfg.MODEL.BACKBONE
+    if backbone.FREEZE_AT > 0 and not (resuming or cfg.MODEL.WEIGHTS or backbone.WEIGHTS):
         _logger.warning(
-            "MODEL.BACKBONE.FREEZE_AT is %d, so %d stages of the image body never learn, and they start from "
-            "random numbers: name weights in MODEL.BACKBONE.WEIGHTS, or set FREEZE_AT to 0",
-            body.FREEZE_AT,
-            body.FREEZE_AT,
+            "MODEL.BACKBONE.FREEZE_AT is %d, so %d stages of the backbone are never trained, and they start "
+            "from random numbers: name weights in MODEL.BACKBONE.WEIGHTS, or set FREEZE_AT to 0",
+            backbone.FREEZE_AT,
+            backbone.FREEZE_AT,
         )
 
 

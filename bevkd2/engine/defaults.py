@@ -120,7 +120,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if args.eval_only and is_distillation(cfg):
         cfg = student_config(cfg)  # the student is evaluated; the teacher need not even be there
     if args.eval_only:
-        cfg.MODEL.BACKBONE.WEIGHTS = ""  # what is evaluated holds the body too
+        cfg.MODEL.BACKBONE.WEIGHTS = ""  # what is evaluated holds the backbone too
     default_setup(cfg, args)
     cfg.freeze()
     return cfg

@@ -14,13 +14,13 @@ from bevkd2.d2 import WarmupParamScheduler
 
 _OPTIMIZERS = {"ADAMW": torch.optim.AdamW, "ADAM": torch.optim.Adam, "SGD": torch.optim.SGD}
 _WARMUP_METHODS = ("linear", "constant")
-# Parameters that SOLVER.BACKBONE_MULTIPLIER slows: the image body of a plain model, and of a Distiller's
+# Parameters that SOLVER.BACKBONE_MULTIPLIER slows: the image backbone of a plain model, and of a Distiller's
 # student.
-_BODY_PREFIXES = ("image_backbone.", "student.image_backbone.")
+_BACKBONE_PREFIXES = ("image_backbone.", "student.image_backbone.")
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Builds the optimizer over the trainable parameters, with a learning rate of its own for the image body.
+    """Builds the optimizer over the trainable parameters, with a separate learning rate for the backbone.
 
     Biases are those of convolutions and linear layers; a normalisation's is not one of them.
 
@@ -45,7 +45,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _parameter_groups(solver: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
-    """One group for each (body or not, bias or not) that has parameters."""
+    """One group for each (backbone or not, bias or not) that has parameters."""
     bias_decay = solver.WEIGHT_DECAY if solver.WEIGHT_DECAY_BIAS < 0 else solver.WEIGHT_DECAY_BIAS
     plain_biases = solver.BIAS_LR_FACTOR == 1.0 and bias_decay == solver.WEIGHT_DECAY
     biases = set() if plain_biases else _biases(model)
@@ -53,14 +53,14 @@ def _parameter_groups(solver: CfgNode, model: nn.Module) -> list[dict[str, Any]]
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        body, bias = name.startswith(_BODY_PREFIXES), name in biases
-        rate = solver.BASE_LR * (solver.BACKBONE_MULTIPLIER if body else 1.0)
+        backbone, bias = name.startswith(_BACKBONE_PREFIXES), name in biases
+        rate = solver.BASE_LR * (solver.BACKBONE_MULTIPLIER if backbone else 1.0)
         group = {
             "params": [],
             "lr": rate * (solver.BIAS_LR_FACTOR if bias else 1.0),
             "weight_decay": bias_decay if bias else solver.WEIGHT_DECAY,
         }
-        groups.setdefault((body, bias), group)["params"].append(parameter)
+        groups.setdefault((backbone, bias), group)["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
 
 

@@ -18,9 +18,9 @@ Sample = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class FeatureShapes:
-    """Channels and strides of what :class:`Knowledge` calls ``body`` and ``fpn``."""
+    """Channels and strides of what :class:`Knowledge` calls ``backbone`` and ``fpn``."""
 
-    body: dict[str, ShapeSpec]
+    backbone: dict[str, ShapeSpec]
     fpn: list[ShapeSpec]
     """Finest first."""
 
@@ -56,7 +56,7 @@ class Detector(nn.Module):
 
     @abstractmethod
     def feature_shapes(self) -> FeatureShapes:
-        """Returns the channels and strides of body and neck, known before the first forward pass."""
+        """Returns the channels and strides of backbone and neck, known before the first forward pass."""
 
     @abstractmethod
     def losses(self, knowledge: Any, targets: Any) -> dict[str, Tensor]:

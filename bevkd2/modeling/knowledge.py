@@ -17,8 +17,8 @@ class Knowledge:
     A field is None unless it is cheap or was named in ``wants``.
     """
 
-    body: dict[str, Tensor] | None = None
-    """Features of the image body, name -> (B*N, C, H, W). Wanted by "body"."""
+    backbone: dict[str, Tensor] | None = None
+    """Features of the image backbone, name -> (B*N, C, H, W). Wanted by "backbone"."""
     fpn: list[Tensor] | None = None
     """Features of the neck, finest first, each (B*N, C, H, W). Wanted by "fpn"."""
     fpn_strides: list[int] | None = None
@@ -103,5 +103,5 @@ class MonoKnowledge(Knowledge):
     """The head's own maps, typed by the head, for its losses and its inference."""
 
 
-WANTS = frozenset({"body", "fpn", "temporal_attention", "spatial_attention"})
+WANTS = frozenset({"backbone", "fpn", "temporal_attention", "spatial_attention"})
 """Names of the costly fields that ``extract`` fills on request."""

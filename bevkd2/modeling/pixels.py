@@ -12,10 +12,10 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class PixelNormalizer:
-    """Turns uint8 RGB images into what the body was trained on."""
+    """Turns uint8 RGB images into what the backbone was trained on."""
 
     mean: Tensor
-    """(3,) in the order that the body reads, 0..255."""
+    """(3,) in the order that the backbone reads, 0..255."""
     std: Tensor
     """(3,)."""
     to_bgr: bool

@@ -57,10 +57,10 @@ def stack(images: Sequence[Image], axis: int, gap: int = 6) -> Image:
     longest = max(image.shape[other] for image in images)
     parts: list[Image] = []
     for image in images:
-        room = [(0, 0), (0, 0), (0, 0)]
-        room[other] = (0, longest - image.shape[other])
-        room[axis] = (gap if parts else 0, 0)
-        parts.append(np.pad(image, room, constant_values=BACKGROUND))
+        padding = [(0, 0), (0, 0), (0, 0)]
+        padding[other] = (0, longest - image.shape[other])
+        padding[axis] = (gap if parts else 0, 0)
+        parts.append(np.pad(image, padding, constant_values=BACKGROUND))
     return np.concatenate(parts, axis=axis)
 
 

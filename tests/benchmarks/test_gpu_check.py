@@ -133,10 +133,10 @@ def test_sanitizers_watch_the_ops_but_no_graphs() -> None:
         "test_suppression_on_cuda_is_the_cpus",
     } <= watched
     for path in run_once.OPS.glob("*.py"):
-        for name, body in re.findall(
+        for name, backbone in re.findall(
             r"def (test_\w+)(.*?)(?=\n    def |\ndef |\Z)", path.read_text(), re.DOTALL
         ):
-            assert name not in watched or "CUDAGraph" not in body
+            assert name not in watched or "CUDAGraph" not in backbone
 
 
 def test_run_once_runs_ours_of_every_case() -> None:

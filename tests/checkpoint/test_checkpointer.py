@@ -103,10 +103,10 @@ def test_resume_from_bare_weights_is_a_named_error(tmp_path: Path) -> None:
 
 
 def test_allowance_holds_for_weights_and_not_for_resume(tmp_path: Path) -> None:
-    wide = nn.ModuleDict({"body": nn.Linear(1, 1), "head": nn.Linear(1, 1)})
-    Checkpointer(nn.ModuleDict({"body": wide["body"]}), str(tmp_path)).save("body")
+    wide = nn.ModuleDict({"backbone": nn.Linear(1, 1), "head": nn.Linear(1, 1)})
+    Checkpointer(nn.ModuleDict({"backbone": wide["backbone"]}), str(tmp_path)).save("backbone")
     checkpointer = Checkpointer(wide, str(tmp_path), allow_missing=["head."])
-    checkpointer.load(str(tmp_path / "body.pth"), checkpointables=[])
+    checkpointer.load(str(tmp_path / "backbone.pth"), checkpointables=[])
     with pytest.raises(StateDictMismatchError, match=r"head\.weight"):
         checkpointer.resume_or_load("", resume=True)
 

@@ -51,7 +51,7 @@ def test_allowed_prefixes_may_be_missing_and_are_logged(caplog: pytest.LogCaptur
     state = {name: value for name, value in source.state_dict().items() if not name.startswith("2.")}
     own = target[2].weight.detach().clone()
     with caplog.at_level(logging.WARNING):
-        load_strict(target, state, "body.pth", allow_missing=["2."])
+        load_strict(target, state, "backbone.pth", allow_missing=["2."])
     assert "2 keys missing from it, as MODEL.ALLOW_MISSING permits: 2.weight, 2.bias" in caplog.text
     assert torch.equal(target[0].weight, source[0].weight) and torch.equal(target[2].weight, own)
 

@@ -100,7 +100,7 @@ def test_parameters_are_parted(tool: ModuleType) -> None:
     counts = tool.count_parameters(model)
     assert counts["total"] == sum(p.numel() for p in model.parameters())
     assert counts["neck"] == sum(p.numel() for p in model.neck.parameters())
-    assert set(counts) == {"body", "neck", "head", "total"}
+    assert set(counts) == {"backbone", "neck", "head", "total"}
 
 
 def test_a_distillation_has_student_teacher_and_adapters(

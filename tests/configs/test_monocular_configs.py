@@ -130,9 +130,9 @@ def test_pgd_on_kitti_is_the_published_one(name: str) -> None:
     cfg = detector(name)
     model, head, pgd = cfg.MODEL, cfg.MODEL.FCOS3D, cfg.MODEL.PGD
     assert (model.META_ARCHITECTURE, pixels(cfg)) == ("PGD", CAFFE)
-    body = model.RESNETS
-    assert (body.DEPTH, body.STRIDE_IN_1X1, body.DEFORM_ON_PER_STAGE) == (101, True, NO_DEFORM)
-    assert (body.NORM, model.BACKBONE.FREEZE_AT) == ("FixedBN", 1)  # frozen_stages 0: the stem
+    backbone = model.RESNETS
+    assert (backbone.DEPTH, backbone.STRIDE_IN_1X1, backbone.DEFORM_ON_PER_STAGE) == (101, True, NO_DEFORM)
+    assert (backbone.NORM, model.BACKBONE.FREEZE_AT) == ("FixedBN", 1)  # frozen_stages 0: the stem
     assert (model.FPN.IN_FEATURES, model.FPN.OUT_CHANNELS, model.FPN.NUM_OUTS) == (ALL_LEVELS, 256, 4)
     assert (head.FEATURE_CHANNELS, head.STACKED_CONVS, head.DCN_ON_LAST_CONV) == (256, 2, True)
     assert head.REGRESS_BOUNDS == [64, 128, 256] and head.CENTER_RADIUS == 1.5
@@ -155,10 +155,10 @@ def test_pgd_on_kitti_is_the_published_one(name: str) -> None:
 def test_dense_detectors_on_nuscenes_are_the_published_ones(name: str) -> None:
     cfg = detector(name)
     model, head = cfg.MODEL, cfg.MODEL.FCOS3D
-    body = model.RESNETS
+    backbone = model.RESNETS
     assert pixels(cfg) == CAFFE
-    assert (body.DEPTH, body.STRIDE_IN_1X1, body.DEFORM_ON_PER_STAGE) == (101, True, DEFORM)
-    assert (body.NORM, model.BACKBONE.FREEZE_AT) == ("FixedBN", 2)  # frozen_stages 1: stem and res2
+    assert (backbone.DEPTH, backbone.STRIDE_IN_1X1, backbone.DEFORM_ON_PER_STAGE) == (101, True, DEFORM)
+    assert (backbone.NORM, model.BACKBONE.FREEZE_AT) == ("FixedBN", 2)  # frozen_stages 1: stem and res2
     assert (model.FPN.IN_FEATURES, model.FPN.OUT_CHANNELS, model.FPN.NUM_OUTS) == (COARSE_LEVELS, 256, 5)
     assert built(path_of(name)).neck.strides == [8, 16, 32, 64, 128]
     assert (head.FEATURE_CHANNELS, head.STACKED_CONVS, head.DCN_ON_LAST_CONV) == (256, 2, True)
@@ -237,16 +237,16 @@ def test_the_papers_teacher_is_the_published_model_otherwise_trained() -> None:
         ("pgd_shufflenetv2_kitti", [24, 116, 232, 464]),
     ],
 )
-def test_bodies_of_the_paper_give_four_levels(name: str, channels: list[int]) -> None:
+def test_backbones_of_the_paper_give_four_levels(name: str, channels: list[int]) -> None:
     shapes = built(path_of(name)).feature_shapes()
-    assert [shape.channels for shape in shapes.body.values()] == channels
+    assert [shape.channels for shape in shapes.backbone.values()] == channels
     assert [shape.stride for shape in shapes.fpn] == [4, 8, 16, 32]
     assert pixels(detector(name)) == RGB
 
 
-@pytest.mark.parametrize("body", ["r18", "regnetx08"])
-def test_half_channels_are_half_in_neck_towers_and_branches(body: str) -> None:
-    full, half = (detector(f"pgd_{body}{kind}_kitti").MODEL for kind in ("", "_half"))
+@pytest.mark.parametrize("backbone", ["r18", "regnetx08"])
+def test_half_channels_are_half_in_neck_towers_and_branches(backbone: str) -> None:
+    full, half = (detector(f"pgd_{backbone}{kind}_kitti").MODEL for kind in ("", "_half"))
     assert (full.FPN.OUT_CHANNELS, half.FPN.OUT_CHANNELS) == (256, 128)
     assert (full.FCOS3D.FEATURE_CHANNELS, half.FCOS3D.FEATURE_CHANNELS) == (256, 128)
     for ours, theirs in (

@@ -24,7 +24,7 @@ PUBLISHED = {
         "image_scale": 0.5,
         "queue_length": 3,
         "normalisation": RGB,
-        "body": (50, False, [False] * 4),
+        "backbone": (50, False, [False] * 4),
         "levels": (["res5"], 1),
         "parameters_m": 33.52,
     },
@@ -34,7 +34,7 @@ PUBLISHED = {
         "image_scale": 0.8,
         "queue_length": 3,
         "normalisation": CAFFE,
-        "body": (101, True, [False, False, True, True]),
+        "backbone": (101, True, [False, False, True, True]),
         "levels": (["res5"], 1),
         "parameters_m": 59.46,
     },
@@ -44,7 +44,7 @@ PUBLISHED = {
         "image_scale": 1.0,
         "queue_length": 4,
         "normalisation": CAFFE,
-        "body": (101, True, [False, False, True, True]),
+        "backbone": (101, True, [False, False, True, True]),
         "levels": (["res3", "res4", "res5"], 4),
         "parameters_m": 69.03,
     },
@@ -62,15 +62,15 @@ def test_published_architecture(size: str) -> None:
     assert published["bev_shape"] == bev.BEV_SHAPE
     assert published["encoder_layers"] == bev.ENCODER_LAYERS
     assert published["normalisation"] == (model.PIXEL_FORMAT, model.PIXEL_MEAN, model.PIXEL_STD)
-    body = model.RESNETS
-    assert published["body"] == (body.DEPTH, body.STRIDE_IN_1X1, body.DEFORM_ON_PER_STAGE)
+    backbone = model.RESNETS
+    assert published["backbone"] == (backbone.DEPTH, backbone.STRIDE_IN_1X1, backbone.DEFORM_ON_PER_STAGE)
     assert published["levels"] == (model.FPN.IN_FEATURES, model.FPN.NUM_OUTS)
-    assert body.OUT_FEATURES == model.FPN.IN_FEATURES
+    assert backbone.OUT_FEATURES == model.FPN.IN_FEATURES
     assert (
         published["image_scale"],
         published["queue_length"],
     ) == (cfg.INPUT.IMAGE_SCALE, cfg.INPUT.QUEUE_LENGTH)
-    assert (model.BACKBONE.FREEZE_AT, body.NORM, model.SIZE_DIVISIBILITY) == (2, "FrozenBN", 32)
+    assert (model.BACKBONE.FREEZE_AT, backbone.NORM, model.SIZE_DIVISIBILITY) == (2, "FrozenBN", 32)
     assert (bev.EMBED_DIM, bev.NUM_HEADS, bev.FFN_DIM, bev.DROPOUT) == (256, 8, 512, 0.1)
     assert (bev.DECODER_LAYERS, bev.NUM_QUERIES, bev.QUERY_INIT) == (6, 900, "random")
     assert (bev.PILLAR_POINTS, bev.SPATIAL_POINTS, bev.TEMPORAL_POINTS, bev.DECODER_POINTS) == (4, 8, 4, 4)
@@ -119,7 +119,7 @@ def test_published_faults_are_all_that_distinguishes_the_config_of_published_wei
     assert mended == faulty
 
 
-# Table 1 of structured distillation (arXiv 2211.08398): body, BEV grid, decoder depth.
+# Table 1 of structured distillation (arXiv 2211.08398): backbone, BEV grid, decoder depth.
 TABLE_1 = {
     1: (("teacher1_r101_150", 101, 1), ("student1_r50_150", 50, 1), [150, 150], 3),
     2: (("teacher2_rx101_150", 101, 32), ("student1_r50_150", 50, 1), [150, 150], 3),

@@ -253,9 +253,9 @@ def test_progress_line_has_eta_and_losses(tmp_path: Path, caplog: pytest.LogCapt
 
 
 @pytest.mark.parametrize(("freeze_at", "warned"), [(2, True), (0, False)])
-def test_a_frozen_body_without_weights_is_warned_of(
+def test_a_frozen_backbone_without_weights_is_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, freeze_at: int, warned: bool
 ) -> None:
     cfg = toy_cfg(tmp_path, "MODEL.BACKBONE.FREEZE_AT", freeze_at)
     build_trainer(cfg, build_model(cfg), build_loader=build_toy_loader, evaluate=toy_evaluate)
-    assert ("FREEZE_AT is 2, so 2 stages of the image body never learn" in caplog.text) is warned
+    assert ("FREEZE_AT is 2, so 2 stages of the image backbone never learn" in caplog.text) is warned

@@ -85,7 +85,7 @@ def test_weights_of_another_class_count(tmp_path: Path) -> None:
 
 
 def test_allowance_does_not_hold_for_what_is_scored(tmp_path: Path) -> None:
-    weights, cfg = tmp_path / "body.pth", toy_cfg(tmp_path)
+    weights, cfg = tmp_path / "backbone.pth", toy_cfg(tmp_path)
     state = build_model(cfg).state_dict()
     torch.save({name: value for name, value in state.items() if not name.startswith("head.")}, weights)
     cfg.merge_from_list(["MODEL.WEIGHTS", str(weights), "MODEL.ALLOW_MISSING", ["head."]])

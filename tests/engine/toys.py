@@ -22,7 +22,7 @@ TOY_OPTIONS = (
 
 @META_ARCH_REGISTRY.register()
 class ToyDetector(nn.Module):
-    """A body, dropout and a head of MODEL.BEVFORMER.NUM_CLASSES outputs; one body parameter is frozen."""
+    """Backbone, dropout and a head of MODEL.BEVFORMER.NUM_CLASSES outputs; one parameter is frozen."""
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()

@@ -147,8 +147,8 @@ def test_plain_training_is_scored(folder: Path) -> None:
     assert {"loss_heatmap", "loss_depth", "loss_box"} <= set(logged(output)[0])
     assert {path.stem for path in (output / "inference" / "data").iterdir()} == set(VAL)
     assert any(key.endswith("Car_3D_moderate_R40") for key in logged(output)[-1])
-    rooms = {key.split(".")[0] for key in keys(output)}
-    assert rooms == {"image_backbone", "neck", "class_head", "box_head"}
+    parts = {key.split(".")[0] for key in keys(output)}
+    assert parts == {"image_backbone", "neck", "class_head", "box_head"}
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def load_case(meta_path: Path) -> Case:
 
 
 def config_of(case: Case) -> CfgNode:
-    """The config of the recorded head, behind a small body that is not run."""
+    """The config of the recorded head, behind a small backbone that is not run."""
     meta, size, flags = case.meta, case.meta["config"], case.meta["flags"]
     if not (flags["use_cams_embeds"] and flags["with_box_refine"] and not flags["as_two_stage"]):
         raise ValueError(

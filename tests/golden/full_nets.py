@@ -1,4 +1,4 @@
-"""Whole PGD detectors with weights of a recipe: body, pyramid and head in float64."""
+"""Whole PGD detectors with weights of a recipe: backbone, pyramid and head in float64."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.golden.recipe import listed_shapes, recipe_state, recorded_tag
 from tests.golden.report import Differences, Row, uncompared
 
 _CONFIGS = Path(__file__).parents[2] / "configs" / "pgd"
-_BODY = ["res2", "res3", "res4", "res5"]
+_BACKBONE = ["res2", "res3", "res4", "res5"]
 # Beginning of the recording's name, config, listing of the published state dict.
 _NETS = {
     "pgd_kitti": ("pgd_r101_kitti.yaml", "pgd_r101-caffe_fpn_head-gn_4xb3-4x_kitti-mono3d.txt"),
@@ -29,8 +29,8 @@ _DOUBLE = 1e-9
 _SINGLE = 1e-6
 _TOLERANCES = {
     "sums of weights": _DOUBLE,
-    "body": _DOUBLE,
-    "body, stored in float32": _SINGLE,
+    "backbone": _DOUBLE,
+    "backbone, stored in float32": _SINGLE,
     "pyramid": _DOUBLE,
     "pyramid, stored in float32": _SINGLE,
     "head but for boxes": _DOUBLE,
@@ -82,7 +82,7 @@ def _compare(
     config: Path, published: Mapping[str, Tensor], golden: Mapping[str, Tensor], source: str
 ) -> list[Row]:
     # Which maps are stored in float32 is a matter of their size: that each is compared is seen to below.
-    stored = {name for name in _TOLERANCES if name.startswith(("body", "pyramid"))}
+    stored = {name for name in _TOLERANCES if name.startswith(("backbone", "pyramid"))}
     differences = Differences(_TOLERANCES, required=_TOLERANCES.keys() - stored)
     compared = {key for key in golden if key.startswith("check_weight_sum/")} | {"input"}
     for key, total in golden.items():
@@ -92,8 +92,8 @@ def _compare(
     model = _build(config, published, source)
     features = model.image_backbone(golden["input"])
     levels = model.neck(features)
-    for part, maps in (("body", [features[name] for name in _BODY]), ("pyramid", levels)):
-        prefix = {"body": "backbone", "pyramid": "neck"}[part]
+    for part, maps in (("backbone", [features[name] for name in _BACKBONE]), ("pyramid", levels)):
+        prefix = {"backbone": "backbone", "pyramid": "neck"}[part]
         for index, ours in enumerate(maps):
             recorded = golden[f"{prefix}/{index}"]
             compared.add(f"{prefix}/{index}")
@@ -110,7 +110,7 @@ def _compare(
 
 
 def _build(config: Path, published: Mapping[str, Tensor], source: str) -> FCOS3D:
-    cfg = load_config(config, ["MODEL.RESNETS.OUT_FEATURES", _BODY])
+    cfg = load_config(config, ["MODEL.RESNETS.OUT_FEATURES", _BACKBONE])
     model = PGD(cfg).double().eval()
     model.load_state_dict(from_published(published).check(model.state_dict(), source).state)
     return model

@@ -23,8 +23,8 @@ KEYS = "smoke_dla34_dlaneck_gn-all_4xb8-6x_kitti-mono3d.txt"
 # Relative, with a floor of the same size. The run is in float64; large maps are stored in float32.
 TOLERANCES = {
     "sums of weights": 1e-9,
-    "body": 1e-9,
-    "body, stored in float32": 1e-6,
+    "backbone": 1e-9,
+    "backbone, stored in float32": 1e-6,
     "neck": 1e-9,
     "neck, stored in float32": 1e-6,
     "heat map": 1e-9,
@@ -57,7 +57,7 @@ def compare(directory: Path) -> list[Row]:
 
 
 def _compare(published: dict[str, Tensor], golden: Mapping[str, Tensor]) -> list[Row]:
-    stored = {name for name in TOLERANCES if name.startswith(("body", "neck"))}
+    stored = {name for name in TOLERANCES if name.startswith(("backbone", "neck"))}
     differences = Differences(TOLERANCES, required=TOLERANCES.keys() - stored)
     compared = {key for key in golden if key.startswith("check_weight_sum/")}
     for key in compared:
@@ -67,7 +67,7 @@ def _compare(published: dict[str, Tensor], golden: Mapping[str, Tensor]) -> list
     compared.add("input")
     for name, level, ours in _maps(published, golden["input"]):
         key = f"head/{name}/{level}" if name in ("cls", "bbox") else f"{name}/{level}"
-        quantity = {"backbone": "body", "neck": "neck", "cls": "heat map", "bbox": "box codes"}[name]
+        quantity = {"backbone": "backbone", "neck": "neck", "cls": "heat map", "bbox": "box codes"}[name]
         if golden[key].dtype == torch.float32:
             quantity += ", stored in float32"
         differences.add_close(quantity, ours, golden[key], TOLERANCES[quantity])
@@ -85,11 +85,11 @@ def _maps(published: dict[str, Tensor], images: Tensor) -> list[tuple[str, int, 
     report = from_published(published).check(model.state_dict(), KEYS)
     model.load_state_dict(report.state)
     with torch.no_grad():
-        body = model.image_backbone(images)
-        (level,) = model.neck(body)
+        backbone = model.image_backbone(images)
+        (level,) = model.neck(backbone)
         outputs = model.head(level)
     return [
-        *(("backbone", index, feature) for index, feature in enumerate(body.values())),
+        *(("backbone", index, feature) for index, feature in enumerate(backbone.values())),
         ("neck", 0, level),
         ("cls", 0, outputs.logits.sigmoid()),
         ("bbox", 0, outputs.codes),

@@ -14,7 +14,7 @@ META_ARCH_REGISTRY = Registry("META_ARCH")
 META_ARCH_REGISTRY.__doc__ = "Whole models: each is called as ``obj(cfg)`` and returns an nn.Module."
 
 BACKBONE_REGISTRY = Registry("BACKBONE")
-BACKBONE_REGISTRY.__doc__ = "Bodies: each is called as ``obj(cfg, input_shape)`` and returns a Backbone."
+BACKBONE_REGISTRY.__doc__ = "Backbones: each is called as ``obj(cfg, input_shape)`` and returns a Backbone."
 
 
 @dataclass
@@ -35,7 +35,7 @@ class ShapeSpec:
 
 
 class Backbone(nn.Module, metaclass=ABCMeta):
-    """A body that turns images into a dict of feature maps."""
+    """A backbone that turns images into a dict of feature maps."""
 
     _out_features: list[str]
     _out_feature_channels: dict[str, int]
@@ -88,18 +88,18 @@ def build_model(cfg: CfgNode) -> nn.Module:
 
 
 def build_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backbone:
-    """Build the body that ``cfg.MODEL.BACKBONE.NAME`` names.
+    """Build the backbone that ``cfg.MODEL.BACKBONE.NAME`` names.
 
     Args:
         cfg: the config.
         input_shape: shape of the images; by default, as many channels as ``cfg.MODEL.PIXEL_MEAN`` has.
 
     Returns:
-        The body.
+        The backbone.
 
     Raises:
         AssertionError: what was registered does not build a Backbone.
-        KeyError: no such body is registered.
+        KeyError: no such backbone is registered.
     """
     if input_shape is None:
         input_shape = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))

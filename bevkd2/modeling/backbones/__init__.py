@@ -1,13 +1,13 @@
-"""Image bodies, registered in BACKBONE_REGISTRY by importing this room."""
+"""Image backbones, registered in BACKBONE_REGISTRY by importing this package."""
 
 from bevkd2.modeling.backbones.resnet import ResNet, build_bevkd2_resnet_backbone
-from bevkd2.modeling.backbones.timm_backbone import TimmBody, build_timm_backbone
-from bevkd2.modeling.backbones.torchvision_backbone import TorchvisionBody, build_torchvision_backbone
+from bevkd2.modeling.backbones.timm_backbone import TimmBackbone, build_timm_backbone
+from bevkd2.modeling.backbones.torchvision_backbone import TorchvisionBackbone, build_torchvision_backbone
 
 __all__ = [
     "ResNet",
-    "TimmBody",
-    "TorchvisionBody",
+    "TimmBackbone",
+    "TorchvisionBackbone",
     "build_bevkd2_resnet_backbone",
     "build_timm_backbone",
     "build_torchvision_backbone",

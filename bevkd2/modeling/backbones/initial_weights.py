@@ -1,4 +1,4 @@
-"""Weights that an image body starts from, read from a local file."""
+"""Weights that an image backbone starts from, read from a local file."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from bevkd2.checkpoint import CheckpointFileError, load_file, load_strict
 logger = logging.getLogger(__name__)
 
 _CLASSIFIERS = ("fc.", "classifier.", "head.")
-_BODY_PREFIXES = ("img_backbone.", "image_backbone.", "backbone.")
+_BACKBONE_PREFIXES = ("img_backbone.", "image_backbone.", "backbone.")
 _WRAPPERS = ("state_dict", "model")
 
 
-def load_body_weights(body: nn.Module, path: str, unused: tuple[str, ...] = ()) -> None:
-    """Fills a body from a file in its own layout (torchvision's or timm's).
+def load_backbone_weights(backbone: nn.Module, path: str, unused: tuple[str, ...] = ()) -> None:
+    """Fills a backbone from a file in its own layout (torchvision's or timm's).
 
     A classifier's keys are left out. Of a file of a whole detector the part under ``img_backbone.``,
-    ``image_backbone.`` or ``backbone.`` is taken. A body with deformable convolutions may start from a plain
-    one: its offsets then stay at zero, which is logged. A body with group normalisation may start from one
-    with batch normalisation: it takes the scales and shifts and leaves out the running statistics, logged.
+    ``image_backbone.`` or ``backbone.`` is taken. A backbone with deformable convolutions may start from a
+    plain one: its offsets then stay at zero, which is logged. A backbone with group normalisation may start
+    from one with batch normalisation: it takes the scales and shifts and leaves out the running statistics,
+    which is logged.
 
     Args:
-        body: filled in place.
+        backbone: filled in place.
         path: a local .safetensors or .pth file.
-        unused: prefixes of keys in the file that the body has no use for, such as later stages.
+        unused: prefixes of keys in the file that the backbone has no use for, such as later stages.
 
     Raises:
         FileNotFoundError: no such file.
@@ -37,14 +38,14 @@ def load_body_weights(body: nn.Module, path: str, unused: tuple[str, ...] = ()) 
         StateDictMismatchError: keys or shapes that do not match, by name.
     """
     source = f"MODEL.BACKBONE.WEIGHTS {path}"
-    found = _body_part(_tensors(load_file(Path(path)), source))
+    found = _backbone_part(_tensors(load_file(Path(path)), source))
     skipped = (*_CLASSIFIERS, *unused)
     found = {key: value for key, value in found.items() if not key.startswith(skipped)}
-    own = body.state_dict()
+    own = backbone.state_dict()
     statistics = _statistics_without_place(found, own)
     found = {key: value for key, value in found.items() if key not in statistics}
     if statistics:
-        logger.info("%s: %d running statistics have no place in this body", source, len(statistics))
+        logger.info("%s: %d running statistics have no place in this backbone", source, len(statistics))
     offsets = [key for key in own if ".conv_offset." in key]
     plain = not any(key in found for key in offsets)
     if offsets and plain:
@@ -53,12 +54,12 @@ def load_body_weights(body: nn.Module, path: str, unused: tuple[str, ...] = ()) 
         # Files of before 2018 have no counters; a classifier in the model is not used.
         if key.startswith(_CLASSIFIERS) or key.endswith("num_batches_tracked") or (plain and key in offsets):
             found.setdefault(key, value)
-    load_strict(body, found, source)
-    logger.info("image body: %d tensors from %s", len(found), path)
+    load_strict(backbone, found, source)
+    logger.info("image backbone: %d tensors from %s", len(found), path)
 
 
 def _statistics_without_place(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> set[str]:
-    """Running statistics of layers that the body has in a form without any."""
+    """Running statistics of layers that the backbone has in a form without any."""
     names = ("running_mean", "running_var", "num_batches_tracked")
     split = [(key, *key.rpartition(".")[::2]) for key in found if key not in own]
     return {key for key, layer, name in split if name in names and f"{layer}.weight" in own}
@@ -74,8 +75,8 @@ def _tensors(content: dict[str, Any], source: str) -> dict[str, Tensor]:
     return state
 
 
-def _body_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in _BODY_PREFIXES:
+def _backbone_part(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in _BACKBONE_PREFIXES:
         part = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
         if part:
             logger.info("taking the %d of %d tensors under %s", len(part), len(state), prefix)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from torch import nn
 
 NORMS = ("FrozenBN", "BN", "GN")
-"""What any body can have; ours can have "FixedBN", too."""
+"""What any backbone can have; ours can have "FixedBN", too."""
 
 
 class FrozenStatsBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation by the running statistics even in training; its affine part can still learn.
 
-    This is how the published detectors treat their bodies: batches of few images have poor statistics.
+    This is how the published detectors treat their backbones: batches of few images have poor statistics.
     """
 
     def train(self, mode: bool = True) -> FrozenStatsBatchNorm2d:

@@ -1,4 +1,4 @@
-"""ResNet and ResNeXt bodies with torchvision's key names, caffe's stride, and DCNv2."""
+"""ResNet and ResNeXt backbones with torchvision's key names, caffe's stride, and DCNv2."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from bevkd2.config import CfgNode
 from bevkd2.d2 import BACKBONE_REGISTRY, Backbone, ShapeSpec
 from bevkd2.modeling.backbones.deform_conv import DeformConv2d
-from bevkd2.modeling.backbones.initial_weights import load_body_weights
+from bevkd2.modeling.backbones.initial_weights import load_backbone_weights
 from bevkd2.modeling.backbones.norms import freeze_parameters, make_norm
 
 BLOCKS = {
@@ -105,7 +105,7 @@ class ResNet(Backbone):
         freeze_at: int = 0,
         checkpointing: bool = False,
     ) -> None:
-        """Build a body with random weights.
+        """Build a backbone with random weights.
 
         Args:
             depth: 10 | 18 | 34 | 50 | 101 | 152.
@@ -183,9 +183,9 @@ class ResNet(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_bevkd2_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """Builds the body of ``MODEL.RESNETS``, filled from ``MODEL.BACKBONE.WEIGHTS`` where given."""
-    resnets, backbone = cfg.MODEL.RESNETS, cfg.MODEL.BACKBONE
-    body = ResNet(
+    """Builds the backbone of ``MODEL.RESNETS``, filled from ``MODEL.BACKBONE.WEIGHTS`` where given."""
+    resnets, node = cfg.MODEL.RESNETS, cfg.MODEL.BACKBONE
+    backbone = ResNet(
         depth=resnets.DEPTH,
         in_channels=input_shape.channels,
         stem_channels=resnets.STEM_OUT_CHANNELS,
@@ -196,13 +196,13 @@ def build_bevkd2_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet
         deform_on_per_stage=resnets.DEFORM_ON_PER_STAGE,
         norm=resnets.NORM,
         out_features=resnets.OUT_FEATURES,
-        freeze_at=backbone.FREEZE_AT,
-        checkpointing=backbone.CHECKPOINTING,
+        freeze_at=node.FREEZE_AT,
+        checkpointing=node.CHECKPOINTING,
     )
-    if backbone.WEIGHTS:
-        later_stages = tuple(f"layer{i}." for i in range(body.num_stages + 1, 5))
-        load_body_weights(body, backbone.WEIGHTS, unused=later_stages)
-    return body
+    if node.WEIGHTS:
+        later_stages = tuple(f"layer{i}." for i in range(backbone.num_stages + 1, 5))
+        load_backbone_weights(backbone, node.WEIGHTS, unused=later_stages)
+    return backbone
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int, norm: str) -> nn.Module:

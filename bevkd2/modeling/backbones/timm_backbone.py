@@ -1,4 +1,4 @@
-"""Any body of timm that gives a pyramid of features."""
+"""Any backbone of timm that gives a pyramid of features."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from torch import Tensor, nn
 
 from bevkd2.config import CfgNode
 from bevkd2.d2 import BACKBONE_REGISTRY, Backbone, ShapeSpec
-from bevkd2.modeling.backbones.initial_weights import load_body_weights
+from bevkd2.modeling.backbones.initial_weights import load_backbone_weights
 from bevkd2.modeling.backbones.norms import NORMS, freeze_batch_norms, make_norm
 
 
-class TimmBody(Backbone):
+class TimmBackbone(Backbone):
     """A timm model in ``features_only`` form; a feature of stride 2**k is called ``res{k}``.
 
-    Its batch normalisation uses the running statistics in the default form, as in the ResNet bodies, or is
+    Its batch normalisation uses the running statistics in the default form, as in the ResNet backbones, or is
     exchanged for group normalisation.
     """
 
-    body: Any  # timm's, whose attributes nn.Module does not declare
+    backbone: Any  # timm's, whose attributes nn.Module does not declare
 
     def __init__(
         self,
@@ -37,11 +37,11 @@ class TimmBody(Backbone):
         checkpointing: bool = False,
         weights: str = "",
     ) -> None:
-        """Build the body; nothing is downloaded.
+        """Build the backbone; nothing is downloaded.
 
         Args:
             name: of the timm model.
-            out_indices: which of its features to return; bodies differ in whether 0 has stride 2 or 4.
+            out_indices: which of its features to return; backbones differ in whether 0 has stride 2 or 4.
             in_channels: of the images.
             norm: what becomes of the model's batch normalisation: "FrozenBN" uses the running statistics even
                 in training, "BN" is as it is, "GN" is :func:`make_norm`'s group normalisation. A model
@@ -67,7 +67,7 @@ class TimmBody(Backbone):
             full = timm.create_model(name, pretrained=False, in_chans=in_channels)
             if norm == "GN":
                 _group_normalize(full)
-            load_body_weights(full, weights, unused=_idle_projections(full))
+            load_backbone_weights(full, weights, unused=_idle_projections(full))
             _copy_features(full, self.body)
         pretrained = timm.get_pretrained_cfg(name)
         assert pretrained is not None, name
@@ -75,7 +75,8 @@ class TimmBody(Backbone):
         if checkpointing:
             self.body.set_grad_checkpointing()
         self.frozen_bn = norm == "FrozenBN"
-        strides = self.body.feature_info.reduction()
+        info: Any = self.body.feature_info  # timm's FeatureInfo
+        strides = info.reduction()
         self._out_features = [f"res{int(math.log2(stride))}" for stride in strides]
         if len(set(self._out_features)) != len(strides):
             raise ValueError(
@@ -83,7 +84,7 @@ class TimmBody(Backbone):
                 "choose indices of different strides"
             )
         self._out_feature_strides = dict(zip(self._out_features, strides, strict=True))
-        channels = self.body.feature_info.channels()
+        channels = info.channels()
         self._out_feature_channels = dict(zip(self._out_features, channels, strict=True))
         self.train(self.training)
 
@@ -91,7 +92,7 @@ class TimmBody(Backbone):
         """(N, 3, H, W) normalised images -> feature name -> (N, C_f, H / stride_f, W / stride_f)."""
         return dict(zip(self._out_features, self.body(x), strict=True))
 
-    def train(self, mode: bool = True) -> TimmBody:
+    def train(self, mode: bool = True) -> TimmBackbone:
         """Sets the mode, but for frozen batch normalisation."""
         super().train(mode)
         if self.frozen_bn:
@@ -120,16 +121,16 @@ def _idle_projections(full: nn.Module) -> tuple[str, ...]:
     return tuple(f"{name}.project." for name, tree in trees if tree.levels > 1)
 
 
-def _freeze_unused(body: nn.Module, image_size: Sequence[int], in_channels: int) -> None:
-    """Freezes layers beyond the last feature, which some bodies keep: nothing would ever reach them.
+def _freeze_unused(backbone: nn.Module, image_size: Sequence[int], in_channels: int) -> None:
+    """Freezes layers beyond the last feature, which some backbones keep: nothing would ever reach them.
 
     DistributedDataParallel would wait for their gradients.
     """
-    probe = copy.deepcopy(body).to("meta").eval()
+    probe = copy.deepcopy(backbone).to("meta").eval()
     features = probe(torch.empty(1, in_channels, *image_size, device="meta"))
     parameters = list(probe.parameters())
     grads = torch.autograd.grad([f.sum() for f in features], parameters, allow_unused=True)
-    for parameter, grad in zip(body.parameters(), grads, strict=True):
+    for parameter, grad in zip(backbone.parameters(), grads, strict=True):
         parameter.requires_grad_(grad is not None)
 
 
@@ -142,8 +143,8 @@ def _copy_features(full: nn.Module, features: nn.Module) -> None:
 
 
 @BACKBONE_REGISTRY.register()
-def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBody:
-    """Builds the body that ``MODEL.TIMM`` names, filled from ``MODEL.BACKBONE.WEIGHTS`` where given.
+def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
+    """Builds the backbone that ``MODEL.TIMM`` names, filled from ``MODEL.BACKBONE.WEIGHTS`` where given.
 
     Raises:
         ValueError: ``MODEL.BACKBONE.FREEZE_AT`` is not 0.
@@ -151,9 +152,9 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBody:
     if cfg.MODEL.BACKBONE.FREEZE_AT:
         raise ValueError(
             f"MODEL.BACKBONE.FREEZE_AT is {cfg.MODEL.BACKBONE.FREEZE_AT}, "
-            "but stages of timm bodies cannot be frozen; set it to 0"
+            "but stages of timm backbones cannot be frozen; set it to 0"
         )
-    return TimmBody(
+    return TimmBackbone(
         cfg.MODEL.TIMM.NAME,
         out_indices=cfg.MODEL.TIMM.OUT_INDICES,
         in_channels=input_shape.channels,

@@ -1,4 +1,4 @@
-"""Any classification model of torchvision as an image body."""
+"""Any classification model of torchvision as an image backbone."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 from bevkd2.config import CfgNode
 from bevkd2.d2 import BACKBONE_REGISTRY, Backbone, ShapeSpec
-from bevkd2.modeling.backbones.initial_weights import load_body_weights
+from bevkd2.modeling.backbones.initial_weights import load_backbone_weights
 from bevkd2.modeling.backbones.norms import freeze_batch_norms
 
 _PROBE = 128  # pixels: a side that every stride up to 64 divides
 
 
-class TorchvisionBody(Backbone):
+class TorchvisionBackbone(Backbone):
     """A torchvision model cut off after its features; a feature of stride 2**k is called ``res{k}``."""
 
     def __init__(self, name: str, *, nodes: Sequence[str], norm: str = "FrozenBN", weights: str = "") -> None:
-        """Build the body; nothing is downloaded.
+        """Build the backbone; nothing is downloaded.
 
         Args:
             name: of the model, such as "shufflenet_v2_x1_0".
@@ -42,12 +42,12 @@ class TorchvisionBody(Backbone):
             )
         if norm not in ("FrozenBN", "BN"):
             raise ValueError(
-                f"MODEL.RESNETS.NORM is {norm!r}; a torchvision body keeps its batch normalisation: expected "
-                "FrozenBN or BN"
+                f"MODEL.RESNETS.NORM is {norm!r}; a torchvision backbone keeps its batch normalisation: "
+                "expected FrozenBN or BN"
             )
         model = models.get_model(name, weights=None)
         if weights:
-            load_body_weights(model, weights)
+            load_backbone_weights(model, weights)
         unknown = [node for node in nodes if not _is_node(model, node)]
         if unknown or not nodes:
             raise ValueError(
@@ -71,7 +71,7 @@ class TorchvisionBody(Backbone):
         """(N, 3, H, W) normalised images -> feature name -> (N, C_f, H / stride_f, W / stride_f)."""
         return dict(zip(self._out_features, self.body(x).values(), strict=True))
 
-    def train(self, mode: bool = True) -> TorchvisionBody:
+    def train(self, mode: bool = True) -> TorchvisionBackbone:
         """Sets the mode, but for frozen batch normalisation."""
         super().train(mode)
         if self.frozen_bn:
@@ -84,31 +84,31 @@ def _is_node(model: nn.Module, node: str) -> bool:
     return any(name == node or name.startswith(f"{node}.") for name in get_graph_node_names(model)[1])
 
 
-def _probe(body: nn.Module, nodes: Sequence[str]) -> tuple[list[int], list[int]]:
+def _probe(backbone: nn.Module, nodes: Sequence[str]) -> tuple[list[int], list[int]]:
     """Strides and channels of the features."""
-    was_training = body.training
+    was_training = backbone.training
     with torch.no_grad():
-        features = body.eval()(torch.zeros(1, 3, _PROBE, _PROBE))
-    body.train(was_training)
+        features = backbone.eval()(torch.zeros(1, 3, _PROBE, _PROBE))
+    backbone.train(was_training)
     return [_PROBE // features[n].shape[-1] for n in nodes], [features[n].shape[1] for n in nodes]
 
 
 @BACKBONE_REGISTRY.register()
-def build_torchvision_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TorchvisionBody:
-    """Builds the body that ``MODEL.TORCHVISION`` names, filled from ``MODEL.BACKBONE.WEIGHTS`` where given.
+def build_torchvision_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TorchvisionBackbone:
+    """Builds the backbone ``MODEL.TORCHVISION``, filled from ``MODEL.BACKBONE.WEIGHTS`` where given.
 
     Raises:
         ValueError: MODEL.BACKBONE.FREEZE_AT is not 0, or CHECKPOINTING is asked for.
     """
-    backbone = cfg.MODEL.BACKBONE
-    if backbone.FREEZE_AT or backbone.CHECKPOINTING:
+    node = cfg.MODEL.BACKBONE
+    if node.FREEZE_AT or node.CHECKPOINTING:
         raise ValueError(
-            f"MODEL.BACKBONE.FREEZE_AT is {backbone.FREEZE_AT}, CHECKPOINTING {backbone.CHECKPOINTING}; "
-            "torchvision bodies have neither: set them to 0 and False"
+            f"MODEL.BACKBONE.FREEZE_AT is {node.FREEZE_AT}, CHECKPOINTING {node.CHECKPOINTING}; "
+            "torchvision backbones have neither: set them to 0 and False"
         )
-    return TorchvisionBody(
+    return TorchvisionBackbone(
         cfg.MODEL.TORCHVISION.NAME,
         nodes=cfg.MODEL.TORCHVISION.NODES,
         norm=cfg.MODEL.RESNETS.NORM,
-        weights=backbone.WEIGHTS,
+        weights=node.WEIGHTS,
     )

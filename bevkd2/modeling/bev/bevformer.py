@@ -101,7 +101,7 @@ class BEVFormer(Detector):
             use_can_bus: add an embedding of the 18-vector of motion to the BEV queries.
             pixel_mean: of the images, in the order of ``pixel_format``, 0..255.
             pixel_std: likewise.
-            pixel_format: "RGB" | "BGR", what the body was trained on.
+            pixel_format: "RGB" | "BGR", what the backbone was trained on.
             size_divisibility: images are padded to a multiple of it.
             max_detections: most detections a sample.
             score_threshold: 0: none.
@@ -156,9 +156,9 @@ class BEVFormer(Detector):
         }
 
     def feature_shapes(self) -> FeatureShapes:
-        """Returns the channels and strides of body and neck."""
+        """Returns the channels and strides of backbone and neck."""
         levels = [ShapeSpec(channels=self.neck.out_channels, stride=stride) for stride in self.neck.strides]
-        return FeatureShapes(body=self.image_backbone.output_shape(), fpn=levels)
+        return FeatureShapes(backbone=self.image_backbone.output_shape(), fpn=levels)
 
     def train(self, mode: bool = True) -> BEVFormer:
         """Sets the mode; a stream of frames that was being evaluated is over."""
@@ -259,11 +259,11 @@ class BEVFormer(Detector):
         return knowledge
 
     def _features(self, frames: Frames, knowledge: BEVKnowledge, wants: frozenset[str]) -> list[Tensor]:
-        """Image features, (R, N, C, h, w) a level; fills ``body`` and ``fpn`` where wanted."""
+        """Image features, (R, N, C, h, w) a level; fills ``backbone`` and ``fpn`` where wanted."""
         images = frames.images if self.grid_mask is None else self.grid_mask(frames.images)
-        body = self.image_backbone(images.flatten(0, 1))
-        levels = self.neck(body)
-        knowledge.body = body if "body" in wants else None
+        backbone = self.image_backbone(images.flatten(0, 1))
+        levels = self.neck(backbone)
+        knowledge.backbone = backbone if "backbone" in wants else None
         knowledge.fpn = levels if "fpn" in wants else None
         return [level.unflatten(0, images.shape[:2]) for level in levels]
 

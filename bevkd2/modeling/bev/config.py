@@ -30,12 +30,12 @@ def bevformer_arguments(cfg: CfgNode) -> dict[str, Any]:
     """
     _check(cfg)
     model, bev = cfg.MODEL, cfg.MODEL.BEVFORMER
-    body = build_backbone(cfg)
+    backbone = build_backbone(cfg)
     mask = model.GRID_MASK
     return {
-        "image_backbone": body,
+        "image_backbone": backbone,
         "neck": FPN(
-            body.output_shape(),
+            backbone.output_shape(),
             in_features=model.FPN.IN_FEATURES,
             out_channels=model.FPN.OUT_CHANNELS,
             num_outs=model.FPN.NUM_OUTS,

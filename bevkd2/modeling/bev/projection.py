@@ -74,7 +74,7 @@ def project_pillars(
         points: (Q, Z, 3) metres.
         lidar2img: (B, N, 4, 4) metres to pixels.
         visible_sizes: (B, N, 2) height and width in pixels of the area that counts as seen.
-        padded_size: height and width in pixels of what the body read.
+        padded_size: height and width in pixels of what the backbone read.
 
     Returns:
         reference_points: (B, N, Q, Z, 2) x, y as fractions of the padded image; meaningless where the depth

@@ -1,4 +1,4 @@
-"""What every monocular detector reads from the config: body, neck of pyramids, pixels."""
+"""What every monocular detector reads from the config: backbone, neck of pyramids, pixels."""
 
 from __future__ import annotations
 
@@ -61,20 +61,20 @@ def check_prior_classes(cfg: CfgNode, name: str) -> None:
 
 
 def pyramid_arguments(cfg: CfgNode) -> dict[str, Any]:
-    """Body and feature pyramid, as constructor arguments of a MonoDetector.
+    """Backbone and feature pyramid, as constructor arguments of a MonoDetector.
 
     Args:
         cfg: the whole config.
 
     Raises:
-        ValueError: the pyramid reads what the body lacks.
+        ValueError: the pyramid reads what the backbone lacks.
     """
-    body, fpn = build_backbone(cfg), cfg.MODEL.FPN
+    backbone, fpn = build_backbone(cfg), cfg.MODEL.FPN
     neck = FPN(
-        body.output_shape(),
+        backbone.output_shape(),
         in_features=fpn.IN_FEATURES,
         out_channels=fpn.OUT_CHANNELS,
         num_outs=fpn.NUM_OUTS,
         norm=fpn.NORM,
     )
-    return {"image_backbone": body, "neck": neck}
+    return {"image_backbone": backbone, "neck": neck}

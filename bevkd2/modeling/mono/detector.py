@@ -1,4 +1,4 @@
-"""What all monocular detectors share: an image body, a neck, pixels, and Detectron2's ``forward``."""
+"""What all monocular detectors share: an image backbone, a neck, pixels, and Detectron2's ``forward``."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class MonoDetector(Detector):
             num_classes: K.
             pixel_mean: of the images, in the order of ``pixel_format``, 0..255.
             pixel_std: likewise.
-            pixel_format: "RGB" | "BGR", what the body was trained on.
+            pixel_format: "RGB" | "BGR", what the backbone was trained on.
             size_divisibility: images are padded to a multiple of it.
         """
         super().__init__()
@@ -63,9 +63,9 @@ class MonoDetector(Detector):
         return self.pixel_mean.device
 
     def feature_shapes(self) -> FeatureShapes:
-        """Returns the channels and strides of body and neck."""
+        """Returns the channels and strides of backbone and neck."""
         levels = [ShapeSpec(channels=self.neck.out_channels, stride=stride) for stride in self.neck.strides]
-        return FeatureShapes(body=self.image_backbone.output_shape(), fpn=levels)
+        return FeatureShapes(backbone=self.image_backbone.output_shape(), fpn=levels)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Losses in training, detections in evaluation.
@@ -107,11 +107,11 @@ class MonoDetector(Detector):
         return collate_targets(batched_inputs, inputs, self.num_classes)
 
     def features(self, inputs: MonoInputs, wants: frozenset[str]) -> tuple[list[Tensor], MonoKnowledge]:
-        """Runs body and neck.
+        """Runs backbone and neck.
 
         Args:
             inputs: of :meth:`preprocess`.
-            wants: "body" and "fpn" are kept in the knowledge.
+            wants: "backbone" and "fpn" are kept in the knowledge.
 
         Returns:
             The neck's levels (B, C, h, w), finest first, and a knowledge with the shared fields filled.
@@ -123,10 +123,10 @@ class MonoDetector(Detector):
             raise ValueError(
                 f"extract: unknown wants {sorted(wants - WANTS)}, expected among {sorted(WANTS)}"
             )
-        body = self.image_backbone(inputs.images)
-        levels = self.neck(body)
+        backbone = self.image_backbone(inputs.images)
+        levels = self.neck(backbone)
         knowledge = MonoKnowledge(
-            body=body if "body" in wants else None,
+            backbone=backbone if "backbone" in wants else None,
             fpn=levels if "fpn" in wants else None,
             fpn_strides=self.neck.strides,
             image_sizes=inputs.image_sizes,

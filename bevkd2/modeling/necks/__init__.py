@@ -1,1 +1,1 @@
-"""Necks: what stands between the image body and the detector."""
+"""Necks: what stands between the image backbone and the detector."""

@@ -76,7 +76,7 @@ class IDAUp(nn.Module):
 
 
 class DLAUp(Neck):
-    """The body's levels to one map of the finest one's stride."""
+    """The backbone's levels to one map of the finest one's stride."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class DLAUp(Neck):
         """Build the layers.
 
         Args:
-            input_shape: of the body's features, by name.
+            input_shape: of the backbone's features, by name.
             in_features: the names to read, finest first, each of twice the stride of the one before. The
                 coarsest reaches the output through the others only.
             out_channels: C of the output; 0: those of the finest feature, as published.
@@ -102,7 +102,7 @@ class DLAUp(Neck):
             raise ValueError(
                 f"MODEL.DLA_UP.IN_FEATURES is {list(in_features)}, expected two or more of "
                 f"{list(input_shape)}; MODEL.TIMM.OUT_INDICES or MODEL.RESNETS.OUT_FEATURES sets what "
-                "the body returns"
+                "the backbone returns"
             )
         strides = [input_shape[name].stride for name in in_features]
         if any(coarse != 2 * fine for fine, coarse in itertools.pairwise(strides)):
@@ -131,7 +131,7 @@ class DLAUp(Neck):
         )
 
     def forward(self, features: dict[str, Tensor]) -> list[Tensor]:
-        """Body features, name -> (N, C_f, h, w), to one level (N, C, h, w) in a list."""
+        """Backbone features, name -> (N, C_f, h, w), to one level (N, C, h, w) in a list."""
         levels = [features[name] for name in self.in_features]
         merged = [levels.pop()]
         aggregated: list[Tensor] = []  # one map a level, finest first

@@ -43,7 +43,7 @@ class FPN(Neck):
         """Build the convolutions.
 
         Args:
-            input_shape: of the body's features, by name.
+            input_shape: of the backbone's features, by name.
             in_features: the names to read, finest first.
             out_channels: C of every output.
             num_outs: levels; those beyond ``in_features`` are extra ones, and fewer are the finest ones.
@@ -56,7 +56,7 @@ class FPN(Neck):
         missing = [name for name in in_features if name not in input_shape]
         if missing:
             raise ValueError(
-                f"MODEL.FPN.IN_FEATURES: the body has no {missing}, only {list(input_shape)}; "
+                f"MODEL.FPN.IN_FEATURES: the backbone has no {missing}, only {list(input_shape)}; "
                 "name them in MODEL.RESNETS.OUT_FEATURES (or MODEL.TIMM.OUT_INDICES)"
             )
         if num_outs < 1:
@@ -76,7 +76,7 @@ class FPN(Neck):
             self.strides.append(self.strides[-1] * 2)
 
     def forward(self, features: dict[str, Tensor]) -> list[Tensor]:
-        """Body features, name -> (N, C_f, h, w), to ``num_outs`` levels (N, C, h, w), finest first."""
+        """Backbone features, name -> (N, C_f, h, w), to ``num_outs`` levels (N, C, h, w), finest first."""
         laterals = [
             conv(features[name]) for name, conv in zip(self.in_features, self.lateral_convs, strict=True)
         ]

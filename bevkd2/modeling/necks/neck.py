@@ -6,7 +6,7 @@ from torch import nn
 
 
 class Neck(nn.Module):
-    """Base of modules from body features, name -> (N, C_f, h, w), to a list of levels (N, C, h, w)."""
+    """Base of modules from backbone features, name -> (N, C_f, h, w), to a list of levels (N, C, h, w)."""
 
     strides: list[int]
     """Pixels to a cell of each level, finest first."""

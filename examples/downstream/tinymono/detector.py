@@ -14,7 +14,7 @@ from bevkd2.structures import CameraBoxes3D, unproject_points, wrap_angle
 
 
 def add_tinymono(cfg):
-    """Adds the detector's own keys; body, pyramid (of one level) and pixels have bevkd2's."""
+    """Adds the detector's own keys; backbone, pyramid (of one level) and pixels have bevkd2's."""
     cfg.MODEL.TINYMONO = CfgNode({"PIXELS_PER_METRE": 20.0, "MAX_DETECTIONS": 30})
 
 

@@ -13,7 +13,7 @@ from bevkd2.modeling.mono.inputs import MonoTargets
 from bevkd2.structures import CameraBoxes3D
 
 B, Q, K = 2, 5, 3
-SHAPES = FeatureShapes(body={}, fpn=[])
+SHAPES = FeatureShapes(backbone={}, fpn=[])
 
 
 def build(**options):

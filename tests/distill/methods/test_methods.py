@@ -15,7 +15,7 @@ def build(name: str, **options) -> DistillMethod:
     for key, value in options.items():
         assert key in node
         node[key] = value
-    shapes = FeatureShapes(body={}, fpn=[])  # these methods read none of it
+    shapes = FeatureShapes(backbone={}, fpn=[])  # these methods read none of it
     return method(node, shapes, shapes)
 
 

@@ -18,7 +18,7 @@ STRIDES = (4, 8)
 
 
 def shapes(channels=4, strides=STRIDES):
-    return FeatureShapes(body={}, fpn=[ShapeSpec(channels=channels, stride=s) for s in strides])
+    return FeatureShapes(backbone={}, fpn=[ShapeSpec(channels=channels, stride=s) for s in strides])
 
 
 def build(student=4, teacher=4, strides=STRIDES, **options):

@@ -31,17 +31,17 @@ def test_keys_and_shapes_are_torchvisions(name: str, options: dict):
 def test_features_equal_torchvisions():
     torch.manual_seed(0)
     theirs = torchvision.models.resnet18(weights=None).eval()
-    body = ResNet(depth=18, **BASIC, out_features=("stem", "res2", "res5")).eval()
-    body.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")})
+    backbone = ResNet(depth=18, **BASIC, out_features=("stem", "res2", "res5")).eval()
+    backbone.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")})
     x = torch.randn(1, 3, 64, 96)
-    features = body(x)
+    features = backbone(x)
     y = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x))))
     torch.testing.assert_close(features["stem"], y)
     y = theirs.layer1(y)
     torch.testing.assert_close(features["res2"], y)
     torch.testing.assert_close(features["res5"], theirs.layer4(theirs.layer3(theirs.layer2(y))))
     for name, feature in features.items():
-        spec = body.output_shape()[name]
+        spec = backbone.output_shape()[name]
         assert feature.shape == (1, spec.channels, 64 // spec.stride, 96 // spec.stride)
 
 
@@ -51,21 +51,21 @@ def small(**options) -> ResNet:
 
 def test_caffe_stride_sits_in_the_first_convolution():
     strides = {"caffe": small(stride_in_1x1=True), "torch": small()}
-    block = {name: body.layer2[0] for name, body in strides.items()}
+    block = {name: backbone.layer2[0] for name, backbone in strides.items()}
     assert (block["caffe"].conv1.stride, block["caffe"].conv2.stride) == ((2, 2), (1, 1))
     assert (block["torch"].conv1.stride, block["torch"].conv2.stride) == ((1, 1), (2, 2))
 
 
 def test_deformable_stages_start_as_plain_halves_and_learn():
-    body = small(deform_on_per_stage=(False, False, True, True), stride_in_1x1=True, norm="GN")
-    assert not isinstance(body.layer2[0].conv2, DeformConv2d)
-    convs = [block.conv2 for block in [*body.layer3, *body.layer4]]
+    backbone = small(deform_on_per_stage=(False, False, True, True), stride_in_1x1=True, norm="GN")
+    assert not isinstance(backbone.layer2[0].conv2, DeformConv2d)
+    convs = [block.conv2 for block in [*backbone.layer3, *backbone.layer4]]
     assert all(isinstance(conv, DeformConv2d) for conv in convs)
     conv, x = convs[0], torch.randn(2, convs[0].in_channels, 7, 9)
     plain = torch.nn.functional.conv2d(x, conv.weight, stride=conv.stride, padding=1)
     torch.testing.assert_close(conv(x), plain / 2, atol=1e-5, rtol=1e-4)
-    assert body.state_dict()["layer3.0.conv2.conv_offset.weight"].shape[0] == 27
-    body(torch.randn(1, 3, 64, 64))["res5"].square().mean().backward()
+    assert backbone.state_dict()["layer3.0.conv2.conv_offset.weight"].shape[0] == 27
+    backbone(torch.randn(1, 3, 64, 64))["res5"].square().mean().backward()
     assert conv.conv_offset.weight.grad.abs().sum() > 0
 
 
@@ -81,14 +81,14 @@ def test_offsets_move_the_taps():
 
 
 def test_freezing_and_norms():
-    body = small(norm="BN", freeze_at=2).train()
-    frozen = {name for name, p in body.named_parameters() if not p.requires_grad}
+    backbone = small(norm="BN", freeze_at=2).train()
+    frozen = {name for name, p in backbone.named_parameters() if not p.requires_grad}
     assert frozen == {
-        name for name, _ in body.named_parameters() if name.startswith(("conv1", "bn1", "layer1"))
+        name for name, _ in backbone.named_parameters() if name.startswith(("conv1", "bn1", "layer1"))
     }
-    assert not body.bn1.training
-    assert not body.layer1[0].bn1.training
-    assert body.layer2[0].bn1.training
+    assert not backbone.bn1.training
+    assert not backbone.layer1[0].bn1.training
+    assert backbone.layer2[0].bn1.training
     running = small(norm="FrozenBN").train()
     assert not running.layer4[0].bn1.training
     assert running.layer4[0].bn1.weight.requires_grad
@@ -101,16 +101,16 @@ def test_checkpointing_gives_the_same_gradients():
     grads = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        body = small(norm="GN", checkpointing=checkpointing).train()
-        body(torch.ones(1, 3, 64, 64))["res5"].sum().backward()
-        grads.append(body.conv1.weight.grad)
+        backbone = small(norm="GN", checkpointing=checkpointing).train()
+        backbone(torch.ones(1, 3, 64, 64))["res5"].sum().backward()
+        grads.append(backbone.conv1.weight.grad)
     torch.testing.assert_close(grads[0], grads[1])
 
 
 def test_later_stages_are_not_built():
-    body = ResNet(depth=10, stem_channels=8, res2_channels=8, out_features=["res3"])
-    assert not hasattr(body, "layer3")
-    assert list(body(torch.randn(1, 3, 32, 32))) == ["res3"]
+    backbone = ResNet(depth=10, stem_channels=8, res2_channels=8, out_features=["res3"])
+    assert not hasattr(backbone, "layer3")
+    assert list(backbone(torch.randn(1, 3, 32, 32))) == ["res3"]
 
 
 @pytest.mark.parametrize(
@@ -122,6 +122,6 @@ def test_later_stages_are_not_built():
         ({"depth": 18, "deform_on_per_stage": (False, False, False, True)}, "basic blocks"),
     ],
 )
-def test_impossible_bodies_are_errors(options: dict, message: str):
+def test_impossible_backbones_are_errors(options: dict, message: str):
     with pytest.raises(ValueError, match=message):
         ResNet(**options)

@@ -233,7 +233,7 @@ def test_bfloat16_autocast(tiny_cfg: CfgNode, make_sample: Make, train: bool):
     for tensor in (*known.temporal_attention, *known.spatial_attention, known.class_logits, known.box_codes):
         assert tensor.dtype == torch.float32
     assert all(loss.dtype == torch.float32 for loss in losses.values())
-    assert known.body["res3"].dtype == torch.bfloat16
+    assert known.backbone["res3"].dtype == torch.bfloat16
     sum(losses.values()).backward()
 
 
@@ -250,7 +250,7 @@ def test_attention_shapes_and_wants(tiny_cfg: CfgNode, make_sample: Make):
     assert known.fpn_strides == [8, 16]
     assert known.bev_shape == (9, 12)
     bare = model.extract(inputs)
-    assert bare.body is bare.fpn is bare.temporal_attention is bare.spatial_attention is None
+    assert bare.backbone is bare.fpn is bare.temporal_attention is bare.spatial_attention is None
     with pytest.raises(ValueError, match="surprise"):
         model.extract(inputs, frozenset({"surprise"}))
 

@@ -38,7 +38,7 @@ def test_fewer_outputs_are_the_finest():
 
 
 def test_unknown_features_are_named():
-    with pytest.raises(ValueError, match=r"IN_FEATURES: the body has no \['res9'\]"):
+    with pytest.raises(ValueError, match=r"IN_FEATURES: the backbone has no \['res9'\]"):
         FPN(SHAPES, in_features=["res9"], out_channels=5, num_outs=1)
     with pytest.raises(ValueError, match="NUM_OUTS is 0"):
         FPN(SHAPES, in_features=["res3"], out_channels=5, num_outs=0)

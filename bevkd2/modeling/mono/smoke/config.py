@@ -29,13 +29,13 @@ def smoke_arguments(cfg: CfgNode) -> dict[str, Any]:
     _check(cfg.MODEL.SMOKE, classes)
     check_prior_classes(cfg, "SMOKE")
     model, smoke = cfg.MODEL, cfg.MODEL.SMOKE
-    body = build_backbone(cfg)
+    backbone = build_backbone(cfg)
     neck = DLAUp(
-        body.output_shape(), in_features=model.DLA_UP.IN_FEATURES, out_channels=model.DLA_UP.OUT_CHANNELS
+        backbone.output_shape(), in_features=model.DLA_UP.IN_FEATURES, out_channels=model.DLA_UP.OUT_CHANNELS
     )
     mean, deviation = smoke.DEPTH_PRIOR
     return {
-        "image_backbone": body,
+        "image_backbone": backbone,
         "neck": neck,
         "head": SmokeHead(neck.out_channels, len(classes), smoke.FEATURE_CHANNELS),
         "coder": SmokeCoder(

@@ -88,7 +88,7 @@ class SMOKE(MonoDetector):
 
         Args:
             inputs: of :meth:`preprocess`.
-            wants: "body" and "fpn" are kept in the knowledge.
+            wants: "backbone" and "fpn" are kept in the knowledge.
             state: none; single images have no past.
 
         Raises:

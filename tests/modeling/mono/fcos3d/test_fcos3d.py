@@ -96,7 +96,7 @@ def test_knowledge_has_the_shapes_that_distillation_reads():
     model = make_model().eval()
     with torch.no_grad():
         inputs = model.preprocess([make_image(0), make_image(1)])
-        knowledge = model.extract(inputs, wants=frozenset({"fpn", "body"}))
+        knowledge = model.extract(inputs, wants=frozenset({"fpn", "backbone"}))
     shapes = model.feature_shapes()
     assert knowledge.level_shapes == [(8, 12), (4, 6)]
     assert knowledge.logits.shape == (2, 120, 3)
@@ -104,8 +104,8 @@ def test_knowledge_has_the_shapes_that_distillation_reads():
     assert knowledge.locations[0].tolist() == [4, 4]
     assert knowledge.locations[96 + 1].tolist() == [24, 8]
     assert [level.shape[1] for level in knowledge.fpn] == [shape.channels for shape in shapes.fpn]
-    assert {name: f.shape[1] for name, f in knowledge.body.items()} == {
-        name: shape.channels for name, shape in shapes.body.items()
+    assert {name: f.shape[1] for name, f in knowledge.backbone.items()} == {
+        name: shape.channels for name, shape in shapes.backbone.items()
     }
     weight = float(model.head.fuse_lambda.sigmoid())
     fused = weight * knowledge.direct_depth + (1 - weight) * knowledge.probabilistic_depth

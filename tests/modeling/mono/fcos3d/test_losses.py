@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib
 import math
 from pathlib import Path
 
@@ -17,9 +16,9 @@ from bevkd2.modeling.mono.fcos3d.outputs import DenseOutputs
 from bevkd2.modeling.mono.fcos3d.targets import dense_targets
 from bevkd2.modeling.mono.grid import flatten_levels
 from bevkd2.modeling.mono.inputs import MonoTargets
+from tests.golden import pgd_losses
 from tests.modeling.mono import scenes
 
-TOOLS = Path(__file__).parents[3] / "tools"
 OFFSET = 0.7854
 FUSE = torch.tensor(0.3)
 NUSCENES_WEIGHTS = [1, 1, 0.2, 1, 1, 1, 1, 0.05, 0.05]
@@ -65,9 +64,8 @@ def _perfect(targets: MonoTargets, kitti: bool) -> DenseOutputs:
     )
 
 
-def test_recorded_numbers_are_met(shared_dir: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(TOOLS))
-    rows = importlib.import_module("golden.pgd_losses").compare(shared_dir / "golden" / "mono")
+def test_recorded_numbers_are_met(shared_dir: Path):
+    rows = pgd_losses.compare(shared_dir / "golden" / "mono")
     assert len(rows) > 30
     assert not [row for row in rows if row.failed]
 

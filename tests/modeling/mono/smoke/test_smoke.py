@@ -22,7 +22,7 @@ LOSSES = {"loss_heatmap", "loss_orientation", "loss_size", "loss_location"}
 
 @pytest.fixture
 def cfg() -> CfgNode:
-    """A thin residual body in place of DLA."""
+    """A thin residual backbone in place of DLA."""
     cfg = get_cfg()
     cfg.MODEL.DEVICE, cfg.MODEL.META_ARCHITECTURE, cfg.DATASETS.FORMAT = "cpu", "SMOKE", "kitti"
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
@@ -77,7 +77,7 @@ def test_a_training_step_reaches_every_parameter_and_lowers_the_loss(model: SMOK
 
 def test_knowledge_is_of_the_locations(model: SMOKE):
     inputs = model.eval().preprocess([sample(0), sample(1)])
-    knowledge = model.extract(inputs, frozenset({"body", "fpn"}))
+    knowledge = model.extract(inputs, frozenset({"backbone", "fpn"}))
     cells = HEIGHT // 4 * (WIDTH // 4)
     assert knowledge.logits.shape == (2, cells, 3)
     assert knowledge.depth.shape == knowledge.direct_depth.shape == (2, cells)
@@ -92,7 +92,7 @@ def test_knowledge_is_of_the_locations(model: SMOKE):
     shapes = model.feature_shapes()
     assert [level.shape[1] for level in knowledge.fpn] == [level.channels for level in shapes.fpn]
     assert knowledge.fpn_strides == [level.stride for level in shapes.fpn] == [4]
-    assert set(knowledge.body) == set(shapes.body)
+    assert set(knowledge.backbone) == set(shapes.backbone)
     with pytest.raises(ValueError, match="unknown wants"):
         model.extract(inputs, frozenset({"attention"}))
 
@@ -168,7 +168,7 @@ def test_affine_augmented_images_give_boxes_no_gradient(model: SMOKE):
 @pytest.mark.parametrize(
     ("name", "channels", "reduced"), [("dla34", 64, 0), ("dla60", 128, 0), ("dla60", 64, 64)]
 )
-def test_dla_bodies(cfg: CfgNode, name: str, channels: int, reduced: int):
+def test_dla_backbones(cfg: CfgNode, name: str, channels: int, reduced: int):
     cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
     cfg.MODEL.TIMM.NAME, cfg.MODEL.TIMM.OUT_INDICES = name, [2, 3, 4, 5]
     cfg.MODEL.DLA_UP.OUT_CHANNELS = reduced
