@@ -9,7 +9,7 @@ EMBEDDED = "embedded"
 
 
 def choose_provider(environ: Mapping[str, str], spec: ModuleSpec | None) -> str:
-    """Choose an engine.
+    """Chooses an engine.
 
     Args:
         environ: the environment; ``BEVKD2_D2`` forces one.
@@ -36,7 +36,7 @@ def choose_provider(environ: Mapping[str, str], spec: ModuleSpec | None) -> str:
 
 
 def explain_broken(error: BaseException, spec: ModuleSpec | None) -> ImportError:
-    """Describe a Detectron2 that is installed but does not import.
+    """Describes a Detectron2 that is installed but does not import.
 
     Args:
         error: what its import raised.

@@ -23,7 +23,7 @@ class BoxTensor:
     COLUMNS: ClassVar[str]
 
     def __init__(self, tensor: Tensor) -> None:
-        """Wrap a tensor of boxes; it is not copied.
+        """Wraps a tensor of boxes; it is not copied.
 
         Args:
             tensor: (N, 7) or (N, 9), see the class.
@@ -42,12 +42,12 @@ class BoxTensor:
 
     @classmethod
     def empty(cls: type[BoxesT], box_dim: int = 9, dtype: torch.dtype = torch.float32) -> BoxesT:
-        """Zero boxes with `box_dim` (7 or 9) columns on the CPU."""
+        """Zero boxes with ``box_dim`` (7 or 9) columns on the CPU."""
         return cls(torch.zeros((0, box_dim), dtype=dtype))
 
     @classmethod
     def cat(cls: type[BoxesT], boxes: Sequence[BoxesT]) -> BoxesT:
-        """Concatenate boxes of the same layout.
+        """Concatenates boxes of the same layout.
 
         Args:
             boxes: one or more of this class with the same number of columns.
@@ -69,7 +69,7 @@ class BoxTensor:
         return self.tensor.shape[0]
 
     def __getitem__(self: BoxesT, index: int | slice | Tensor) -> BoxesT:
-        """Select boxes by an integer (one box, still batched), a slice, an index tensor or a boolean mask."""
+        """Selects boxes by an integer (kept batched), a slice, an index tensor or a boolean mask."""
         if isinstance(index, int):
             return type(self)(self.tensor[index].unsqueeze(0))
         return type(self)(self.tensor[index])
@@ -82,7 +82,7 @@ class BoxTensor:
         return f"{name}(num_boxes={len(self)}, columns={columns}, device={self.tensor.device})"
 
     def to(self: BoxesT, *args: torch.device | torch.dtype | str, **kwargs: bool) -> BoxesT:
-        """Move or cast like `Tensor.to`."""
+        """Moves or casts like ``Tensor.to``."""
         return type(self)(self.tensor.to(*args, **kwargs))  # type: ignore[call-overload]
 
     def clone(self: BoxesT) -> BoxesT:
@@ -91,7 +91,7 @@ class BoxTensor:
 
     @property
     def device(self) -> torch.device:
-        """Where the boxes live."""
+        """Device of the boxes."""
         return self.tensor.device
 
     @property

@@ -24,7 +24,7 @@ _CORNER_SIGNS = (
 
 
 def wrap_angle(angle: Tensor, *, start: float = -math.pi, period: float = 2 * math.pi) -> Tensor:
-    """Wrap angles into one period, by default [-pi, pi).
+    """Wraps angles into one period, by default [-pi, pi).
 
     Args:
         angle: angles in radians, any shape.
@@ -99,10 +99,10 @@ class Boxes3D(BoxTensor):
         return ((points > low) & (points < high)).all(dim=1)
 
     def transform(self, matrix: Tensor) -> Boxes3D:
-        """Express the boxes in another frame.
+        """Expresses the boxes in another frame.
 
         Boxes stay upright: of a tilting rotation, centres feel all of it, headings and velocities the
-        projection of the rotated vector on the new xy plane (nuscenes-devkit's `quaternion_yaw` does the
+        projection of the rotated vector on the new xy plane (nuscenes-devkit's ``quaternion_yaw`` does the
         same).
 
         Args:
@@ -122,13 +122,13 @@ class Boxes3D(BoxTensor):
         return Boxes3D(out)
 
     def translate(self, offset: Tensor) -> Boxes3D:
-        """Move every box by `offset`, (3,) in metres."""
+        """Moves every box by ``offset``, (3,) in metres."""
         out = self.tensor.clone()
         out[:, :3] += offset.to(out)
         return Boxes3D(out)
 
     def rotate(self, angle: float) -> Boxes3D:
-        """Turn centres, headings and velocities about the z axis of the frame by `angle` in radians."""
+        """Turns centres, headings and velocities about the z axis of the frame by ``angle`` in radians."""
         matrix = torch.eye(4, dtype=self.tensor.dtype, device=self.device)
         cos, sin = math.cos(angle), math.sin(angle)
         matrix[:2, :2] = matrix.new_tensor([[cos, -sin], [sin, cos]])

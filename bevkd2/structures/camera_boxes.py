@@ -78,12 +78,12 @@ class CameraBoxes3D(BoxTensor):
         return torch.stack([x, down, z], dim=-1) + self.center[:, None, :]
 
     def bev(self) -> Tensor:
-        """(N, 5) footprints x, z, length, width, -rotation_y: what `bevkd2.ops.box3d` reads."""
+        """(N, 5) footprints x, z, length, width, -rotation_y: what ``bevkd2.ops.box3d`` reads."""
         t = self.tensor
         return torch.stack([t[:, 0], t[:, 2], t[:, 3], t[:, 4], -t[:, 6]], dim=1)
 
     def flip(self) -> CameraBoxes3D:
-        """Mirror at the plane x = 0: x -> -x, rotation_y -> pi - rotation_y (not wrapped), vx -> -vx."""
+        """Mirrors at the plane x = 0: x -> -x, rotation_y -> pi - rotation_y (not wrapped), vx -> -vx."""
         out = self.tensor.clone()
         out[:, 0] = -out[:, 0]
         out[:, 6] = math.pi - out[:, 6]
@@ -99,7 +99,7 @@ class CameraBoxes3D(BoxTensor):
 
     @classmethod
     def from_upright(cls, boxes: Boxes3D) -> CameraBoxes3D:
-        """Boxes given with axes x right, y forward, z up at the camera's centre; the inverse of `upright`."""
+        """Converts boxes with axes x right, y forward, z up; the inverse of :meth:`upright`."""
         t = boxes.tensor
         columns = [t[:, 0], -t[:, 2], t[:, 1], t[:, 3], t[:, 4], t[:, 5], -t[:, 6]]
         return cls(torch.stack([*columns, *t[:, 7:].unbind(dim=1)], dim=1))
@@ -130,7 +130,7 @@ class CameraBoxes3D(BoxTensor):
 
 
 def project_boxes(boxes: CameraBoxes3D, cam2img: Tensor) -> tuple[Tensor, Tensor]:
-    """Project the corners into the image.
+    """Projects the corners into the image.
 
     Args:
         boxes: N boxes.

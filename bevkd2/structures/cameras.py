@@ -113,11 +113,11 @@ def lidar2img_matrix(intrinsics: Array, cam2lidar: Array) -> Array:
 
 
 def project_points(points: Tensor, lidar2img: Tensor) -> tuple[Tensor, Tensor]:
-    """Project points into images, in the points' dtype whatever autocast does: 16 bits miss by pixels.
+    """Projects points into images, in the points' dtype whatever autocast does: 16 bits miss by pixels.
 
     Args:
-        points: (..., P, 3) metres, in the frame that `lidar2img` starts from.
-        lidar2img: (..., 4, 4), leading dimensions broadcast against those of `points`.
+        points: (..., P, 3) metres, in the frame that ``lidar2img`` starts from.
+        lidar2img: (..., 4, 4), leading dimensions broadcast against those of ``points``.
 
     Returns:
         uv: (..., P, 2) continuous pixel coordinates (x, y). Meaningless where the depth is not positive.
@@ -134,15 +134,15 @@ def project_points(points: Tensor, lidar2img: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def unproject_points(uv: Tensor, depth: Tensor, lidar2img: Tensor) -> Tensor:
-    """Points from pixels and depths: the inverse of `project_points`, in their dtype too.
+    """Points from pixels and depths: the inverse of ``project_points``, in their dtype too.
 
     Args:
         uv: (..., P, 2) continuous pixel coordinates (x, y).
         depth: (..., P) metres, as the projection gives it (a translation in its third row included).
-        lidar2img: (..., 4, 4), leading dimensions broadcast against those of `uv`; a camera's cam2img too.
+        lidar2img: (..., 4, 4), leading dimensions broadcast against those of ``uv``; a camera's cam2img too.
 
     Returns:
-        (..., P, 3) metres, in the frame that `lidar2img` starts from.
+        (..., P, 3) metres, in the frame that ``lidar2img`` starts from.
     """
     rotation, translation = lidar2img[..., :3, :3], lidar2img[..., :3, 3]
     projected = torch.cat([uv * depth.unsqueeze(-1), depth.unsqueeze(-1)], dim=-1)

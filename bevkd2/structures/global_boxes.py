@@ -35,10 +35,10 @@ class GlobalBoxes:
 
 
 def from_global(boxes: GlobalBoxes, lidar2global: Array) -> Boxes3D:
-    """Express the devkit's boxes in the lidar frame.
+    """Expresses the devkit's boxes in the lidar frame.
 
     The heading is that of the box's length axis projected on the lidar's xy plane: what little tilt there is
-    between the frames is dropped, as in the devkit's `quaternion_yaw`. NaN velocities stay NaN.
+    between the frames is dropped, as in the devkit's ``quaternion_yaw``. NaN velocities stay NaN.
 
     Args:
         boxes: N boxes in the global frame.
@@ -59,7 +59,7 @@ def from_global(boxes: GlobalBoxes, lidar2global: Array) -> Boxes3D:
 
 
 def to_global(boxes: Boxes3D, lidar2global: Array) -> GlobalBoxes:
-    """Express boxes of the lidar frame in the devkit's layout.
+    """Expresses boxes of the lidar frame in the devkit's layout.
 
     Args:
         boxes: N boxes in the lidar frame; without velocity columns they get velocity zero.

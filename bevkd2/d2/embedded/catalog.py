@@ -12,10 +12,10 @@ Sample = dict[str, Any]
 
 
 class _DatasetCatalog(UserDict):
-    """Map a dataset's name, as a config spells it, to the function that returns its samples."""
+    """Maps a dataset's name, as a config spells it, to the function that returns its samples."""
 
     def register(self, name: str, func: Callable[[], list[Sample]]) -> None:
-        """Add a dataset.
+        """Adds a dataset.
 
         Args:
             name: the name that configs refer to, e.g. ``nuscenes_mini_train``.
@@ -34,7 +34,7 @@ class _DatasetCatalog(UserDict):
         self[name] = func
 
     def get(self, name: str) -> list[Sample]:  # type: ignore[override]
-        """Load a dataset.
+        """Loads a dataset.
 
         Args:
             name: a registered name.
@@ -54,7 +54,7 @@ class _DatasetCatalog(UserDict):
         return list(self)
 
     def remove(self, name: str) -> None:
-        """Forget a dataset."""
+        """Removes a dataset."""
         self.pop(name)
 
     def __repr__(self) -> str:
@@ -94,7 +94,7 @@ class Metadata(SimpleNamespace):
         return copy.copy(self.__dict__)
 
     def set(self, **kwargs: Any) -> "Metadata":
-        """Set several attributes.
+        """Sets several attributes.
 
         Args:
             **kwargs: the attributes.
@@ -112,7 +112,7 @@ class Metadata(SimpleNamespace):
 
 
 class _MetadataCatalog(UserDict):
-    """Map a dataset's name to its one Metadata object, made when first asked for."""
+    """Maps a dataset's name to its one Metadata object, made when first asked for."""
 
     def get(self, name: str) -> Metadata:  # type: ignore[override]
         """The metadata of a dataset, empty where nothing was set yet.
@@ -137,7 +137,7 @@ class _MetadataCatalog(UserDict):
         return list(self)
 
     def remove(self, name: str) -> None:
-        """Forget a dataset's metadata."""
+        """Removes a dataset's metadata."""
         self.pop(name)
 
     def __repr__(self) -> str:

@@ -21,12 +21,12 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
         self.max_iter = self.trainer.max_iter
 
     def after_step(self) -> None:
-        """Save, if it is time."""
+        """Saves every ``period`` iterations."""
         self.step(self.trainer.iter)
 
 
 class BestCheckpointer(HookBase):
-    """Save the model whenever a metric is the best so far; goes after the hook that evaluates."""
+    """Saves the model whenever a metric is the best so far; goes after the hook that evaluates."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class BestCheckpointer(HookBase):
         mode: str = "max",
         file_prefix: str = "model_best",
     ) -> None:
-        """Set what to watch.
+        """Sets what to watch.
 
         Args:
             eval_period: the EvalHook's period.
@@ -59,12 +59,12 @@ class BestCheckpointer(HookBase):
         self.best_iter: int | None = None
 
     def after_step(self) -> None:
-        """Look at the metric, when the EvalHook has just run."""
+        """Checks the metric if the EvalHook has just run."""
         if due_before_end(self.trainer, self._period):
             self._check()
 
     def after_train(self) -> None:
-        """Look at the last evaluation, if the training did not fail."""
+        """Checks the last evaluation, unless the training failed."""
         if succeeded(self.trainer):
             self._check()
 
@@ -100,5 +100,5 @@ class BestCheckpointer(HookBase):
         return {"best_metric": self.best_metric, "best_iter": self.best_iter}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restores what :meth:`state_dict` returned."""
         self.best_metric, self.best_iter = state_dict["best_metric"], state_dict["best_iter"]

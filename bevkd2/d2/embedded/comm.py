@@ -37,7 +37,7 @@ def is_main_process() -> bool:
 
 
 def create_local_process_group(num_workers_per_machine: int) -> None:
-    """Make the group of the processes on this machine; all processes must call it together.
+    """Makes the group of the processes on this machine; all processes must call it together.
 
     A second call with the same number does nothing.
 
@@ -94,7 +94,7 @@ def get_local_size() -> int:
 
 
 def synchronize() -> None:
-    """Wait until every process is here."""
+    """Synchronizes all processes."""
     if get_world_size() == 1:
         return
     if dist.get_backend() == dist.Backend.NCCL:
@@ -126,7 +126,7 @@ def _object_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
 
 
 def all_gather(data: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
-    """Give every process the objects of all.
+    """Gathers the objects of all processes on every process.
 
     Args:
         data: any picklable object.
@@ -144,7 +144,7 @@ def all_gather(data: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
 
 
 def gather(data: Any, dst: int = 0, group: dist.ProcessGroup | None = None) -> list[Any]:
-    """Give one process the objects of all.
+    """Gathers the objects of all processes on one process.
 
     Args:
         data: any picklable object.
@@ -168,7 +168,7 @@ def shared_random_seed() -> int:
 
 
 def reduce_dict(input_dict: dict[str, torch.Tensor], average: bool = True) -> dict[str, torch.Tensor]:
-    """Sum or average scalars over the processes, onto rank 0.
+    """Sums or averages scalars over the processes, onto rank 0.
 
     Args:
         input_dict: name -> scalar tensor, on a device that the default backend reduces.

@@ -19,7 +19,7 @@ class CfgNode(_CfgNode):
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
-        """Read a YAML file, and below it the files that its ``_BASE_`` names.
+        """Reads a YAML file, and below it the files that its ``_BASE_`` names.
 
         Args:
             filename: path of the file.
@@ -42,7 +42,7 @@ class CfgNode(_CfgNode):
         return super().load_yaml_with_base(filename)
 
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
-        """Merge a YAML file into this config.
+        """Merges a YAML file into this config.
 
         Args:
             cfg_filename: path of the file.
@@ -58,7 +58,7 @@ class CfgNode(_CfgNode):
 def configurable(
     init_func: Callable[..., None] | None = None, *, from_config: Callable[..., dict[str, Any]] | None = None
 ) -> Callable[..., Any]:
-    """Let a constructor, or a function, be called with a config in place of its arguments.
+    """Lets a constructor, or a function, be called with a config in place of its arguments.
 
     ``from_config(cfg, ...)`` translates the config to keyword arguments and is the only place that
     reads it. Keyword arguments given beside the config override what ``from_config`` returns.

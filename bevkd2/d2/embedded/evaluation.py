@@ -33,7 +33,7 @@ class DatasetEvaluator:
         """
 
     def evaluate(self) -> dict[str, Any] | None:
-        """Sum up all batches.
+        """Sums up all batches.
 
         Returns:
             Task -> metric -> score; None on processes that have nothing to report.
@@ -44,7 +44,7 @@ class DatasetEvaluators(DatasetEvaluator):
     """Several evaluators as one."""
 
     def __init__(self, evaluators: list[DatasetEvaluator]):
-        """Combine them.
+        """Combines them.
 
         Args:
             evaluators: called in this order.
@@ -53,17 +53,17 @@ class DatasetEvaluators(DatasetEvaluator):
         self._evaluators = evaluators
 
     def reset(self) -> None:
-        """Reset each."""
+        """Resets each."""
         for evaluator in self._evaluators:
             evaluator.reset()
 
     def process(self, inputs: Any, outputs: Any) -> None:
-        """Give the batch to each."""
+        """Gives the batch to each."""
         for evaluator in self._evaluators:
             evaluator.process(inputs, outputs)
 
     def evaluate(self) -> dict[str, Any]:
-        """Merge the results of all; empty but on the main process.
+        """Merges the results of all; empty but on the main process.
 
         Raises:
             AssertionError: two evaluators report the same task.
@@ -82,7 +82,7 @@ class DatasetEvaluators(DatasetEvaluator):
 
 @contextmanager
 def inference_context(model: nn.Module) -> Iterator[None]:
-    """Hold a model in eval mode, and put it back into its mode on the way out, whatever happens.
+    """Context manager that sets eval mode and restores the previous mode on exit.
 
     Args:
         model: the model.
@@ -118,7 +118,7 @@ def inference_on_dataset(
     evaluator: DatasetEvaluator | list[DatasetEvaluator] | None,
     callbacks: dict[str, Callable[[], Any]] | None = None,
 ) -> dict[str, Any]:
-    """Call a model on every batch in the loader's order, evaluate its outputs and time it.
+    """Calls a model on every batch in the loader's order, evaluates its outputs and times it.
 
     Args:
         model: a callable; an nn.Module is held in eval mode meanwhile.
@@ -149,7 +149,7 @@ def _run(
     evaluator: DatasetEvaluator,
     callbacks: dict[str, Callable[[], Any]],
 ) -> _Clock:
-    """Do all batches; the clock starts anew after the first five."""
+    """Processes all batches; timing restarts after the first five."""
     total = len(data_loader)
     warmup = min(5, total - 1)
     clock = _Clock(start=time.perf_counter())
@@ -202,7 +202,7 @@ def _log_progress(clock: _Clock, done: int, total: int) -> None:
 
 
 def _log_times(clock: _Clock) -> None:
-    """Log the two lines that scripts look for in a log."""
+    """Logs the two lines that scripts look for in a log."""
     logger = logging.getLogger(_LOGGER_NAME)
     elapsed, devices = clock.elapsed(), get_world_size()
     logger.info(

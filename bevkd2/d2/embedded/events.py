@@ -33,7 +33,7 @@ class EventStorage:
     """History of named scalars, and the images and histograms that wait for a writer."""
 
     def __init__(self, start_iter: int = 0):
-        """Start an empty history.
+        """Starts an empty history.
 
         Args:
             start_iter: the iteration that the first numbers belong to.
@@ -49,7 +49,7 @@ class EventStorage:
     def put_scalar(
         self, name: str, value: Any, smoothing_hint: bool = True, cur_iter: int | None = None
     ) -> None:
-        """Add a number to the history of a name.
+        """Adds a number to the history of a name.
 
         Args:
             name: the name; the current name scope is put before it.
@@ -68,7 +68,7 @@ class EventStorage:
         self._history[name].update(float(value), iteration)
 
     def put_scalars(self, *, smoothing_hint: bool = True, cur_iter: int | None = None, **kwargs: Any) -> None:
-        """Add several numbers.
+        """Adds several numbers.
 
         Args:
             smoothing_hint: as in :meth:`put_scalar`, for all of them.
@@ -79,7 +79,7 @@ class EventStorage:
             self.put_scalar(name, value, smoothing_hint=smoothing_hint, cur_iter=cur_iter)
 
     def put_image(self, img_name: str, img_tensor: Any) -> None:
-        """Keep an image for TensorBoard.
+        """Keeps an image for TensorBoard.
 
         Args:
             img_name: its tag.
@@ -88,7 +88,7 @@ class EventStorage:
         self._vis_data.append((img_name, img_tensor, self._iter))
 
     def put_histogram(self, hist_name: str, hist_tensor: torch.Tensor, bins: int = 1000) -> None:
-        """Keep a histogram of a tensor's values for TensorBoard.
+        """Keeps a histogram of a tensor's values for TensorBoard.
 
         Args:
             hist_name: its tag.
@@ -197,7 +197,7 @@ class EventStorage:
 
     @contextmanager
     def name_scope(self, name: str) -> Iterator[None]:
-        """Put ``name/`` before the names of all scalars that are added within.
+        """Puts ``name/`` before the names of all scalars that are added within.
 
         Args:
             name: the scope; it replaces an outer one.
@@ -209,9 +209,9 @@ class EventStorage:
             self._current_prefix = outer
 
     def clear_images(self) -> None:
-        """Drop the images; their writer calls it."""
+        """Drops the images; their writer calls it."""
         self._vis_data = []
 
     def clear_histograms(self) -> None:
-        """Drop the histograms; their writer calls it."""
+        """Drops the histograms; their writer calls it."""
         self._histograms = []

@@ -47,7 +47,7 @@ class CallbackHook(HookBase):
         before_step: Callback = None,
         after_step: Callback = None,
     ):
-        """Take the functions.
+        """Takes the functions.
 
         Args:
             before_train: called with the trainer, like the others.
@@ -68,31 +68,31 @@ class CallbackHook(HookBase):
             callback(self.trainer)
 
     def before_train(self) -> None:
-        """Call the function, if there is one."""
+        """Calls the function, if there is one."""
         self._call("before_train")
 
     def after_train(self) -> None:
-        """Call the function, and drop all of them: closures often keep the trainer alive."""
+        """Calls the function, then drops all of them: closures often keep the trainer alive."""
         self._call("after_train")
         self._callbacks = dict.fromkeys(self._callbacks)
 
     def before_step(self) -> None:
-        """Call the function, if there is one."""
+        """Calls the function, if there is one."""
         self._call("before_step")
 
     def after_step(self) -> None:
-        """Call the function, if there is one."""
+        """Calls the function, if there is one."""
         self._call("after_step")
 
 
 class IterationTimer(HookBase):
-    """Put each iteration's ``time`` into the storage, and log a summary at the end.
+    """Puts each iteration's ``time`` into the storage and logs a summary at the end.
 
     Put it first: it measures from its own ``before_step`` to its own ``after_step``.
     """
 
     def __init__(self, warmup_iter: int = 3):
-        """Set up the timers.
+        """Sets up the timers.
 
         Args:
             warmup_iter: iterations at the beginning that are not counted.
@@ -103,18 +103,18 @@ class IterationTimer(HookBase):
         self._start_time = time.perf_counter()
 
     def before_train(self) -> None:
-        """Start the clock."""
+        """Starts the clock."""
         self._start_time = time.perf_counter()
         self._total_timer.reset()
         self._total_timer.pause()
 
     def before_step(self) -> None:
-        """Start the step's clock."""
+        """Starts the step's clock."""
         self._step_timer.reset()
         self._total_timer.resume()
 
     def after_step(self) -> None:
-        """Put the step's time, or start over while warming up."""
+        """Stores the step's time; resets while warming up."""
         steps_done = self.trainer.storage.iter - self.trainer.start_iter + 1
         if steps_done >= self._warmup_iter:
             self.trainer.storage.put_scalars(time=self._step_timer.seconds())
@@ -124,7 +124,7 @@ class IterationTimer(HookBase):
         self._total_timer.pause()
 
     def after_train(self) -> None:
-        """Log the speed and the total time."""
+        """Logs the speed and the total time."""
         total = time.perf_counter() - self._start_time
         steps_time = self._total_timer.seconds()
         # the last warm-up step is timed; the storage's iteration is already one past the last step
@@ -142,10 +142,10 @@ def _hms(seconds: float) -> str:
 
 
 class PeriodicWriter(HookBase):
-    """Call the writers every ``period`` iterations, after the last one, and at the end."""
+    """Calls the writers every ``period`` iterations, after the last one, and at the end."""
 
     def __init__(self, writers: list[EventWriter], period: int = 20):
-        """Take the writers.
+        """Takes the writers.
 
         Args:
             writers: the writers.
@@ -161,27 +161,27 @@ class PeriodicWriter(HookBase):
         self._period = period
 
     def after_step(self) -> None:
-        """Write, if it is time."""
+        """Writes every ``period`` iterations."""
         if due(self.trainer, self._period):
             for writer in self._writers:
                 writer.write()
 
     def after_train(self) -> None:
-        """Write what other hooks' after_train may have added, and close."""
+        """Writes what other hooks' after_train may have added, and closes the writers."""
         for writer in self._writers:
             writer.write()
             writer.close()
 
 
 class LRScheduler(HookBase):
-    """Step the learning-rate schedule after every iteration, and put ``lr`` into the storage."""
+    """Steps the learning-rate schedule after every iteration and puts ``lr`` into the storage."""
 
     def __init__(
         self,
         optimizer: torch.optim.Optimizer | None = None,
         scheduler: "_LRScheduler | ParamScheduler | None" = None,
     ):
-        """Take the schedule.
+        """Takes the schedule.
 
         Args:
             optimizer: by default the trainer's.
@@ -192,7 +192,7 @@ class LRScheduler(HookBase):
         self._scheduler = scheduler
 
     def before_train(self) -> None:
-        """Find the optimizer, and turn fvcore's kind of schedule into torch's."""
+        """Finds the optimizer; converts an fvcore schedule to a torch scheduler."""
         self._optimizer = self._optimizer or self.trainer.optimizer  # type: ignore[attr-defined]
         if isinstance(self.scheduler, ParamScheduler):
             self._scheduler = LRMultiplier(
@@ -202,7 +202,7 @@ class LRScheduler(HookBase):
 
     @staticmethod
     def get_best_param_group_id(optimizer: torch.optim.Optimizer) -> int:
-        """Choose the parameter group whose learning rate stands for all.
+        """Returns the parameter group whose learning rate is logged.
 
         Args:
             optimizer: the optimizer.
@@ -224,7 +224,7 @@ class LRScheduler(HookBase):
         return self._scheduler or self.trainer.scheduler  # type: ignore[attr-defined]
 
     def after_step(self) -> None:
-        """Put the learning rate of the step just done, and go to the next."""
+        """Puts the learning rate of the step just done and steps the schedule."""
         lr = self._optimizer.param_groups[self._best_param_group_id]["lr"]  # type: ignore[union-attr]
         self.trainer.storage.put_scalar("lr", lr, smoothing_hint=False)
         self.scheduler.step()
@@ -234,14 +234,14 @@ class LRScheduler(HookBase):
         return self.scheduler.state_dict() if isinstance(self.scheduler, _LRScheduler) else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned; fvcore's kind follows the trainer's iteration instead."""
+        """Restores what :meth:`state_dict` returned; an fvcore schedule follows the trainer instead."""
         if isinstance(self.scheduler, _LRScheduler):
             _logger.info("Loading scheduler from state_dict ...")
             self.scheduler.load_state_dict(state_dict)
 
 
 class EvalHook(HookBase):
-    """Evaluate every ``eval_period`` iterations and at the end of a training that did not fail."""
+    """Evaluates every ``eval_period`` iterations and at the end of a training that did not fail."""
 
     def __init__(
         self,
@@ -249,7 +249,7 @@ class EvalHook(HookBase):
         eval_function: Callable[[], dict[str, Any] | None],
         eval_after_train: bool = True,
     ):
-        """Take the function; all processes must have this hook.
+        """Takes the function; all processes must have this hook.
 
         Args:
             eval_period: iterations between two evaluations; 0: only at the end.
@@ -261,12 +261,12 @@ class EvalHook(HookBase):
         self._eval_after_train = eval_after_train
 
     def after_step(self) -> None:
-        """Evaluate, if it is time."""
+        """Evaluates every ``eval_period`` iterations."""
         if due_before_end(self.trainer, self._period):
             self._do_eval()
 
     def after_train(self) -> None:
-        """Evaluate, and drop the function: closures often keep the trainer alive."""
+        """Evaluates, then drops the function: closures often keep the trainer alive."""
         if self._eval_after_train and succeeded(self.trainer):
             self._do_eval()
         self._func = None
@@ -292,10 +292,10 @@ def _to_float(name: str, value: Any) -> float:
 
 
 class TorchMemoryStats(HookBase):
-    """Log torch's CUDA memory statistics a few times."""
+    """Logs torch's CUDA memory statistics a few times."""
 
     def __init__(self, period: int = 20, max_runs: int = 10):
-        """Set when.
+        """Sets when.
 
         Args:
             period: iterations between two logs.
@@ -306,7 +306,7 @@ class TorchMemoryStats(HookBase):
         self._runs = 0
 
     def after_step(self) -> None:
-        """Log, if it is time, and start a new peak."""
+        """Logs every ``period`` iterations and resets the peak."""
         if self._runs >= self._max_runs or not due(self.trainer, self._period):
             return
         if not torch.cuda.is_available():

@@ -50,7 +50,7 @@ def setup_logger(
     enable_propagation: bool = False,
     configure_stdout: bool = True,
 ) -> logging.Logger:
-    """Send a logger and all below it to the console and to a file.
+    """Sends a logger and all below it to the console and to a file.
 
     Args:
         output: a file that ends in .txt or .log, or a directory, where ``log.txt`` is written; None: no file.
@@ -114,7 +114,7 @@ def _find_caller() -> tuple[str, tuple[str, int, str]]:
 def log_first_n(
     lvl: int, msg: str, n: int = 1, *, name: str | None = None, key: str | tuple[str, ...] = "caller"
 ) -> None:
-    """Log only the first times.
+    """Logs only the first ``n`` times.
 
     Args:
         lvl: the level.
@@ -132,7 +132,7 @@ def log_first_n(
 
 
 def log_every_n_seconds(lvl: int, msg: str, n: float = 1, *, name: str | None = None) -> None:
-    """Log no more than once in a while from one place in the code.
+    """Logs no more than once in a while from one place in the code.
 
     Args:
         lvl: the level.
@@ -148,7 +148,7 @@ def log_every_n_seconds(lvl: int, msg: str, n: float = 1, *, name: str | None = 
 
 
 def create_small_table(small_dict: dict[str, Any]) -> str:
-    """Make a table of one row.
+    """Makes a table of one row.
 
     Args:
         small_dict: column name -> value.

@@ -46,7 +46,7 @@ class Backbone(nn.Module, metaclass=ABCMeta):
 
     @abstractmethod
     def forward(self) -> dict[str, torch.Tensor]:
-        """Compute the features; subclasses take images (N, C, H, W).
+        """Computes the features; subclasses take images (N, C, H, W).
 
         Returns:
             Feature name (e.g. ``res2``) -> (N, C_f, H / stride_f, W / stride_f).
@@ -71,7 +71,7 @@ class Backbone(nn.Module, metaclass=ABCMeta):
 
 
 def build_model(cfg: CfgNode) -> nn.Module:
-    """Build the model that ``cfg.MODEL.META_ARCHITECTURE`` names, on ``cfg.MODEL.DEVICE``.
+    """Builds the model that ``cfg.MODEL.META_ARCHITECTURE`` names, on ``cfg.MODEL.DEVICE``.
 
     Args:
         cfg: the config; ``MODEL.WEIGHTS`` is not read.
@@ -88,7 +88,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
 
 
 def build_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backbone:
-    """Build the backbone that ``cfg.MODEL.BACKBONE.NAME`` names.
+    """Builds the backbone that ``cfg.MODEL.BACKBONE.NAME`` names.
 
     Args:
         cfg: the config.

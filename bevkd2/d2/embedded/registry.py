@@ -28,7 +28,7 @@ class Registry(_Registry):
     """Map names, typically found in a config, to the classes or functions registered under them."""
 
     def get(self, name: str) -> Any:
-        """Look up a registered object.
+        """Looks up a registered object.
 
         Args:
             name: the ``__name__`` that the object was registered under.

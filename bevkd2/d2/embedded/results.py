@@ -14,7 +14,7 @@ _logger = logging.getLogger("detectron2.evaluation.testing")
 
 
 def print_csv_format(results: Mapping[str, Any]) -> None:
-    """Log the main metrics so that they can be pasted into a spreadsheet.
+    """Logs the main metrics so that they can be pasted into a spreadsheet.
 
     Args:
         results: task -> metric -> score; metrics with a "-" in their name (per class) are left out.
@@ -30,7 +30,7 @@ def print_csv_format(results: Mapping[str, Any]) -> None:
 
 
 def verify_results(cfg: CfgNode, results: Mapping[str, Mapping[str, float]]) -> bool:
-    """Hold results to ``cfg.TEST.EXPECTED_RESULTS``, and leave the program with status 1 where they miss.
+    """Compares results with ``cfg.TEST.EXPECTED_RESULTS``; exits with status 1 on a mismatch.
 
     Args:
         cfg: the config; the key is a list of [task, metric, expected score, tolerance].
@@ -57,7 +57,7 @@ def _matches(results: Mapping[str, Any], task: str, metric: str, expected: float
 
 
 def flatten_results_dict(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Flatten nested results.
+    """Flattens nested results.
 
     Args:
         results: nested dicts.

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class WarmupParamScheduler(CompositeParamScheduler):
-    """Put a warm-up in front of another schedule."""
+    """Puts a warm-up in front of another schedule."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class WarmupParamScheduler(CompositeParamScheduler):
 
 
 class LRMultiplier(LRScheduler):
-    """Multiply every parameter group's initial learning rate by one fvcore schedule."""
+    """Multiplies every parameter group's initial learning rate by one fvcore schedule."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class LRMultiplier(LRScheduler):
         max_iter: int,
         last_iter: int = -1,
     ):
-        """Set the learning rates for the step after ``last_iter``.
+        """Sets the learning rates for the step after ``last_iter``.
 
         Args:
             optimizer: the optimizer whose groups are driven.

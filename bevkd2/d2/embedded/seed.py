@@ -11,7 +11,7 @@ _logger = logging.getLogger("detectron2.utils.env")
 
 
 def seed_all_rng(seed: int | None = None) -> None:
-    """Seed Python's, numpy's and torch's generators, on all devices.
+    """Seeds Python's, numpy's and torch's generators, on all devices.
 
     Args:
         seed: in [0, 2**32); by default one from the operating system, which is logged.

@@ -74,7 +74,7 @@ class TrainerBase:
         self.storage: EventStorage
 
     def register_hooks(self, hooks: list[HookBase | None]) -> None:
-        """Add hooks, which run in the order of registration.
+        """Adds hooks, which run in the order of registration.
 
         Args:
             hooks: the hooks; None is skipped.
@@ -91,7 +91,7 @@ class TrainerBase:
             self._hooks.append(hook)
 
     def train(self, start_iter: int, max_iter: int) -> None:
-        """Run the iterations [start_iter, max_iter).
+        """Runs the iterations [start_iter, max_iter).
 
         Args:
             start_iter: the first one.
@@ -111,34 +111,34 @@ class TrainerBase:
             self.iter = max_iter  # tells after_train that the training did not fail
 
     def before_train(self) -> None:
-        """Call the hooks' before_train."""
+        """Calls the hooks' before_train."""
         for hook in self._hooks:
             hook.before_train()
 
     def after_train(self) -> None:
-        """Call the hooks' after_train."""
+        """Calls the hooks' after_train."""
         self.storage.iter = self.iter
         for hook in self._hooks:
             hook.after_train()
 
     def before_step(self) -> None:
-        """Call the hooks' before_step; the storage is at this iteration from here on."""
+        """Calls the hooks' before_step; the storage is at this iteration from here on."""
         self.storage.iter = self.iter
         for hook in self._hooks:
             hook.before_step()
 
     def after_backward(self) -> None:
-        """Call the hooks' after_backward; ``run_step`` calls this."""
+        """Calls the hooks' after_backward; ``run_step`` calls this."""
         for hook in self._hooks:
             hook.after_backward()
 
     def after_step(self) -> None:
-        """Call the hooks' after_step."""
+        """Calls the hooks' after_step."""
         for hook in self._hooks:
             hook.after_step()
 
     def run_step(self) -> None:
-        """Do one iteration."""
+        """Does one iteration."""
         raise NotImplementedError
 
     def _named_hooks(self) -> Iterator[tuple[str, HookBase]]:
@@ -160,7 +160,7 @@ class TrainerBase:
         return {"iteration": self.iter, **({"hooks": states} if states else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned.
+        """Restores what :meth:`state_dict` returned.
 
         Args:
             state_dict: the state; that of a hook which is not registered is skipped with a warning.
@@ -195,7 +195,7 @@ class SimpleTrainer(TrainerBase):
         zero_grad_before_forward: bool = False,
         async_write_metrics: bool = False,
     ):
-        """Set the model to training mode.
+        """Sets the model to training mode.
 
         Args:
             model: takes a batch, returns a scalar loss or a dict of them.
@@ -218,7 +218,7 @@ class SimpleTrainer(TrainerBase):
         self._pending_write: Future | None = None
 
     def run_step(self) -> None:
-        """Do one iteration."""
+        """Does one iteration."""
         assert self.model.training, "[SimpleTrainer] model was changed to eval mode!"
         start = time.perf_counter()
         data = next(self._data_loader_iter)
@@ -258,7 +258,7 @@ class SimpleTrainer(TrainerBase):
         return self._data_loader_iter_obj
 
     def reset_data_loader(self, data_loader_builder: Callable[[], Iterable[Any]]) -> None:
-        """Replace the data loader; the old one is dropped before the new one is built.
+        """Replaces the data loader; the old one is dropped before the new one is built.
 
         Args:
             data_loader_builder: takes nothing and returns the new loader.
@@ -282,7 +282,7 @@ class SimpleTrainer(TrainerBase):
     def write_metrics(
         loss_dict: Mapping[str, torch.Tensor], data_time: float, cur_iter: int, prefix: str = ""
     ) -> None:
-        """Put the losses, averaged over the processes, into the current EventStorage.
+        """Puts the losses, averaged over the processes, into the current EventStorage.
 
         Args:
             loss_dict: name -> scalar loss.
@@ -316,12 +316,12 @@ class SimpleTrainer(TrainerBase):
         return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restores what :meth:`state_dict` returned."""
         super().load_state_dict(state_dict)
         self.optimizer.load_state_dict(state_dict["optimizer"])
 
     def after_train(self) -> None:
-        """Let the thread finish, so that the hooks see its numbers, then call the hooks."""
+        """Waits for the metrics thread, so that hooks see its numbers, then calls the hooks."""
         with ExitStack() as at_end:
             at_end.callback(self.concurrent_executor.shutdown, wait=True)
             at_end.callback(super().after_train)

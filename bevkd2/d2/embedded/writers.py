@@ -19,7 +19,7 @@ class EventWriter:
     """What PeriodicWriter calls."""
 
     def write(self) -> None:
-        """Write what is new in the current EventStorage."""
+        """Writes what is new in the current EventStorage."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -30,7 +30,7 @@ class JSONWriter(EventWriter):
     """Append the scalars to a file, one JSON object a line for each iteration."""
 
     def __init__(self, json_file: str, window_size: int = 20):
-        """Open the file.
+        """Opens the file.
 
         Args:
             json_file: path; an existing file is added to.
@@ -41,7 +41,7 @@ class JSONWriter(EventWriter):
         self._last_write = -1
 
     def write(self) -> None:
-        """Add the scalars that are newer than the last write, and flush to the disk."""
+        """Adds the scalars that are newer than the last write and flushes to disk."""
         rows: dict[int, dict[str, Any]] = defaultdict(dict)
         latest = get_event_storage().latest_with_smoothing_hint(self._window_size)
         for name, (value, iteration) in latest.items():
@@ -55,12 +55,12 @@ class JSONWriter(EventWriter):
             os.fsync(self._file_handle.fileno())
 
     def close(self) -> None:
-        """Close the file."""
+        """Closes the file."""
         self._file_handle.close()
 
 
 class TensorboardXWriter(EventWriter):
-    """Write scalars, images and histograms for TensorBoard."""
+    """Writes scalars, images and histograms for TensorBoard."""
 
     def __init__(self, log_dir: str, window_size: int = 20, **kwargs: Any):
         """Remember where to; the file is made at the first write.
@@ -81,7 +81,7 @@ class TensorboardXWriter(EventWriter):
         return SummaryWriter(**self._writer_args)
 
     def write(self) -> None:
-        """Write what is newer than the last write; images and histograms leave the storage."""
+        """Writes what is newer than the last write; images and histograms leave the storage."""
         storage = get_event_storage()
         newest = self._last_write
         for name, (value, iteration) in storage.latest_with_smoothing_hint(self._window_size).items():
@@ -97,16 +97,16 @@ class TensorboardXWriter(EventWriter):
         storage.clear_histograms()
 
     def close(self) -> None:
-        """Close the event file, if one was made."""
+        """Closes the event file, if one was made."""
         if "_writer" in self.__dict__:
             self._writer.close()
 
 
 class CommonMetricPrinter(EventWriter):
-    """Log a line of progress: ETA, losses, times, learning rate and GPU memory."""
+    """Logs a line of progress: ETA, losses, times, learning rate and GPU memory."""
 
     def __init__(self, max_iter: int | None = None, window_size: int = 20):
-        """Set up the printer.
+        """Sets up the printer.
 
         Args:
             max_iter: iterations of the whole training; without it there is no ETA.
@@ -118,7 +118,7 @@ class CommonMetricPrinter(EventWriter):
         self._last_write: tuple[int, float] | None = None  # iteration, time; for an ETA without "time"
 
     def write(self) -> None:
-        """Log the line, unless the training is over."""
+        """Logs the line, unless the training is over."""
         storage = get_event_storage()
         if self._max_iter is not None and storage.iter >= self._max_iter:
             return
@@ -152,7 +152,7 @@ class CommonMetricPrinter(EventWriter):
         return text
 
     def _eta(self, storage: EventStorage) -> str:
-        """Time left as H:MM:SS, empty where it cannot be told."""
+        """Returns the remaining time as H:MM:SS, or an empty string if unknown."""
         if self._max_iter is None:
             return ""
         steps_left = self._max_iter - storage.iter - 1
