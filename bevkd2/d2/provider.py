@@ -1,4 +1,4 @@
-"""Which of the two engines stands behind ``bevkd2.d2``."""
+"""Selects the provider of ``bevkd2.d2``: Detectron2 or the embedded subset."""
 
 from collections.abc import Mapping
 from importlib.machinery import ModuleSpec

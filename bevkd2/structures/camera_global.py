@@ -22,7 +22,8 @@ def camera_to_upright(boxes: CameraBoxes3D, cam2frame: Array) -> Boxes3D:
 
     Centres are exact. A camera is tilted by a degree or two, and a box turns about its frame's vertical axis
     alone: headings and velocities lose their component across the new ground plane
-    (``Boxes3D.transform``), an error of second order in the tilt; the faces of a box change their tilt by the tilt itself.
+    (``Boxes3D.transform``), an error of second order in the tilt. The faces of a box change their tilt by the
+    tilt itself.
 
     Args:
         boxes: N boxes.
