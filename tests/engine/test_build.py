@@ -258,4 +258,4 @@ def test_a_frozen_backbone_without_weights_is_warned_of(
 ) -> None:
     cfg = toy_cfg(tmp_path, "MODEL.BACKBONE.FREEZE_AT", freeze_at)
     build_trainer(cfg, build_model(cfg), build_loader=build_toy_loader, evaluate=toy_evaluate)
-    assert ("FREEZE_AT is 2, so 2 stages of the image backbone never learn" in caplog.text) is warned
+    assert ("FREEZE_AT is 2, so 2 stages of the backbone are never trained" in caplog.text) is warned
