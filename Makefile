@@ -12,12 +12,14 @@ SOURCES := $(shell find csrc tests/cuda_emulation -name '*.cpp' -o -name '*.h' -
 install: $(STAMP)
 
 # torch first: the extension is built against the torch that it will run with, without build isolation.
+# nuscenes-devkit last: from Python 3.13 on, no numpy satisfies its requirements (docs/getting_started.md).
 $(STAMP): pyproject.toml setup.py $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "bevkd2 needs Python 3.10 or newer; name one with make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet torch torchvision "setuptools>=77" wheel ninja pybind11
 	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps "nuscenes-devkit>=1.2"
 	touch $@
 
 build: $(STAMP)

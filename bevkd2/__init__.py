@@ -1,3 +1,3 @@
 """bevkd2: teaching small camera-based 3D detectors what large ones know."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -14,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nuscenes.eval.common.config import config_factory
-from nuscenes.eval.detection.constants import TP_METRICS
-from nuscenes.eval.detection.data_classes import DetectionConfig, DetectionMetrics
-from nuscenes.eval.detection.evaluate import DetectionEval
-from nuscenes.eval.detection.utils import category_to_detection_name
 from tabulate import tabulate
 
 from bevkd2.d2 import DatasetEvaluator, comm, configurable
 from bevkd2.evaluation.nuscenes_results import SampleDetections, write_results
+from bevkd2.nuscenes.devkit import (
+    TP_METRICS,
+    DetectionConfig,
+    DetectionEval,
+    DetectionMetrics,
+    category_to_detection_name,
+    config_factory,
+)
 from bevkd2.nuscenes.layout import CLASS_NAMES
 from bevkd2.nuscenes.tables import NuScenesTables, scenes_of_split
 

@@ -7,9 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from nuscenes.nuscenes import NuScenes
-from nuscenes.utils.splits import create_splits_scenes
-
+from bevkd2.nuscenes.devkit import NuScenes, create_splits_scenes
 from bevkd2.nuscenes.layout import check_version
 
 # The devkit scores an official split only with a version that ends like this

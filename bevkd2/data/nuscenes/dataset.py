@@ -211,8 +211,7 @@ def _annotation_arrays(
     tables: Any, samples: list[dict[str, Any]], lidar2global: Array
 ) -> dict[str, np.ndarray]:
     """The arrays of boxes, those of the ten classes, frame by frame."""
-    from nuscenes.eval.detection.utils import category_to_detection_name
-
+    from bevkd2.nuscenes.devkit import category_to_detection_name
     from bevkd2.nuscenes.tables import check_annotation
 
     label_of = {name: i for i, name in enumerate(CLASS_NAMES)}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from nuscenes.can_bus.can_bus_api import NuScenesCanBus
 
+from bevkd2.nuscenes.devkit import NuScenesCanBus
 from bevkd2.structures import quaternion_to_matrix, quaternion_yaw
 
 Array = npt.NDArray[np.float64]
