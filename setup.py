@@ -1,4 +1,4 @@
-"""The compiled parts of bevkd2. Metadata is in pyproject.toml; this file only says what to compile.
+"""What bevkd2 compiles and packs. The metadata are in pyproject.toml.
 
 Two libraries on the LibTorch stable ABI, loaded with torch.ops.load_library:
   bevkd2/_C.abi3.so       every schema, and the CPU kernels; always built
@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 
 # torch 2.10: the first release whose stable ABI has everything that csrc/ uses.
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
@@ -50,6 +50,8 @@ CUDA_SOURCES = [
     "csrc/ms_deform_attn/cuda_backward.cu",
     "csrc/ms_deform_attn/cuda_forward.cu",
 ]
+# Folders of files without code that a wheel carries inside the package (bevkd2/config/shipped.py).
+SHIPPED = {"bevkd2.configs": "configs", "bevkd2.assets": "assets"}
 # A change of one rebuilds, without ninja too.
 HEADERS = sorted(str(header) for kind in ("*.h", "*.cuh") for header in Path("csrc").rglob(kind))
 COMMANDS_THAT_COMPILE = {
@@ -148,11 +150,19 @@ def extensions() -> tuple[list, dict]:
 
 
 def main() -> None:
-    if not COMMANDS_THAT_COMPILE & set(sys.argv):
-        setup()  # metadata and source distributions need no torch
-        return
-    ext_modules, cmdclass = extensions()
-    setup(ext_modules=ext_modules, cmdclass=cmdclass)
+    # Metadata and source distributions need no torch.
+    ext_modules, cmdclass = extensions() if COMMANDS_THAT_COMPILE & set(sys.argv) else ([], {})
+    setup(
+        packages=[*find_packages(include=["bevkd2", "bevkd2.*"]), *SHIPPED],
+        package_dir=SHIPPED,
+        package_data={
+            "bevkd2": ["py.typed", "*.pyi"],
+            "bevkd2.configs": ["**/*.yaml"],
+            "bevkd2.assets": ["*.safetensors"],
+        },
+        ext_modules=ext_modules,
+        cmdclass=cmdclass,
+    )
 
 
 if __name__ == "__main__":

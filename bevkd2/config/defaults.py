@@ -32,7 +32,7 @@ def load_config(path: str | Path, options: Sequence[Any] = ()) -> CN:
     """Returns the default config merged with a YAML file and ``KEY VALUE`` options.
 
     Args:
-        path: the YAML file.
+        path: the YAML file; ``configs/...`` also names a shipped one, from any working directory.
         options: alternating keys and values, as on the command line.
     """
     cfg = get_cfg()

@@ -10,6 +10,8 @@ from typing import Any
 import fvcore.common.config as fvcore_config
 import yaml
 
+from bevkd2.config.shipped import find_file
+
 BASE_KEY = "_BASE_"
 # Keys whose value is a path relative to the YAML file that names it, as _BASE_ is.
 _RELATIVE_TO_FILE = (("DISTILL", "TEACHER", "CONFIG"),)
@@ -22,7 +24,8 @@ class CfgNode(fvcore_config.CfgNode):
         """Merges a YAML file and, below it, the files that its ``_BASE_`` names.
 
         Args:
-            cfg_filename: path of the YAML file.
+            cfg_filename: path of the YAML file; one below ``configs/`` that is not in the working directory
+                is looked for among those that bevkd2 ships.
             allow_unsafe: kept for Detectron2's signature; True is refused.
 
         Raises:
@@ -31,7 +34,8 @@ class CfgNode(fvcore_config.CfgNode):
         """
         if allow_unsafe:
             raise ValueError("allow_unsafe=True is refused: a config file must not run code; use plain YAML")
-        self.merge_from_other_cfg(CfgNode(_load_yaml(Path(cfg_filename), seen=())), source=str(cfg_filename))
+        content = _load_yaml(find_file(cfg_filename), seen=())
+        self.merge_from_other_cfg(CfgNode(content), source=str(cfg_filename))
 
     def merge_from_other_cfg(
         self, cfg_other: fvcore_config.CfgNode, source: str = "the other config"
@@ -55,7 +59,7 @@ class CfgNode(fvcore_config.CfgNode):
         """Returns the merged content of ``filename`` and its bases, loaded safely."""
         if allow_unsafe:
             raise ValueError("allow_unsafe=True is refused: a config file must not run code; use plain YAML")
-        return _load_yaml(Path(filename), seen=())
+        return _load_yaml(find_file(filename), seen=())
 
 
 def _load_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

@@ -1,0 +1,45 @@
+"""The files that bevkd2 ships: ``configs/`` and ``assets/``, in a checkout and in an installed wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+FOLDERS = ("configs", "assets")
+
+
+def shipped_folder(name: str) -> Path:
+    """Returns where a shipped folder is: inside an installed package, or beside it in a checkout.
+
+    Args:
+        name: one of ``FOLDERS``.
+
+    Raises:
+        FileNotFoundError: the installation is incomplete.
+    """
+    for parent in (_PACKAGE, _PACKAGE.parent):
+        if (parent / name).is_dir():
+            return parent / name
+    raise FileNotFoundError(
+        f"bevkd2's own {name}/ is neither in {_PACKAGE} nor beside it; the installation is incomplete, "
+        "install bevkd2 again"
+    )
+
+
+def find_file(path: str | Path) -> Path:
+    """Returns ``path`` where it exists, else the shipped file of that name.
+
+    So ``configs/distill_r50.yaml`` names the shipped file from any working directory, and a file of the
+    user's own that is there takes precedence.
+
+    Args:
+        path: a file; only relative paths below ``configs`` or ``assets`` can name a shipped one.
+
+    Returns:
+        ``path`` itself where neither exists, for the reader's own error.
+    """
+    path = Path(path)
+    if path.exists() or path.is_absolute() or path.parts[:1] not in [(name,) for name in FOLDERS]:
+        return path
+    shipped = shipped_folder(path.parts[0]).joinpath(*path.parts[1:])
+    return shipped if shipped.exists() else path
