@@ -21,7 +21,6 @@ from tabulate import tabulate
 from torch import nn
 
 from bevkd2.cli.demo_steps import (
-    ROOT,
     TITLES,
     frames_per_second,
     load_model,
@@ -30,6 +29,7 @@ from bevkd2.cli.demo_steps import (
     train_students,
 )
 from bevkd2.config import CfgNode, load_config
+from bevkd2.config.shipped import shipped_folder
 from bevkd2.data import build_test_loader
 from bevkd2.data.synthetic import WorldConfig, generate
 from bevkd2.visualization import (
@@ -42,8 +42,8 @@ from bevkd2.visualization import (
     save_image,
 )
 
-CONFIGS = ROOT / "configs" / "demo"
-TEACHER_WEIGHTS = ROOT / "assets" / "demo_teacher.safetensors"
+CONFIGS = shipped_folder("configs") / "demo"
+TEACHER_WEIGHTS = shipped_folder("assets") / "demo_teacher.safetensors"
 TRAININGS = {
     name: CONFIGS / f"{file}.yaml"
     for name, file in (("teacher", "teacher"), ("student", "student"), ("distilled", "distill"))
@@ -105,8 +105,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, default=ROOT / "output" / "demo")
-    parser.add_argument("--data", type=Path, default=ROOT / "data" / "demo")
+    parser.add_argument("--output", type=Path, default=Path("output") / "demo")
+    parser.add_argument("--data", type=Path, default=Path("data") / "demo")
     parser.add_argument("--teacher", type=Path, default=TEACHER_WEIGHTS, help="weights of T")
     parser.add_argument("--difficulty", default="easy")
     parser.add_argument("--train-scenes", type=int, default=240)

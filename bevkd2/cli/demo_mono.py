@@ -23,7 +23,6 @@ from tabulate import tabulate
 from torch import nn
 
 from bevkd2.cli.demo_steps import (
-    ROOT,
     TITLES,
     frames_per_second,
     load_model,
@@ -32,6 +31,7 @@ from bevkd2.cli.demo_steps import (
     train_students,
 )
 from bevkd2.config import CfgNode, class_names, load_config
+from bevkd2.config.shipped import shipped_folder
 from bevkd2.data import build_test_loader
 from bevkd2.data.synthetic import KittiWorldConfig, generate_kitti
 from bevkd2.kitti import ap_by_distance
@@ -45,8 +45,8 @@ from bevkd2.visualization import (
     see_image,
 )
 
-CONFIGS = ROOT / "configs" / "demo_mono"
-TEACHER_WEIGHTS = ROOT / "assets" / "demo_mono_teacher.safetensors"
+CONFIGS = shipped_folder("configs") / "demo_mono"
+TEACHER_WEIGHTS = shipped_folder("assets") / "demo_mono_teacher.safetensors"
 TRAININGS = {
     "teacher": CONFIGS / "teacher.yaml",
     "student": CONFIGS / "student.yaml",
@@ -97,8 +97,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, default=ROOT / "output" / "demo-mono")
-    parser.add_argument("--data", type=Path, default=ROOT / "data" / "demo_mono")
+    parser.add_argument("--output", type=Path, default=Path("output") / "demo-mono")
+    parser.add_argument("--data", type=Path, default=Path("data") / "demo_mono")
     parser.add_argument("--teacher", type=Path, default=TEACHER_WEIGHTS, help="weights of T")
     parser.add_argument("--difficulty", default="easy")
     parser.add_argument("--train-frames", type=int, default=480)

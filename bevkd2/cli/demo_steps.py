@@ -1,4 +1,4 @@
-"""What both demos do: train by tools/train_net.py, load, time, and say where they are."""
+"""What both demos do: train by ``bevkd2 train``, load, time, and say where they are."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from bevkd2.checkpoint import load_state, load_strict
 from bevkd2.config import CfgNode
 from bevkd2.d2 import build_model
 
-ROOT = Path(__file__).resolve().parents[2]
 TITLES = {"teacher": "T (teacher)", "student": "S (student)", "distilled": "S+KD (distilled)"}
 
 
@@ -29,7 +28,7 @@ def say(step: str, text: str) -> None:
 
 
 def train_net(output: Path, config: Path, *options: str) -> None:
-    """Runs tools/train_net.py with a progress bar; its log goes to ``output``/console.txt.
+    """Runs ``bevkd2 train`` with a progress bar; its log goes to ``output``/console.txt.
 
     Raises:
         SystemExit: it failed; its last lines are printed.
@@ -37,7 +36,7 @@ def train_net(output: Path, config: Path, *options: str) -> None:
     output.mkdir(parents=True, exist_ok=True)
     flags = [o for o in options if o.startswith("--")]
     pairs = [o for o in options if not o.startswith("--")]
-    command = [sys.executable, str(ROOT / "tools" / "train_net.py"), "--config-file", str(config)]
+    command = [sys.executable, "-m", "bevkd2.cli", "train", "--config-file", str(config)]
     command += [*flags, "OUTPUT_DIR", str(output), *pairs]
     log = output / "console.txt"
     with log.open("w") as file:
@@ -45,7 +44,7 @@ def train_net(output: Path, config: Path, *options: str) -> None:
         code = subprocess.run(command, stdout=file, env=environment, check=False).returncode
     if code:
         tail = "\n".join(log.read_text().splitlines()[-20:])
-        sys.exit(f"{tail}\ntools/train_net.py failed with exit code {code}; its whole log is {log}")
+        sys.exit(f"{tail}\nbevkd2 train failed with exit code {code}; its whole log is {log}")
 
 
 def train_students(

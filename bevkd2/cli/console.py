@@ -1,0 +1,77 @@
+"""The command ``bevkd2``: one subcommand per tool, whose module is imported only when it is named."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import bevkd2
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand.
+
+    Attributes:
+        module: module of ``bevkd2.cli`` whose ``main(argv) -> int`` it runs.
+        summary: what it does, for ``bevkd2 --help``.
+        flags: come before the user's own.
+    """
+
+    module: str
+    summary: str
+    flags: tuple[str, ...] = ()
+
+
+COMMANDS = {
+    "train": Command("train", "train or distil the model of a config"),
+    "eval": Command("train", "score the model of a config (train --eval-only)", ("--eval-only",)),
+    "demo": Command("demo", "multi-view: synthetic world, training, distillation, scores, pictures"),
+    "demo-mono": Command("demo_mono", "the same for monocular detectors"),
+    "visualize": Command("visualize", "draw detections and features"),
+    "analyze": Command("analyze_model", "count parameters and FLOPs, and time a model"),
+    "compute-priors": Command("compute_priors", "compute box priors of a data set"),
+    "export-weights": Command("export_weights", "write the student's weights of a checkpoint alone"),
+    "import-weights": Command("import_weights", "convert published weights"),
+    "kitti-eval": Command("kitti_eval", "score KITTI detection files of any detector"),
+    "make-synthetic": Command("make_synthetic", "make a synthetic world in nuScenes or KITTI layout"),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Builds the parser of the subcommand's name; the rest of the line is the subcommand's own."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
+        prog="bevkd2",
+        description="Knowledge distillation for camera-based 3D object detectors.",
+        epilog="\n".join(["commands:", *lines, "", "`bevkd2 COMMAND --help` lists a command's options."]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"bevkd2 {bevkd2.__version__}")
+    parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help="one of those below")
+    parser.add_argument("rest", metavar="...", nargs=argparse.REMAINDER, help="its options")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a subcommand.
+
+    Args:
+        argv: the words after ``bevkd2``; those of the process by default.
+
+    Returns:
+        The exit status.
+    """
+    args = build_parser().parse_args(argv)
+    command = COMMANDS[args.command]
+    run = importlib.import_module(f"bevkd2.cli.{command.module}").main
+    name = sys.argv[0]
+    sys.argv[0] = f"bevkd2 {args.command}"  # what the tool's usage and examples call it
+    try:
+        return int(run([*command.flags, *args.rest]))
+    finally:
+        sys.argv[0] = name
