@@ -1,15 +1,18 @@
-# make demo | demo-mono | test | lint | cuda | gpu-check | bench | build | clean
-# Everything runs in $(VENV), which is made on first use.
+# `make` lists the targets. Everything runs in $(VENV), which is made on first use.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(shell find csrc tests/cuda_emulation -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: install build demo demo-teacher demo-mono demo-mono-teacher test lint cuda gpu-check bench clean
+.PHONY: help install build demo demo-teacher demo-mono demo-mono-teacher test lint format docs wheel cuda gpu-check bench clean
 .DELETE_ON_ERROR:
 
-install: $(STAMP)
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*## ' Makefile | sort | sed -E 's/^([a-z-]+):.*## (.*)/\1@\2/' | column -t -s @
+	@echo 'Variables: PYTHON (of a new environment; default python3), VENV (default .venv).'
+
+install: $(STAMP)  ## make the environment and build the CPU ops
 
 # torch first: the extension is built against the torch that it will run with, without build isolation.
 # nuscenes-devkit last: from Python 3.13 on, no numpy satisfies its requirements (docs/getting_started.md).
@@ -22,48 +25,62 @@ $(STAMP): pyproject.toml setup.py $(SOURCES)
 	$(BIN)/python -m pip install --quiet --no-deps "nuscenes-devkit>=1.2"
 	touch $@
 
-build: $(STAMP)
+build: $(STAMP)  ## build the ops again, after a change in csrc/
 	$(BIN)/python setup.py build_ext --inplace
 
-demo: $(STAMP)
+demo: $(STAMP)  ## multi-view: make a world, train, distil, score, draw (minutes, no GPU)
 	$(BIN)/python tools/demo.py
 
 # Trains the teacher that ships in assets/ (docs/demo.md).
-demo-teacher: $(STAMP)
+demo-teacher: $(STAMP)  ## train the teacher of the demo
 	$(BIN)/python tools/make_synthetic.py --out data/demo --train-scenes 240 --val-scenes 24 --seed 0
 	$(BIN)/python tools/train_net.py --config-file configs/demo/teacher.yaml
 	$(BIN)/python tools/export_weights.py output/demo_teacher/model_final.pth assets/demo_teacher.safetensors
 
-demo-mono: $(STAMP)
+demo-mono: $(STAMP)  ## monocular: the same
 	$(BIN)/python tools/demo_mono.py
 
 # Trains the monocular teacher that ships in assets/ (docs/demo.md).
-demo-mono-teacher: $(STAMP)
+demo-mono-teacher: $(STAMP)  ## train the teacher of the monocular demo
 	$(BIN)/python tools/make_synthetic.py --format kitti --out data/demo_mono --train-frames 480 --val-frames 120 --seed 0
 	$(BIN)/python tools/train_net.py --config-file configs/demo_mono/teacher.yaml
 	$(BIN)/python tools/export_weights.py output/demo_mono_teacher/model_final.pth assets/demo_mono_teacher.safetensors
 
-test: $(STAMP)
+test: $(STAMP)  ## run all tests
 	$(BIN)/python -m pytest
 
-lint: $(STAMP)
+lint: $(STAMP)  ## run ruff, mypy and clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
 
-cuda: $(STAMP)
+format: $(STAMP)  ## fix what ruff and clang-format can fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(SOURCES)
+
+docs: $(STAMP)  ## build the docs and the API reference in build/docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
+
+# The wheel is built from the source distribution, which so proves to be complete.
+wheel: $(STAMP)  ## build and test the source distribution and the wheel in dist
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python .ci/check_wheel.py dist
+
+cuda: $(STAMP)  ## compile the CUDA sources, without a GPU
 	$(BIN)/python csrc/compile_cuda.py
 
 # Everything that needs a GPU, in one command.
-gpu-check: $(STAMP)
+gpu-check: $(STAMP)  ## run everything that needs a GPU
 	$(BIN)/python benchmarks/gpu_check.py
 
 # Two of the yardsticks are optional: `pip install --no-build-isolation -e ".[bench]"` builds them here.
-bench: $(STAMP)
+bench: $(STAMP)  ## time the ops
 	$(BIN)/python benchmarks/bench_kitti_eval.py
 	$(BIN)/python benchmarks/bench.py --steps
 
-clean:
-	rm -rf build output .pytest_cache .mypy_cache .ruff_cache
+clean:  ## remove builds, outputs and caches, but not the environment
+	rm -rf build dist output .pytest_cache .mypy_cache .ruff_cache
 	find bevkd2 -name '*.so' -delete

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from bevkd2.data import CLASS_NAMES, load_nuscenes
+from bevkd2.data import load_nuscenes
 from bevkd2.evaluation.nuscenes import NuScenesScorer
 from bevkd2.evaluation.nuscenes_results import SampleDetections
+from bevkd2.nuscenes import CLASS_NAMES
 from bevkd2.structures import Boxes3D
 from tests.data.nuscenes_fixture import VERSION, FixtureWorld
 

@@ -1,0 +1,29 @@
+"""Sphinx's configuration: the pages of this folder, and the API reference (`make docs`)."""
+
+import importlib
+
+import bevkd2
+
+project = "bevkd2"
+author = "bevkd2 developers"
+version = release = bevkd2.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+exclude_patterns = ["logs"]
+html_theme = "furo"
+html_title = f"bevkd2 {version}"
+
+myst_heading_anchors = 4
+suppress_warnings = ["myst.xref_missing"]  # links to files of the repository that are no pages; tests/docs checks them
+
+autodoc_default_options = {"members": True, "imported-members": True, "show-inheritance": True}
+autodoc_member_order = "groupwise"
+autodoc_typehints = "description"
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+
+# Packages that import a name when it is asked for: autodoc sees only what is there.
+for _package in ("data", "evaluation"):
+    _module = importlib.import_module(f"bevkd2.{_package}")
+    for _name in _module.__all__:
+        setattr(_module, _name, getattr(_module, _name))
