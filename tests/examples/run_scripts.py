@@ -15,7 +15,11 @@ def main() -> None:
     """Reads the command lines, words in JSON, from standard input."""
     for words in json.load(sys.stdin):
         sys.argv = words
-        runpy.run_path(words[0], run_name="__main__")
+        try:
+            runpy.run_path(words[0], run_name="__main__")
+        except SystemExit as end:
+            if end.code:
+                raise
         logging.getLogger().handlers.clear()  # of the run's own log
 
 

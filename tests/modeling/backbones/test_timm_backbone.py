@@ -86,7 +86,7 @@ def test_group_normalised_backbone_starts_from_a_batch_normalised_file(tmp_path:
     path = tmp_path / "dla60.pth"
     torch.save(state, path)
     backbone = TimmBackbone("dla60", out_indices=(2, 3, 4, 5), norm="GN", weights=str(path))
-    own = backbone.backbone.state_dict()
+    own = backbone.body.state_dict()
     assert not any("running" in key for key in own)
     assert all(torch.equal(value, state[key]) for key, value in own.items())
     del state["level2.tree1.conv1.weight"]
