@@ -9,11 +9,7 @@ import bevkd2.ops
 from tests.docs.pages import PAGES, blocks
 
 OPS_PAGES = [page for page in PAGES if page.name.startswith("ops")]
-EXAMPLES = [
-    pytest.param(text, id=f"{page.name}:{line}")
-    for page in OPS_PAGES
-    for line, text in blocks(page, "python")
-]
+EXAMPLES = {f"{page.name}:{line}": text for page in OPS_PAGES for line, text in blocks(page, "python")}
 
 
 @pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
