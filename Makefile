@@ -9,7 +9,7 @@ SOURCES := $(shell find csrc tests/cuda_emulation -name '*.cpp' -o -name '*.h' -
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*## ' Makefile | sort | sed -E 's/^([a-z-]+):.*## (.*)/\1@\2/' | column -t -s @
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' Makefile
 	@echo 'Variables: PYTHON (of a new environment; default python3), VENV (default .venv).'
 
 install: $(STAMP)  ## make the environment and build the CPU ops

@@ -36,7 +36,8 @@ print(f"bevkd2 {bevkd2.__version__}: op and config work from {pathlib.Path.cwd()
 
 def run(*command: str | Path, cwd: Path) -> str:
     """Runs a command in ``cwd`` and returns what it prints; its errors go to the console."""
-    return subprocess.run(list(map(str, command)), cwd=cwd, check=True, stdout=subprocess.PIPE, text=True).stdout
+    words = list(map(str, command))
+    return subprocess.run(words, cwd=cwd, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def main() -> None:
@@ -50,7 +51,8 @@ def main() -> None:
         venv.create(environment, with_pip=True)
         python = environment / "bin" / "python"
         run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheels[0], cwd=folder)
-        site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip())
+        where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+        site = Path(run(python, "-c", where, cwd=folder).strip())
         # Last on the path, and its own .pth files, such as an editable bevkd2's, are not read.
         (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
         elsewhere = folder / "elsewhere"

@@ -14,11 +14,11 @@ html_theme = "furo"
 html_title = f"bevkd2 {version}"
 
 myst_heading_anchors = 4
-suppress_warnings = ["myst.xref_missing"]  # links to files of the repository that are no pages; tests/docs checks them
+# Links to files of the repository that are no pages (tests/docs checks them), and names of several classes.
+suppress_warnings = ["myst.xref_missing", "ref.python"]
 
 autodoc_default_options = {"members": True, "imported-members": True, "show-inheritance": True}
 autodoc_member_order = "groupwise"
-autodoc_typehints = "description"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 

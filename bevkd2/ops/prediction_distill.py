@@ -72,7 +72,7 @@ def depth_guidance(
     offset: float = 1.0,
     rho: Rho = "exp",
 ) -> Tensor:
-    """The depth-guided weight of every location (Eq. 5): D = phi(|tau(d_s) - tau(d_t)|) * rho(tau(d_gt)).
+    """The depth-guided weight of every location (Eq. 5): ``D = phi(|tau(d_s) - tau(d_t)|) * rho(tau(d_gt))``.
 
     tau(d) = d / max_depth, of depths limited to 0..max_depth; phi(x) = slope * x + offset; rho(x) is exp(x),
     x + 1, or 1.

@@ -96,7 +96,8 @@ def prediction_loss(
 ) -> PredictionLoss:
     """Depth-guided prediction distillation, objects and background apart (Eq. 6).
 
-    With l the distance at a location, w its weight and D the depth-guided weight:
+    With l the distance at a location, w its weight and D the depth-guided weight::
+
       objects      object_weight * sum over objects' locations of D * w * l / sum of their w
       background   background_weight * sum over the others of w * l / sum of their w
     A group whose weights sum to zero gives zero.

@@ -34,9 +34,8 @@ def project_edges(corners: Array, lidar2img: Array) -> tuple[Array, npt.NDArray[
         lidar2img: (4, 4) metres to pixels.
 
     Returns:
-        segments: (N, 12, 2, 2): both ends (x, y) of each edge in pixels; the first four edges are the front
-            face.
-        visible: (N, 12) whether any of the edge is before the near plane; other segments are zero.
+        (N, 12, 2, 2) both ends (x, y) of each edge in pixels, the four of the front face first, and (N, 12)
+        whether any of the edge is before the near plane; other segments are zero.
     """
     points = corners @ lidar2img[:3, :3].T + lidar2img[:3, 3]
     ends = points[:, _EDGES]
