@@ -34,8 +34,9 @@ _RELATIVE = FLOAT32_RELATIVE
 _FLOOR = FLOAT32_FLOOR
 _GRADIENT_FLOOR = 1e-6
 # Of the gradient of a tower's parameter, relative to its length: sums over 27,000 locations that cancel out
-# in part. The recorded float32 ones are themselves up to 1.5e-3 away from the same ones in double.
-_TOWER_DISTANCE = 1e-3
+# in part. Our gradient is computed in float64, so that it is the same on any machine; the recordings are in
+# float32, and up to 1.5e-3 away from it.
+_TOWER_DISTANCE = 2e-3
 _TOWERS = ("cls_convs.", "reg_convs.")
 # Numbers up to which a parameter's gradient is recorded in full.
 _ALL_RECORDED = 5000
@@ -64,7 +65,7 @@ _TOLERANCES = {
     "losses": _LOSS,
     "gradients of the head's maps": _RELATIVE,
     "gradient of fuse_lambda": _RELATIVE,
-    "gradients of branches": _RELATIVE,
+    "gradients of branches, distance": _RELATIVE,
     "gradients of branches, sums": _RELATIVE,
     "gradients of towers, distance": _TOWER_DISTANCE,
     "gradients of towers, sums": _TOWER_DISTANCE,
@@ -235,9 +236,10 @@ def _compare_gradients(
 
 
 def _compare_head(differences: Differences, case: PGDCase, targets: MonoTargets) -> None:
-    """Gradients through the whole head; they are recorded for the first set of code weights."""
-    head, features = case.head(), _leaves(case.features())
-    losses = case.criterion(case.code_weights[0])(head(features), targets, head.fuse_lambda)
+    """Gradients through the whole head, in float64; recorded for the first set of code weights."""
+    head, features = case.head().double(), _leaves([level.double() for level in case.features()])
+    targets = dataclasses.replace(targets, cam2img=targets.cam2img.double())
+    losses = case.criterion(case.code_weights[0]).double()(head(features), targets, head.fuse_lambda)
     torch.stack(list(losses.values())).sum().backward()
     ours = to_published({f"head.{name}": weight.grad for name, weight in head.named_parameters()})
     recorded = {key for key in case.train if key.startswith(f"{case.detailed}/param_grad_l2/")}
@@ -257,18 +259,10 @@ def _compare_head(differences: Differences, case: PGDCase, targets: MonoTargets)
 def _compare_parameter(differences: Differences, case: PGDCase, name: str, gradient: Tensor) -> None:
     length, total = (case.train[f"{case.detailed}/param_grad_{kind}/{name}"] for kind in ("l2", "sum"))
     differences.add_close("gradients of parameters, lengths", gradient.double().norm(), length, _FLOOR)
-    tower = name.startswith(_TOWERS)
-    if tower:
-        scale = math.sqrt(gradient.numel()) * max(float(length), _FLOOR)
-        differences.add("gradients of towers, sums", gradient.double().sum(), total, scale)
-    else:
-        floor = _FLOOR * max(float(length), 1)
-        differences.add_close("gradients of branches, sums", gradient.double().sum(), total, floor)
-    if gradient.numel() > _ALL_RECORDED:
-        return
-    golden = case.train[f"{case.detailed}/param_grad/{name}"]
-    if tower:
-        scale = max(float(golden.double().norm()), _FLOOR)
-        differences.note("gradients of towers, distance", float((gradient - golden).norm()) / scale)
-    else:
-        differences.add_close("gradients of branches", gradient, golden, _FLOOR)
+    part = "towers" if name.startswith(_TOWERS) else "branches"
+    scale = math.sqrt(gradient.numel()) * max(float(length), _FLOOR)
+    differences.add(f"gradients of {part}, sums", gradient.double().sum(), total, scale)
+    if gradient.numel() <= _ALL_RECORDED:
+        golden = case.train[f"{case.detailed}/param_grad/{name}"]
+        distance = float((gradient - golden).norm()) / max(float(golden.double().norm()), _FLOOR)
+        differences.note(f"gradients of {part}, distance", distance)

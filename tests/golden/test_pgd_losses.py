@@ -56,7 +56,7 @@ def test_changed_numbers_fail(heads: Path) -> None:
         "pgd_kitti: regression targets",
         "pgd_kitti: projected 3D boxes, pixels",
         "pgd_kitti: losses",
-        "pgd_kitti: gradients of branches",
+        "pgd_kitti: gradients of branches, distance",
         "pgd_kitti: gradients of branches, sums",
         "pgd_kitti: gradients of towers, distance",
         "pgd_kitti: gradients of features",

@@ -1,6 +1,7 @@
 """BEVFormer as a whole: batches, history, streaming, gradients."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from bevkd2.d2 import build_model
 from bevkd2.modeling import WANTS, BEVFormer
 from bevkd2.modeling.bev.geometry import BEVGeometry
 from bevkd2.structures import Boxes3D
+from tests.tolerance import float64_twin, ulps
 
 Make = Callable[..., dict[str, Any]]
 
@@ -39,19 +41,26 @@ def outputs(model: BEVFormer, samples: list[dict[str, Any]]) -> tuple[torch.Tens
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("histories", [(0, 0), (2, 0), (1, 2), (0, 1)])
 def test_batch_of_two_equals_two_batches_of_one(
-    tiny_cfg: CfgNode, make_sample: Make, histories: tuple[int, int]
+    tiny_cfg: CfgNode, make_sample: Make, histories: tuple[int, int], dtype: torch.dtype
 ):
-    model = randomized(tiny_cfg)
+    """Up to the rounding of each dtype: what float64 tells apart is no matter of rounding."""
+    model = randomized(tiny_cfg).to(dtype)
+    longest_sum = max(weight[0].numel() for weight in model.parameters())
     samples = [
         make_sample(1, history=histories[0]),
         make_sample(2, history=histories[1], turn=0.7, scene="another"),
     ]
-    together = outputs(model, samples)
-    for row, sample in enumerate(samples):
-        for batched, single in zip(together, outputs(model, [sample]), strict=True):
-            torch.testing.assert_close(batched[row], single[0], atol=1e-5, rtol=0)
+    with float64_twin() if dtype == torch.float64 else nullcontext():
+        together = outputs(model, samples)
+        apart = [outputs(model, [sample]) for sample in samples]
+    for row in range(len(samples)):
+        for batched, single in zip(together, apart[row], strict=True):
+            assert batched.dtype in (dtype, torch.bool)
+            bound = ulps(single.abs().max().item() if single.is_floating_point() else 0, longest_sum, dtype)
+            torch.testing.assert_close(batched[row], single[0], atol=bound, rtol=0)
     assert not torch.equal(together[3][0], together[3][1])  # the calibrations differ
 
 
