@@ -13,13 +13,11 @@ from bevkd2.d2 import build_model
 from bevkd2.modeling.detector import Detector
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SHIPPED = sorted(p for p in CONFIGS.rglob("*.yaml") if "_base_" not in p.parts)
+ALL = sorted(CONFIGS.rglob("*.yaml"))
+SHIPPED = [path for path in ALL if "_base_" not in path.parts]
 DISTILLATIONS = [path for path in SHIPPED if load_config(path).MODEL.META_ARCHITECTURE == "Distiller"]
 MULTI_VIEW = [path for path in SHIPPED if load_config(path).DATASETS.FORMAT == "nuscenes"]
 MONOCULAR = [path for path in SHIPPED if path not in MULTI_VIEW]
-
-RGB = ("RGB", [123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
-CAFFE = ("BGR", [103.53, 116.28, 123.675], [1.0, 1.0, 1.0])
 
 
 def name_of(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Configs of the monocular detectors: they say what was published or what the paper did, and fit together.
+"""Configs of the monocular detectors meet the published numbers, and teachers and students fit together.
 
 The paper is "Beyond the limitation of monocular 3D detector via knowledge distillation" (Yang et al., ICCV
 2023), section 4.2 and Tables 1 to 6; the published configs are mmdetection3d's. SMOKE: test_smoke_configs.py.
@@ -15,11 +15,9 @@ import bevkd2.distill  # noqa: F401  (registers the methods)
 from bevkd2.config import class_names, load_config
 from bevkd2.distill.methods import DISTILL_REGISTRY
 from tests.configs.shipped import (
-    CAFFE,
     CONFIGS,
     DISTILLATIONS,
     MONOCULAR,
-    RGB,
     built,
     config,
     name_of,
@@ -28,14 +26,7 @@ from tests.configs.shipped import (
 )
 
 PAIRS = [path for path in DISTILLATIONS if path in MONOCULAR]
-KITTI_CLASSES = ("Pedestrian", "Cyclist", "Car")
-NUSCENES_CLASSES = (
-    *("car", "truck", "trailer", "bus", "construction_vehicle"),
-    *("bicycle", "motorcycle", "pedestrian", "traffic_cone", "barrier"),
-)
 KITTI_IMAGES, NUSCENES_IMAGES = 3712, 28130 * 6
-ALL_LEVELS, COARSE_LEVELS = ["res2", "res3", "res4", "res5"], ["res3", "res4", "res5"]
-NO_DEFORM, DEFORM = [False] * 4, [False, False, True, True]
 
 # Millions of parameters. Those of ResNet-101 are the published weights' (tests/checkpoint); for half channels
 # on ResNet-18 the paper has 14.31 (docs/model_zoo.md).
@@ -87,10 +78,6 @@ def detector(name: str) -> Any:
     return load_config(path_of(name))
 
 
-def pixels(cfg: Any) -> tuple:
-    return cfg.MODEL.PIXEL_FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
-
-
 def assert_schedule(
     cfg: Any, images: int, batch: int, lr: float, epochs: int, drops: tuple[int, ...]
 ) -> None:
@@ -104,16 +91,6 @@ def assert_schedule(
     assert solver.CHECKPOINT_PERIOD % epoch == 0
 
 
-def assert_dense_solver(cfg: Any) -> None:
-    """What mmdetection3d's FCOS3D and PGD share; the paper names momentum and decay, and they are these."""
-    solver, clip = cfg.SOLVER, cfg.SOLVER.CLIP_GRADIENTS
-    assert (solver.OPTIMIZER, solver.MOMENTUM, solver.WEIGHT_DECAY) == ("SGD", 0.9, 1e-4)
-    assert (solver.BIAS_LR_FACTOR, solver.WEIGHT_DECAY_BIAS, solver.BACKBONE_MULTIPLIER) == (2.0, 0.0, 1.0)
-    assert (solver.WARMUP_ITERS, solver.WARMUP_METHOD) == (500, "linear")
-    assert pytest.approx(1 / 3) == solver.WARMUP_FACTOR
-    assert (clip.ENABLED, clip.CLIP_VALUE, clip.NORM_TYPE) == (True, 35.0, 2.0)
-
-
 def test_every_detector_has_a_known_number_of_parameters() -> None:
     detectors = {name_of(p) for p in MONOCULAR if p not in PAIRS and p.parent.name != "demo_mono"}
     assert detectors == set(PARAMETERS)
@@ -125,100 +102,27 @@ def test_number_of_parameters(name: str) -> None:
     assert round(counted, 2) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", ["pgd_r101_kitti", "pgd_r101_kitti_paper"])
-def test_pgd_on_kitti_is_the_published_one(name: str) -> None:
-    cfg = detector(name)
-    model, head, pgd = cfg.MODEL, cfg.MODEL.FCOS3D, cfg.MODEL.PGD
-    assert (model.META_ARCHITECTURE, pixels(cfg)) == ("PGD", CAFFE)
-    backbone = model.RESNETS
-    assert (backbone.DEPTH, backbone.STRIDE_IN_1X1, backbone.DEFORM_ON_PER_STAGE) == (101, True, NO_DEFORM)
-    assert (backbone.NORM, model.BACKBONE.FREEZE_AT) == ("FixedBN", 1)  # frozen_stages 0: the stem
-    assert (model.FPN.IN_FEATURES, model.FPN.OUT_CHANNELS, model.FPN.NUM_OUTS) == (ALL_LEVELS, 256, 4)
-    assert (head.FEATURE_CHANNELS, head.STACKED_CONVS, head.DCN_ON_LAST_CONV) == (256, 2, True)
-    assert head.REGRESS_BOUNDS == [64, 128, 256] and head.CENTER_RADIUS == 1.5
-    assert (head.ATTRIBUTES, head.VELOCITY, head.BRANCHES.CENTERNESS) == (0, False, [256])
-    assert head.DEPTH_PRIORS == [[28.01, 16.32]]
-    assert head.SIZE_PRIORS == [[0.8, 1.73, 0.6], [1.76, 1.73, 0.6], [3.9, 1.56, 1.6]]
-    assert head.LOSS.DEPTH_BETA == 3.0 and head.LOSS.CODE_WEIGHTS == [1.0] * 7
-    assert (pgd.DEPTH_BINS, pgd.DEPTH_UNIT) == (8, 10.0)
-    assert (pgd.UNCERTAINTY, pgd.KEYPOINTS, pgd.BOXES2D) == (True, True, True)
-    assert (pgd.LOSS.KEYPOINT_WEIGHT, pgd.LOSS.BOX2D_WEIGHT) == (0.2, 1.0)
-    test = head.TEST
-    assert (test.CANDIDATES_PER_LEVEL, test.NMS_THRESHOLD) == (100, 0.05)
-    assert (test.SCORE_THRESHOLD, test.MAX_DETECTIONS) == (0.001, 20)
-    assert class_names(cfg) == KITTI_CLASSES and cfg.INPUT.FLIP_PROB == 0.5 and not cfg.INPUT.PHOTOMETRIC
-    assert_dense_solver(cfg)
-    assert cfg.TEST.BEST_METRIC == "bbox/Car_3D_moderate_R40"
-
-
-@pytest.mark.parametrize("name", ["pgd_r101_nuscenes", "pgd_r101_nuscenes_1x", "fcos3d_r101_nuscenes"])
-def test_dense_detectors_on_nuscenes_are_the_published_ones(name: str) -> None:
-    cfg = detector(name)
-    model, head = cfg.MODEL, cfg.MODEL.FCOS3D
-    backbone = model.RESNETS
-    assert pixels(cfg) == CAFFE
-    assert (backbone.DEPTH, backbone.STRIDE_IN_1X1, backbone.DEFORM_ON_PER_STAGE) == (101, True, DEFORM)
-    assert (backbone.NORM, model.BACKBONE.FREEZE_AT) == ("FixedBN", 2)  # frozen_stages 1: stem and res2
-    assert (model.FPN.IN_FEATURES, model.FPN.OUT_CHANNELS, model.FPN.NUM_OUTS) == (COARSE_LEVELS, 256, 5)
-    assert built(path_of(name)).neck.strides == [8, 16, 32, 64, 128]
-    assert (head.FEATURE_CHANNELS, head.STACKED_CONVS, head.DCN_ON_LAST_CONV) == (256, 2, True)
-    assert head.REGRESS_BOUNDS == [48, 96, 192, 384] and head.CENTER_RADIUS == 1.5
-    assert (head.ATTRIBUTES, head.VELOCITY, head.BRANCHES.CENTERNESS) == (9, True, [64])
-    assert head.LOSS.CODE_WEIGHTS == [1, 1, 0.2, 1, 1, 1, 1, 0.05, 0.05]
-    assert pytest.approx(1 / 9) == head.LOSS.DEPTH_BETA
-    test = head.TEST
-    assert (test.CANDIDATES_PER_LEVEL, test.NMS_THRESHOLD, test.MAX_DETECTIONS) == (1000, 0.8, 200)
-    assert class_names(cfg) == NUSCENES_CLASSES and cfg.INPUT.FLIP_PROB == 0.5 and not cfg.INPUT.PHOTOMETRIC
-    assert_dense_solver(cfg)
-
-
-def test_fcos3d_has_no_priors_and_no_depth_bins() -> None:
-    cfg = detector("fcos3d_r101_nuscenes")
-    assert cfg.MODEL.META_ARCHITECTURE == "FCOS3D" and cfg.MODEL.FCOS3D.TEST.SCORE_THRESHOLD == 0.05
-    assert cfg.MODEL.FCOS3D.DEPTH_PRIORS == [] and cfg.MODEL.FCOS3D.SIZE_PRIORS == []
-
-
-def test_priors_of_pgd_on_nuscenes() -> None:
-    head, pgd = detector("pgd_r101_nuscenes").MODEL.FCOS3D, detector("pgd_r101_nuscenes").MODEL.PGD
-    assert [
-        *([31.99, 21.12], [37.15, 24.63], [39.69, 23.97], [40.91, 26.34], [34.16, 20.11]),
-        *([22.35, 13.70], [24.28, 16.05], [27.26, 15.50], [20.61, 13.68], [22.74, 15.01]),
-    ] == head.DEPTH_PRIORS
-    assert [
-        *([4.62, 1.73, 1.96], [6.93, 2.83, 2.51], [12.56, 3.89, 2.94], [11.22, 3.50, 2.95]),
-        *([6.68, 3.21, 2.85], [6.68, 3.21, 2.85]),  # the published bicycle's is the construction vehicle's
-        *([2.11, 1.46, 0.78], [0.73, 1.77, 0.67], [0.41, 1.08, 0.41], [0.50, 0.99, 2.52]),
-    ] == head.SIZE_PRIORS
-    assert (pgd.DEPTH_BINS, pgd.DEPTH_UNIT, pgd.LOSS.BOX2D_WEIGHT) == (6, 10.0, 0.2)
-    assert (pgd.UNCERTAINTY, pgd.KEYPOINTS, pgd.BOXES2D) == (False, False, True)
-    assert head.TEST.SCORE_THRESHOLD == 0.01
-
-
 def test_published_schedules() -> None:
+    """Images per step, learning rate, epochs and drops of mmdetection3d's configs of PGD and FCOS3D."""
     assert_schedule(detector("pgd_r101_kitti"), KITTI_IMAGES, 12, 1e-3, 48, (32, 44))
     assert_schedule(detector("pgd_r101_nuscenes"), NUSCENES_IMAGES, 32, 4e-3, 24, (16, 22))
     assert_schedule(detector("pgd_r101_nuscenes_1x"), NUSCENES_IMAGES, 32, 4e-3, 12, (8, 11))
     assert_schedule(detector("fcos3d_r101_nuscenes"), NUSCENES_IMAGES, 16, 2e-3, 12, (8, 11))
-    published = detector("pgd_r101_kitti").INPUT
-    assert (published.RESIZE_TRAIN, published.RESIZE_TEST) == ([1242, 375], [])
 
 
 @pytest.mark.parametrize("name", PAPER_KITTI)
 def test_the_papers_schedule_on_kitti(name: str) -> None:
+    """Section 4.2: 9 images per step, 48 epochs, images of 1242 x 375."""
     cfg = detector(name)
     assert_schedule(cfg, KITTI_IMAGES, 9, 1e-3, 48, (32, 44))
-    assert_dense_solver(cfg)
     assert cfg.INPUT.RESIZE_TRAIN == cfg.INPUT.RESIZE_TEST == [1242, 375]
-    assert class_names(cfg) == KITTI_CLASSES
 
 
 @pytest.mark.parametrize("name", ["pgd_r18_nuscenes", "pgd_r50_nuscenes"])
 def test_the_papers_schedule_on_nuscenes(name: str) -> None:
+    """Section 4.2: 12 epochs, 4 images on each of 4 GPUs."""
     cfg = detector(name)
     assert_schedule(cfg, NUSCENES_IMAGES, 16, 4e-3, 12, (8, 11))
-    assert_dense_solver(cfg)
-    assert cfg.INPUT.RESIZE_TRAIN == cfg.INPUT.RESIZE_TEST == []  # 900 x 1600 as they are
-    assert cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE == NO_DEFORM and pixels(cfg) == RGB
 
 
 def test_the_papers_teacher_is_the_published_model_otherwise_trained() -> None:
@@ -241,7 +145,6 @@ def test_backbones_of_the_paper_give_four_levels(name: str, channels: list[int])
     shapes = built(path_of(name)).feature_shapes()
     assert [shape.channels for shape in shapes.backbone.values()] == channels
     assert [shape.stride for shape in shapes.fpn] == [4, 8, 16, 32]
-    assert pixels(detector(name)) == RGB
 
 
 @pytest.mark.parametrize("backbone", ["r18", "regnetx08"])

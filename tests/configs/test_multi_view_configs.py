@@ -1,4 +1,4 @@
-"""Configs of the multi-view detectors: they say what was published, and fit together."""
+"""Configs of the multi-view detectors meet the published numbers, and teachers and students fit together."""
 
 from __future__ import annotations
 
@@ -7,48 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from bevkd2.config import load_config
 from bevkd2.d2 import build_model
 from bevkd2.modeling import BEVFormer
-from tests.configs.shipped import CAFFE, CONFIGS, DISTILLATIONS, MULTI_VIEW, RGB, config, pair, parameters_m
+from tests.configs.shipped import CONFIGS, DISTILLATIONS, MULTI_VIEW, config, pair, parameters_m
 
 PAIRS = [path for path in DISTILLATIONS if path in MULTI_VIEW]
 SIZES = ("tiny", "small", "base")
 
-# The released configs of BEVFormer (projects/configs/bevformer of its repository), all of them trained on
-# 8 GPUs with one sample each.
-PUBLISHED = {
-    "tiny": {
-        "bev_shape": [50, 50],
-        "encoder_layers": 3,
-        "image_scale": 0.5,
-        "queue_length": 3,
-        "normalisation": RGB,
-        "backbone": (50, False, [False] * 4),
-        "levels": (["res5"], 1),
-        "parameters_m": 33.52,
-    },
-    "small": {
-        "bev_shape": [150, 150],
-        "encoder_layers": 3,
-        "image_scale": 0.8,
-        "queue_length": 3,
-        "normalisation": CAFFE,
-        "backbone": (101, True, [False, False, True, True]),
-        "levels": (["res5"], 1),
-        "parameters_m": 59.46,
-    },
-    "base": {
-        "bev_shape": [200, 200],
-        "encoder_layers": 6,
-        "image_scale": 1.0,
-        "queue_length": 4,
-        "normalisation": CAFFE,
-        "backbone": (101, True, [False, False, True, True]),
-        "levels": (["res3", "res4", "res5"], 4),
-        "parameters_m": 69.03,
-    },
-}
+# Millions of parameters of the released weights of BEVFormer (github.com/fundamentalvision/BEVFormer).
+PUBLISHED_PARAMETERS = {"tiny": 33.52, "small": 59.46, "base": 69.03}
 
 
 def test_there_are_configs() -> None:
@@ -56,54 +23,19 @@ def test_there_are_configs() -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_published_architecture(size: str) -> None:
-    cfg, published = config(f"bevformer/bevformer_{size}.yaml"), PUBLISHED[size]
-    model, bev = cfg.MODEL, cfg.MODEL.BEVFORMER
-    assert published["bev_shape"] == bev.BEV_SHAPE
-    assert published["encoder_layers"] == bev.ENCODER_LAYERS
-    assert published["normalisation"] == (model.PIXEL_FORMAT, model.PIXEL_MEAN, model.PIXEL_STD)
-    backbone = model.RESNETS
-    assert published["backbone"] == (backbone.DEPTH, backbone.STRIDE_IN_1X1, backbone.DEFORM_ON_PER_STAGE)
-    assert published["levels"] == (model.FPN.IN_FEATURES, model.FPN.NUM_OUTS)
-    assert backbone.OUT_FEATURES == model.FPN.IN_FEATURES
-    assert (
-        published["image_scale"],
-        published["queue_length"],
-    ) == (cfg.INPUT.IMAGE_SCALE, cfg.INPUT.QUEUE_LENGTH)
-    assert (model.BACKBONE.FREEZE_AT, backbone.NORM, model.SIZE_DIVISIBILITY) == (2, "FrozenBN", 32)
-    assert (bev.EMBED_DIM, bev.NUM_HEADS, bev.FFN_DIM, bev.DROPOUT) == (256, 8, 512, 0.1)
-    assert (bev.DECODER_LAYERS, bev.NUM_QUERIES, bev.QUERY_INIT) == (6, 900, "random")
-    assert (bev.PILLAR_POINTS, bev.SPATIAL_POINTS, bev.TEMPORAL_POINTS, bev.DECODER_POINTS) == (4, 8, 4, 4)
-    assert bev.PC_RANGE == [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]
-    assert bev.POST_CENTER_RANGE == [-61.2, -61.2, -10.0, 61.2, 61.2, 10.0]
-    assert (bev.MAX_DETECTIONS, bev.SCORE_THRESHOLD) == (300, 0.0)
-    assert (bev.AUX.BEV_HEATMAP_WEIGHT, bev.AUX.IMAGE_HEATMAP_WEIGHT) == (0.0, 0.0)
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_published_training(size: str) -> None:
-    cfg = config(f"bevformer/bevformer_{size}.yaml")
-    solver, loss, mask = cfg.SOLVER, cfg.MODEL.BEVFORMER.LOSS, cfg.MODEL.GRID_MASK
-    assert (solver.OPTIMIZER, solver.BASE_LR, solver.WEIGHT_DECAY) == ("ADAMW", 2e-4, 0.01)
-    assert (solver.BACKBONE_MULTIPLIER, solver.IMS_PER_BATCH) == (0.1, 8)
-    steps_an_epoch = -(-28130 // 8)  # key frames of the training split
-    assert steps_an_epoch * 24 == solver.MAX_ITER and steps_an_epoch == solver.LR_HOLD_ITERS
-    assert solver.LR_SCHEDULER_NAME == "WarmupCosineLR"
+def test_published_schedule(size: str) -> None:
+    """The released configs: 24 epochs of 28,130 key frames, 8 per step, AdamW with a cosine to a thousandth."""
+    solver = config(f"bevformer/bevformer_{size}.yaml").SOLVER
+    assert (solver.OPTIMIZER, solver.BASE_LR, solver.IMS_PER_BATCH) == ("ADAMW", 2e-4, 8)
+    steps_per_epoch = -(-28130 // 8)
+    assert steps_per_epoch * 24 == solver.MAX_ITER and steps_per_epoch == solver.LR_HOLD_ITERS
     assert pytest.approx(solver.BASE_LR * 1e-3) == solver.BASE_LR_END
-    assert (solver.WARMUP_ITERS, solver.WARMUP_METHOD) == (500, "linear")
-    assert pytest.approx(1 / 3) == solver.WARMUP_FACTOR
-    clip = solver.CLIP_GRADIENTS
-    assert (clip.ENABLED, clip.CLIP_VALUE, clip.NORM_TYPE) == (True, 35.0, 2.0)
-    assert (loss.CLS_WEIGHT, loss.FOCAL_ALPHA, loss.FOCAL_GAMMA, loss.BOX_WEIGHT) == (2.0, 0.25, 2.0, 0.25)
-    assert loss.CODE_WEIGHTS == [1.0] * 8 + [0.2] * 2 and loss.CENTER_WEIGHT == 1.0
-    assert (mask.ENABLED, mask.PROB, mask.RATIO, mask.MODE) == (True, 0.7, 0.5, 1)
-    assert cfg.INPUT.PHOTOMETRIC
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_published_number_of_parameters(size: str) -> None:
     counted = parameters_m(config(f"bevformer/bevformer_{size}.yaml"))
-    assert round(counted, 2) == PUBLISHED[size]["parameters_m"]
+    assert round(counted, 2) == PUBLISHED_PARAMETERS[size]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -137,8 +69,6 @@ def test_pair_is_that_of_the_paper(number: int) -> None:
         assert (depth, groups) == (cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.NUM_GROUPS)
         assert grid == cfg.MODEL.BEVFORMER.BEV_SHAPE
         assert decoder_layers == cfg.MODEL.BEVFORMER.DECODER_LAYERS
-    weights = load_config(CONFIGS / "distill" / f"pair{number}.yaml").DISTILL.TEACHER.WEIGHTS
-    assert Path(weights).stem == teacher_row[0]
 
 
 @pytest.mark.parametrize("number", TABLE_1)

@@ -1,4 +1,4 @@
-"""The configs of SMOKE say what was published."""
+"""The configs of SMOKE meet the published numbers."""
 
 from __future__ import annotations
 
@@ -35,18 +35,9 @@ def test_one_map_of_stride_4(name: str, channels: int):
 
 
 @pytest.mark.parametrize("name", ["smoke_dla34_kitti", "smoke_dla60_kitti"])
-def test_published_setting(name: str):
-    cfg = config(name)
-    smoke, affine, solver = cfg.MODEL.SMOKE, cfg.INPUT.AFFINE, cfg.SOLVER
-    assert list(cfg.DATASETS.CLASSES) == ["Pedestrian", "Cyclist", "Car"]
-    assert smoke.SIZE_PRIORS == [[0.88, 1.73, 0.67], [1.78, 1.70, 0.58], [3.88, 1.63, 1.53]]
-    assert (smoke.DEPTH_PRIOR, smoke.MIN_OVERLAP) == ([28.01, 16.32], 0.7)
-    assert pytest.approx(1 / 300) == smoke.LOSS.BOX_WEIGHT
-    assert smoke.LOSS.HEATMAP_WEIGHT == 1.0
-    assert (smoke.SCORE_THRESHOLD, smoke.MAX_DETECTIONS) == (0.25, 100)
-    assert (affine.ENABLED, list(affine.SIZE), affine.PROB) == (True, [1280, 384], 0.3)
-    assert (affine.SHIFT, list(affine.SCALE), affine.STEP) == (0.2, [0.6, 1.4], 0.1)
-    assert (solver.OPTIMIZER, solver.BASE_LR, solver.BIAS_LR_FACTOR) == ("ADAM", 2.5e-4, 2.0)
-    steps = 3712 // 32  # training images over images a step
-    assert (solver.IMS_PER_BATCH, solver.MAX_ITER, list(solver.STEPS)) == (32, 72 * steps, [50 * steps])
-    assert not solver.CLIP_GRADIENTS.ENABLED
+def test_published_schedule(name: str):
+    """mmdetection3d: 72 epochs of 3,712 images, 32 per step, Adam at 2.5e-4, a drop after 50 epochs."""
+    solver = config(name).SOLVER
+    assert (solver.OPTIMIZER, solver.BASE_LR, solver.IMS_PER_BATCH) == ("ADAM", 2.5e-4, 32)
+    steps_per_epoch = 3712 // 32
+    assert (solver.MAX_ITER, list(solver.STEPS)) == (72 * steps_per_epoch, [50 * steps_per_epoch])
