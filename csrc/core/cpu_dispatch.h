@@ -4,7 +4,7 @@
 // A family writes its kernels once, as templates over Vec (eight numbers; vec_plain.h says what they do), in
 // a header without includes, and compiles that header twice in its .cpp:
 //
-//   #include "../core/cpu_dispatch.h"
+//   #include "cpu_dispatch.h"
 //   namespace bevkd2::family {
 //   namespace {
 //   namespace plain {

@@ -3,8 +3,8 @@
 
 #include <optional>
 
+#include "../core/dispatch.h"
 #include "../core/macros.h"
-#include "common.h"
 
 namespace bevkd2::distill {
 

@@ -7,8 +7,8 @@
 #include <optional>
 #include <tuple>
 
-#include "../core/pixel_weights.h"
-#include "common.h"
+#include "../core/dispatch.h"
+#include "pixel_weights_math.h"
 
 namespace bevkd2::distill {
 

@@ -1,4 +1,4 @@
-// Running statistics of a pair of softmaxes, on the device. softmax_kl_kernels.h has the formulas.
+// Running statistics of a pair of softmaxes, on the device. softmax_kl_cpu_kernels.h has the formulas.
 #pragma once
 
 #include "../core/cuda.cuh"

@@ -7,7 +7,7 @@
 
 #include <tuple>
 
-#include "common.h"
+#include "../core/dispatch.h"
 #include "weighted_l2_problem.h"
 
 namespace bevkd2::distill {

@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "problem.h"
+#include "ms_deform_attn_problem.h"
 
 namespace bevkd2::msda {
 

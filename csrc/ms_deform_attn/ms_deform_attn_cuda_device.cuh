@@ -10,7 +10,7 @@
 #include <type_traits>
 
 #include "../core/cuda.cuh"
-#include "problem.h"
+#include "ms_deform_attn_problem.h"
 
 namespace bevkd2::msda {
 

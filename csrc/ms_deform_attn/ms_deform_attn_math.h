@@ -9,7 +9,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "macros.h"
+#include "../core/macros.h"
 
 namespace bevkd2::msda {
 

@@ -1,27 +1,26 @@
 // Weighted squared distance on the CPU. Memory bound: a pass over student and teacher, and one that writes
 // the gradient. Chunks and the order of their sums follow from the shapes alone.
-#include "weighted_l2.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "../core/cpu_dispatch.h"
 #include "../core/huge_pages.h"
+#include "weighted_l2.h"
 
 namespace bevkd2::distill {
 namespace {
 
 namespace plain {
 using bevkd2::plain::Vec;
-#include "weighted_l2_kernels.h"
+#include "weighted_l2_cpu_kernels.h"
 }  // namespace plain
 
 #if BEVKD2_HAS_AVX2
 BEVKD2_BEGIN_AVX2
 namespace avx2 {
 using bevkd2::avx2::Vec;
-#include "weighted_l2_kernels.h"
+#include "weighted_l2_cpu_kernels.h"
 }  // namespace avx2
 BEVKD2_END_AVX2
 #endif

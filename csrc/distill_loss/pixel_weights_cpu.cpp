@@ -1,7 +1,7 @@
 // Pixel weights on the CPU: a task is a level of a sample, and draws one mask after the other.
-#include "pixel_weights.h"
-
 #include <algorithm>
+
+#include "pixel_weights.h"
 
 namespace bevkd2::distill {
 namespace {

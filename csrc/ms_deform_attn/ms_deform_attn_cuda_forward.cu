@@ -1,6 +1,6 @@
 // Multi-scale deformable attention on CUDA: the forward pass. A group of lanes makes one head of one output,
 // over all its queues and rows, in registers.
-#include "cuda_launch.h"
+#include "ms_deform_attn_cuda_launch.h"
 
 namespace bevkd2::msda {
 namespace {

@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <optional>
 
-#include "cuda_backward.cuh"
-#include "cuda_launch.h"
+#include "ms_deform_attn_cuda_backward.cuh"
+#include "ms_deform_attn_cuda_launch.h"
 
 namespace bevkd2::msda {
 namespace {

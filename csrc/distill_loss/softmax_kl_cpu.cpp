@@ -1,7 +1,5 @@
-// KL divergence of softmaxes on the CPU: the kernels of softmax_kl_kernels.h, for the instruction sets of
+// KL divergence of softmaxes on the CPU: the kernels of softmax_kl_cpu_kernels.h, for the instruction sets of
 // core/cpu_dispatch.h. The tasks, and with them the order of every sum, depend on the shapes alone.
-#include "softmax_kl.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -9,6 +7,7 @@
 
 #include "../core/cpu_dispatch.h"
 #include "../core/huge_pages.h"
+#include "softmax_kl.h"
 
 namespace bevkd2::distill::softmax_kl {
 namespace {
@@ -35,7 +34,7 @@ namespace plain {
 using bevkd2::plain::Vec;
 #include "block_io.h"
 //
-#include "softmax_kl_kernels.h"
+#include "softmax_kl_cpu_kernels.h"
 }  // namespace plain
 
 #if BEVKD2_HAS_AVX2
@@ -44,7 +43,7 @@ namespace avx2 {
 using bevkd2::avx2::Vec;
 #include "block_io.h"
 //
-#include "softmax_kl_kernels.h"
+#include "softmax_kl_cpu_kernels.h"
 }  // namespace avx2
 BEVKD2_END_AVX2
 #endif

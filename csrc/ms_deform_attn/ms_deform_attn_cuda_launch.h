@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <limits>
 
-#include "cuda_device.cuh"
-#include "ops.h"
+#include "ms_deform_attn.h"
+#include "ms_deform_attn_cuda_device.cuh"
 
 namespace bevkd2::msda {
 

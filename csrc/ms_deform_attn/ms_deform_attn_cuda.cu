@@ -1,6 +1,6 @@
 // Multi-scale deformable attention on CUDA: registration. The kernels are in cuda_forward.cu and
 // cuda_backward.cu; cuda_device.cuh says how they work.
-#include "cuda_launch.h"
+#include "ms_deform_attn_cuda_launch.h"
 
 namespace {
 

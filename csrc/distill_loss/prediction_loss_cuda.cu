@@ -2,7 +2,7 @@
 // of weights come first, from a kernel of their own whose blocks' sums every block adds up by itself, so that
 // the main pass writes final gradients. All sums are in a fixed order.
 #include "device_io.cuh"
-#include "prediction.h"
+#include "prediction_loss.h"
 #include "softmax_statistics.cuh"
 
 namespace bevkd2::distill::prediction {
@@ -62,7 +62,7 @@ __device__ inline A shrink(A x) {
   return exp(x < A(0) ? x : -x);
 }
 
-// prediction_kernels.h has the formula.
+// prediction_loss_cpu_kernels.h has the formula.
 template <typename A>
 __device__ Term<A> bernoulli(A student, A teacher, A temperature) {
   const A a = student / temperature, b = teacher / temperature;

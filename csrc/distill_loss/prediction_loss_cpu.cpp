@@ -1,7 +1,5 @@
-// Distances of class predictions on the CPU: the kernels of prediction_kernels.h, for the instruction sets of
+// Distances of class predictions on the CPU: the kernels of prediction_loss_cpu_kernels.h, for the instruction sets of
 // core/cpu_dispatch.h. Locations are summed in fixed blocks, and the blocks in their order.
-#include "prediction.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -9,6 +7,7 @@
 
 #include "../core/cpu_dispatch.h"
 #include "../core/huge_pages.h"
+#include "prediction_loss.h"
 
 namespace bevkd2::distill::prediction {
 namespace {
@@ -21,7 +20,7 @@ namespace plain {
 using bevkd2::plain::Vec;
 #include "block_io.h"
 //
-#include "prediction_kernels.h"
+#include "prediction_loss_cpu_kernels.h"
 }  // namespace plain
 
 #if BEVKD2_HAS_AVX2
@@ -30,7 +29,7 @@ namespace avx2 {
 using bevkd2::avx2::Vec;
 #include "block_io.h"
 //
-#include "prediction_kernels.h"
+#include "prediction_loss_cpu_kernels.h"
 }  // namespace avx2
 BEVKD2_END_AVX2
 #endif

@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "../core/cuda.cuh"
-#include "common.h"
+#include "../core/dispatch.h"
 
 namespace bevkd2::distill {
 namespace {

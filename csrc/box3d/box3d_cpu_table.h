@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "footprints.h"
+#include "box3d_cpu_footprints.h"
 #include "overlap.h"
 
 namespace bevkd2::box3d {

@@ -1,6 +1,6 @@
 // Overlaps of all pairs of boxes on CUDA, in float64: a thread a pair, the columns along the threads. Most
 // pairs are too far apart, and write 0 after a glance at their circles. Nothing waits for the device.
-#include "device_boxes.cuh"
+#include "box3d_cuda_boxes.cuh"
 #include "overlap.h"
 
 namespace bevkd2::box3d {

@@ -8,7 +8,7 @@
 #include <array>
 #include <cmath>
 
-#include "device_boxes.cuh"
+#include "box3d_cuda_boxes.cuh"
 #include "overlap.h"
 
 namespace bevkd2::box3d {

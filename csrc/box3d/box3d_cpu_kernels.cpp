@@ -1,14 +1,13 @@
-#include "kernels.h"
-
 #include "../core/cpu_dispatch.h"
+#include "box3d_cpu_table.h"
 
 namespace bevkd2::box3d {
 namespace {
 
 namespace plain {
-#include "lanes_plain.h"
+#include "box3d_cpu_lanes_plain.h"
 //
-#include "cpu_kernels.h"
+#include "box3d_cpu_kernels.h"
 }  // namespace plain
 
 #if BEVKD2_HAS_AVX2
@@ -21,11 +20,11 @@ namespace plain {
 #pragma GCC target("avx2")
 #endif
 namespace avx2 {
-#include "lanes_avx2.h"
+#include "box3d_cpu_lanes_avx2.h"
 //
 #include "../core/rotated_overlap.h"
 //
-#include "cpu_kernels.h"
+#include "box3d_cpu_kernels.h"
 }  // namespace avx2
 BEVKD2_END_AVX2
 #endif

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "macros.h"
+#include "../core/macros.h"
 
 namespace bevkd2::distill {
 

@@ -10,8 +10,8 @@
 #include <numeric>
 #include <vector>
 
-#include "checks.h"
-#include "kernels.h"
+#include "box3d.h"
+#include "box3d_cpu_table.h"
 
 namespace bevkd2::box3d {
 namespace {

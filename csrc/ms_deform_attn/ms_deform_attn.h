@@ -17,7 +17,7 @@
 #include <tuple>
 #include <vector>
 
-#include "problem.h"
+#include "ms_deform_attn_problem.h"
 
 namespace bevkd2::msda {
 

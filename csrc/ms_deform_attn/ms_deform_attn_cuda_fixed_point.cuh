@@ -8,7 +8,7 @@
 #pragma once
 
 #include "../core/cuda.cuh"
-#include "problem.h"
+#include "ms_deform_attn_problem.h"
 
 namespace bevkd2::msda {
 

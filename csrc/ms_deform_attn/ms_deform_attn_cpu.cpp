@@ -9,10 +9,10 @@
 
 #include "../core/cpu_dispatch.h"
 #include "../core/huge_pages.h"
-#include "../core/tasks.h"
-#include "cpu_order.h"
-#include "cpu_plan.h"
-#include "ops.h"
+#include "ms_deform_attn.h"
+#include "ms_deform_attn_cpu_order.h"
+#include "ms_deform_attn_cpu_plan.h"
+#include "ms_deform_attn_cpu_tasks.h"
 
 #if defined(__GNUC__)
 #define BEVKD2_ALWAYS_INLINE __attribute__((always_inline)) inline
@@ -25,20 +25,20 @@ namespace {
 
 namespace plain {
 using bevkd2::plain::Vec;
-#include "cpu_points.h"
+#include "ms_deform_attn_cpu_points.h"
 //
-#include "cpu_backward.h"
-#include "cpu_forward.h"
+#include "ms_deform_attn_cpu_backward.h"
+#include "ms_deform_attn_cpu_forward.h"
 }  // namespace plain
 
 #if BEVKD2_HAS_AVX2
 BEVKD2_BEGIN_AVX2
 namespace avx2 {
 using bevkd2::avx2::Vec;
-#include "cpu_points.h"
+#include "ms_deform_attn_cpu_points.h"
 //
-#include "cpu_backward.h"
-#include "cpu_forward.h"
+#include "ms_deform_attn_cpu_backward.h"
+#include "ms_deform_attn_cpu_forward.h"
 }  // namespace avx2
 BEVKD2_END_AVX2
 #endif

@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "checks.h"
-#include "kernels.h"
+#include "box3d.h"
+#include "box3d_cpu_table.h"
 
 namespace bevkd2::box3d {
 namespace {

@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-#include "../core/ms_deform_attn.h"
+#include "ms_deform_attn_math.h"
 
 namespace bevkd2::msda {
 

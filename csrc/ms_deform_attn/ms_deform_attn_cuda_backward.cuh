@@ -1,8 +1,8 @@
 // The kernels of the backward pass of multi-scale deformable attention. See cuda_device.cuh for their phases.
 #pragma once
 
-#include "cuda_device.cuh"
-#include "cuda_fixed_point.cuh"
+#include "ms_deform_attn_cuda_device.cuh"
+#include "ms_deform_attn_cuda_fixed_point.cuh"
 
 namespace bevkd2::msda {
 

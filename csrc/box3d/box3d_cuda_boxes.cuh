@@ -3,7 +3,7 @@
 
 #include "../core/cuda.cuh"
 #include "../core/rotated_box.h"
-#include "checks.h"
+#include "box3d.h"
 
 namespace bevkd2::box3d {
 

@@ -1,7 +1,5 @@
-// BEV responses on the CPU: the kernels of bev_response_kernels.h, for the instruction sets of
+// BEV responses on the CPU: the kernels of bev_response_cpu_kernels.h, for the instruction sets of
 // core/cpu_dispatch.h. Cells are summed in fixed groups, and the groups in their order.
-#include "bev_response.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -9,6 +7,7 @@
 
 #include "../core/cpu_dispatch.h"
 #include "../core/huge_pages.h"
+#include "bev_response.h"
 
 namespace bevkd2::distill::bev_response {
 namespace {
@@ -23,7 +22,7 @@ namespace plain {
 using bevkd2::plain::Vec;
 #include "block_io.h"
 //
-#include "bev_response_kernels.h"
+#include "bev_response_cpu_kernels.h"
 }  // namespace plain
 
 #if BEVKD2_HAS_AVX2
@@ -32,7 +31,7 @@ namespace avx2 {
 using bevkd2::avx2::Vec;
 #include "block_io.h"
 //
-#include "bev_response_kernels.h"
+#include "bev_response_cpu_kernels.h"
 }  // namespace avx2
 BEVKD2_END_AVX2
 #endif
