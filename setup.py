@@ -28,8 +28,6 @@ CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
 CPU_SOURCES = [
     "csrc/bindings.cpp",
     "csrc/box3d/box3d_cpu.cpp",
-    "csrc/box3d/box3d_cpu_kernels.cpp",
-    "csrc/box3d/box3d_cpu_overlaps.cpp",
     "csrc/distill_loss/bev_response_cpu.cpp",
     "csrc/distill_loss/pixel_weights_cpu.cpp",
     "csrc/distill_loss/prediction_loss_cpu.cpp",
@@ -39,7 +37,6 @@ CPU_SOURCES = [
 ]
 CUDA_SOURCES = [
     "csrc/box3d/box3d_cuda.cu",
-    "csrc/box3d/box3d_cuda_overlaps.cu",
     "csrc/distill_loss/bev_response_cuda.cu",
     "csrc/distill_loss/pixel_weights_cuda.cu",
     "csrc/distill_loss/prediction_loss_cuda.cu",

@@ -1,7 +1,11 @@
-// Greedy suppression on the CPU. Boxes are taken in blocks by falling score. Within a block each survivor
-// suppresses the later ones; then the survivors of the block suppress all that are left, which threads share.
-// Those lie sorted by label and x, in cells of neighbours: most survivors are too far from most cells.
-#include <torch/csrc/stable/library.h>
+// Overlaps of rotated boxes and their suppression on the CPU: the kernels of box3d_cpu_kernels.h, for the
+// instruction sets of core/cpu_dispatch.h, which all give the same bits.
+//
+// Suppression is greedy and takes boxes in blocks, by falling score. Within a block each survivor suppresses
+// the later boxes; then the survivors of the block suppress all that are left, and threads share that work.
+// Those are sorted by label and x and divided into cells of neighbours: most survivors are too far from most
+// cells.
+#include "box3d.h"
 
 #include <algorithm>
 #include <cmath>
@@ -10,18 +14,60 @@
 #include <numeric>
 #include <vector>
 
-#include "box3d.h"
-#include "box3d_cpu_table.h"
+#include "../core/cpu_dispatch.h"
+#include "box3d_cpu_footprints.h"
 
 namespace bevkd2::box3d {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+constexpr int64_t kTile = 512;      // columns that a kernel takes at most
+constexpr int64_t kTileGrain = 32;  // tiles that are worth a thread, at a few nanoseconds per pair
+constexpr int64_t kBlock = kTile;   // boxes
+constexpr int64_t kCell = 64;       // boxes
+constexpr int64_t kCellGrain = 16;  // cells that are worth a thread: each meets the survivors of a block
 
-constexpr int64_t kBlock = kTile, kCell = 64;
-// Cells that are worth a thread: each meets the survivors of a block.
-constexpr int64_t kGrain = 16;
+// kLanes pairs of boxes at a time: arithmetic of Lanes, and what box3d_cpu_lanes_avx2.h has besides.
+namespace plain {
+using Lanes = double;
+constexpr int kLanes = 1;
+inline Lanes load(const double* from) { return *from; }
+inline Lanes gather(const double* from, const int32_t* at) { return from[*at]; }
+inline void store(double* to, Lanes a) { *to = a; }
+inline unsigned bits(bool mask) { return mask; }  // bit i: lane i
+#include "box3d_cpu_kernels.h"
+}  // namespace plain
+
+#if BEVKD2_HAS_AVX2
+BEVKD2_BEGIN_AVX2_WITHOUT_FMA
+namespace avx2 {
+#include "box3d_cpu_lanes_avx2.h"
+constexpr int kLanes = 4;
+#include "../core/rotated_overlap.h"
+#include "box3d_cpu_kernels.h"
+}  // namespace avx2
+BEVKD2_END_AVX2
+#endif
+
+// out[j] of columns [begin, end), at most kTile of them.
+void run_overlaps(Overlap overlap, const Footprint& row, const Footprints& columns, int64_t begin,
+                  int64_t end, double* out) {
+  BEVKD2_CALL_UNTYPED(overlaps, overlap, row, columns, begin, end, out);
+}
+
+// Sets gone[j] where the row suppresses column j of [begin, end), at most kTile of them, of the row's label.
+void run_suppress(const Rule& rule, const Footprint& row, int64_t label, const Footprints& columns,
+                  const int64_t* labels, int64_t begin, int64_t end, uint8_t* gone) {
+  BEVKD2_CALL_UNTYPED(suppress, rule, row, label, columns, labels, begin, end, gone);
+}
+
+Footprints read(const double* boxes, int64_t count, int64_t columns) {
+  Footprints footprints(count);
+  for (int64_t i = 0; i < count; ++i) {
+    const double* row = boxes + i * columns;
+    footprints.set(i, columns == kPlanarColumns ? planar(row) : upright(row));
+  }
+  return footprints;
+}
 
 // Neighbours of one label, and the rectangle that holds their circles.
 struct Cell {
@@ -111,7 +157,7 @@ class Suppression {
     for (int64_t i = 0; i < count; ++i) {
       if (gone[i]) continue;
       (*block)[kept++] = (*block)[i];
-      kernels().suppress(rule_, members.at(i), labels[i], members, labels, i + 1, count, gone);
+      run_suppress(rule_, members.at(i), labels[i], members, labels, i + 1, count, gone);
     }
     block->resize(kept);
   }
@@ -124,25 +170,25 @@ class Suppression {
       labels.push_back(labels_[places_[index]]);
     }
     const int64_t cells = static_cast<int64_t>(cells_.size());
-    torch::stable::parallel_for(0, cells, kGrain, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, cells, kCellGrain, [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c)
         for (size_t i = 0; i < rows.size(); ++i)
           if (labels[i] == labels_[cells_[c].begin] && cells_[c].meets(rows[i]))
-            kernels().suppress(rule_, rows[i], labels[i], boxes_, labels_.data(), cells_[c].begin,
-                               cells_[c].end, gone_.data());
+            run_suppress(rule_, rows[i], labels[i], boxes_, labels_.data(), cells_[c].begin, cells_[c].end,
+                         gone_.data());
     });
   }
 
   const Rule rule_;
   std::vector<int64_t> places_;  // of each box in the order by label and x
-  // In that order:
+  // The rest is in that order.
   Footprints boxes_;
   std::vector<int64_t> labels_;
-  std::vector<uint8_t> gone_;  // suppressed, or had its turn
+  std::vector<uint8_t> gone_;  // suppressed, or handled already
   std::vector<Cell> cells_;
 };
 
-// NaN has no place in an order, and sorting with it is undefined.
+// Sorting by numbers with NaN among them is undefined.
 void check_numbers(const double* boxes, const double* scores, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     STD_TORCH_CHECK(!std::isnan(scores[i]), "rotated_nms: score ", i, " is NaN");
@@ -153,25 +199,32 @@ void check_numbers(const double* boxes, const double* scores, int64_t n) {
   }
 }
 
-Tensor nms(const Tensor& boxes, const Tensor& scores, const Tensor& labels, double threshold,
-           bool inclusive) {
-  const Tensor rows = checked_boxes(boxes, kPlanarColumns);
-  const int64_t n = rows.size(0);
-  const Tensor flat_scores = checked_scores(scores, n), flat_labels = checked_labels(labels, n);
-  check_device(flat_scores, rows);
-  check_device(flat_labels, rows);
-  const double* box = static_cast<const double*>(rows.const_data_ptr());
-  const double* score = static_cast<const double*>(flat_scores.const_data_ptr());
-  check_numbers(box, score, n);
-  Suppression suppression(box, static_cast<const int64_t*>(flat_labels.const_data_ptr()), n,
-                          {threshold, inclusive});
-  const std::vector<int64_t> kept = suppression.survivors(by_score(score, n));
-  Tensor out = torch::stable::new_empty(rows, {static_cast<int64_t>(kept.size())}, ScalarType::Long);
-  std::copy(kept.begin(), kept.end(), static_cast<int64_t*>(out.mutable_data_ptr()));
-  return out;
-}
+struct Cpu {
+  static void overlaps(const Pairs& p, const Tensor& /*like*/) {
+    const int64_t numbers = columns_of(p.overlap), tiles = (p.m + kTile - 1) / kTile;
+    const Footprints rows = read(p.a, p.n, numbers), columns = read(p.b, p.m, numbers);
+    torch::stable::parallel_for(0, p.n * tiles, kTileGrain, [&](int64_t first, int64_t last) {
+      for (int64_t tile = first; tile < last; ++tile) {
+        const int64_t i = tile / tiles, begin = tile % tiles * kTile, end = std::min(begin + kTile, p.m);
+        run_overlaps(p.overlap, rows.at(i), columns, begin, end, p.out + i * p.m);
+      }
+    });
+  }
+
+  static Tensor suppress(const Candidates& c, const Tensor& scores) {
+    check_numbers(c.boxes, c.scores, c.n);
+    Suppression suppression(c.boxes, c.labels, c.n, c.rule);
+    const std::vector<int64_t> kept = suppression.survivors(by_score(c.scores, c.n));
+    Tensor out = torch::stable::new_empty(scores, {static_cast<int64_t>(kept.size())}, ScalarType::Long);
+    std::copy(kept.begin(), kept.end(), static_cast<int64_t*>(out.mutable_data_ptr()));
+    return out;
+  }
+};
 
 }  // namespace
 }  // namespace bevkd2::box3d
 
-STABLE_TORCH_LIBRARY_IMPL(bevkd2, CPU, m) { m.impl("rotated_nms", TORCH_BOX(&bevkd2::box3d::nms)); }
+STABLE_TORCH_LIBRARY_IMPL(bevkd2, CPU, m) {
+  using namespace bevkd2::box3d;
+  Ops<Cpu>::register_all(m);
+}

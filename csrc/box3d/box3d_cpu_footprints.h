@@ -1,4 +1,4 @@
-// Boxes as the CPU kernels read them: each number of all boxes in a row, sine and cosine taken once a box.
+// Boxes as the CPU kernels read them: one array per number, with sine and cosine computed once per box.
 #pragma once
 
 #include <cstdint>
@@ -11,16 +11,16 @@ namespace bevkd2::box3d {
 
 struct Footprint {
   Rectangle<double> rectangle;
-  double reach;      // radius about the corners
+  double reach;      // radius of the circle through the corners
   double low, high;  // heights; 0 for planar boxes
 };
 
 class Footprints {
  public:
-  // Every vector of a kernel may read past the end.
+  // A kernel's vectors may read past the end.
   static constexpr int64_t kPadding = 8;
 
-  // Of the padding, and of boxes that were not set, nothing is near.
+  // Padding and boxes that were not set are NaN, which overlaps nothing.
   explicit Footprints(int64_t size)
       : size_(size),
         stride_(size + kPadding),

@@ -1,6 +1,6 @@
-// The kernels of kernels.h over Lanes (lanes_plain.h, lanes_avx2.h). Included inside a namespace; see
-// kernels.cpp. A first pass over all columns compares circles and keeps the few that may overlap; the second
-// computes those, kLanes at a time.
+// The CPU kernels over Lanes, compiled once for each instruction set: included inside a namespace by
+// box3d_cpu.cpp. A first pass over all columns compares circles and keeps the few that may overlap; the
+// second computes those, kLanes at a time.
 
 inline Rectangle<Lanes> everywhere(const box3d::Rectangle<double>& a) {
   return {Lanes(a.x), Lanes(a.y), Lanes(a.half_length), Lanes(a.half_width), Lanes(a.cos), Lanes(a.sin)};
@@ -11,12 +11,12 @@ inline Rectangle<Lanes> gather(const Footprints& boxes, const int32_t* at) {
           gather(boxes.half_width(), at), gather(boxes.cos(), at), gather(boxes.sin(), at)};
 }
 
-// Numbers of columns, filled up to whole vectors with the last.
+// Numbers of columns, padded to whole vectors with the last one.
 struct Near {
   int32_t at[kTile + kLanes];
   int count = 0;
 
-  void fill_up() {
+  void pad() {
     for (int i = 0; count > 0 && i < kLanes; ++i) at[count + i] = at[count - 1];
   }
 };
@@ -33,7 +33,7 @@ inline void find_near(const Footprint& row, const Footprints& columns, int64_t b
     for (int64_t k = j; met != 0; ++k, met >>= 1)
       if ((met & 1) && k < end && wanted(k)) near->at[near->count++] = static_cast<int32_t>(k);
   }
-  near->fill_up();
+  near->pad();
 }
 
 template <Overlap kOverlap>
@@ -77,5 +77,3 @@ inline void suppress(const Rule& rule, const Footprint& row, int64_t label, cons
     for (int k = 0; k < kLanes; ++k) gone[near.at[i + k]] |= (over >> k) & 1;
   }
 }
-
-constexpr Kernels kKernels{overlaps, suppress};

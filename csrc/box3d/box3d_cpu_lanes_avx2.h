@@ -1,4 +1,4 @@
-// Four pairs of boxes at a time: a number of each. Included inside a namespace; see kernels.cpp.
+// Four pairs of boxes at a time: one number of each. Included inside a namespace by box3d_cpu.cpp.
 
 struct Mask {
   __m256d v;
@@ -14,9 +14,7 @@ struct Lanes {
   Lanes operator-() const { return _mm256_xor_pd(v, _mm256_set1_pd(-0.0)); }
 };
 
-constexpr int kLanes = 4;
-
-// Outside the structs: to GCC 12 a friend defined inside has not the target of its region.
+// Not friends inside the structs: GCC 12 compiles those without the target of the region.
 inline Mask operator|(Mask a, Mask b) { return {_mm256_or_pd(a.v, b.v)}; }
 inline Lanes operator+(Lanes a, Lanes b) { return _mm256_add_pd(a.v, b.v); }
 inline Lanes operator-(Lanes a, Lanes b) { return _mm256_sub_pd(a.v, b.v); }
@@ -35,7 +33,7 @@ inline Lanes magnitude(Lanes a) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), 
 inline Lanes choose(Mask condition, Lanes a, Lanes b) { return _mm256_blendv_pd(b.v, a.v, condition.v); }
 
 inline Lanes load(const double* from) { return _mm256_loadu_pd(from); }
-// Four loads: quicker than the gather instruction, whose price is the same on few machines.
+// Four loads: faster than the gather instruction, whose cost differs much between CPUs.
 inline Lanes gather(const double* from, const int32_t* at) {
   return _mm256_set_pd(from[at[3]], from[at[2]], from[at[1]], from[at[0]]);
 }

@@ -1,25 +1,67 @@
-// Greedy suppression on CUDA, all on the device. Boxes are sorted by falling score; for each, 64-bit words
-// say which later boxes it would suppress; one block then goes through the words and keeps what no kept box
-// suppresses. The number kept and whether the input was good reach the host in one copy at the end, which is
-// the only time that the host waits: the size of the result depends on it.
+// Overlaps of rotated boxes and their suppression on CUDA, in float64.
 //
-// Slices of the boxes take turns: one suppresses boxes of later ones, which then need no words.
+// Overlaps take one thread per pair, with neighbouring threads on neighbouring columns. Most pairs are too
+// far apart: their threads compare two circles and write 0.
+//
+// Suppression is greedy and runs on the device alone. Boxes are sorted by falling score; for each box, 64-bit
+// words say which later boxes it would suppress; one block then goes through the words and keeps each box
+// that no kept box suppresses. Boxes are handled in slices: a slice also suppresses boxes of later slices,
+// which then need no words. The host waits once, at the end, for the number of kept boxes and whether the
+// input was valid: the size of the result depends on it.
 #include <algorithm>
 #include <array>
 #include <cmath>
 
+#include "box3d.h"
 #include "box3d_cuda_boxes.cuh"
-#include "overlap.h"
 
 namespace bevkd2::box3d {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 using Word = unsigned long long;
 
 constexpr int kThreads = 256, kScanThreads = 1024, kBits = 64;
 constexpr int64_t kSlice = 1024;  // boxes; a multiple of kBits
+
+// ---- overlaps ----
+
+__global__ void prepare_kernel(const double* rows, int64_t n, int64_t numbers, DeviceBox* out) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i < n) out[i] = device_box(rows + i * numbers, numbers);
+}
+
+template <Overlap kOverlap>
+__device__ double overlap_of(const DeviceBox& a, const DeviceBox& b) {
+  if (!near(a, b)) return 0;
+  if constexpr (kOverlap == Overlap::kArea) return intersection_area(a.exact(), b.exact()).v;
+  if constexpr (kOverlap == Overlap::kIou) return planar_iou(a, b);
+  return volume_iou(a.exact(), Exact(a.low), Exact(a.high), b.exact(), Exact(b.low), Exact(b.high)).v;
+}
+
+template <Overlap kOverlap>
+__global__ void pairwise_kernel(const DeviceBox* a, int64_t n, const DeviceBox* b, int64_t m, double* out) {
+  const int64_t pair = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (pair < n * m) out[pair] = overlap_of<kOverlap>(a[pair / m], b[pair % m]);
+}
+
+Tensor prepared(const double* boxes, int64_t n, int64_t columns, const Tensor& like, cudaStream_t stream) {
+  Tensor out = torch::stable::new_empty(like, {n, kDeviceBoxNumbers});
+  cuda::launch(prepare_kernel, cuda::blocks_for(n, kThreads), kThreads, 0, stream, boxes, n, columns,
+               static_cast<DeviceBox*>(out.mutable_data_ptr()));
+  return out;
+}
+
+template <Overlap kOverlap>
+void launch_pairs(const Pairs& p, const Tensor& like) {
+  const cuda::OnDevice device(like);
+  const Tensor rows = prepared(p.a, p.n, columns_of(kOverlap), like, device.stream);
+  const Tensor columns = prepared(p.b, p.m, columns_of(kOverlap), like, device.stream);
+  cuda::launch(pairwise_kernel<kOverlap>, cuda::blocks_for(p.n * p.m, kThreads), kThreads, 0, device.stream,
+               static_cast<const DeviceBox*>(rows.const_data_ptr()), p.n,
+               static_cast<const DeviceBox*>(columns.const_data_ptr()), p.m, p.out);
+}
+
+// ---- suppression ----
 
 // Boxes by falling score. What threads share between kernels; the counts begin at 0.
 struct Sorted {
@@ -47,7 +89,7 @@ __global__ void sort_kernel(Sorted sorted, const double* rows, const double* sco
   const double* row = rows + from * kPlanarColumns;
   bool good = scores[from] == scores[from] && row[2] >= 0 && row[3] >= 0;
   for (int64_t k = 0; k < kPlanarColumns; ++k) good = good && magnitude(row[k]) < INFINITY;
-  if (!good) sorted.counts[1] = 1;  // whoever writes it
+  if (!good) sorted.counts[1] = 1;  // benign race: all threads write 1
   DeviceBox box = device_box(row, kPlanarColumns);
   if (anywhere) box.reach = INFINITY;
   sorted.boxes[i] = box;
@@ -138,42 +180,45 @@ void keep_survivors(const Sorted& sorted, const Rule& rule, const Tensor& like, 
   }
 }
 
-Tensor nms(const Tensor& boxes, const Tensor& scores, const Tensor& labels, double threshold,
-           bool inclusive) {
-  const Tensor rows = checked_boxes(boxes, kPlanarColumns);
-  const int64_t n = rows.size(0), words = (n + kBits - 1) / kBits;
-  const Tensor score = checked_scores(scores, n), label = checked_labels(labels, n);
-  check_device(score, rows);
-  check_device(label, rows);
-  const cuda::OnDevice device(rows);
-  Tensor kept = torch::stable::new_empty(rows, {n}, ScalarType::Long);
-  if (n == 0) return kept;
-  const Tensor order = by_score(score);
-  const Tensor sorted_boxes = torch::stable::new_empty(rows, {n, kDeviceBoxNumbers});
-  const Tensor sorted_labels = torch::stable::new_empty(label, {n});
-  const Tensor zeros = torch::stable::new_zeros(rows, {words + 2}, ScalarType::Long);
-  int64_t* const counts = static_cast<int64_t*>(zeros.mutable_data_ptr());
-  const Sorted sorted{n,
-                      words,
-                      static_cast<const int64_t*>(order.const_data_ptr()),
-                      static_cast<DeviceBox*>(sorted_boxes.mutable_data_ptr()),
-                      static_cast<int64_t*>(sorted_labels.mutable_data_ptr()),
-                      reinterpret_cast<Word*>(counts + 2),
-                      counts};
-  const Rule rule{threshold, inclusive};
-  cuda::launch(sort_kernel, cuda::blocks_for(n, kThreads), kThreads, 0, device.stream, sorted,
-               static_cast<const double*>(rows.const_data_ptr()),
-               static_cast<const double*>(score.const_data_ptr()),
-               static_cast<const int64_t*>(label.const_data_ptr()), rule.anywhere());
-  keep_survivors(sorted, rule, rows, static_cast<int64_t*>(kept.mutable_data_ptr()), device.stream);
-  int64_t host[2];
-  BEVKD2_CUDA_CHECK(cudaMemcpyAsync(host, counts, sizeof(host), cudaMemcpyDeviceToHost, device.stream));
-  BEVKD2_CUDA_CHECK(cudaStreamSynchronize(device.stream));
-  STD_TORCH_CHECK(host[1] == 0, "rotated_nms: a score is NaN, or a box not finite or of negative size");
-  return torch::stable::narrow(kept, 0, 0, host[0]);
-}
+struct Cuda {
+  static void overlaps(const Pairs& p, const Tensor& like) {
+    if (p.overlap == Overlap::kArea) return launch_pairs<Overlap::kArea>(p, like);
+    if (p.overlap == Overlap::kIou) return launch_pairs<Overlap::kIou>(p, like);
+    launch_pairs<Overlap::kVolumeIou>(p, like);
+  }
+
+  static Tensor suppress(const Candidates& c, const Tensor& scores) {
+    const cuda::OnDevice device(scores);
+    const int64_t n = c.n, words = (n + kBits - 1) / kBits;
+    Tensor kept = torch::stable::new_empty(scores, {n}, ScalarType::Long);
+    if (n == 0) return kept;
+    const Tensor order = by_score(scores);
+    const Tensor sorted_boxes = torch::stable::new_empty(scores, {n, kDeviceBoxNumbers});
+    const Tensor sorted_labels = torch::stable::new_empty(scores, {n}, ScalarType::Long);
+    const Tensor zeros = torch::stable::new_zeros(scores, {words + 2}, ScalarType::Long);
+    int64_t* const counts = static_cast<int64_t*>(zeros.mutable_data_ptr());
+    const Sorted sorted{n,
+                        words,
+                        static_cast<const int64_t*>(order.const_data_ptr()),
+                        static_cast<DeviceBox*>(sorted_boxes.mutable_data_ptr()),
+                        static_cast<int64_t*>(sorted_labels.mutable_data_ptr()),
+                        reinterpret_cast<Word*>(counts + 2),
+                        counts};
+    cuda::launch(sort_kernel, cuda::blocks_for(n, kThreads), kThreads, 0, device.stream, sorted, c.boxes,
+                 c.scores, c.labels, c.rule.anywhere());
+    keep_survivors(sorted, c.rule, scores, static_cast<int64_t*>(kept.mutable_data_ptr()), device.stream);
+    int64_t host[2];
+    BEVKD2_CUDA_CHECK(cudaMemcpyAsync(host, counts, sizeof(host), cudaMemcpyDeviceToHost, device.stream));
+    BEVKD2_CUDA_CHECK(cudaStreamSynchronize(device.stream));
+    STD_TORCH_CHECK(host[1] == 0, "rotated_nms: a score is NaN, or a box not finite or of negative size");
+    return torch::stable::narrow(kept, 0, 0, host[0]);
+  }
+};
 
 }  // namespace
 }  // namespace bevkd2::box3d
 
-BEVKD2_CUDA_LIBRARY(m) { m.impl("rotated_nms", TORCH_BOX(&bevkd2::box3d::nms)); }
+BEVKD2_CUDA_LIBRARY(m) {
+  using namespace bevkd2::box3d;
+  Ops<Cuda>::register_all(m);
+}

@@ -1,4 +1,4 @@
-// What the distillation losses share: types of student and teacher, and their dispatch.
+// The dtypes that ops take, the type that they accumulate in, and the dispatch from one to the other.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -12,7 +12,7 @@
 #include <type_traits>
 #include <vector>
 
-namespace bevkd2::distill {
+namespace bevkd2 {
 
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
@@ -20,23 +20,23 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
 
-// The arithmetic's type: double where a tensor is, else float.
-template <typename S, typename T>
-using wide_t = std::conditional_t<std::is_same_v<S, double> || std::is_same_v<T, double>, double, float>;
+// The type that sums and intermediate values have: double where an input is double, else float.
+template <typename S, typename T = S>
+using accumulate_t =
+    std::conditional_t<std::is_same_v<S, double> || std::is_same_v<T, double>, double, float>;
 
-inline ScalarType wide_dtype(ScalarType student, ScalarType teacher) {
-  const bool wide = student == ScalarType::Double || teacher == ScalarType::Double;
-  return wide ? ScalarType::Double : ScalarType::Float;
+inline ScalarType accumulate_dtype(ScalarType a, ScalarType b = ScalarType::Float) {
+  return a == ScalarType::Double || b == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// The size of a number of a dtype that distillation losses take.
+// Bytes of one number of a floating dtype.
 inline int64_t bytes_of(ScalarType dtype) {
   return dtype == ScalarType::Double ? 8 : (dtype == ScalarType::Float ? 4 : 2);
 }
 
-// Calls function(S{}) for the C++ type of a dtype.
+// Calls function(T{}) with the C++ type of a floating dtype. `what` names the tensor in the error.
 template <typename F>
-auto dispatch(ScalarType dtype, const F& function) {
+auto dispatch(const char* what, ScalarType dtype, const F& function) {
   switch (dtype) {
     case ScalarType::Double:
       return function(double{});
@@ -47,15 +47,15 @@ auto dispatch(ScalarType dtype, const F& function) {
     case ScalarType::BFloat16:
       return function(BFloat16{});
     default:
-      STD_TORCH_CHECK(false,
-                      "distillation losses take float64, float32, float16 or bfloat16; convert the features");
+      STD_TORCH_CHECK(false, what, " must be float64, float32, float16 or bfloat16; convert it");
   }
 }
 
-// Calls function(S{}, T{}) for the C++ types of the student's and the teacher's dtype.
+// Calls function(A{}) with the C++ type of a dtype that accumulate_dtype returned.
 template <typename F>
-auto dispatch_pair(ScalarType student, ScalarType teacher, const F& function) {
-  return dispatch(student, [&](auto s) { return dispatch(teacher, [&](auto t) { return function(s, t); }); });
+auto dispatch_accumulate(ScalarType dtype, const F& function) {
+  if (dtype == ScalarType::Double) return function(double{});
+  return function(float{});
 }
 
-}  // namespace bevkd2::distill
+}  // namespace bevkd2

@@ -73,7 +73,7 @@ struct Ops {
     STD_TORCH_CHECK(student.dim() == 3 && teacher.dim() == 3 && student.size(0) == teacher.size(0) &&
                         student.size(1) == teacher.size(1),
                     "bev_response_l2: embeddings must be (B, N, C) of the same B and N");
-    const ScalarType dtype = wide_dtype(student.scalar_type(), teacher.scalar_type());
+    const ScalarType dtype = accumulate_dtype(student.scalar_type(), teacher.scalar_type());
     check_placed("bev_response_l2", student, teacher, dtype);
     const int64_t batch = student.size(0), cells = student.size(1);
     STD_TORCH_CHECK(reduction >= 0 && reduction <= 2, "bev_response_l2: no reduction ", reduction);
@@ -92,10 +92,7 @@ struct Ops {
     p.loss = loss.mutable_data_ptr();
     p.differences = need_grad ? differences.mutable_data_ptr() : nullptr;
     p.scales = need_grad ? scales.mutable_data_ptr() : nullptr;
-    if (dtype == ScalarType::Double)
-      Backend::template forward<double>(p, student);
-    else
-      Backend::template forward<float>(p, student);
+    dispatch_accumulate(dtype, [&](auto zero) { Backend::template forward<decltype(zero)>(p, student); });
     return {loss, differences, scales};
   }
 
@@ -115,10 +112,7 @@ struct Ops {
     p.upstream = data_of(kOp, "grad_loss", grad_loss, 1, dtype, student);
     p.differences = data_of(kOp, "differences", differences, p.batch * p.cells, dtype, student);
     p.scales = data_of(kOp, "scales", scales, p.batch, dtype, student);
-    if (dtype == ScalarType::Double)
-      Backend::template backward<double>(p, student);
-    else
-      Backend::template backward<float>(p, student);
+    dispatch_accumulate(dtype, [&](auto zero) { Backend::template backward<decltype(zero)>(p, student); });
     return writing.finish();
   }
 

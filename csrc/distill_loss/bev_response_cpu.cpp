@@ -1,5 +1,7 @@
 // BEV responses on the CPU: the kernels of bev_response_cpu_kernels.h, for the instruction sets of
 // core/cpu_dispatch.h. Cells are summed in fixed groups, and the groups in their order.
+#include "bev_response.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -7,7 +9,6 @@
 
 #include "../core/cpu_dispatch.h"
 #include "../core/huge_pages.h"
-#include "bev_response.h"
 
 namespace bevkd2::distill::bev_response {
 namespace {
@@ -20,8 +21,6 @@ struct Partial {
 
 namespace plain {
 using bevkd2::plain::Vec;
-#include "block_io.h"
-//
 #include "bev_response_cpu_kernels.h"
 }  // namespace plain
 
@@ -29,8 +28,6 @@ using bevkd2::plain::Vec;
 BEVKD2_BEGIN_AVX2
 namespace avx2 {
 using bevkd2::avx2::Vec;
-#include "block_io.h"
-//
 #include "bev_response_cpu_kernels.h"
 }  // namespace avx2
 BEVKD2_END_AVX2

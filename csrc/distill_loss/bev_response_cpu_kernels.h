@@ -1,5 +1,6 @@
 // The CPU kernels over Vec<A>, compiled once for each instruction set: included inside a namespace by
-// bev_response.cpp, after block_io.h.
+// bev_response_cpu.cpp.
+#include "block_io.h"
 
 template <typename A>
 inline Vec<A> absolute(const Vec<A>& v) {

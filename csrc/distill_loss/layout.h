@@ -27,7 +27,12 @@ inline Strided<void> strided_output(const Tensor& t) {
   return {t.mutable_data_ptr(), {t.stride(0), t.stride(1), t.stride(2)}, t.scalar_type()};
 }
 
-inline bool adjacent(const Tensor& t, int64_t dim) { return t.size(dim) <= 1 || t.stride(dim) == 1; }
+// Whether a dimension has that stride; one of size 1 or 0 has any.
+inline bool has_stride(const Tensor& t, int64_t dim, int64_t stride) {
+  return t.size(dim) <= 1 || t.stride(dim) == stride;
+}
+
+inline bool adjacent(const Tensor& t, int64_t dim) { return has_stride(t, dim, 1); }
 
 // The tensor itself where dimension `last` (1 or 2) is adjacent, else a copy in which it is.
 inline Tensor arranged(const Tensor& t, int64_t last) {

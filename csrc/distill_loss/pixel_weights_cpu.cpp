@@ -1,9 +1,9 @@
 // Pixel weights on the CPU: a task is a level of a sample, and draws one mask after the other.
-#include <algorithm>
-
 #include "pixel_weights.h"
 
-namespace bevkd2::distill {
+#include <algorithm>
+
+namespace bevkd2::distill::pixel_weights {
 namespace {
 
 // Cells of a grid, from the first one, that lie in an image of that size: their first pixel does.
@@ -19,7 +19,7 @@ struct LevelPart {
   float* map;         // the level's cells of the sample
 };
 
-void draw_geometry(const WeightProblem& p, const LevelPart& part, const float* size) {
+void draw_geometry(const Problem& p, const LevelPart& part, const float* size) {
   const Grid& g = part.grid;
   std::vector<float> across(g.columns, 1.0F);
   if (p.has_perspective)
@@ -38,7 +38,7 @@ void draw_geometry(const WeightProblem& p, const LevelPart& part, const float* s
   }
 }
 
-void draw_boxes(const WeightMask& mask, int64_t sample, const Grid& g, std::vector<float>& plane) {
+void draw_boxes(const Mask& mask, int64_t sample, const Grid& g, std::vector<float>& plane) {
   std::fill(plane.begin(), plane.end(), empty_value(mask.kind));
   for (int64_t n = mask.splits[sample]; n < mask.splits[sample + 1]; ++n) {
     const DrawnBox box = make_box(mask.boxes + 5 * n, mask.kind, mask.parameter, g);
@@ -59,8 +59,8 @@ float inverse_count(const LevelPart& part, const std::vector<float>& plane) {
   return 1.0F / static_cast<float>(std::max<int64_t>(1, count));
 }
 
-void draw_level(const WeightProblem& p, int64_t l, int64_t sample) {
-  const WeightLevel& level = p.levels[l];
+void draw_level(const Problem& p, int64_t l, int64_t sample) {
+  const Level& level = p.levels[l];
   const Grid& g = level.grid;
   const int64_t cells = int64_t{g.rows} * g.columns;
   const float* size = p.image_sizes ? p.image_sizes + 2 * sample : nullptr;
@@ -69,7 +69,7 @@ void draw_level(const WeightProblem& p, int64_t l, int64_t sample) {
                        p.maps + sample * p.cells + level.first};
   draw_geometry(p, part, size);
   std::vector<float> plane(p.masks.empty() ? 0 : cells);
-  for (const WeightMask& mask : p.masks) {
+  for (const Mask& mask : p.masks) {
     draw_boxes(mask, sample, g, plane);
     const float factor = mask.kind == MaskKind::kBackgroundByCount ? inverse_count(part, plane) : 1.0F;
     for (int64_t i = 0; i < cells; ++i) part.map[i] *= plane[i] * factor;
@@ -80,8 +80,8 @@ void draw_level(const WeightProblem& p, int64_t l, int64_t sample) {
   p.content[l * p.batch + sample] = static_cast<float>(int64_t{part.rows} * part.columns);
 }
 
-void check_splits(const WeightProblem& p) {
-  for (const WeightMask& mask : p.masks) {
+void check_splits(const Problem& p) {
+  for (const Mask& mask : p.masks) {
     bool good = mask.splits[0] == 0 && mask.splits[p.batch] == mask.count;
     for (int64_t b = 0; b < p.batch; ++b) good = good && mask.splits[b] <= mask.splits[b + 1];
     STD_TORCH_CHECK(good, "draw_weights: splits must ascend from 0 to the number of boxes, ", mask.count);
@@ -89,7 +89,7 @@ void check_splits(const WeightProblem& p) {
 }
 
 struct Cpu {
-  static void run(const WeightProblem& p, const Tensor&) {
+  static void run(const Problem& p, const Tensor&) {
     check_splits(p);
     torch::stable::parallel_for(0, static_cast<int64_t>(p.levels.size()) * p.batch, 1,
                                 [&](int64_t begin, int64_t end) {
@@ -100,8 +100,9 @@ struct Cpu {
 };
 
 }  // namespace
-}  // namespace bevkd2::distill
+}  // namespace bevkd2::distill::pixel_weights
 
 STABLE_TORCH_LIBRARY_IMPL(bevkd2, CPU, m) {
-  m.impl("draw_weights", TORCH_BOX(&bevkd2::distill::draw_weights<bevkd2::distill::Cpu>));
+  using namespace bevkd2::distill::pixel_weights;
+  Ops<Cpu>::register_all(m);
 }

@@ -7,7 +7,7 @@
 
 #include "../core/macros.h"
 
-namespace bevkd2::distill {
+namespace bevkd2::distill::pixel_weights {
 
 // What the boxes of one mask make of the cells. The numbers are those of bevkd2/ops/pixel_weights.py.
 enum class MaskKind : int64_t {
@@ -131,4 +131,4 @@ BEVKD2_HOST_DEVICE float perspective_factor(int position, float step, float size
   return std::exp(-e * e);
 }
 
-}  // namespace bevkd2::distill
+}  // namespace bevkd2::distill::pixel_weights

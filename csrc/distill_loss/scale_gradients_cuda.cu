@@ -22,7 +22,7 @@ struct ScaleTable {
 template <typename S>
 __global__ void __launch_bounds__(kThreads)
     scale_kernel(const __grid_constant__ ScaleTable table, int levels, const double* factors) {
-  using A = wide_t<S, S>;
+  using A = accumulate_t<S, S>;
   constexpr int kSize = cuda::Pack<S>::kSize;
   int l = 0;
   while (l + 1 < levels && static_cast<int64_t>(blockIdx.x) >= table.first[l + 1]) ++l;
@@ -73,10 +73,9 @@ void scale_gradients(Tensors gradients, Tensor factors) {
       table.first[l] = blocks;
       blocks += cuda::blocks_for(gradient.numel(), kChunk);
     }
-    dispatch(gradients[0].scalar_type(), [&](auto tag) {
+    dispatch("scale_gradients_: gradients", gradients[0].scalar_type(), [&](auto tag) {
       cuda::launch(scale_kernel<decltype(tag)>, cuda::blocks_for(blocks, 1), kThreads, 0, device.stream,
                    table, levels, factor + begin);
-      return 0;
     });
   }
 }

@@ -71,7 +71,7 @@ struct Ops {
     const int64_t count = static_cast<int64_t>(levels);
     p.dtype = ScalarType::Float;
     for (size_t l = 0; l < levels; ++l)
-      if (wide_dtype(a.student[l].scalar_type(), a.teacher[l].scalar_type()) == ScalarType::Double)
+      if (accumulate_dtype(a.student[l].scalar_type(), a.teacher[l].scalar_type()) == ScalarType::Double)
         p.dtype = ScalarType::Double;
     p.totals = data_of("softmax_kl", "totals", a.totals, count, p.dtype, a.student[0]);
     p.upstream = data_of("softmax_kl", "grad_losses", upstream, count, p.dtype, a.student[0]);

@@ -1,5 +1,7 @@
 // KL divergence of softmaxes on the CPU: the kernels of softmax_kl_cpu_kernels.h, for the instruction sets of
 // core/cpu_dispatch.h. The tasks, and with them the order of every sum, depend on the shapes alone.
+#include "softmax_kl.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -7,7 +9,6 @@
 
 #include "../core/cpu_dispatch.h"
 #include "../core/huge_pages.h"
-#include "softmax_kl.h"
 
 namespace bevkd2::distill::softmax_kl {
 namespace {
@@ -32,8 +33,6 @@ struct Task {
 
 namespace plain {
 using bevkd2::plain::Vec;
-#include "block_io.h"
-//
 #include "softmax_kl_cpu_kernels.h"
 }  // namespace plain
 
@@ -41,8 +40,6 @@ using bevkd2::plain::Vec;
 BEVKD2_BEGIN_AVX2
 namespace avx2 {
 using bevkd2::avx2::Vec;
-#include "block_io.h"
-//
 #include "softmax_kl_cpu_kernels.h"
 }  // namespace avx2
 BEVKD2_END_AVX2
@@ -95,10 +92,8 @@ void run_levels(const Problem& p, A* losses) {
 
 struct Cpu {
   static void run(const Problem& p, Tensor& losses) {
-    if (p.dtype == ScalarType::Double)
-      run_levels(p, static_cast<double*>(losses.mutable_data_ptr()));
-    else
-      run_levels(p, static_cast<float*>(losses.mutable_data_ptr()));
+    dispatch_accumulate(
+        p.dtype, [&](auto zero) { run_levels(p, static_cast<decltype(zero)*>(losses.mutable_data_ptr())); });
   }
 };
 
@@ -106,5 +101,6 @@ struct Cpu {
 }  // namespace bevkd2::distill::softmax_kl
 
 STABLE_TORCH_LIBRARY_IMPL(bevkd2, CPU, m) {
-  bevkd2::distill::softmax_kl::Ops<bevkd2::distill::softmax_kl::Cpu>::register_all(m);
+  using namespace bevkd2::distill::softmax_kl;
+  Ops<Cpu>::register_all(m);
 }

@@ -1,8 +1,9 @@
 // The CPU kernels over Vec<A>, compiled once for each instruction set: included inside a namespace by
-// softmax_kl.cpp.
+// softmax_kl_cpu.cpp.
 //
 // With p_t = exp(d_t) / S_t, d_t = (t - max t) / T, and likewise for the student:
 //   KL = sum p_t (d_t - d_s) + log S_s - log S_t        dKL/ds = (p_s - p_t) / T
+#include "block_io.h"
 
 // Lanes below n.
 template <typename A>

@@ -266,12 +266,8 @@ struct Cuda {
   }
 
   static void run(const Problem& p, Tensor& losses) {
-    for (size_t first = 0; first < p.levels.size(); first += kMaxLevels) {
-      if (p.dtype == ScalarType::Double)
-        run_levels<double>(p, losses, first);
-      else
-        run_levels<float>(p, losses, first);
-    }
+    for (size_t first = 0; first < p.levels.size(); first += kMaxLevels)
+      dispatch_accumulate(p.dtype, [&](auto zero) { run_levels<decltype(zero)>(p, losses, first); });
   }
 };
 

@@ -1,16 +1,10 @@
-// The six ops in terms of what a device supplies (Backend::forward, Backend::backward, and kFillsGradients:
-// whether backward writes every number of a gradient, or adds to zeros): from tensors to a Problem, and back.
-// Shapes are checked in Python, where the messages reach the user whole; what is checked here is what a
-// kernel must not trust anyone for.
+// The six ops of multi-scale deformable attention in terms of what a device supplies, Backend::forward and
+// Backend::backward: from tensors to a Problem and back. backward writes every number of each gradient that
+// is wanted. Shapes are checked in Python, with messages for users; the checks here are those that keep a
+// kernel from reading outside its tensors.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Exception.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <limits>
 #include <optional>
@@ -21,10 +15,6 @@
 
 namespace bevkd2::msda {
 
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 using Ints = std::vector<int64_t>;
 
 // The tensors of one call, contiguous. `logits` are plain attention weights where `softmax` is false.
@@ -44,10 +34,6 @@ struct Arguments {
 struct Needs {
   bool value, references, offsets, logits, deterministic;
 };
-
-inline ScalarType accumulate_dtype(ScalarType value) {
-  return value == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
 
 inline std::vector<Level> make_levels(const Tensor& value, const Ints& shapes, const Ints& starts) {
   STD_TORCH_CHECK(shapes.size() % 2 == 0 && starts.size() * 2 == shapes.size(),
@@ -167,23 +153,6 @@ inline Tensor not_wanted(const Tensor& like) { return torch::stable::new_empty(l
 
 using Grads = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
-// Calls function.template operator()<T>() for the dtype of value.
-template <typename F>
-auto dispatch(ScalarType dtype, const F& function) {
-  switch (dtype) {
-    case ScalarType::Double:
-      return function(double{});
-    case ScalarType::Float:
-      return function(float{});
-    case ScalarType::Half:
-      return function(Half{});
-    case ScalarType::BFloat16:
-      return function(BFloat16{});
-    default:
-      STD_TORCH_CHECK(false, "ms_deform_attn: value must be float64, float32, float16 or bfloat16");
-  }
-}
-
 template <typename Backend>
 struct Ops {
   static std::tuple<Tensor, Tensor> run_forward(const Arguments& a, bool return_weights) {
@@ -194,12 +163,11 @@ struct Ops {
                         : torch::stable::new_empty(a.value, {lead, a.logits.size(1), width});
     Tensor weights =
         return_weights ? torch::stable::new_empty(a.logits, a.logits.sizes()) : not_wanted(a.logits);
-    dispatch(a.value.scalar_type(), [&](auto tag) {
+    dispatch("ms_deform_attn: value", a.value.scalar_type(), [&](auto tag) {
       using T = decltype(tag);
       using A = accumulate_t<T>;
       Backend::template forward<T>(a, static_cast<T*>(out.mutable_data_ptr()),
                                    return_weights ? static_cast<A*>(weights.mutable_data_ptr()) : nullptr);
-      return 0;
     });
     return {out, weights};
   }
@@ -221,15 +189,14 @@ struct Ops {
     }
     const auto make = [](bool need, const Tensor& like, ScalarType type) {
       if (!need) return not_wanted(like);
-      if (Backend::kFillsGradients) return torch::stable::new_empty(like, like.sizes(), type);
-      return torch::stable::new_zeros(like, like.sizes(), type);
+      return torch::stable::new_empty(like, like.sizes(), type);
     };
     const ScalarType accumulate = accumulate_dtype(dtype);
     Tensor value = make(needs.value, a.value, needs.value ? accumulate : dtype);
     Tensor references = make(needs.references, a.references ? *a.references : a.logits, accumulate);
     Tensor offsets = make(needs.offsets, a.offsets, accumulate);
     Tensor logits = make(needs.logits, a.logits, accumulate);
-    dispatch(dtype, [&](auto tag) {
+    dispatch("ms_deform_attn: value", dtype, [&](auto tag) {
       using T = decltype(tag);
       using A = accumulate_t<T>;
       const auto wanted = [](const Tensor& t, bool need) {
@@ -243,7 +210,6 @@ struct Ops {
                            wanted(logits, needs.logits),
                            needs.deterministic};
       Backend::template backward<T>(a, g);
-      return 0;
     });
     if (needs.value && dtype != accumulate_dtype(dtype)) value = torch::stable::to(value, dtype);
     return {value, references, offsets, logits};

@@ -1,5 +1,7 @@
-// Multi-scale deformable attention on the CPU: the kernels of cpu_forward.h and cpu_backward.h, for the
+// Multi-scale deformable attention on the CPU: the kernels of ms_deform_attn_cpu_kernels.h, for the
 // instruction sets of core/cpu_dispatch.h.
+#include "ms_deform_attn.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -9,7 +11,6 @@
 
 #include "../core/cpu_dispatch.h"
 #include "../core/huge_pages.h"
-#include "ms_deform_attn.h"
 #include "ms_deform_attn_cpu_order.h"
 #include "ms_deform_attn_cpu_plan.h"
 #include "ms_deform_attn_cpu_tasks.h"
@@ -25,20 +26,14 @@ namespace {
 
 namespace plain {
 using bevkd2::plain::Vec;
-#include "ms_deform_attn_cpu_points.h"
-//
-#include "ms_deform_attn_cpu_backward.h"
-#include "ms_deform_attn_cpu_forward.h"
+#include "ms_deform_attn_cpu_kernels.h"
 }  // namespace plain
 
 #if BEVKD2_HAS_AVX2
 BEVKD2_BEGIN_AVX2
 namespace avx2 {
 using bevkd2::avx2::Vec;
-#include "ms_deform_attn_cpu_points.h"
-//
-#include "ms_deform_attn_cpu_backward.h"
-#include "ms_deform_attn_cpu_forward.h"
+#include "ms_deform_attn_cpu_kernels.h"
 }  // namespace avx2
 BEVKD2_END_AVX2
 #endif
@@ -112,8 +107,6 @@ void plan_backward(const Problem<T>& p, const std::vector<Level>& all_levels, co
 }
 
 struct Cpu {
-  static constexpr bool kFillsGradients = true;
-
   template <typename T>
   static void forward(const Arguments& a, T* out, accumulate_t<T>* weights) {
     const Problem<T> p = make_problem<T>(a);
@@ -150,4 +143,7 @@ struct Cpu {
 }  // namespace
 }  // namespace bevkd2::msda
 
-STABLE_TORCH_LIBRARY_IMPL(bevkd2, CPU, m) { bevkd2::msda::Ops<bevkd2::msda::Cpu>::register_all(m); }
+STABLE_TORCH_LIBRARY_IMPL(bevkd2, CPU, m) {
+  using namespace bevkd2::msda;
+  Ops<Cpu>::register_all(m);
+}

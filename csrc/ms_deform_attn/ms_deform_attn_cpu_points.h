@@ -1,5 +1,5 @@
 // The points of a query on the CPU, over Vec<A>: tables, softmax and corners. Included inside a namespace by
-// cpu.cpp, once for each instruction set.
+// ms_deform_attn_cpu.cpp, once for each instruction set.
 //
 // A task works on a fixed number of heads; the points of all of them (flat index: head * samples +
 // level * points + point) are set up eight at a time.
@@ -61,7 +61,7 @@ struct Scratch {
     }
   }
 
-  // sampling_affine of core/ms_deform_attn.h, for every sample of a row.
+  // sampling_affine of ms_deform_attn_math.h, for every sample of a row.
   template <typename T>
   void set_row(const Problem<T>& p, int64_t row) {
     using V = Vec<A>;

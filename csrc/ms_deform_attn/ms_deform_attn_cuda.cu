@@ -1,23 +1,26 @@
-// Multi-scale deformable attention on CUDA: registration. The kernels are in cuda_forward.cu and
-// cuda_backward.cu; cuda_device.cuh says how they work.
+// Multi-scale deformable attention on CUDA: registration. The kernels are in ms_deform_attn_cuda_forward.cu
+// and ms_deform_attn_cuda_backward.cu; ms_deform_attn_cuda_device.cuh says how they work.
 #include "ms_deform_attn_cuda_launch.h"
 
+namespace bevkd2::msda {
 namespace {
 
 struct Cuda {
-  static constexpr bool kFillsGradients = true;
-
   template <typename T>
-  static void forward(const bevkd2::msda::Arguments& a, T* out, bevkd2::msda::accumulate_t<T>* weights) {
-    bevkd2::msda::cuda_forward(a, out, weights);
+  static void forward(const Arguments& a, T* out, accumulate_t<T>* weights) {
+    cuda_forward(a, out, weights);
   }
 
   template <typename T>
-  static void backward(const bevkd2::msda::Arguments& a, const bevkd2::msda::Gradients<T>& g) {
-    bevkd2::msda::cuda_backward(a, g);
+  static void backward(const Arguments& a, const Gradients<T>& g) {
+    cuda_backward(a, g);
   }
 };
 
 }  // namespace
+}  // namespace bevkd2::msda
 
-BEVKD2_CUDA_LIBRARY(m) { bevkd2::msda::Ops<Cuda>::register_all(m); }
+BEVKD2_CUDA_LIBRARY(m) {
+  using namespace bevkd2::msda;
+  Ops<Cuda>::register_all(m);
+}

@@ -1,4 +1,5 @@
-// The kernels of the backward pass of multi-scale deformable attention. See cuda_device.cuh for their phases.
+// The kernels of the backward pass of multi-scale deformable attention. Their phases
+// are those of ms_deform_attn_cuda_device.cuh.
 #pragma once
 
 #include "ms_deform_attn_cuda_device.cuh"

@@ -9,21 +9,10 @@
 
 #include <cstdint>
 
+#include "../core/dispatch.h"
 #include "ms_deform_attn_math.h"
 
 namespace bevkd2::msda {
-
-// The type of coordinates, softmax and accumulation for a value type.
-template <typename T>
-struct AccumulateType {
-  using type = float;
-};
-template <>
-struct AccumulateType<double> {
-  using type = double;
-};
-template <typename T>
-using accumulate_t = typename AccumulateType<T>::type;
 
 struct Level {
   int height, width, start;
