@@ -5,7 +5,7 @@
 
 Boxes are of cars' and pedestrians' sizes, in float64. A scene is 100 m wide and most of its pairs are far
 apart; a heap is 6 m wide and most of them overlap. shapely has its polygons made before, and intersects all
-pairs in one call; eager torch is bevkd2/ops/box3d_reference.py. torchvision suppresses boxes that are not
+pairs in one call; eager torch is tests/ops/references/boxes.py. torchvision suppresses boxes that are not
 rotated: there ours gets the same boxes and computes what it always does. What none of the yardsticks can do
 is left out of a case: shapely knows no heights and no CUDA.
 """
@@ -18,16 +18,16 @@ import numpy as np
 import torch
 from bench import main
 from harness import Contest, Contestant, Options, Watch
-from torch import Tensor
-from torchvision.ops import batched_nms
-
-from bevkd2.ops import batched_rotated_nms, box3d_iou, rotated_intersection, rotated_iou
-from bevkd2.ops.box3d_reference import (
+from references import (
     box3d_iou_reference,
     rotated_intersection_reference,
     rotated_iou_reference,
     rotated_nms_reference,
 )
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from bevkd2.ops import batched_rotated_nms, box3d_iou, rotated_intersection, rotated_iou
 
 EAGER, SHAPELY, TORCHVISION, PART = "eager torch", "shapely", "torchvision", "forward"
 SCENE, HEAP = 100.0, 6.0  # metres

@@ -24,6 +24,7 @@ import torch
 from bench import main
 from bench_ms_deform_attn import BASE_LEVELS
 from harness import Contest, Contestant, Options, Watch, Work
+from references import draw_weights_reference
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -36,7 +37,6 @@ from bevkd2.ops import (
     pixel_wise_kl,
 )
 from bevkd2.ops.pixel_weights import BoxMask, Perspective, draw_weights, pack_boxes
-from bevkd2.ops.pixel_weights_reference import draw_weights_reference
 
 EAGER, PART = "eager torch", "forward + backward"
 REQUIRED, REQUIRED_CUDA = 3.0, 5.0

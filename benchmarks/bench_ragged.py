@@ -153,10 +153,9 @@ def ragged_form(start: str, levels: tuple, scene: Scene, value: Tensor, *inputs:
     """Offsets and logits once a cell; the op walks the visible pairs and averages."""
     offsets, logits = inputs if start == "op" else _project(*inputs, levels)
     pairs = scene.pairs
-    out = ms_deform_attn_ragged(
+    out, _ = ms_deform_attn_ragged(
         value, levels, pairs.reference_points, offsets, logits, pairs.row_splits, pairs.row_value
     )
-    assert isinstance(out, Tensor)
     return out
 
 
@@ -166,10 +165,9 @@ def padded_form(start: str, levels: tuple, scene: Scene, value: Tensor, *inputs:
         offsets, logits = (_rebatch(tensor, scene) for tensor in inputs)
     else:
         offsets, logits = _project(_rebatch(inputs[0], scene), *inputs[1:], levels)
-    out = ms_deform_attn_fused(
+    out, _ = ms_deform_attn_fused(
         value, levels, scene.padded_references, offsets, logits, reference_mode="pillar"
     )
-    assert isinstance(out, Tensor)
     slots = out.new_zeros(len(scene.counts), CHANNELS)
     for camera, seen in enumerate(scene.cells):
         slots = slots.index_add_(0, seen, out[camera, : len(seen)])

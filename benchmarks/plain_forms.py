@@ -6,13 +6,12 @@ from unittest.mock import patch
 
 import torch
 from bench_ms_deform_attn import grid_sample_form
+from references import bev_response_l2_reference, masked_l2_reference
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from bevkd2.distill.methods import attention, bev_response
 from bevkd2.modeling.bev import decoder, spatial_attention, temporal_attention
-from bevkd2.ops.bev_response import bev_response_l2_reference
-from bevkd2.ops.masked_l2 import masked_l2_reference
 
 Levels = list[tuple[int, int]]
 Maps = Tensor | list[Tensor]
@@ -28,7 +27,7 @@ def fused(
     reference_mode: str = "level",
     num_queues: int = 1,
     return_weights: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """bevkd2.ops.ms_deform_attn_fused with points (x, y) as references."""
     references = reference_points
     if reference_mode == "pillar":
@@ -41,7 +40,7 @@ def fused(
     weights = attention_logits.float().flatten(-2).softmax(-1).view_as(attention_logits)
     out = grid_sample_form(value, tuple(spatial_shapes), locations.to(value.dtype), weights.to(value.dtype))
     out = out.unflatten(0, (-1, num_queues)).mean(1)
-    return (out, weights) if return_weights else out
+    return out, weights if return_weights else None
 
 
 def ragged(
@@ -54,7 +53,7 @@ def ragged(
     row_value: Tensor,
     *,
     return_weights: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """bevkd2.ops.ms_deform_attn_ragged by BEVFormer's rebatching: padded copies for every camera."""
     counts = row_splits.diff()
     query = torch.repeat_interleave(counts)  # of each row
@@ -64,7 +63,7 @@ def ragged(
         return pad_sequence([tensor[i] for i in index], batch_first=True)
 
     queries = [query[index] for index in rows]
-    padded = fused(
+    padded, _ = fused(
         value,
         spatial_shapes,
         rebatch(reference_points, rows),
@@ -72,13 +71,12 @@ def ragged(
         rebatch(attention_logits, queries),
         reference_mode="pillar",
     )
-    assert isinstance(padded, Tensor)
     slots = padded.new_zeros(len(counts), padded.shape[2])
     for out, index in zip(padded, queries, strict=True):
         slots = slots.index_add(0, index, out[: len(index)])
     slots = slots / counts.clamp(min=1)[:, None]
     weights = attention_logits.float().flatten(-2).softmax(-1).view_as(attention_logits)
-    return (slots, weights) if return_weights else slots
+    return slots, weights if return_weights else None
 
 
 def attention_l2(

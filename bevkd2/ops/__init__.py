@@ -1,15 +1,20 @@
-"""Compiled ops with their autograd, and the distillation losses. Needs the compiled library (library.py)."""
+"""Compiled ops with their autograd formulas, and the distillation losses. docs/ops.md describes them.
+
+Importing this package loads the compiled library (see :mod:`bevkd2.ops.library`).
+"""
 
 from .bev_response import bev_response_l2
 from .box3d import batched_rotated_nms, box3d_iou, rotated_intersection, rotated_iou, rotated_nms
-from .feature_distill import content_mask, occlusion_factor, perspective_matrix
 from .feature_l2 import feature_l2
+from .l2_reductions import Reduction
 from .masked_l2 import attention_l2, masked_l2
 from .ms_deform_attn import ms_deform_attn
-from .ms_deform_attn_fused import ms_deform_attn_fused
+from .ms_deform_attn_fused import ReferenceMode, ms_deform_attn_fused
 from .ms_deform_attn_ragged import ms_deform_attn_ragged
+from .onnx_export import export_onnx, onnx_decompositions
+from .perspective import content_mask, occlusion_factor, perspective_matrix
 from .pixel_weights import BoxMask, Occlusion, Perspective, PixelWeights, draw_weights, pack_boxes
-from .prediction_distill import class_distance, depth_guidance
+from .prediction_distill import Distance, Rho, class_distance, depth_guidance
 from .prediction_loss import DepthWeights, PredictionLoss, logit_distance, prediction_loss
 from .softmax_kl import channel_wise_kl, pixel_wise_kl
 from .weighted_l2 import weighted_l2
@@ -17,10 +22,14 @@ from .weighted_l2 import weighted_l2
 __all__ = [
     "BoxMask",
     "DepthWeights",
+    "Distance",
     "Occlusion",
     "Perspective",
     "PixelWeights",
     "PredictionLoss",
+    "Reduction",
+    "ReferenceMode",
+    "Rho",
     "attention_l2",
     "batched_rotated_nms",
     "bev_response_l2",
@@ -30,6 +39,7 @@ __all__ = [
     "content_mask",
     "depth_guidance",
     "draw_weights",
+    "export_onnx",
     "feature_l2",
     "logit_distance",
     "masked_l2",
@@ -37,6 +47,7 @@ __all__ = [
     "ms_deform_attn_fused",
     "ms_deform_attn_ragged",
     "occlusion_factor",
+    "onnx_decompositions",
     "pack_boxes",
     "perspective_matrix",
     "pixel_wise_kl",

@@ -1,4 +1,4 @@
-"""What the three forms of deformable attention check and convert before they call the compiled op."""
+"""Checks and conversions of arguments before the compiled ops run."""
 
 import warnings
 from collections.abc import Sequence
@@ -8,13 +8,87 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import library
+from .precision import arithmetic_dtype
 
 SpatialShapes = Tensor | Sequence[Sequence[int]]
-_VALUE_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+# All ops
+
+
+def check_device(op: str, name: str, tensor: Tensor) -> None:
+    """Checks that there are kernels for the tensor's device.
+
+    Args:
+        op: the function that the user called.
+        name: the argument's name, for the message.
+        tensor: the argument.
+
+    Raises:
+        ValueError: a device other than cpu, cuda and meta.
+        RuntimeError: a CUDA tensor, but the CUDA ops are not built.
+    """
+    if tensor.device.type not in ("cpu", "cuda", "meta"):
+        raise ValueError(f"{op}: {name} is on {tensor.device}; there are kernels for cpu and cuda")
+    if tensor.is_cuda and not library.HAS_CUDA:
+        raise RuntimeError(
+            f"{op}: {name} is on {tensor.device}, but bevkd2's CUDA ops are not built here "
+            f"({library.CUDA_LIBRARY} is missing). Build them with `FORCE_CUDA=1 pip install "
+            "--no-build-isolation -e .`, which needs the CUDA toolkit."
+        )
+
+
+def check_shape(op: str, name: str, tensor: Tensor, expected: Sequence[int], layout: str) -> None:
+    """Checks that a tensor has the shape that the other arguments imply.
+
+    Args:
+        op: the function that the user called.
+        name: the argument's name, for the message.
+        tensor: the argument.
+        expected: its sizes.
+        layout: the sizes in words or symbols, for the message.
+
+    Raises:
+        ValueError: another shape.
+    """
+    if tuple(tensor.shape) != tuple(expected):
+        raise ValueError(f"{op}: {name} is {tuple(tensor.shape)}; expected {layout} = {tuple(expected)}")
+
+
+def refuse_forward_mode(op: str, *tensors: Tensor) -> None:
+    """Raises if a tensor has a forward-mode tangent, which torch would drop silently.
+
+    Args:
+        op: name of the op in the namespace ``bevkd2``.
+        tensors: the differentiable arguments.
+
+    Raises:
+        RuntimeError: a tensor has a tangent.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise RuntimeError(
+            f"bevkd2::{op} has no forward-mode derivative (torch.func.jvp, jacfwd, hessian); "
+            "use reverse mode, as backward() does"
+        )
+
+
+# Deformable attention
 
 
 def level_shapes(op: str, spatial_shapes: SpatialShapes) -> list[int]:
-    """h0, w0, h1, w1, ... of the levels. A tensor is read once, which on CUDA waits for the device."""
+    """Returns the levels' shapes as h0, w0, h1, w1, ...
+
+    Args:
+        op: the function that the user called.
+        spatial_shapes: (h, w) of each level, as a list or an integer tensor (L, 2). Reading a CUDA tensor
+            waits for the device.
+
+    Raises:
+        ValueError: not (L, 2) integers, or a size below 1.
+    """
     if isinstance(spatial_shapes, Tensor):
         if spatial_shapes.dim() != 2 or spatial_shapes.shape[1] != 2 or spatial_shapes.is_floating_point():
             raise ValueError(
@@ -33,7 +107,11 @@ def level_shapes(op: str, spatial_shapes: SpatialShapes) -> list[int]:
 
 
 def level_starts(shapes: list[int]) -> list[int]:
-    """The first row of each level in value, where levels lie one behind the other."""
+    """Returns the first pixel of each level in the value maps, for levels stored one after the other.
+
+    Args:
+        shapes: h0, w0, h1, w1, ...
+    """
     starts, start = [], 0
     for level in range(len(shapes) // 2):
         starts.append(start)
@@ -42,28 +120,34 @@ def level_starts(shapes: list[int]) -> list[int]:
 
 
 def check_value(op: str, value: Tensor) -> None:
-    """Rank, dtype and device of the value maps."""
+    """Checks rank, dtype and device of the value maps.
+
+    Args:
+        op: the function that the user called.
+        value: (B, S, H, D).
+
+    Raises:
+        ValueError: another rank or dtype, or a device without kernels.
+        RuntimeError: a CUDA tensor, but the CUDA ops are not built.
+    """
     if value.dim() != 4:
         raise ValueError(f"{op}: value is {tuple(value.shape)}; expected (batch, pixels, heads, head width)")
-    if value.dtype not in _VALUE_DTYPES:
+    if value.dtype not in _DTYPES:
         raise ValueError(f"{op}: value is {value.dtype}; expected float64, float32, float16 or bfloat16")
     check_device(op, "value", value)
 
 
-def check_device(op: str, name: str, tensor: Tensor) -> None:
-    """There are kernels for the tensor's device here."""
-    if tensor.device.type not in ("cpu", "cuda", "meta"):
-        raise ValueError(f"{op}: {name} is on {tensor.device}; there are kernels for cpu and cuda")
-    if tensor.is_cuda and not library.HAS_CUDA:
-        raise RuntimeError(
-            f"{op}: {name} is on {tensor.device}, but bevkd2's CUDA ops are not built here "
-            f"({library.CUDA_LIBRARY} is missing). Build them with `FORCE_CUDA=1 pip install "
-            "--no-build-isolation -e .`, which needs the CUDA toolkit."
-        )
-
-
 def check_dense_levels(op: str, value: Tensor, shapes: list[int]) -> None:
-    """The levels fill value's pixels exactly."""
+    """Checks that the levels cover the pixels of ``value`` exactly.
+
+    Args:
+        op: the function that the user called.
+        value: (B, S, H, D).
+        shapes: h0, w0, h1, w1, ...
+
+    Raises:
+        ValueError: another number of pixels.
+    """
     pixels = sum(shapes[2 * i] * shapes[2 * i + 1] for i in range(len(shapes) // 2))
     if value.shape[1] != pixels:
         raise ValueError(
@@ -72,16 +156,22 @@ def check_dense_levels(op: str, value: Tensor, shapes: list[int]) -> None:
         )
 
 
-def check_shape(op: str, name: str, tensor: Tensor, expected: Sequence[int], layout: str) -> None:
-    """A tensor has the shape that the others imply."""
-    if tuple(tensor.shape) != tuple(expected):
-        raise ValueError(f"{op}: {name} is {tuple(tensor.shape)}; expected {layout} = {tuple(expected)}")
-
-
 def check_sampling(
     op: str, value: Tensor, names: tuple[str, str], offsets: Tensor, weights: Tensor, lead: int
 ) -> None:
-    """Offsets (.., H, L, P, 2) and weights (.., H, L, P) fit each other and value; `lead` dims precede H."""
+    """Checks that offsets and weights fit each other and the value maps.
+
+    Args:
+        op: the function that the user called.
+        value: (B, S, H, D).
+        names: of the arguments ``offsets`` and ``weights``, for the message.
+        offsets: (.., H, L, P, 2) offsets or locations.
+        weights: (.., H, L, P) weights or logits.
+        lead: number of dimensions before H.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
     if weights.dim() != lead + 3 or weights.shape[lead] != value.shape[2]:
         raise ValueError(
             f"{op}: {names[1]} is {tuple(weights.shape)}; expected {lead + 3} dimensions "
@@ -91,12 +181,21 @@ def check_sampling(
 
 
 def to_coordinates(op: str, value: Tensor, **tensors: Tensor) -> list[Tensor]:
-    """Coordinates and logits in the dtype that the kernel computes in: float64 where value is, else float32.
+    """Returns coordinates and logits in the dtype in which the kernel computes.
 
-    This is the autocast policy too: value may stay in 16 bits, coordinates never do. Gradients come back in
+    This is also the autocast policy: value may stay in 16 bits, coordinates never do. Gradients come back in
     each tensor's own dtype, through the cast.
+
+    Args:
+        op: the function that the user called.
+        value: (B, S, H, D), whose dtype decides.
+        tensors: locations, references, offsets, weights or logits by their names.
+
+    Raises:
+        ValueError: a tensor on another device, not floating, or wider than the arithmetic.
+        RuntimeError: a tensor has a forward-mode tangent.
     """
-    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+    dtype = arithmetic_dtype(value)
     refuse_forward_mode(op, value, *tensors.values())
     converted = []
     for name, tensor in tensors.items():
@@ -104,7 +203,7 @@ def to_coordinates(op: str, value: Tensor, **tensors: Tensor) -> list[Tensor]:
             raise ValueError(
                 f"{op}: {name} is on {tensor.device}, value on {value.device}; move one to the other"
             )
-        if not tensor.is_floating_point() or (tensor.dtype == torch.float64 and dtype != torch.float64):
+        if not tensor.is_floating_point() or arithmetic_dtype(value, tensor) != dtype:
             raise ValueError(
                 f"{op}: {name} is {tensor.dtype} beside {value.dtype} value; expected {dtype} or narrower"
             )
@@ -113,11 +212,16 @@ def to_coordinates(op: str, value: Tensor, **tensors: Tensor) -> list[Tensor]:
 
 
 def warn_of_16_bits(op: str, name: str, normalised: Tensor) -> None:
-    """Warns where normalised coordinates come in 16 bits: what they lost cannot be computed back.
+    """Warns if normalised coordinates arrive in 16 bits, which have already lost precision.
 
     Near 1, half a unit in the last place is 2^-12 in float16 and 2^-9 in bfloat16: 0.05 and 0.4 pixels of a
-    map 200 wide. An offset in pixels loses far less, 2^-6 pixels below 8 in bfloat16: no warning of that.
-    Compiled code, which cannot warn, does not.
+    map 200 pixels wide. An offset in pixels loses far less, 2^-6 pixels below 8 in bfloat16, and is not
+    warned of. Compiled code cannot warn, and does not.
+
+    Args:
+        op: the function that the user called.
+        name: the argument's name.
+        normalised: coordinates as fractions of the map.
     """
     if normalised.dtype in (torch.float16, torch.bfloat16) and not torch.compiler.is_compiling():
         warnings.warn(
@@ -128,28 +232,58 @@ def warn_of_16_bits(op: str, name: str, normalised: Tensor) -> None:
         )
 
 
-def gradient_like(tensor: Tensor, needed: bool) -> Tensor:
-    """For fake kernels: the gradient of a tensor, or an empty tensor where nobody needs it."""
-    return tensor.new_empty(tensor.shape if needed else (0,))
+# Losses of student and teacher
 
 
-def refuse_forward_mode(op: str, *tensors: Tensor) -> None:
-    """Raises for tensors with a forward-mode tangent, which torch would drop without a word."""
-    if torch.compiler.is_compiling():
-        return
-    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
-        raise RuntimeError(
-            f"bevkd2::{op} has no forward-mode derivative (torch.func.jvp, jacfwd, hessian); "
-            "use reverse mode, as backward() does"
+def check_pair(op: str, student: Tensor, teacher: Tensor, **others: Tensor | None) -> None:
+    """Checks dtypes and devices of a student, its teacher and what else the kernels read.
+
+    Args:
+        op: the function that the user called.
+        student: features or logits.
+        teacher: features or logits.
+        others: further tensors by their names; ``None`` is ignored.
+
+    Raises:
+        ValueError: a dtype that is not floating, or tensors on different devices.
+        RuntimeError: no kernels for the device, or the student has a forward-mode tangent.
+    """
+    check_device(op, "student", student)
+    refuse_forward_mode(op, student)
+    for name, tensor in (("student", student), ("teacher", teacher)):
+        if tensor.dtype not in _DTYPES:
+            raise ValueError(
+                f"{op}: {name} is {tensor.dtype}; expected float64, float32, float16 or bfloat16"
+            )
+    for name, other in {"teacher": teacher, **others}.items():
+        if other is not None and other.device != student.device:
+            raise ValueError(
+                f"{op}: {name} is on {other.device}, student on {student.device}; move one to the other"
+            )
+
+
+def check_levels(op: str, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
+    """Checks that student and teacher have as many levels, and that the student's are of one kind.
+
+    Args:
+        op: the function that the user called.
+        student: features or logits of each level.
+        teacher: features or logits of each level.
+
+    Raises:
+        ValueError: no level, different numbers of levels, or another dtype or device.
+        RuntimeError: see :func:`check_pair`.
+    """
+    if not student or len(student) != len(teacher):
+        raise ValueError(
+            f"{op}: {len(student)} levels of the student, {len(teacher)} of the teacher; expected as many of "
+            "each, and at least one"
         )
-
-
-def refuse_double_backward(op: str) -> None:
-    """Give a backward op a formula that raises: without one, torch would return wrong second derivatives."""
-
-    def raise_error(ctx: object, *grads: Tensor) -> None:
-        raise RuntimeError(
-            f"bevkd2::{op} has no second derivative; do not use create_graph=True through this op"
-        )
-
-    torch.library.register_autograd(f"bevkd2::{op}", raise_error)
+    first = student[0]
+    for level, (ours, theirs) in enumerate(zip(student, teacher, strict=True)):
+        check_pair(op, ours, theirs)
+        if (ours.device, ours.dtype) != (first.device, first.dtype):
+            raise ValueError(
+                f"{op}: level {level} of the student is {ours.dtype} on {ours.device}, level 0 {first.dtype} "
+                f"on {first.device}; expected one dtype and device"
+            )

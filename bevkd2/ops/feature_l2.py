@@ -1,4 +1,4 @@
-"""Weighted feature imitation over all levels of a neck in one launch (depth-guided distillation, Eq. 2-4)."""
+"""Weighted feature imitation of all levels of a neck in one launch (depth-guided distillation, Eq. 2-4)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .loss_arguments import check_levels
-from .precision import widen
+from .arguments import check_levels
+from .precision import arithmetic_dtype
 from .weighted_l2 import weighted_l2
 
 _OP = "feature_l2"
@@ -24,27 +24,29 @@ def feature_l2(
     channel_weights: Sequence[Tensor | None] | Tensor | None = None,
     loss_weight: float = 1.0,
 ) -> Tensor:
-    """Weighted squared distance of feature maps (Eq. 2 without weights, Eq. 4 with them).
+    """Computes the weighted squared distance of feature maps (Eq. 2 without weights, Eq. 4 with them).
 
-    mean over the batch of 1 / (C * cells) * sum over cells and channels of weights * (student - teacher)^2
+    loss = mean over the batch of 1 / (C * cells) * sum over cells and channels of
+    weights * (student - teacher)^2
 
-    Arithmetic is in float32 (float64 where an input is), whatever autocast does; the teacher gets no
-    gradient; cells of weight zero may hold anything, NaN included.
+    Arithmetic is float32 (float64 if an input is), whatever autocast does. The teacher and the weights get
+    no gradient; cells of weight 0 are ignored, even if NaN.
 
     Args:
         student: (B, C, H, W), or L levels of one dtype, contiguous or channels-last.
         teacher: the same shapes.
-        weights: (B, H, W), not negative; for L levels as many, or (B, pixels of all levels) as
-            :func:`draw_weights` makes them; None: 1 everywhere.
-        cells: (B,), or (L, B): the number of cells that Eq. 4's N_l counts; None: H * W.
-        channel_weights: (C,) or (B, C), not negative; one a level.
-        loss_weight: a factor.
+        weights: (B, H, W), not negative; for L levels a list of such tensors, or (B, pixels of all levels)
+            as :func:`draw_weights` returns them; ``None`` is 1 everywhere.
+        cells: (B,), or (L, B) for L levels: the number of cells N_l of Eq. 4; ``None`` is H * W.
+        channel_weights: (C,) or (B, C) per level, not negative; ``None`` is 1 everywhere.
+        loss_weight: factor of the loss.
 
     Returns:
-        A scalar, or (L,) for L levels; float32 (float64 where an input is).
+        A scalar, or (L,) for L levels; float32 (float64 if an input is).
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit.
+        ValueError: shapes, dtypes or devices that do not fit, or weights that require a gradient.
+        RuntimeError: a CUDA tensor, but the CUDA ops are not built.
     """
     if isinstance(student, Tensor) and isinstance(teacher, Tensor):
         return feature_l2(
@@ -68,13 +70,14 @@ def feature_l2(
 
 
 def _listed(weights: Tensor | Sequence[Tensor | None] | None) -> Sequence[Tensor | None] | None:
+    """Returns a tensor as a list of one level, anything else unchanged."""
     return [weights] if isinstance(weights, Tensor) else weights
 
 
 def _scale(student: list[Tensor], teacher: list[Tensor], cells: Tensor | None, loss_weight: float) -> Tensor:
-    """loss_weight / (B * C * cells) of every level and sample, (L, B)."""
+    """Returns loss_weight / (B * C * cells) of every level and sample, (L, B)."""
     first, batch = student[0], student[0].shape[0]
-    wide = torch.float64 in (first.dtype, teacher[0].dtype)
+    dtype = arithmetic_dtype(*student, *teacher)
     expected = (len(student), batch)
     if cells is not None and (tuple(cells.shape) != expected or cells.device != first.device):
         raise ValueError(
@@ -84,23 +87,6 @@ def _scale(student: list[Tensor], teacher: list[Tensor], cells: Tensor | None, l
     rows = []
     for l, level in enumerate(student):
         share = loss_weight / max(1, batch * level.shape[1])
-        row = first.new_full((batch,), share, dtype=torch.float64 if wide else torch.float32)
+        row = first.new_full((batch,), share, dtype=dtype)
         rows.append(row / (max(1, level.shape[2:].numel()) if cells is None else cells[l].clamp(min=1)))
     return torch.stack(rows)
-
-
-def feature_l2_reference(
-    student: Tensor, teacher: Tensor, weights: Tensor | None = None, cells: Tensor | None = None
-) -> Tensor:
-    """The same for one level in plain torch: what the tests hold the op to."""
-    batch, channels, height, width = student.shape
-    difference = widen(student) - widen(teacher.detach())
-    if weights is not None:
-        difference = difference.masked_fill((weights == 0)[:, None], 0)
-    squares = difference.square().sum(1)
-    if weights is not None:
-        squares = squares * weights.to(squares.dtype)
-    counted = squares.new_full((batch,), height * width) if cells is None else cells.to(squares.dtype)
-    if batch == 0:
-        return squares.sum()
-    return (squares.flatten(1).sum(1) / (channels * counted.clamp(min=1))).mean()

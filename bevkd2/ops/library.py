@@ -1,4 +1,4 @@
-"""Loads the compiled ops. Importing this module defines torch.ops.bevkd2."""
+"""Loads the compiled ops. Importing this module defines ``torch.ops.bevkd2``."""
 
 from pathlib import Path
 
@@ -10,14 +10,14 @@ CUDA_LIBRARY = _PACKAGE / "_C_cuda.abi3.so"
 
 
 def load(cpu_library: Path, cuda_library: Path) -> bool:
-    """Load the ops.
+    """Loads the compiled libraries.
 
     Args:
-        cpu_library: the library with the schemas and the CPU kernels; it must be there.
-        cuda_library: the library with the CUDA kernels; it is loaded where it is built and torch has CUDA.
+        cpu_library: path of the library with the schemas and the CPU kernels, which must exist.
+        cuda_library: path of the library with the CUDA kernels, loaded if it exists and torch has CUDA.
 
     Returns:
-        Whether CUDA kernels were loaded.
+        Whether the CUDA kernels were loaded.
 
     Raises:
         ImportError: the CPU library is missing or does not load; the message says how to build it.
@@ -35,6 +35,7 @@ def load(cpu_library: Path, cuda_library: Path) -> bool:
 
 
 def _load_one(path: Path) -> None:
+    """Loads one library, and says how to build it if it does not load."""
     try:
         torch.ops.load_library(path)
     except OSError as error:

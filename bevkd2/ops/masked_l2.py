@@ -1,13 +1,13 @@
-"""L2 over the cells that count, for one tensor or for several in one launch (see l2_reductions)."""
+"""L2 losses over the cells that a mask counts, of one tensor or of several in one launch."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .l2_reductions import Reduction, check_cells, l2_reference, reduction_scale
-from .loss_arguments import check_levels
-from .precision import ordered_sum
+from .arguments import check_levels
+from .l2_reductions import Reduction, check_cells, reduction_scale
+from .precision import arithmetic_dtype, ordered_sum
 from .weighted_l2 import weighted_l2
 
 Levels = Tensor | Sequence[Tensor]
@@ -21,20 +21,22 @@ def masked_l2(
     reduction: Reduction,
     loss_weight: float = 1.0,
 ) -> Tensor:
-    """L2 between two tensors, or between each of several, over the cells that count.
+    """Computes the L2 distance over the cells that the mask counts.
 
     Args:
-        student: (B, cells.., entries..), or a list of such tensors, of one dtype.
+        student: (B, cells.., entries..), or a list of L such tensors of one dtype.
         teacher: the same shapes.
-        mask: (B, cells..) bool or non-negative weights, for all tensors; None counts every cell of (B, N).
-        reduction: "sum", "cell", "mean" or "norm"; see l2_reductions.
-        loss_weight: a factor.
+        mask: (B, cells..) bool or non-negative weights, for all tensors; ``None`` counts every cell of
+            (B, N).
+        reduction: ``"sum"``, ``"cell"``, ``"mean"`` or ``"norm"``; see :mod:`bevkd2.ops.l2_reductions`.
+        loss_weight: factor of the loss.
 
     Returns:
-        A scalar, or (L,) for a list of L; float32 (float64 where an input is).
+        A scalar, or (L,) for a list; float32 (float64 if an input is).
 
     Raises:
-        ValueError: shapes that do not fit, or another reduction.
+        ValueError: shapes, dtypes or devices that do not fit, or an unknown reduction.
+        RuntimeError: a CUDA tensor, but the CUDA ops are not built.
     """
     return _l2("masked_l2", student, teacher, mask, reduction, loss_weight)
 
@@ -47,24 +49,26 @@ def attention_l2(
     reduction: Reduction,
     loss_weight: float = 1.0,
 ) -> Tensor:
-    """L2 between softmaxed attention weights (structured distillation, Eq. 4-6), of a layer or of several.
+    """Computes the L2 distance of softmaxed attention weights (structured distillation, Eq. 4-6).
 
     In spatial cross-attention a BEV query has the same weights for all cameras. A sum over the visible
-    (camera, query) pairs is thus one over queries, weighed by the number of cameras that see them: give that
-    number as the mask, or a bool mask to count each seen query once.
+    (camera, query) pairs is therefore a sum over queries, weighted by the number of cameras that see each:
+    pass that number as the mask, or a bool mask to count each visible query once.
 
     Args:
-        student: (B, N, H, L, P); further dimensions may follow N. H heads, L levels, P points. Or a list.
+        student: (B, N, H, L, P) weights of H heads, L levels and P points, with further dimensions after N
+            if there are any; or a list of layers.
         teacher: the same shapes.
-        mask: (B, N) bool or non-negative weights, for all layers; None counts all.
-        reduction: "sum", "cell", "mean" or "norm"; see l2_reductions.
-        loss_weight: a factor.
+        mask: (B, N) bool or non-negative weights, for all layers; ``None`` counts all.
+        reduction: ``"sum"``, ``"cell"``, ``"mean"`` or ``"norm"``; see :mod:`bevkd2.ops.l2_reductions`.
+        loss_weight: factor of the loss.
 
     Returns:
-        A scalar, or one for each layer of a list; float32 (float64 where an input is).
+        A scalar, or one number per layer of a list; float32 (float64 if an input is).
 
     Raises:
-        ValueError: shapes that do not fit, or another reduction.
+        ValueError: shapes, dtypes or devices that do not fit, or an unknown reduction.
+        RuntimeError: a CUDA tensor, but the CUDA ops are not built.
     """
     for layer in [student] if isinstance(student, Tensor) else student:
         if layer.dim() < 4:
@@ -74,17 +78,10 @@ def attention_l2(
     return _l2("attention_l2", student, teacher, mask, reduction, loss_weight)
 
 
-def masked_l2_reference(
-    student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, reduction: Reduction
-) -> Tensor:
-    """Both losses of one tensor in plain torch: what the tests hold them to."""
-    check_cells("masked_l2", student, teacher, mask, reduction)
-    return l2_reference(student, teacher, mask, reduction)
-
-
 def _l2(
     name: str, student: Levels, teacher: Levels, mask: Tensor | None, reduction: str, loss_weight: float
 ) -> Tensor:
+    """Returns the loss as the caller wants it: a scalar for tensors, (L,) for lists."""
     if isinstance(student, Tensor) != isinstance(teacher, Tensor):
         raise ValueError(f"{name}: one of student and teacher is a list, the other is not")
     if isinstance(student, Tensor) and isinstance(teacher, Tensor):
@@ -100,13 +97,14 @@ def _l2_of_levels(
     reduction: str,
     loss_weight: float,
 ) -> Tensor:
+    """Returns the losses (L,) of lists of tensors."""
     check_levels(name, student, teacher)
     for ours, theirs in zip(student, teacher, strict=True):
         check_cells(name, ours, theirs, mask, reduction)
     cells = [min(2, level.dim()) if mask is None else mask.dim() for level in student]
-    dtype = torch.float64 if torch.float64 in (student[0].dtype, teacher[0].dtype) else torch.float32
+    dtype = arithmetic_dtype(*student, *teacher)
     weights = None if mask is None else mask.to(dtype).reshape(mask.shape[0], mask.shape[1:].numel())
-    averaged = reduction in ("cell", "mean")  # the others do not ask what counts
+    averaged = reduction in ("cell", "mean")  # the others do not divide by it
     total = ordered_sum(weights) if averaged and weights is not None else None
     scales = []
     for level, dims in zip(student, cells, strict=True):
@@ -123,6 +121,6 @@ def _l2_of_levels(
 
 
 def _channels_last(level: Tensor, cells: int) -> Tensor:
-    """(B, cells.., entries..) as (B, entries, cells)."""
+    """Returns (B, cells.., entries..) as (B, entries, cells)."""
     shape = level.shape
     return level.reshape(shape[0], shape[1:cells].numel(), shape[cells:].numel()).transpose(1, 2)

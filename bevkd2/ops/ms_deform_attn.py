@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention, drop-in form: locations and softmaxed weights come from outside."""
+"""Multi-scale deformable attention, drop-in form: the caller gives locations and softmaxed weights."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,13 +10,12 @@ from .arguments import (
     SpatialShapes,
     check_sampling,
     check_value,
-    gradient_like,
     level_shapes,
     level_starts,
-    refuse_double_backward,
     to_coordinates,
     warn_of_16_bits,
 )
+from .gradients import gradient_like, refuse_second_derivative
 
 _OP = "ms_deform_attn"
 
@@ -29,33 +28,34 @@ def ms_deform_attn(
     attention_weights: Tensor,
     im2col_step: int = 64,
 ) -> Tensor:
-    """Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, Eq. 3).
+    """Computes multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, Eq. 3).
 
-    A location (x, y) in [0, 1] lies at pixel (x * w - 0.5, y * h - 0.5); values between pixels are bilinear,
-    outside the map zero, and NaN and infinite locations are outside. Coordinates and sums are float32 at
-    least (float64 beside float64 value) whatever value's dtype and whatever autocast does; locations that
-    arrive in 16 bits have already lost their pixel, so they are warned of.
+    A location (x, y) in [0, 1] is pixel (x * w - 0.5, y * h - 0.5). Values between pixels are interpolated
+    bilinearly; outside the map they are zero, and NaN and infinite locations are outside. Coordinates and
+    sums are float32 (float64 if ``value`` is), whatever the dtype of ``value`` and whatever autocast does.
+    Locations in 16 bits are warned of, because they have already lost precision.
 
     Args:
-        value: (B, S, H, D), float64, float32, float16 or bfloat16; S is all levels' pixels, row-major.
-        spatial_shapes: (h, w) of each level, as a list or an integer tensor (L, 2). A list costs no device
-            synchronisation, a CUDA tensor one; torch.compile(fullgraph=True) takes a list.
-        level_start_index: (L,) first pixel of each level in S, a list or a tensor; None where levels lie one
-            behind the other. Levels may overlap.
+        value: (B, S, H, D), float64, float32, float16 or bfloat16; S counts the pixels of all levels,
+            row-major.
+        spatial_shapes: (h, w) of each level, as a list or an integer tensor (L, 2). Reading a CUDA tensor
+            waits for the device; ``torch.compile(fullgraph=True)`` needs a list.
+        level_start_index: (L,) first pixel of each level in S, a list or a tensor; ``None`` if the levels
+            are stored one after the other. Levels may overlap.
         sampling_locations: (B, Q, H, L, P, 2) normalised (x, y).
         attention_weights: (B, Q, H, L, P).
         im2col_step: ignored. Callers of the signature of 2020 pass it; it chunked the launch there.
 
     Returns:
-        (B, Q, H * D) in value's dtype.
+        (B, Q, H * D) in the dtype of ``value``.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit.
-        RuntimeError: a CUDA tensor where the CUDA ops are not built.
+        RuntimeError: a CUDA tensor, but the CUDA ops are not built.
     """
     check_value(_OP, value)
     shapes = level_shapes(_OP, spatial_shapes)
-    starts = _level_starts(value, shapes, level_start_index)
+    starts = checked_level_starts(value, shapes, level_start_index)
     check_sampling(
         _OP, value, ("sampling_locations", "attention_weights"), sampling_locations, attention_weights, 2
     )
@@ -71,9 +71,19 @@ def ms_deform_attn(
     return torch.ops.bevkd2.ms_deform_attn(value, shapes, starts, locations, weights)
 
 
-def _level_starts(
+def checked_level_starts(
     value: Tensor, shapes: list[int], level_start_index: Tensor | Sequence[int] | None
 ) -> list[int]:
+    """Returns the first pixel of each level in ``value``.
+
+    Args:
+        value: (B, S, H, D).
+        shapes: h0, w0, h1, w1, ...
+        level_start_index: see :func:`ms_deform_attn`.
+
+    Raises:
+        ValueError: not one integer per level, or a level that does not lie in ``value``.
+    """
     if level_start_index is None:
         starts = level_starts(shapes)
     elif isinstance(level_start_index, Tensor):
@@ -130,6 +140,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    refuse_second_derivative(_OP)
     value, locations, weights = ctx.saved_tensors
     need_value, _, _, need_locations, need_weights = ctx.needs_input_grad
     grads = torch.ops.bevkd2.ms_deform_attn_backward(
@@ -154,43 +165,3 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd("bevkd2::ms_deform_attn", _backward, setup_context=_setup_context)
-refuse_double_backward("ms_deform_attn_backward")
-
-
-def ms_deform_attn_reference(
-    value: Tensor,
-    spatial_shapes: SpatialShapes,
-    level_start_index: Tensor | Sequence[int] | None,
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-) -> Tensor:
-    """The same in plain torch, by index arithmetic: slow, and what the tests hold the op to."""
-    shapes = level_shapes(_OP, spatial_shapes)
-    starts = _level_starts(value, shapes, level_start_index)
-    batch, queries, heads, _, _ = attention_weights.shape
-    out = value.new_zeros(batch, queries, heads, value.shape[3])
-    for level, start in enumerate(starts):
-        height, width = shapes[2 * level], shapes[2 * level + 1]
-        maps = value[:, start : start + height * width].permute(0, 2, 1, 3)  # (B, H, h * w, D)
-        sampled = _bilinear(maps, height, width, sampling_locations[:, :, :, level])
-        out = out + (sampled * attention_weights[:, :, :, level, :, None]).sum(3)
-    return out.flatten(2)
-
-
-def _bilinear(maps: Tensor, height: int, width: int, locations: Tensor) -> Tensor:
-    """maps (B, H, h * w, D) at locations (B, Q, H, P, 2) -> (B, Q, H, P, D)."""
-    x, y = locations[..., 0] * width - 0.5, locations[..., 1] * height - 0.5
-    valid = (x > -1) & (x < width) & (y > -1) & (y < height)
-    x, y = x.where(valid, 0), y.where(valid, 0)  # NaN must not reach the products below
-    left, top = x.floor().detach(), y.floor().detach()
-    out = locations.new_zeros(*locations.shape[:-1], maps.shape[-1])
-    for column, weight_x in ((left, 1 - (x - left)), (left + 1, x - left)):
-        for row, weight_y in ((top, 1 - (y - top)), (top + 1, y - top)):
-            inside = valid & (column >= 0) & (column < width) & (row >= 0) & (row < height)
-            index = (row * width + column).where(inside, 0).long()  # (B, Q, H, P)
-            flat = index.permute(0, 2, 1, 3).flatten(2)[..., None].expand(-1, -1, -1, maps.shape[-1])
-            corner = (
-                maps.gather(2, flat).unflatten(2, (index.shape[1], index.shape[3])).permute(0, 2, 1, 3, 4)
-            )
-            out = out + corner * (weight_x * weight_y * inside)[..., None]
-    return out

@@ -1,6 +1,6 @@
-"""Multi-scale deformable attention with references, offsets and softmax inside, and its weights exposed."""
+"""Multi-scale deformable attention from reference points, offsets and logits: the softmax is inside."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,8 +14,7 @@ from .arguments import (
     to_coordinates,
     warn_of_16_bits,
 )
-from .ms_deform_attn import ms_deform_attn_reference
-from .ms_deform_attn_autograd import register_formulas
+from .gradients import gradient_like, refuse_second_derivative
 
 _OP = "ms_deform_attn_fused"
 ReferenceMode = Literal["level", "pillar"]
@@ -31,36 +30,39 @@ def ms_deform_attn_fused(
     reference_mode: ReferenceMode = "level",
     num_queues: int = 1,
     return_weights: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Multi-scale deformable attention from offsets and logits (Deformable DETR, arXiv 2010.04159, Eq. 3).
+) -> tuple[Tensor, Tensor | None]:
+    """Computes multi-scale deformable attention from offsets and logits (arXiv 2010.04159, Eq. 3).
 
     The location of a point on level l is reference + offset / (w_l, h_l). Reference modes:
-      "level": level l uses reference l (or the only one). References (x, y, w, h) follow Deformable DETR's
-        rule for boxes, where an offset is a share of the box: (x, y) + offset / P * (w, h) * 0.5.
-      "pillar": point p uses reference p % R, the R heights of a BEV pillar (BEVFormer, arXiv 2203.17270,
-        Eq. 3-4).
 
-    With num_queues = K, batch entries b * K .. b * K + K - 1 are the queues of sample b, and the output is
-    their mean (BEVFormer's temporal self-attention, Eq. 5: history and current BEV).
+    - ``"level"``: level l uses reference l (or the only one). References (x, y, w, h) follow Deformable
+      DETR's rule for boxes, in which an offset is a share of the box: (x, y) + offset / P * (w, h) * 0.5.
+    - ``"pillar"``: point p uses reference p % R, the R heights of a BEV pillar (BEVFormer,
+      arXiv 2203.17270, Eq. 3-4).
+
+    With ``num_queues`` = K, batch entries b * K to b * K + K - 1 are the queues of sample b, and the output
+    is their mean (BEVFormer's temporal self-attention, Eq. 5: history and current BEV).
 
     Args:
-        value: (B * K, S, H, D), float64, float32, float16 or bfloat16; S is all levels' pixels, level by
-            level, row-major.
-        spatial_shapes: (h, w) of each level; see ms_deform_attn.
+        value: (B * K, S, H, D), float64, float32, float16 or bfloat16; S counts the pixels of all levels,
+            level by level, row-major.
+        spatial_shapes: (h, w) of each level, as a list or an integer tensor (L, 2). Reading a CUDA tensor
+            waits for the device; ``torch.compile(fullgraph=True)`` needs a list.
         reference_points: (B * K, Q, R, 2 or 4), normalised to [0, 1].
         sampling_offsets: (B * K, Q, H, L, P, 2) (x, y), in pixels of each level.
-        attention_logits: (B * K, Q, H, L, P); the softmax is over a head's L * P points jointly.
-        reference_mode: see above.
-        num_queues: K, the batch entries that a sample's output averages.
-        return_weights: also return the softmaxed weights. They are differentiable.
+        attention_logits: (B * K, Q, H, L, P); the softmax is over the L * P points of a head jointly.
+        reference_mode: which reference a point uses, see above.
+        num_queues: K, the number of batch entries that a sample's output averages.
+        return_weights: also return the softmaxed weights, which are differentiable.
 
     Returns:
-        (B, Q, H * D) in value's dtype; with return_weights also (B * K, Q, H, L, P) in float32 (float64 if
-        so).
+        output: (B, Q, H * D) in the dtype of ``value``.
+        weights: (B * K, Q, H, L, P) in float32 (float64 if ``value`` is), or ``None`` without
+            ``return_weights``.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit.
-        RuntimeError: a CUDA tensor where the CUDA ops are not built.
+        RuntimeError: a CUDA tensor, but the CUDA ops are not built.
     """
     check_value(_OP, value)
     shapes = level_shapes(_OP, spatial_shapes)
@@ -90,7 +92,7 @@ def ms_deform_attn_fused(
     out, weights = torch.ops.bevkd2.ms_deform_attn_fused(
         value, shapes, references, offsets, logits, reference_mode == "pillar", num_queues, return_weights
     )
-    return (out, weights) if return_weights else out
+    return out, weights if return_weights else None
 
 
 def _check_references(references: Tensor, logits: Tensor, mode: str) -> None:
@@ -104,7 +106,7 @@ def _check_references(references: Tensor, logits: Tensor, mode: str) -> None:
     if mode == "level" and shape[2] not in (1, logits.shape[3]):
         raise ValueError(
             f"{_OP}: reference_points is {shape}; with reference_mode='level' expected 1 or "
-            f"{logits.shape[3]} references, one a level"
+            f"{logits.shape[3]} references, one per level"
         )
     if mode == "pillar" and shape[3] != 2:
         raise ValueError(
@@ -112,42 +114,88 @@ def _check_references(references: Tensor, logits: Tensor, mode: str) -> None:
         )
 
 
-def _out_shape(value: Tensor, logits: Tensor, pillar: bool, queues: int) -> tuple[int, ...]:
+def _out_shape(value: Tensor, logits: Tensor, queues: int) -> tuple[int, int, int]:
     return logits.shape[0] // queues, logits.shape[1], value.shape[2] * value.shape[3]
 
 
-register_formulas(_OP, _out_shape)
-
-
-def ms_deform_attn_fused_reference(
+@torch.library.register_fake("bevkd2::ms_deform_attn_fused")
+def _fake(
     value: Tensor,
-    spatial_shapes: SpatialShapes,
-    reference_points: Tensor,
-    sampling_offsets: Tensor,
-    attention_logits: Tensor,
-    *,
-    reference_mode: ReferenceMode = "level",
-    num_queues: int = 1,
-    return_weights: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """The same in plain torch: slow, and what the tests hold the op to. Arguments as the op's."""
-    shapes = level_shapes(_OP, spatial_shapes)
-    points = attention_logits.shape[-1]
-    references = reference_points[:, :, None]  # (B, Q, 1, R, 2 or 4)
-    if reference_mode == "pillar":
-        anchors = torch.arange(points, device=value.device) % reference_points.shape[2]
-        locations = references[:, :, :, None, anchors] + sampling_offsets / _sizes(shapes, sampling_offsets)
-    elif reference_points.shape[3] == 2:
-        locations = references[:, :, :, :, None] + sampling_offsets / _sizes(shapes, sampling_offsets)
-    else:
-        boxes = references[:, :, :, :, None]
-        locations = boxes[..., :2] + sampling_offsets / points * boxes[..., 2:] * 0.5
-    weights = attention_logits.flatten(-2).softmax(-1).view_as(attention_logits)
-    out = ms_deform_attn_reference(value, spatial_shapes, None, locations, weights)
-    out = out.unflatten(0, (out.shape[0] // num_queues, num_queues)).mean(1)
-    return (out, weights) if return_weights else out
+    shapes: list[int],
+    references: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    pillar: bool,
+    queues: int,
+    return_weights: bool,
+) -> tuple[Tensor, Tensor]:
+    out = value.new_empty(_out_shape(value, logits, queues))
+    return out, logits.new_empty(logits.shape if return_weights else (0,))
 
 
-def _sizes(shapes: list[int], like: Tensor) -> Tensor:
-    """(w, h) of each level as (L, 1, 2)."""
-    return torch.tensor(list(zip(shapes[1::2], shapes[::2], strict=True))).to(like).view(-1, 1, 2)
+@torch.library.register_fake("bevkd2::ms_deform_attn_fused_backward")
+def _fake_backward(
+    grad_out: Tensor,
+    grad_weights: Tensor | None,
+    value: Tensor,
+    shapes: list[int],
+    references: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    pillar: bool,
+    queues: int,
+    need_value: bool,
+    need_references: bool,
+    need_offsets: bool,
+    need_logits: bool,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        gradient_like(value, need_value),
+        gradient_like(references, need_references),
+        gradient_like(offsets, need_offsets),
+        gradient_like(logits, need_logits),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    value, ctx.shapes, references, offsets, logits, ctx.pillar, ctx.queues, ctx.return_weights = inputs
+    ctx.save_for_backward(value, references, offsets, logits)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad_out: Tensor | None, grad_weights: Tensor | None) -> tuple[Tensor | None, ...]:
+    refuse_second_derivative(_OP)
+    value, references, offsets, logits = ctx.saved_tensors
+    need_value, _, need_references, need_offsets, need_logits, _, _, _ = ctx.needs_input_grad
+    if grad_out is None:  # only the weights were used
+        grad_out = value.new_zeros(_out_shape(value, logits, ctx.queues))
+    grads = torch.ops.bevkd2.ms_deform_attn_fused_backward(
+        grad_out,
+        grad_weights if ctx.return_weights else None,
+        value,
+        ctx.shapes,
+        references,
+        offsets,
+        logits,
+        ctx.pillar,
+        ctx.queues,
+        need_value,
+        need_references,
+        need_offsets,
+        need_logits,
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    return (
+        grads[0] if need_value else None,
+        None,
+        grads[1] if need_references else None,
+        grads[2] if need_offsets else None,
+        grads[3] if need_logits else None,
+        None,
+        None,
+        None,
+    )
+
+
+torch.library.register_autograd("bevkd2::ms_deform_attn_fused", _backward, setup_context=_setup_context)

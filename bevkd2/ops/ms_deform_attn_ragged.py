@@ -1,4 +1,6 @@
-"""Multi-scale deformable attention over visible (camera, query) pairs: spatial cross attention unpadded."""
+"""Multi-scale deformable attention over visible (camera, query) pairs: spatial cross-attention unpadded."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +15,7 @@ from .arguments import (
     to_coordinates,
     warn_of_16_bits,
 )
-from .ms_deform_attn_autograd import register_formulas
-from .ms_deform_attn_fused import ms_deform_attn_fused_reference
+from .gradients import gradient_like, refuse_second_derivative
 
 _OP = "ms_deform_attn_ragged"
 
@@ -29,29 +30,33 @@ def ms_deform_attn_ragged(
     row_value: Tensor,
     *,
     return_weights: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Mean over a query's views of deformable attention: BEVFormer's spatial cross attention (Eq. 3).
+) -> tuple[Tensor, Tensor | None]:
+    """Computes deformable attention per (camera, query) pair and averages it per query.
 
-    Query m owns rows row_splits[m] .. row_splits[m + 1]. Row r samples value[row_value[r]] at
-    reference_points[r] with the offsets and weights of its query; point p uses reference p % Z. A query
+    This is BEVFormer's spatial cross-attention (arXiv 2203.17270, Eq. 3). Query m owns the rows
+    ``row_splits[m]`` to ``row_splits[m + 1]``. Row r samples ``value[row_value[r]]`` at
+    ``reference_points[r]`` with the offsets and logits of its query; point p uses reference p % Z. A query
     without rows gives zero.
 
     Args:
-        value: (V, S, H, D), one entry a (sample, camera); dtypes as in ms_deform_attn.
-        spatial_shapes: (h, w) of each level; see ms_deform_attn.
-        reference_points: (R, Z, 2) normalised (x, y) of each row's Z heights.
+        value: (V, S, H, D), one entry per (sample, camera); dtypes as in :func:`ms_deform_attn`.
+        spatial_shapes: (h, w) of each level, as a list or an integer tensor (L, 2). Reading a CUDA tensor
+            waits for the device; ``torch.compile(fullgraph=True)`` needs a list.
+        reference_points: (R, Z, 2) normalised (x, y) of the Z heights of each row.
         sampling_offsets: (M, H, L, P, 2) (x, y), in pixels of each level.
-        attention_logits: (M, H, L, P); the softmax is over a head's L * P points jointly.
+        attention_logits: (M, H, L, P); the softmax is over the L * P points of a head jointly.
         row_splits: (M + 1,) int64, ascending from 0 to R.
-        row_value: (R,) int64, the entry of value that each row samples.
-        return_weights: also return the softmaxed weights. They are differentiable.
+        row_value: (R,) int64, the entry of ``value`` that each row samples.
+        return_weights: also return the softmaxed weights, which are differentiable.
 
     Returns:
-        (M, H * D) in value's dtype; with return_weights also (M, H, L, P) in float32 (float64 if so).
+        output: (M, H * D) in the dtype of ``value``.
+        weights: (M, H, L, P) in float32 (float64 if ``value`` is), or ``None`` without ``return_weights``.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit.
-        RuntimeError: row_splits or row_value out of range; a CUDA tensor where the CUDA ops are not built.
+        RuntimeError: ``row_splits`` or ``row_value`` out of range; a CUDA tensor, but the CUDA ops are not
+            built.
     """
     check_value(_OP, value)
     shapes = level_shapes(_OP, spatial_shapes)
@@ -85,40 +90,87 @@ def ms_deform_attn_ragged(
     out, weights = torch.ops.bevkd2.ms_deform_attn_ragged(
         value, shapes, references, offsets, logits, row_splits, row_value, return_weights
     )
-    return (out, weights) if return_weights else out
+    return out, weights if return_weights else None
 
 
-def _out_shape(value: Tensor, logits: Tensor, row_splits: Tensor, row_value: Tensor) -> tuple[int, ...]:
-    return logits.shape[0], value.shape[2] * value.shape[3]
-
-
-register_formulas(_OP, _out_shape)
-
-
-def ms_deform_attn_ragged_reference(
+@torch.library.register_fake("bevkd2::ms_deform_attn_ragged")
+def _fake(
     value: Tensor,
-    spatial_shapes: SpatialShapes,
-    reference_points: Tensor,
-    sampling_offsets: Tensor,
-    attention_logits: Tensor,
+    shapes: list[int],
+    references: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
     row_splits: Tensor,
     row_value: Tensor,
-    *,
-    return_weights: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """The same in plain torch, each row a batch of its own: slow, and what the tests hold the op to."""
-    counts = row_splits.diff()
-    query = torch.repeat_interleave(counts)  # of each row
-    rows = ms_deform_attn_fused_reference(
-        value[row_value],
-        spatial_shapes,
-        reference_points[:, None],
-        sampling_offsets[query][:, None],
-        attention_logits[query][:, None],
-        reference_mode="pillar",
+    return_weights: bool,
+) -> tuple[Tensor, Tensor]:
+    out = value.new_empty(logits.shape[0], value.shape[2] * value.shape[3])
+    return out, logits.new_empty(logits.shape if return_weights else (0,))
+
+
+@torch.library.register_fake("bevkd2::ms_deform_attn_ragged_backward")
+def _fake_backward(
+    grad_out: Tensor,
+    grad_weights: Tensor | None,
+    value: Tensor,
+    shapes: list[int],
+    references: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    row_splits: Tensor,
+    row_value: Tensor,
+    need_value: bool,
+    need_references: bool,
+    need_offsets: bool,
+    need_logits: bool,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        gradient_like(value, need_value),
+        gradient_like(references, need_references),
+        gradient_like(offsets, need_offsets),
+        gradient_like(logits, need_logits),
     )
-    assert isinstance(rows, Tensor)
-    total = rows.new_zeros(counts.shape[0], value.shape[2] * value.shape[3]).index_add(0, query, rows[:, 0])
-    out = total / counts.clamp(min=1)[:, None]
-    weights = attention_logits.flatten(-2).softmax(-1).view_as(attention_logits)
-    return (out, weights) if return_weights else out
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    value, ctx.shapes, references, offsets, logits, row_splits, row_value, ctx.return_weights = inputs
+    ctx.save_for_backward(value, references, offsets, logits, row_splits, row_value)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad_out: Tensor | None, grad_weights: Tensor | None) -> tuple[Tensor | None, ...]:
+    refuse_second_derivative(_OP)
+    value, references, offsets, logits, row_splits, row_value = ctx.saved_tensors
+    need_value, _, need_references, need_offsets, need_logits, _, _, _ = ctx.needs_input_grad
+    if grad_out is None:  # only the weights were used
+        grad_out = value.new_zeros(logits.shape[0], value.shape[2] * value.shape[3])
+    grads = torch.ops.bevkd2.ms_deform_attn_ragged_backward(
+        grad_out,
+        grad_weights if ctx.return_weights else None,
+        value,
+        ctx.shapes,
+        references,
+        offsets,
+        logits,
+        row_splits,
+        row_value,
+        need_value,
+        need_references,
+        need_offsets,
+        need_logits,
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    return (
+        grads[0] if need_value else None,
+        None,
+        grads[1] if need_references else None,
+        grads[2] if need_offsets else None,
+        grads[3] if need_logits else None,
+        None,
+        None,
+        None,
+    )
+
+
+torch.library.register_autograd("bevkd2::ms_deform_attn_ragged", _backward, setup_context=_setup_context)

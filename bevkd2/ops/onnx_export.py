@@ -1,7 +1,7 @@
-"""Export to ONNX: deformable attention as a composite of standard operators, with equal output.
+"""Export to ONNX: each form of deformable attention becomes a composite of standard operators.
 
-The composites are decompositions of the compiled ops, so that one exported program serves ONNX and whatever
-else reads standard operators. GridSample (opset 16 and later) does the sampling.
+The composites are decompositions of the compiled ops, so that an exported program can be read by ONNX and by
+anything else that knows standard operators only. GridSample (opset 16 and later) samples the maps.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from .arguments import level_starts
 
-_FAR = -3.0  # GridSample's coordinate of a point that is more than a pixel outside of any map
+_FAR = -3.0  # a GridSample coordinate more than a pixel outside of any map
 
 
 def export_onnx(
@@ -28,20 +28,20 @@ def export_onnx(
     output_names: Sequence[str] | None = None,
     opset_version: int | None = None,
 ) -> None:
-    """Write a module as an ONNX file of standard operators, its deformable attention included.
+    """Writes a module, deformable attention included, as an ONNX file of standard operators.
 
     Args:
-        module: in the mode that it is to be exported in.
-        args: example inputs of its forward.
-        path: the file to write.
+        module: the module, in training or evaluation mode as it should be exported.
+        args: example inputs of ``forward``.
+        path: file to write.
         kwargs: example keyword inputs.
-        dynamic_shapes: which sizes may vary, as for ``torch.export.export``. The levels' shapes do not.
-        input_names: of the graph's inputs; None: as torch names them.
-        output_names: of the graph's outputs; None: as torch names them.
-        opset_version: at least 16, for GridSample; None: torch's choice.
+        dynamic_shapes: sizes that may vary, as for ``torch.export.export``. The levels' shapes are constants.
+        input_names: names of the graph's inputs; ``None`` leaves the names to torch.
+        output_names: names of the graph's outputs; ``None`` leaves the names to torch.
+        opset_version: at least 16, for GridSample; ``None`` leaves the choice to torch.
 
     Raises:
-        ImportError: onnx or onnxscript are not installed (``pip install bevkd2[export]``).
+        ImportError: onnx or onnxscript is not installed (``pip install bevkd2[export]``).
     """
     program = torch.export.export(module, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes)
     torch.onnx.export(
@@ -69,6 +69,7 @@ def onnx_decompositions() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
 def _drop_in(
     value: Tensor, shapes: list[int], starts: list[int], locations: Tensor, weights: Tensor
 ) -> Tensor:
+    """Decomposes ``bevkd2::ms_deform_attn``."""
     pixels = [
         (points[..., 0] * width - 0.5, points[..., 1] * height - 0.5)
         for points, (height, width) in zip(locations.unbind(3), _pairs(shapes), strict=True)
@@ -86,6 +87,7 @@ def _fused(
     queues: int,
     return_weights: bool,
 ) -> tuple[Tensor, Tensor]:
+    """Decomposes ``bevkd2::ms_deform_attn_fused``."""
     points = logits.shape[4]
     pixels = []
     for level, (height, width) in enumerate(_pairs(shapes)):
@@ -115,7 +117,11 @@ def _ragged(
     row_value: Tensor,
     return_weights: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Maps of all cameras stand in one tall image, a row of zeros below each, and rows look into theirs."""
+    """Decomposes ``bevkd2::ms_deform_attn_ragged``.
+
+    The maps of all cameras are stacked into one tall image with a row of zeros below each map; a row of the
+    op samples at its camera's place in the image.
+    """
     views, _, heads, channels = value.shape
     points = logits.shape[3]
     query = _query_of_rows(row_splits, row_value.shape[0])
@@ -140,7 +146,7 @@ def _ragged(
 
 
 def _query_of_rows(row_splits: Tensor, rows: int) -> Tensor:
-    """(R,) the query that each row belongs to: how many queries end at or before it."""
+    """Returns the query of each row, (R,): the number of queries that end at or before the row."""
     ends = row_splits[1:]
     marks = row_splits.new_zeros(rows + 1).scatter_add(0, ends, torch.ones_like(ends))
     return marks.cumsum(0)[:-1]
@@ -153,7 +159,18 @@ def _attend(
     pixels: list[tuple[Tensor, Tensor]],
     weights: Tensor,
 ) -> Tensor:
-    """The weighted sum over levels of points at columns and rows (B, Q, H, P), in weights' dtype."""
+    """Sums weighted samples over levels and points, in the dtype of the weights.
+
+    Args:
+        value: (B, S, H, D).
+        shapes: h0, w0, h1, w1, ...
+        starts: first pixel of each level.
+        pixels: columns and rows of the points of each level, (B, Q, H, P) each.
+        weights: (B, Q, H, L, P).
+
+    Returns:
+        (B, Q, H * D).
+    """
     batch, _, heads, _ = value.shape
     parts = []
     for (column, row), level_weights, (maps, height, width) in zip(
@@ -168,14 +185,14 @@ def _attend(
 
 
 def _maps(value: Tensor, shapes: list[int], starts: list[int]) -> Iterator[tuple[Tensor, int, int]]:
-    """(B * H, D, h, w) of each level, with h and w."""
+    """Yields the maps (B * H, D, h, w) of each level, with h and w."""
     for start, (height, width) in zip(starts, _pairs(shapes), strict=True):
         maps = value[:, start : start + height * width].permute(0, 2, 3, 1)
         yield maps.unflatten(3, (height, width)).flatten(0, 1), height, width
 
 
 def _sample(maps: Tensor, column: Tensor, row: Tensor, inside: Tensor) -> Tensor:
-    """maps (N, D, h, w) at pixels (N, Q, P), zero where not inside -> (N, D, Q, P)."""
+    """Samples maps (N, D, h, w) at pixels (N, Q, P), zero if not inside; returns (N, D, Q, P)."""
     height, width = maps.shape[2:]
     x, y = (2 * column + 1) / width - 1, (2 * row + 1) / height - 1
     grid = torch.stack([x.where(inside, _FAR), y.where(inside, _FAR)], dim=-1)
@@ -183,12 +200,12 @@ def _sample(maps: Tensor, column: Tensor, row: Tensor, inside: Tensor) -> Tensor
 
 
 def _inside(column: Tensor, row: Tensor, height: int, width: int) -> Tensor:
-    """Within a pixel of the map; NaN is not."""
+    """Returns whether a point lies less than a pixel outside of the map; false for NaN."""
     return (column > -1) & (column < width) & (row > -1) & (row < height)
 
 
 def _moved(reference: Tensor, offset: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Columns and rows of normalised references moved by offsets in pixels."""
+    """Returns columns and rows of normalised references moved by offsets in pixels."""
     return (
         reference[..., 0] * width + offset[..., 0] - 0.5,
         reference[..., 1] * height + offset[..., 1] - 0.5,
@@ -196,15 +213,16 @@ def _moved(reference: Tensor, offset: Tensor, height: int, width: int) -> tuple[
 
 
 def _repeat_heights(references: Tensor, points: int) -> Tensor:
-    """(.., Z, 2) -> (.., P, 2): point p has reference p % Z."""
+    """Returns the reference of each point, (.., P, 2), from (.., Z, 2): point p has reference p % Z."""
     heights = references.shape[-2]
     return torch.cat([references] * -(-points // heights), dim=-2)[..., :points, :]
 
 
 def _softmax(logits: Tensor) -> Tensor:
-    """Over levels and points together."""
+    """Returns the softmax of logits (.., L, P) over levels and points jointly."""
     return logits.flatten(-2).softmax(-1).unflatten(-1, logits.shape[-2:])
 
 
 def _pairs(shapes: list[int]) -> list[tuple[int, int]]:
+    """Returns (h, w) of each level from h0, w0, h1, w1, ..."""
     return list(zip(shapes[::2], shapes[1::2], strict=True))

@@ -1,22 +1,23 @@
 """Weights of the cells of feature levels and BEV grids, drawn from boxes and the image in one launch.
 
-The weight of a cell is the product of what the parts make of it:
+The weight of a cell is the product of these factors:
 
-  content      1 where the cell's first pixel lies in the image, 0 in its padding (with ``image_sizes``).
-  Perspective  a Gaussian about the image's farthest point (depth-guided distillation, Eq. 3).
-  Occlusion    min(1, depth / near_depth) in the 2D boxes of objects, the smallest where several overlap.
-  BoxMask      "foreground": 1 in a box, 0 elsewhere; normalised 1 / (the box's area in cells, at least 1),
-               the largest where boxes overlap. "background": 1 in no box; normalised 1 / (the number of
-               content cells in no box). Both normalised are the scale masks of FGD (arXiv 2111.11837), whose
-               boxes are rounded outwards to whole cells; here they are not.
-               "gaussian": exp(-u^2 / (2 sigma_u^2) - v^2 / (2 sigma_v^2)) along the box's sides, the largest
-               of all objects; sigma is alpha / 6 of the side (TTFNet, arXiv 1909.00700), of a side of at
-               least one cell; about the centre of the cell that holds the box's centre, and zero beyond 3
-               sigma (an ellipse), much as CenterNet (arXiv 1904.07850) draws its heatmaps, which it cuts at a
-               square. Every object in the grid thus has a cell of weight 1.
+- Content (with ``image_sizes``): 1 if the cell's first pixel lies in the image, 0 in the padding.
+- :class:`Perspective`: a Gaussian around the image's farthest point (depth-guided distillation, Eq. 3).
+- :class:`Occlusion`: min(1, depth / near_depth) in the 2D boxes of objects; the smallest if boxes overlap.
+- :class:`BoxMask` of kind ``"foreground"``: 1 in a box, 0 elsewhere. Normalised, 1 / (area of the box in
+  cells, at least 1); the largest if boxes overlap.
+- :class:`BoxMask` of kind ``"background"``: 1 outside of all boxes. Normalised, 1 / (number of content cells
+  outside of all boxes). The two normalised masks are the scale masks of FGD (arXiv 2111.11837), except that
+  FGD rounds boxes outwards to whole cells.
+- :class:`BoxMask` of kind ``"gaussian"``: exp(-u^2 / (2 sigma_u^2) - v^2 / (2 sigma_v^2)) along the sides of
+  a box; the largest if objects overlap. Sigma is alpha / 6 of the side (TTFNet, arXiv 1909.00700), where a
+  side counts as at least one cell. The Gaussian is centred on the cell that contains the box's centre and is
+  zero beyond 3 sigma (an ellipse; CenterNet, arXiv 1904.07850, cuts its heatmaps at a square), so that every
+  object in the grid has a cell of weight 1.
 
-A cell lies in a box where its centre does, and the cell that holds a box's centre always does (but for
-occlusions), so that no object is lost on a coarse level.
+A cell lies in a box if its centre does. The cell that contains the centre of a box always counts as inside
+(except for occlusions), so that no object is lost on a coarse level.
 """
 
 from __future__ import annotations
@@ -37,77 +38,98 @@ _FOREGROUND, _BACKGROUND, _GAUSSIAN, _OCCLUSION = 0, 2, 4, 5  # MaskKind of csrc
 
 @dataclasses.dataclass(frozen=True)
 class Perspective:
-    """A exp(-((x - x*) / (w sigma_x))^2 - ((y - y*) / (h sigma_y))^2) at cells' centres, w x h the image."""
+    """Perspective Gaussian, A exp(-((x - x*) / (w sigma_x))^2 - ((y - y*) / (h sigma_y))^2), at cell centres.
+
+    w and h are the width and height of the image without padding.
+
+    Attributes:
+        amplitude: A; 0.3 is the paper's best.
+        sigma: sigma_x in image widths and sigma_y in image heights; 0.7 is the paper's best.
+        center: x* / w and y* / h.
+    """
 
     amplitude: float = 0.3
-    """A; 0.3 is the paper's best."""
     sigma: tuple[float, float] = (0.7, 0.7)
-    """sigma_x and sigma_y in image widths and heights; 0.7 is the paper's best."""
     center: tuple[float, float] = (0.5, 0.5)
-    """x* / w and y* / h."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Occlusion:
-    """2D boxes that hide what is far; see :func:`pack_boxes`."""
+    """Objects that lower the weight of the cells in their 2D boxes; see :func:`pack_boxes`.
+
+    Attributes:
+        boxes: (N, 4) x1, y1, x2, y2 in pixels; the boxes of a batch, sample after sample.
+        splits: (B + 1,) int64; sample b has the boxes ``splits[b]`` to ``splits[b + 1]``.
+        depths: (N,) metres.
+        near_depth: depth in metres from which on objects lower nothing.
+    """
 
     boxes: Tensor
-    """(N, 4) x1, y1, x2, y2 in pixels, the boxes of a batch one sample behind the other."""
     splits: Tensor
-    """(B + 1,) int64: sample b has boxes splits[b] to splits[b + 1]."""
     depths: Tensor
-    """(N,) metres."""
     near_depth: float
-    """Metres; objects beyond it hide nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BoxMask:
-    """A mask drawn from boxes; see the module's text and :func:`pack_boxes`."""
+    """Mask drawn from boxes; see :mod:`bevkd2.ops.pixel_weights` for the kinds, and :func:`pack_boxes`.
+
+    Attributes:
+        boxes: (N, 4) x1, y1, x2, y2, or (N, 5) x, y, length, width, angle (radians from +x to +y), in pixels
+            of the image or metres of the grid; the boxes of a batch, sample after sample.
+        splits: (B + 1,) int64; sample b has the boxes ``splits[b]`` to ``splits[b + 1]``.
+        kind: ``"foreground"``, ``"background"`` or ``"gaussian"``.
+        normalize: give every object, or the whole background, the same total weight; not for ``"gaussian"``.
+        alpha: width of ``"gaussian"``; with 1 the sides of the box are at 3 sigma. TTFNet uses 0.54.
+    """
 
     boxes: Tensor
-    """(N, 4) x1, y1, x2, y2, or (N, 5) x, y, length, width, angle (radians from +x to +y), in pixels of the
-    image or metres of the grid; the boxes of a batch one sample behind the other."""
     splits: Tensor
-    """(B + 1,) int64: sample b has boxes splits[b] to splits[b + 1]."""
     kind: Literal["foreground", "background", "gaussian"] = "foreground"
     normalize: bool = False
-    """Each object, or all of the background, weighs the same; not for "gaussian"."""
     alpha: float = 1.0
-    """Of "gaussian": 1 reaches 3 sigma at the box's sides; TTFNet has 0.54."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PixelWeights:
-    """What :func:`draw_weights` returns; L levels, B samples."""
+    """Result of :func:`draw_weights` for L levels and B samples.
+
+    Attributes:
+        maps: (B, cells of all levels) float32, level after level.
+        sums: (L, B) float32, the sum of a level's weights.
+        cells: (L, B) float32, the number of a level's cells in the image: N_l of depth-guided distillation,
+            Eq. 4.
+        level_shapes: rows and columns of each level.
+    """
 
     maps: Tensor
-    """(B, cells of all levels) float32, one level behind the other."""
     sums: Tensor
-    """(L, B) float32: the sum of a level's weights."""
     cells: Tensor
-    """(L, B) float32: the number of its cells in the image, N_l of depth-guided distillation's Eq. 4."""
     level_shapes: tuple[tuple[int, int], ...]
 
     def levels(self) -> list[Tensor]:
-        """(B, rows, columns) of every level: views of ``maps``."""
+        """Returns the weights (B, rows, columns) of every level, views of ``maps``."""
         sizes = [rows * columns for rows, columns in self.level_shapes]
         parts = zip(self.maps.split(sizes, 1), self.level_shapes, strict=True)
         return [part.unflatten(1, shape) for part, shape in parts]
 
 
 def pack_boxes(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The boxes of a batch in one tensor.
+    """Concatenates the boxes of a batch.
 
     Args:
         boxes: B tensors (n, ..).
 
     Returns:
-        (N, ..) and the splits, (B + 1,) int64: sample b has rows splits[b] to splits[b + 1].
+        boxes: (N, ..).
+        splits: (B + 1,) int64; sample b has the rows ``splits[b]`` to ``splits[b + 1]``.
+
+    Raises:
+        ValueError: an empty list.
     """
     if not boxes:
         raise ValueError(
-            "pack_boxes: an empty list; expected a tensor a sample, (0, 4) where it has no boxes"
+            "pack_boxes: boxes is an empty list; expected one tensor per sample, (0, 4) if it has no boxes"
         )
     ends = [0, *itertools.accumulate(len(part) for part in boxes)]
     splits = torch.tensor(ends, dtype=torch.int64)
@@ -124,24 +146,27 @@ def draw_weights(
     occlusion: Occlusion | None = None,
     boxes: Sequence[BoxMask] = (),
 ) -> PixelWeights:
-    """Draws the weights of all cells of all levels of a batch; see the module's text.
+    """Draws the weights of the cells of all levels of a batch.
+
+    The weight of a cell is the product of the given factors; see :mod:`bevkd2.ops.pixel_weights`. Exactly
+    one of ``strides`` and ``grid_range`` is given.
 
     Args:
-        level_shapes: rows and columns of every level.
-        strides: pixels a cell of every level, for levels of an image; or
+        level_shapes: rows and columns of each level.
+        strides: stride of each level in pixels, for levels of an image.
         grid_range: x_min, y_min, x_max, y_max in metres, for a BEV grid whose columns grow with x and rows
             with y; every level covers it.
-        image_sizes: (B, 2) height and width in pixels before padding; padding weighs nothing.
-        perspective: needs image_sizes.
-        occlusion: needs strides.
-        boxes: masks, whose values multiply.
+        image_sizes: (B, 2) height and width in pixels before padding; the padding gets weight 0.
+        perspective: perspective Gaussian; needs ``image_sizes``.
+        occlusion: objects that lower the weights; needs ``strides``.
+        boxes: masks.
 
     Returns:
-        The weights, their sums and the cells that are content. They have no gradient.
+        The weights, their sums and the numbers of content cells. They have no gradient.
 
     Raises:
-        ValueError: shapes that do not fit, or nothing to draw from.
-        RuntimeError: CUDA tensors where the CUDA ops are not built.
+        ValueError: shapes or devices that do not fit, or nothing to draw from.
+        RuntimeError: CUDA tensors, but the CUDA ops are not built; or splits that do not fit the boxes.
     """
     shapes = tuple((int(rows), int(columns)) for rows, columns in level_shapes)
     _check(shapes, strides, grid_range, image_sizes, perspective, occlusion, boxes)
@@ -168,7 +193,7 @@ def draw_weights(
 
 
 def _mask_arguments(mask: BoxMask) -> tuple[Tensor, Tensor, int, float]:
-    """Boxes as x, y, length, width, angle, their splits, the kind and its parameter."""
+    """Returns boxes as x, y, length, width, angle, their splits, the kind and its parameter."""
     packed = mask.boxes
     if packed.shape[1] == 4:
         first, second = packed[:, :2], packed[:, 2:]
@@ -182,7 +207,7 @@ def _geometry(
     strides: Sequence[int] | None,
     grid_range: tuple[float, float, float, float] | None,
 ) -> list[float]:
-    """left, top, step_x, step_y of every level."""
+    """Returns left, top, step_x, step_y of every level."""
     if strides is not None:
         return [number for stride in strides for number in (0.0, 0.0, float(stride), float(stride))]
     assert grid_range is not None
@@ -202,18 +227,19 @@ def _check(
     occlusion: Occlusion | None,
     boxes: Sequence[BoxMask],
 ) -> None:
+    """Checks the arguments of :func:`draw_weights`."""
     if not shapes:
         raise ValueError(f"{_OP}: level_shapes is empty; expected (rows, columns) of at least one level")
     if (strides is None) == (grid_range is None):
-        raise ValueError(f"{_OP}: give strides (levels of an image) or grid_range (a BEV grid), one of both")
+        raise ValueError(f"{_OP}: give strides (levels of an image) or grid_range (a BEV grid), and only one")
     if strides is not None and (len(strides) != len(shapes) or min(strides) <= 0):
-        raise ValueError(f"{_OP}: strides are {list(strides)}; expected {len(shapes)} above 0, one a level")
+        raise ValueError(f"{_OP}: strides are {list(strides)}; expected {len(shapes)} above 0, one per level")
     if grid_range is not None and not (grid_range[0] < grid_range[2] and grid_range[1] < grid_range[3]):
         raise ValueError(f"{_OP}: grid_range is {grid_range}; expected x_min, y_min, x_max, y_max, ascending")
     if image_sizes is None and occlusion is None and not boxes:
         raise ValueError(f"{_OP}: nothing to draw from; give image_sizes, occlusion or boxes")
     if strides is None and (image_sizes is not None or occlusion is not None):
-        raise ValueError(f"{_OP}: image_sizes and occlusion are an image's; give strides, not grid_range")
+        raise ValueError(f"{_OP}: image_sizes and occlusion belong to an image; give strides, not grid_range")
     if perspective is not None and image_sizes is None:
         raise ValueError(f"{_OP}: perspective needs image_sizes")
     if perspective is not None and not min(perspective.sigma) > 0:
@@ -239,6 +265,7 @@ def _check(
 
 
 def _check_mask(mask: BoxMask, batch: int, device: torch.device | None) -> None:
+    """Checks the boxes, the kind and the parameters of a mask."""
     _check_boxes("boxes", mask.boxes, mask.splits, (4, 5), batch, device)
     if mask.kind not in ("foreground", "background", "gaussian"):
         raise ValueError(f"{_OP}: kind is {mask.kind!r}; expected foreground, background or gaussian")
@@ -252,6 +279,7 @@ def _check_mask(mask: BoxMask, batch: int, device: torch.device | None) -> None:
 def _check_boxes(
     name: str, boxes: Tensor, splits: Tensor, widths: tuple[int, ...], batch: int, device: torch.device | None
 ) -> None:
+    """Checks shapes, samples and devices of packed boxes."""
     if boxes.dim() != 2 or boxes.shape[1] not in widths:
         raise ValueError(
             f"{_OP}: {name} are {tuple(boxes.shape)}; expected (N, {' or '.join(map(str, widths))})"

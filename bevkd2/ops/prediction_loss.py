@@ -13,10 +13,9 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from .arguments import check_shape, refuse_double_backward, refuse_forward_mode
-from .loss_arguments import check_pair
+from .arguments import check_pair, check_shape, refuse_forward_mode
+from .gradients import gradients_in_forward, graph_is_kept, refuse_second_derivative
 from .prediction_distill import Distance, Rho, class_distance, depth_guidance
-from .saved_gradients import gradients_in_forward, graph_is_kept, refuse_second_derivative
 
 _DISTANCES = {"l2": 0, "l2_logits": 1, "kl": 2, "softmax_kl": 3}
 _RHOS = {"off": 0, "exp": 1, "linear": 2}
@@ -345,4 +344,3 @@ def _scaled(logits: Tensor, depth: Tensor, objects: Tensor | None, upstream: Ten
 
 
 torch.library.register_autograd("bevkd2::prediction_loss", _backward, setup_context=_setup_context)
-refuse_double_backward("prediction_loss_backward")

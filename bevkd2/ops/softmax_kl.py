@@ -1,8 +1,8 @@
 """KL divergence of softmaxes over positions (channel-wise) or over channels (pixel-wise).
 
-Arithmetic is float32 for any input (float64 where an input is), whatever autocast does. Features may lie in
-memory as NCHW or channels-last and may differ in dtype; nothing of their size is copied. The teacher and the
-weights get no gradient.
+Arithmetic is float32 (float64 if an input is), whatever autocast does. Features may be contiguous or
+channels-last and may differ in dtype; nothing of their size is copied. The teacher and the weights get no
+gradient.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import refuse_double_backward
-from .loss_arguments import check_levels, check_pair
-from .precision import ordered_sum, widen
-from .saved_gradients import gradients_in_forward, refuse_second_derivative, scaled_by_upstream
+from .arguments import check_levels, check_pair
+from .gradients import gradients_in_forward, refuse_second_derivative, scaled_by_upstream
+from .precision import arithmetic_dtype, ordered_sum
 
+_OP = "softmax_kl"
 Features = Tensor | Sequence[Tensor]
 
 
@@ -29,24 +29,25 @@ def channel_wise_kl(
     temperature: float = 1.0,
     loss_weight: float = 1.0,
 ) -> Tensor:
-    """Channel-wise distillation: every channel, softmaxed over its positions, follows the teacher's.
+    """Computes the KL divergence of each channel's softmax over positions from the teacher's.
 
-    loss_weight * T^2 * sum over channels of w * KL(teacher || student) / sum over channels of w, over the
-    whole batch; unweighted that is Eq. 4 and 5 of Channel-wise Knowledge Distillation for Dense Prediction
-    (arXiv 2011.13256), T^2 / C times the sum over channels, as a mean over the batch.
+    loss = loss_weight * T^2 * sum of w * KL(teacher || student) / sum of w, over the channels of the whole
+    batch. Without weights that is Eq. 4 and 5 of Channel-wise Knowledge Distillation for Dense Prediction
+    (arXiv 2011.13256), T^2 / C times the sum over channels, averaged over the batch.
 
     Args:
-        student: (B, C, H, W) features, or one for each level.
+        student: (B, C, H, W) features, or a list of L levels.
         teacher: the same shapes.
-        weights: (C,) or (B, C) for each level, not negative; a channel of weight zero may hold anything.
-        temperature: T, which divides both features.
-        loss_weight: a factor.
+        weights: (C,) or (B, C) per level, not negative; channels of weight 0 are ignored, even if NaN.
+        temperature: T, by which both features are divided.
+        loss_weight: factor of the loss.
 
     Returns:
-        A scalar for one tensor, (L,) for a list of levels; float32 (float64 where an input is).
+        A scalar for one tensor, (L,) for a list; float32 (float64 if an input is).
 
     Raises:
-        ValueError: shapes that do not fit, or a temperature that is not positive.
+        ValueError: shapes, dtypes or devices that do not fit, or a temperature that is not positive.
+        RuntimeError: a CUDA tensor, but the CUDA ops are not built.
     """
     return _kl("channel_wise_kl", student, teacher, weights, temperature, loss_weight)
 
@@ -59,40 +60,27 @@ def pixel_wise_kl(
     temperature: float = 1.0,
     loss_weight: float = 1.0,
 ) -> Tensor:
-    """Pixel-wise distillation: at every position the softmax over channels follows the teacher's.
+    """Computes the KL divergence of each position's softmax over channels from the teacher's.
 
-    loss_weight * T^2 * sum over pixels of w * KL(teacher || student) / sum over pixels of w, over the whole
-    batch; unweighted and with T = 1 that is Eq. 2 of Structured Knowledge Distillation for Semantic
-    Segmentation (arXiv 1903.04197), as its code computes it, as a mean over the batch.
+    loss = loss_weight * T^2 * sum of w * KL(teacher || student) / sum of w, over the pixels of the whole
+    batch. Without weights and with T = 1 that is Eq. 2 of Structured Knowledge Distillation for Semantic
+    Segmentation (arXiv 1903.04197), as its code computes it, averaged over the batch.
 
     Args:
-        student: (B, C, H, W) features or class logits, or one for each level.
+        student: (B, C, H, W) features or class logits, or a list of L levels.
         teacher: the same shapes.
-        weights: (B, H, W) for each level, not negative; a pixel of weight zero may hold anything.
-        temperature: T, which divides both features.
-        loss_weight: a factor.
+        weights: (B, H, W) per level, not negative; pixels of weight 0 are ignored, even if NaN.
+        temperature: T, by which both features are divided.
+        loss_weight: factor of the loss.
 
     Returns:
-        A scalar for one tensor, (L,) for a list of levels; float32 (float64 where an input is).
+        A scalar for one tensor, (L,) for a list; float32 (float64 if an input is).
 
     Raises:
-        ValueError: shapes that do not fit, or a temperature that is not positive.
+        ValueError: shapes, dtypes or devices that do not fit, or a temperature that is not positive.
+        RuntimeError: a CUDA tensor, but the CUDA ops are not built.
     """
     return _kl("pixel_wise_kl", student, teacher, weights, temperature, loss_weight)
-
-
-def channel_wise_kl_reference(
-    student: Features, teacher: Features, weights: Features | None = None, *, temperature: float = 1.0
-) -> Tensor:
-    """The same in plain torch, which the tests hold the op to; (L,)."""
-    return _reference("channel_wise_kl", student, teacher, weights, temperature)
-
-
-def pixel_wise_kl_reference(
-    student: Features, teacher: Features, weights: Features | None = None, *, temperature: float = 1.0
-) -> Tensor:
-    """The same in plain torch, which the tests hold the op to; (L,)."""
-    return _reference("pixel_wise_kl", student, teacher, weights, temperature)
 
 
 def _kl(
@@ -103,18 +91,20 @@ def _kl(
     temperature: float,
     loss_weight: float,
 ) -> Tensor:
+    """Checks the arguments and calls the op; ``name`` is the function that the user called."""
     students, teachers, row_weights = _rows(name, student, teacher, weights)
     if not temperature > 0:
         raise ValueError(f"{name}: temperature is {temperature}; expected a positive number")
-    wide = torch.float64 if torch.float64 in {t.dtype for t in (*students, *teachers)} else torch.float32
-    totals = None
-    if row_weights is not None:
-        row_weights = [weight.detach().to(wide).contiguous() for weight in row_weights]
+    dtype = arithmetic_dtype(*students, *teachers)
+    if row_weights is None:
+        row_weights, totals = [students[0].new_empty(0, dtype=dtype)] * len(students), None
+    else:
+        row_weights = [weight.detach().to(dtype).contiguous() for weight in row_weights]
         totals = torch.stack([ordered_sum(weight) for weight in row_weights])
     losses, _ = torch.ops.bevkd2.softmax_kl(
         students,
         teachers,
-        row_weights if row_weights is not None else [students[0].new_empty(0, dtype=wide)] * len(students),
+        row_weights,
         totals,
         loss_weight * temperature**2,
         temperature,
@@ -126,12 +116,12 @@ def _kl(
 def _rows(
     name: str, student: Features, teacher: Features, weights: Features | None
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor] | None]:
-    """Views (B, rows, entries) of both, and weights (B, rows), checked."""
+    """Checks the features and returns them as views (B, rows, entries), with the weights (B, rows)."""
     students, teachers = _as_list(student), _as_list(teacher)
     given = None if weights is None else _as_list(weights)
     check_levels(name, students, teachers)
     if given is not None and len(given) != len(students):
-        raise ValueError(f"{name}: {len(given)} weights for {len(students)} levels; expected one a level")
+        raise ValueError(f"{name}: {len(given)} weights for {len(students)} levels; expected one per level")
     for level, (ours, theirs) in enumerate(zip(students, teachers, strict=True)):
         check_pair(name, ours, theirs, weights=given[level] if given is not None else None)
         if ours.dim() != 4 or ours.shape != theirs.shape:
@@ -139,9 +129,9 @@ def _rows(
                 f"{name}: student is {tuple(ours.shape)}, teacher {tuple(theirs.shape)}; expected the same "
                 "(B, C, H, W)"
             )
-    row_weights = None if given is None else [
-        _row_weights(name, weight, ours) for weight, ours in zip(given, students, strict=True)
-    ]  # fmt: skip
+    row_weights = None
+    if given is not None:
+        row_weights = [_row_weights(name, weight, ours) for weight, ours in zip(given, students, strict=True)]
     over_channels = name == "pixel_wise_kl"
     return (
         [_softmaxes(features, over_channels) for features in students],
@@ -151,6 +141,7 @@ def _rows(
 
 
 def _row_weights(name: str, weights: Tensor, features: Tensor) -> Tensor:
+    """Returns the weights of a level as (B, rows): its channels, or its pixels."""
     batch, channels, height, width = features.shape
     if name == "channel_wise_kl":
         if tuple(weights.shape) in ((channels,), (batch, channels)):
@@ -164,29 +155,14 @@ def _row_weights(name: str, weights: Tensor, features: Tensor) -> Tensor:
 
 
 def _as_list(features: Features) -> list[Tensor]:
+    """Returns a tensor as a list of one level."""
     return [features] if isinstance(features, Tensor) else list(features)
 
 
 def _softmaxes(features: Tensor, over_channels: bool) -> Tensor:
-    """(B, C, H, W) -> (B, C, H * W), or its transpose: a view of NCHW and of channels-last memory."""
+    """Returns (B, C, H, W) as (B, C, H * W), or as its transpose; a view for contiguous and channels-last."""
     flat = features.flatten(2)
     return flat.transpose(1, 2) if over_channels else flat
-
-
-def _reference(
-    name: str, student: Features, teacher: Features, weights: Features | None, temperature: float
-) -> Tensor:
-    students, teachers, row_weights = _rows(name, student, teacher, weights)
-    losses = []
-    for level, (ours, theirs) in enumerate(zip(students, teachers, strict=True)):
-        ours = (widen(ours) / temperature).log_softmax(-1)
-        theirs = (widen(theirs) / temperature).log_softmax(-1)
-        divergence = temperature**2 * (theirs.exp() * (theirs - ours)).sum(-1)
-        weight = torch.ones_like(divergence) if row_weights is None else row_weights[level].to(divergence)
-        total = weight.sum()
-        counted = (divergence * weight).masked_fill(weight == 0, 0)
-        losses.append(counted.sum() / total.where(total > 0, 1))
-    return torch.stack(losses)
 
 
 @torch.library.register_fake("bevkd2::softmax_kl")
@@ -199,9 +175,8 @@ def _fake(
     temperature: float,
     need_grad: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    wide = torch.float64 if torch.float64 in {t.dtype for t in (*student, *teacher)} else torch.float32
     grads = [torch.empty_like(level) for level in student] if need_grad else []
-    return student[0].new_empty(len(student), dtype=wide), grads
+    return student[0].new_empty(len(student), dtype=arithmetic_dtype(*student, *teacher)), grads
 
 
 @torch.library.register_fake("bevkd2::softmax_kl_backward")
@@ -229,7 +204,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, list[Tensor]])
 
 
 def _backward(ctx: Any, grad_losses: Tensor | None, _: Any) -> tuple[Any, ...]:
-    refuse_second_derivative("softmax_kl")
+    refuse_second_derivative(_OP)
     none = [None] * ctx.levels
     grads: Any = none
     if grad_losses is not None and ctx.saved:
@@ -244,4 +219,3 @@ def _backward(ctx: Any, grad_losses: Tensor | None, _: Any) -> tuple[Any, ...]:
 
 
 torch.library.register_autograd("bevkd2::softmax_kl", _backward, setup_context=_setup_context)
-refuse_double_backward("softmax_kl_backward")

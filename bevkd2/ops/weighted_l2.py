@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import refuse_double_backward
-from .loss_arguments import check_levels
+from .arguments import check_levels
+from .gradients import gradients_in_forward, refuse_second_derivative, scaled_by_upstream
 from .precision import widen
-from .saved_gradients import gradients_in_forward, refuse_second_derivative, scaled_by_upstream
 
 _OP = "weighted_l2"
 Weights = Tensor | Sequence[Tensor | None] | None
@@ -235,11 +234,11 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, list[T
 
 
 def _backward(ctx: Any, upstream: Tensor | None, *unused: object) -> tuple:
+    refuse_second_derivative(_OP)
     none = [None] * ctx.levels  # for each list of tensors
     if upstream is None:
         return none, none, none, none, None, None, None
     if ctx.made:
-        refuse_second_derivative(_OP)
         return scaled_by_upstream(ctx.saved_tensors, upstream), none, none, none, None, None, None
     *tensors, scale, sums = ctx.saved_tensors
     student, teacher, pixels, channels = (
@@ -253,4 +252,3 @@ def _backward(ctx: Any, upstream: Tensor | None, *unused: object) -> tuple:
 
 
 torch.library.register_autograd("bevkd2::weighted_l2", _backward, setup_context=_setup_context)
-refuse_double_backward("weighted_l2_backward")

@@ -127,7 +127,7 @@ def test_sanitizers_watch_the_ops_but_no_graphs() -> None:
     watched = set(re.findall(r"::(test_\w+)", done.stdout))
     assert {
         "test_cuda_matches_the_reference",
-        "test_cuda_is_reproducible_where_torch_is_asked_to_be",
+        "test_cuda_is_reproducible_with_deterministic_algorithms",
         "test_cuda_matches_the_cpu_and_itself",
         "test_cuda_upstream_gradients",
         "test_suppression_on_cuda_is_the_cpus",

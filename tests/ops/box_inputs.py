@@ -1,11 +1,11 @@
-"""Boxes for tests; no shapely here, for machines with a GPU and without it."""
+"""Random boxes for tests; importable on machines without shapely."""
 
 import torch
 from torch import Tensor
 
 
 def random_boxes(n: int, seed: int, columns: int = 5, extent: float = 10) -> Tensor:
-    """Boxes that overlap often."""
+    """Returns (n, columns) float64 boxes that overlap often."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.rand((n, columns), generator=generator, dtype=torch.float64)
     dims = columns // 2

@@ -1,4 +1,4 @@
-"""What every form of deformable attention must do on a GPU."""
+"""Tests of every form of deformable attention on a GPU."""
 
 import dataclasses
 
@@ -14,12 +14,13 @@ from tests.ops.deform_attn_form import (
     assert_close,
     deterministic_algorithms,
     double,
+    outputs_of,
     run,
 )
 
 
 def cuda_inputs(inputs: Inputs, dtype: torch.dtype | None = None) -> Inputs:
-    """The same inputs on the GPU, value in `dtype`. Skips the test where there is no GPU."""
+    """Returns the inputs on the GPU, with value in ``dtype``. Skips the test if there is no GPU."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     moved = {k: v.cuda() if isinstance(v, Tensor) else v for k, v in inputs.items()}
@@ -40,7 +41,7 @@ class Cuda(DeformAttnForm):
 
     @pytest.mark.gpu
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-    def test_cuda_is_reproducible_where_torch_is_asked_to_be(self, dtype: torch.dtype) -> None:
+    def test_cuda_is_reproducible_with_deterministic_algorithms(self, dtype: torch.dtype) -> None:
         case = dataclasses.replace(SIZES["wide"], queries=500, variant=self.variants[0])
         inputs = cuda_inputs(self.make(case, torch.float32), dtype)
         fast = run(type(self).op, inputs)
@@ -53,15 +54,14 @@ class Cuda(DeformAttnForm):
     @pytest.mark.gpu
     @pytest.mark.parametrize("deterministic", [False, True])
     def test_cuda_graph_captures_forward_and_backward(self, deterministic: bool) -> None:
-        """A capture fails where an op waits for the device, and its replay has to see new inputs."""
+        """A capture fails if an op waits for the device, and its replay must read the new inputs."""
         inputs = cuda_inputs(
             self.make(dataclasses.replace(SIZES["wide"], variant=self.variants[0]), torch.float32)
         )
         value = inputs["value"].requires_grad_()
 
         def step() -> tuple[Tensor, Tensor]:
-            out = type(self).op(**inputs)
-            out = out[0] if isinstance(out, tuple) else out
+            out = outputs_of(type(self).op, inputs)[0]
             return out, torch.autograd.grad(out.square().sum(), value)[0]
 
         with deterministic_algorithms(deterministic):

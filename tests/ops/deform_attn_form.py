@@ -1,4 +1,4 @@
-"""One form of deformable attention under test: its sizes, its inputs, and what a call of it gives."""
+"""Sizes, inputs and results of one form of deformable attention under test."""
 
 import contextlib
 import dataclasses
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Sizes of one call."""
+    """Sizes of one call of a form."""
 
     levels: tuple[tuple[int, int], ...] = ((5, 7), (3, 2))
     batch: int = 2
@@ -39,20 +39,28 @@ Inputs = dict[str, Any]
 
 
 def double(inputs: Inputs) -> Inputs:
-    """The same inputs with every float in float64."""
+    """Returns the inputs with every floating tensor in float64."""
     return {
         k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()
     }
 
 
+def outputs_of(op: Callable, inputs: Inputs) -> tuple[Tensor, ...]:
+    """Calls a form and returns its output, and its weights if it returns any."""
+    result = op(**inputs)
+    if isinstance(result, Tensor):
+        return (result,)
+    output, weights = result
+    return (output,) if weights is None else (output, weights)
+
+
 def run(op: Callable, inputs: Inputs) -> dict[str, Tensor]:
-    """Outputs by number, and gradients by argument, for a fixed random gradient of each output."""
+    """Returns outputs by number and gradients by argument, for a fixed random gradient of each output."""
     leaves = {
         k: v.detach().clone().requires_grad_() if isinstance(v, Tensor) and v.is_floating_point() else v
         for k, v in inputs.items()
     }
-    outputs = op(**leaves)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    outputs = outputs_of(op, leaves)
     generator = torch.Generator().manual_seed(1)
     grads = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o) for o in outputs]
     torch.autograd.backward(outputs, grads)
@@ -64,7 +72,7 @@ def run(op: Callable, inputs: Inputs) -> dict[str, Tensor]:
 
 
 def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    """Close relative to the largest number of each result, which is how errors of sums behave."""
+    """Asserts that errors are small relative to the largest number of each result, as errors of sums are."""
     assert actual.keys() == expected.keys()
     for name, result in actual.items():
         assert result.shape == expected[name].shape, name
@@ -79,9 +87,9 @@ def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], toleran
 
 
 @contextlib.contextmanager
-def deterministic_algorithms(wanted: bool) -> Iterator[None]:
-    """torch.use_deterministic_algorithms for a while."""
-    torch.use_deterministic_algorithms(wanted)
+def deterministic_algorithms(enabled: bool) -> Iterator[None]:
+    """Sets ``torch.use_deterministic_algorithms`` inside the context."""
+    torch.use_deterministic_algorithms(enabled)
     try:
         yield
     finally:
@@ -89,31 +97,32 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
 
 
 class DeformAttnForm:
-    """Subclasses give the op, its reference, the names of the raw ops, and how to make inputs."""
+    """Base class of a form's tests; subclasses give the op, its reference, its raw name and its inputs."""
 
     op: ClassVar[Callable]
     reference: ClassVar[Callable]
     raw: ClassVar[str]
     locations: ClassVar[str]  # the argument that moves points: locations or offsets
     variants: ClassVar[tuple[str, ...]] = ("",)
-    variants_without_levels: ClassVar[tuple[str, ...]] = ("",)  # those that may have none
+    variants_without_levels: ClassVar[tuple[str, ...]] = ("",)  # variants that work with no level
     gradcheck_queries: ClassVar[int] = 1
 
     def make(self, case: Case, dtype: torch.dtype, seed: int = 0) -> Inputs:
-        """Inputs; points lie inside the map and up to a pixel beyond, never at a knot."""
+        """Returns inputs whose points lie inside the map and up to a pixel outside, never on a grid line."""
         raise NotImplementedError
 
     def place(self, case: Case, x: float, y: float) -> Inputs:
-        """float64 inputs whose points all lie at pixel (x, y) of their level."""
+        """Returns float64 inputs whose points all lie at pixel (x, y) of their level."""
         raise NotImplementedError
 
     def raw_arguments(self, inputs: Inputs) -> tuple:
-        """Arguments of the raw op for these inputs."""
+        """Returns the raw op's arguments for these inputs."""
         raise NotImplementedError
 
     def raw_backward_arguments(self, inputs: Inputs) -> tuple:
-        """Arguments of the raw backward op for these inputs."""
+        """Returns the raw backward op's arguments for these inputs."""
         raise NotImplementedError
 
     def cases(self, names: tuple[str, ...]) -> list[Case]:
+        """Returns the named sizes in every variant of the form."""
         return [dataclasses.replace(SIZES[name], variant=v) for name in names for v in self.variants]

@@ -1,4 +1,4 @@
-"""What every form of deformable attention must be to torch: autograd, compilation, autocast, errors."""
+"""Tests of every form of deformable attention with autograd, compilation, autocast and vmap."""
 
 import dataclasses
 import warnings
@@ -13,11 +13,19 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._functorch.aot_autograd import make_boxed_func
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.ops.deform_attn_form import SIZES, Case, DeformAttnForm, Inputs, deterministic_algorithms, run
+from tests.ops.deform_attn_form import (
+    SIZES,
+    Case,
+    DeformAttnForm,
+    Inputs,
+    deterministic_algorithms,
+    outputs_of,
+    run,
+)
 
 
 class Recorder(TorchDispatchMode):
-    """Keeps the names and arguments of the operators that run."""
+    """Records the names and arguments of the operators that run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +38,7 @@ class Recorder(TorchDispatchMode):
 
 class Framework(DeformAttnForm):
     @pytest.mark.filterwarnings("ignore:.*normalised coordinate")
-    def test_gradients_come_back_in_16_bits_where_inputs_are(self) -> None:
+    def test_gradients_of_16_bit_inputs_have_16_bits(self) -> None:
         inputs = self.make(SIZES["small"], torch.float32)
         inputs = {
             k: v.half() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()
@@ -44,8 +52,10 @@ class Framework(DeformAttnForm):
             inputs = self.make(case, torch.float64)
             floats = [k for k, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()]
 
-            def function(*tensors: Tensor, inputs: Inputs = inputs, floats: list[str] = floats) -> Tensor:
-                return type(self).op(**{**inputs, **dict(zip(floats, tensors, strict=True))})
+            def function(
+                *tensors: Tensor, inputs: Inputs = inputs, floats: list[str] = floats
+            ) -> tuple[Tensor, ...]:
+                return outputs_of(type(self).op, {**inputs, **dict(zip(floats, tensors, strict=True))})
 
             leaves = tuple(inputs[k].clone().requires_grad_() for k in floats)
             assert torch.autograd.gradcheck(function, leaves, atol=1e-6)
@@ -71,7 +81,7 @@ class Framework(DeformAttnForm):
             assert all(torch.equal(actual[name], expected[name]) for name in expected)
         assert backend.frame_count == 1
 
-    def test_compiled_backward_follows_the_wish_for_determinism(self) -> None:
+    def test_compiled_backward_follows_deterministic_algorithms(self) -> None:
         asked = []
 
         def record(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable:
@@ -83,30 +93,28 @@ class Framework(DeformAttnForm):
         backend = aot_autograd(fw_compiler=record)  # the backward graph's too
         compiled = torch.compile(type(self).op, fullgraph=True, backend=backend)
         inputs = self.make(SIZES["small"], torch.float32)
-        for wanted in (False, True):
-            with deterministic_algorithms(wanted):
+        for enabled in (False, True):
+            with deterministic_algorithms(enabled):
                 run(compiled, inputs)
         assert asked == [False, True]
 
-    def test_only_wanted_gradients_are_made(self) -> None:
+    def test_only_requested_gradients_are_computed(self) -> None:
         inputs = self.make(SIZES["small"], torch.float32)
         everything = run(type(self).op, inputs)
-        for wanted in (k for k, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()):
-            leaf = inputs[wanted].clone().requires_grad_()
-            outputs = type(self).op(**{**inputs, wanted: leaf})
-            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        for name in (k for k, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()):
+            leaf = inputs[name].clone().requires_grad_()
+            outputs = outputs_of(type(self).op, {**inputs, name: leaf})
             generator = torch.Generator().manual_seed(1)
             grads = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o) for o in outputs]
             used = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]
             torch.autograd.backward([o for o, _ in used], [g for _, g in used])
-            assert torch.equal(leaf.grad, everything[wanted]), wanted
+            assert torch.equal(leaf.grad, everything[name]), name
 
-    def test_gradients_of_any_layout(self) -> None:
-        """sum() hands back one number, expanded."""
+    def test_an_expanded_upstream_gradient_equals_a_contiguous_one(self) -> None:
+        """The gradient of ``sum`` is one number, expanded."""
         inputs = self.make(SIZES["wide"], torch.float32)
         inputs["value"].requires_grad_()
-        out = type(self).op(**inputs)
-        out = out[0] if isinstance(out, tuple) else out
+        out = outputs_of(type(self).op, inputs)[0]
         (actual,) = torch.autograd.grad(out.sum(), inputs["value"], retain_graph=True)
         (expected,) = torch.autograd.grad(out, inputs["value"], torch.ones_like(out))
         assert torch.equal(actual, expected)
@@ -115,21 +123,18 @@ class Framework(DeformAttnForm):
         inputs = self.make(SIZES["small"], torch.float64)
         floats = [k for k, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()]
         leaves = {k: inputs[k].clone().requires_grad_() for k in floats}
-        outputs = type(self).op(**{**inputs, **leaves})
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        outputs = outputs_of(type(self).op, {**inputs, **leaves})
         for output in outputs:
             used = ["attention_logits"] if output is not outputs[0] else floats
             for name in used:
-                (grad,) = torch.autograd.grad(output.square().sum(), leaves[name], create_graph=True)
-                with pytest.raises(RuntimeError, match=f"bevkd2::{self.raw}_backward has no second derivat"):
-                    torch.autograd.grad(grad.sum(), leaves[name])
+                with pytest.raises(RuntimeError, match=f"bevkd2::{self.raw} has no second derivative"):
+                    torch.autograd.grad(output.square().sum(), leaves[name], create_graph=True)
 
     def test_forward_mode_is_refused(self) -> None:
         inputs = self.make(SIZES["small"], torch.float64)
 
         def out(value: Tensor) -> Tensor:
-            result = type(self).op(**{**inputs, "value": value})
-            return result[0] if isinstance(result, tuple) else result
+            return outputs_of(type(self).op, {**inputs, "value": value})[0]
 
         with pytest.raises(RuntimeError, match=f"bevkd2::{self.raw} has no forward-mode derivative"):
             torch.func.jvp(out, (inputs["value"],), (inputs["value"],))
@@ -159,8 +164,8 @@ class Framework(DeformAttnForm):
         assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-    def test_only_normalised_coordinates_in_16_bits_are_warned_of(self, dtype: torch.dtype) -> None:
-        """Offsets in pixels, weights and logits, which autocast makes in 16 bits, are taken as they are."""
+    def test_only_16_bit_normalised_coordinates_are_warned_of(self, dtype: torch.dtype) -> None:
+        """Offsets in pixels, weights and logits may have 16 bits, as autocast computes them."""
         inputs = self.make(SIZES["wide"], torch.float32)
         normalised = "reference_points" if "reference_points" in inputs else "sampling_locations"
         for name, tensor in inputs.items():
@@ -181,16 +186,16 @@ class Framework(DeformAttnForm):
         with pytest.warns(UserWarning, match=f"{self.raw}: {normalised} is {dtype}"):
             type(self).op(**inputs)
 
-    def test_backward_asks_for_determinism_where_torch_does(self) -> None:
+    def test_backward_passes_on_deterministic_algorithms(self) -> None:
         inputs = self.make(SIZES["small"], torch.float32)
         asked = []
-        for wanted in (False, True):
-            with deterministic_algorithms(wanted), Recorder() as recorder:
+        for enabled in (False, True):
+            with deterministic_algorithms(enabled), Recorder() as recorder:
                 run(type(self).op, inputs)
             asked += [args[-1] for name, args in recorder.calls if name == f"{self.raw}_backward"]
         assert asked == [False, True]
 
-    def test_lists_of_sizes_need_no_look_at_the_device(self) -> None:
+    def test_lists_of_shapes_are_not_read_from_the_device(self) -> None:
         inputs = self.make(SIZES["small"], torch.float32)
         with Recorder() as recorder:
             run(type(self).op, inputs)

@@ -1,4 +1,4 @@
-"""What every form of deformable attention must do. A test file of an op subclasses DeformAttnTester."""
+"""Tests of every form of deformable attention; the test file of a form subclasses DeformAttnTester."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ SMALL = st.integers(1, 6)
 
 
 class DeformAttnTester(Framework, Cuda):
-    """Its results, against the reference in plain torch."""
+    """Compares the results of a form with its reference."""
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
     @pytest.mark.parametrize("size", SIZES)
@@ -68,7 +68,7 @@ class DeformAttnTester(Framework, Cuda):
 
     @pytest.mark.parametrize("dtype", GATE, ids=str)
     def test_relative_error_against_a_float64_oracle(self, dtype: torch.dtype) -> None:
-        """Of every result, gradients of locations in pixels, at maps as large as those in use."""
+        """Checks outputs and gradients (of locations in pixels) on maps as large as models use."""
         for variant in self.variants:
             inputs = self.make(dataclasses.replace(LARGE, variant=variant), torch.float32)
             inputs["value"] = inputs["value"].to(dtype)
@@ -82,14 +82,14 @@ class DeformAttnTester(Framework, Cuda):
                 assert error < GATE[dtype], (variant, name, error)
 
     @pytest.mark.parametrize("empty", ["batch", "queries", "heads", "width", "points"])
-    def test_empty(self, empty: str) -> None:
+    def test_empty_inputs_match_the_reference(self, empty: str) -> None:
         for variant in self.variants:
             case = dataclasses.replace(SIZES["small"], variant=variant, **{empty: 0})
             inputs = self.make(case, torch.float32)
             actual = run(type(self).op, inputs)
             assert_close(actual, run(type(self).reference, inputs), 1e-6)
 
-    def test_without_levels_everything_is_zero(self) -> None:
+    def test_results_without_levels_are_zero(self) -> None:
         for variant in self.variants_without_levels:
             inputs = self.make(dataclasses.replace(SIZES["small"], variant=variant, levels=()), torch.float32)
             results = run(type(self).op, inputs)
@@ -98,26 +98,26 @@ class DeformAttnTester(Framework, Cuda):
 
     @pytest.mark.parametrize("x", [-1.0, -0.75, -0.5, 0.0, 2.0, 5.5, 6.0, 6.5, 6.75, 7.0, 100.0])
     @pytest.mark.parametrize("y", [-1.0, -0.5, -0.25, 0.0, 4.0, 4.5, 4.75, 5.0])
-    def test_borders_and_knots(self, x: float, y: float) -> None:
+    def test_points_at_borders_and_on_grid_lines_match_the_reference(self, x: float, y: float) -> None:
         for case in self.cases(("small",)):
             inputs = self.place(dataclasses.replace(case, levels=((5, 7),)), x, y)
             actual, expected = run(type(self).op, inputs), run(type(self).reference, inputs)
             if x in (-1.0, 7.0, 100.0) or y in (-1.0, 5.0):
                 assert not actual["output 0"].any()
-            if x == int(x) or y == int(y):  # at a knot rounding decides which of two gradients it is
+            if x == int(x) or y == int(y):  # on a grid line rounding decides which of two gradients it is
                 actual = {k: v for k, v in actual.items() if k in ("output 0", "value")}
                 expected = {k: expected[k] for k in actual}
             assert_close(actual, expected, 1e-9)
 
     @pytest.mark.parametrize("x", [-1.0, -0.75, -0.5, 0.25, 0.5, 0.75, 1.0])
-    def test_borders_of_a_one_pixel_map(self, x: float) -> None:
+    def test_borders_of_a_one_pixel_map_match_the_reference(self, x: float) -> None:
         for case in self.cases(("small",)):
             inputs = self.place(dataclasses.replace(case, levels=((1, 1),)), x, 0.25)
             assert_close(run(type(self).op, inputs), run(type(self).reference, inputs), 1e-9)
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e30])
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-    def test_points_nowhere_count_as_outside(self, bad: float, dtype: torch.dtype) -> None:
+    def test_non_finite_points_count_as_outside(self, bad: float, dtype: torch.dtype) -> None:
         inputs = self.make(SIZES["long"], dtype)
         inputs[self.locations][..., 1::2, 0] = bad
         far = {**inputs, self.locations: inputs[self.locations].clone()}
@@ -137,7 +137,7 @@ class DeformAttnTester(Framework, Cuda):
         assert not actual["output 0"].any()
         assert not actual["value"].any()
 
-    def test_non_contiguous_inputs(self) -> None:
+    def test_non_contiguous_inputs_give_the_same_results(self) -> None:
         inputs = self.make(SIZES["wide"], torch.float32)
         strided = {
             k: v.movedim(0, -1).contiguous().movedim(-1, 0) if isinstance(v, Tensor) and v.dim() > 1 else v

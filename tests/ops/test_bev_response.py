@@ -1,4 +1,4 @@
-"""The compiled BEV response: values, gradients, memory layouts, dtypes, and what autograd asks of it."""
+"""BEV response loss: values, gradients, memory layouts, dtypes, autograd and compilation."""
 
 import itertools
 import re
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bevkd2.ops import bev_response_l2
-from bevkd2.ops.bev_response import bev_response_l2_reference
+from tests.ops.references import bev_response_l2_reference
 
 REDUCTIONS = ("sum", "cell", "mean", "norm")
 
@@ -55,7 +55,7 @@ def test_equals_the_reference(
     torch.testing.assert_close(ours, gradient(1.7 * expected, student), rtol=1e-4, atol=1e-7)
 
 
-def test_images_are_taken_as_they_lie() -> None:
+def test_image_layouts_equal_the_flat_layout() -> None:
     student, teacher = torch.randn(2, 6, 5, 7), torch.randn(2, 9, 5, 7)
     mask = torch.rand(2, 5, 7) < 0.5
     flat = bev_response_l2(
@@ -92,7 +92,9 @@ def test_gradcheck(reduction: str, adjacent: bool) -> None:
     ],
     ids=str,
 )
-def test_dtypes_may_differ(adjacent: bool, ours: torch.dtype, theirs: torch.dtype) -> None:
+def test_student_and_teacher_may_differ_in_dtype(
+    adjacent: bool, ours: torch.dtype, theirs: torch.dtype
+) -> None:
     student, teacher = pair(30, 20, 11, (adjacent, adjacent))
     student, teacher = student.detach().to(ours).requires_grad_(), teacher.to(theirs)
     with torch.autocast("cpu", torch.bfloat16):
@@ -104,8 +106,8 @@ def test_dtypes_may_differ(adjacent: bool, ours: torch.dtype, theirs: torch.dtyp
     torch.testing.assert_close(gradient(loss, student), gradient(expected, student).to(ours), **tolerance)
 
 
-def test_float16_gradients_fold_the_upstream_gradient_in() -> None:
-    """A loss scaler's 65536 on a 0.01-weighted mean whose own gradient float16 cannot hold."""
+def test_float16_gradients_include_the_loss_scale() -> None:
+    """Float16 cannot hold the gradient of the 0.01-weighted mean without the loss scaler's 65536."""
     student, teacher = (torch.randn(1, 20000, 32).half() for _ in range(2))
     student.requires_grad_()
     loss = 0.01 * bev_response_l2(student, teacher, reduction="mean")
@@ -116,7 +118,7 @@ def test_float16_gradients_fold_the_upstream_gradient_in() -> None:
     torch.testing.assert_close(scaled.float(), expected, rtol=2e-3, atol=6e-8)
 
 
-def test_a_graph_may_be_walked_again() -> None:
+def test_backward_may_run_again_on_a_retained_graph() -> None:
     student, teacher = pair()
     loss = bev_response_l2(student, teacher, reduction="norm")
     once = torch.autograd.grad(loss, student, retain_graph=True)[0].clone()
@@ -124,7 +126,7 @@ def test_a_graph_may_be_walked_again() -> None:
     assert torch.equal(gradient(loss, student), once)
 
 
-def test_nothing_is_kept_without_a_gradient() -> None:
+def test_nothing_is_saved_without_a_gradient() -> None:
     student, teacher = pair()
     for need_grad, samples in ((False, 0), (True, 2)):
         with torch.no_grad():
@@ -141,7 +143,7 @@ def test_nothing_is_kept_without_a_gradient() -> None:
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("adjacent", [False, True])
-def test_what_the_mask_leaves_out_may_be_nan(reduction: str, adjacent: bool) -> None:
+def test_cells_of_weight_zero_are_ignored_even_if_nan(reduction: str, adjacent: bool) -> None:
     student, teacher = pair(adjacent=(adjacent, adjacent))
     mask = half_of(21) > 0
     expected = bev_response_l2(student, teacher, mask, reduction=reduction)
@@ -155,7 +157,7 @@ def test_what_the_mask_leaves_out_may_be_nan(reduction: str, adjacent: bool) -> 
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_no_sample_no_cell_and_no_counted_cell(reduction: str) -> None:
+def test_loss_without_counted_cells_is_zero_with_a_graph(reduction: str) -> None:
     for shape in ((0, 5, 4), (2, 0, 4), (2, 5, 4)):
         student = torch.randn(shape, requires_grad=True)
         mask = torch.zeros(shape[:2], dtype=torch.bool)
@@ -164,7 +166,7 @@ def test_no_sample_no_cell_and_no_counted_cell(reduction: str) -> None:
         assert torch.equal(gradient(loss, student), torch.zeros(shape))
 
 
-def test_other_strides() -> None:
+def test_gradients_of_strided_students_equal_contiguous_ones() -> None:
     student, teacher = pair(30, 8, 8)
     expected = gradient(bev_response_l2(student, teacher, reduction="norm"), student)
     spread = torch.zeros(2, 30, 16)
@@ -176,7 +178,7 @@ def test_other_strides() -> None:
 
 
 @pytest.mark.parametrize("adjacent", [False, True])
-def test_thread_counts_agree_bitwise(adjacent: bool) -> None:
+def test_results_are_bitwise_equal_for_any_number_of_threads(adjacent: bool) -> None:
     student, teacher = pair(3000, 12, 20, (adjacent, adjacent))
     before, results = torch.get_num_threads(), []
     try:
@@ -199,7 +201,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.bevkd2.bev_response_l2_backward, saved)
 
 
-def test_compile() -> None:
+def test_compiles_in_one_graph_with_dynamic_shapes() -> None:
     compiled = torch.compile(bev_response_l2, fullgraph=True, dynamic=True, backend="aot_eager")
     for cells in (21, 34):
         student, teacher = pair(cells)
@@ -236,6 +238,6 @@ def test_second_derivatives_are_refused() -> None:
         ),
     ],
 )
-def test_errors_name_what_was_found(call: Callable, message: str) -> None:
+def test_errors_name_the_shapes_found(call: Callable, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         call()

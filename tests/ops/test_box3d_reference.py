@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from bevkd2.ops import batched_rotated_nms, box3d_iou, rotated_intersection, rotated_iou
-from bevkd2.ops.box3d_reference import (
+from tests.ops.box_inputs import random_boxes
+from tests.ops.references import (
     box3d_iou_reference,
     rotated_intersection_reference,
     rotated_iou_reference,
     rotated_nms_reference,
 )
-from tests.ops.box_inputs import random_boxes
 from tests.ops.test_box3d import polygon
 
 

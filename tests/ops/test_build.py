@@ -1,4 +1,4 @@
-"""What setup.py decides, and that the script that compiles CUDA runs."""
+"""Decisions of setup.py, and the script that compiles the CUDA sources."""
 
 import importlib.util
 import sys

@@ -1,4 +1,4 @@
-"""Weighted feature imitation: Eq. 4, levels in one call, and memory."""
+"""Weighted feature imitation: Eq. 4, several levels in one call, and memory."""
 
 import re
 from collections.abc import Callable
@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from bevkd2.ops import feature_l2
-from bevkd2.ops.feature_l2 import feature_l2_reference
+from tests.ops.references import feature_l2_reference
 
 SHAPES = [(2, 6, 9, 11), (2, 3, 5, 4), (2, 8, 1, 2)]
 
 
 def make(dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
-    """Student, teacher, weights and counted cells of three levels."""
+    """Returns student, teacher, weights and counted cells of three levels."""
     generator = torch.Generator().manual_seed(0)
     student, teacher = (
         [torch.randn(shape, generator=generator).to(dtype) for shape in SHAPES] for _ in range(2)
@@ -24,7 +24,7 @@ def make(dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], list[Tensor]
     return student, teacher, weights, torch.tensor([[80.0, 99.0], [20.0, 3.0], [0.0, 2.0]])
 
 
-def test_feature_distance_is_equation_4():
+def test_loss_is_equation_4():
     generator = torch.Generator().manual_seed(0)
     student, teacher = (
         torch.randn(2, 3, 4, 5, generator=generator),
@@ -48,7 +48,7 @@ def test_feature_distance_is_equation_4():
     torch.testing.assert_close(feature_l2(student, teacher), (student - teacher).square().mean())
 
 
-def test_what_weighs_nothing_may_be_nan_and_gets_no_gradient():
+def test_cells_of_weight_zero_are_ignored_even_if_nan():
     student = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
     teacher = torch.randn(1, 2, 3, 3, dtype=torch.float64)
     teacher[..., 2] = float("nan")
@@ -65,14 +65,14 @@ def test_half_precision_is_computed_in_float32():
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(90_000)
 
 
-def test_shapes_that_do_not_fit_are_named():
+def test_errors_name_the_shapes_found():
     with pytest.raises(ValueError, match=r"\(1, 2, 3, 3\), teacher \(1, 4, 3, 3\)"):
         feature_l2(torch.zeros(1, 2, 3, 3), torch.zeros(1, 4, 3, 3))
     with pytest.raises(ValueError, match=r"weights of level 0 are \(3, 3\)"):
         feature_l2(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3), torch.zeros(3, 3))
 
 
-def test_levels_in_one_call_are_the_levels_one_by_one() -> None:
+def test_levels_in_one_call_equal_separate_calls() -> None:
     student, teacher, weights, cells = make()
     losses = feature_l2(student, teacher, weights, cells)
     flat = feature_l2(student, teacher, torch.cat([w.flatten(1) for w in weights], 1), cells)
@@ -96,7 +96,7 @@ def test_gradients_match_the_reference(dtype: torch.dtype, layout: torch.memory_
     torch.testing.assert_close(leaf.grad.double(), twin.grad, rtol=tolerance, atol=1e-7)
 
 
-def test_channel_weights() -> None:
+def test_channel_weights_match_the_reference() -> None:
     student, teacher, weights, _ = make()
     channels = [torch.rand(6), None, torch.rand(2, 8)]
     losses = feature_l2(student, teacher, weights, channel_weights=channels)
@@ -109,7 +109,7 @@ def test_channel_weights() -> None:
     )
 
 
-def test_compiles_whole_with_dynamic_shapes() -> None:
+def test_compiles_in_one_graph_with_dynamic_shapes() -> None:
     @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
     def loss(student: list[Tensor], teacher: list[Tensor], weights: Tensor, cells: Tensor) -> Tensor:
         return feature_l2(student, teacher, weights, cells).mean()
@@ -124,7 +124,7 @@ def test_compiles_whole_with_dynamic_shapes() -> None:
 
 
 def allocated(step: Callable[[], object]) -> int:
-    """Bytes that torch allocates on the CPU while a step runs, freed or not."""
+    """Returns the bytes that torch allocates on the CPU while a step runs, freed or not."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         step()
     events = found.profiler.kineto_results.events()  # type: ignore[union-attr]
@@ -132,7 +132,7 @@ def allocated(step: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_a_step_allocates_one_tensor_of_the_student_s_size(layout: torch.memory_format) -> None:
+def test_a_step_allocates_one_tensor_of_student_size(layout: torch.memory_format) -> None:
     student = torch.randn(2, 64, 60, 50).to(memory_format=layout).requires_grad_()
     teacher = torch.randn(2, 64, 60, 50).to(memory_format=layout)
     weights = torch.rand(2, 60, 50)
@@ -143,7 +143,7 @@ def test_a_step_allocates_one_tensor_of_the_student_s_size(layout: torch.memory_
         assert allocated(lambda: feature_l2(student, teacher, weights)) < 0.05 * size
 
 
-def test_cells_of_another_shape_are_named() -> None:
+def test_cells_of_another_shape_are_refused() -> None:
     student, teacher, _, cells = make()
     with pytest.raises(ValueError, match=re.escape("cells are (2, 2) on cpu; expected (levels, B) = (3, 2)")):
         feature_l2(student, teacher, None, cells[:2])

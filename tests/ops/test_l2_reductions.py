@@ -1,3 +1,5 @@
+"""Reductions of the masked L2 losses against their definitions."""
+
 import re
 from collections.abc import Callable
 
@@ -12,7 +14,7 @@ REDUCTIONS = ("sum", "cell", "mean", "norm")
 
 
 def by_hand(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, reduction: str) -> float:
-    """The definitions, cell by cell."""
+    """Computes the reductions as they are defined, cell by cell."""
     cells, samples = [], [0.0] * student.shape[0]
     for index in mask.nonzero().tolist():
         difference = (student[tuple(index)] - teacher[tuple(index)]).double()
@@ -29,7 +31,9 @@ def by_hand(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, re
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 99), batch=st.integers(1, 3), share=st.sampled_from([0.0, 0.3, 1.0]))
-def test_reductions(reduction: str, seed: int, batch: int, share: float) -> None:
+def test_masked_and_attention_l2_equal_the_definitions(
+    reduction: str, seed: int, batch: int, share: float
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     student, teacher = torch.randn(2, batch, 5, 2, 3, 4, generator=generator)
     mask = torch.rand(batch, 5, generator=generator) < share
@@ -43,7 +47,7 @@ def test_reductions(reduction: str, seed: int, batch: int, share: float) -> None
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_bev_response(reduction: str) -> None:
+def test_bev_response_equals_the_definitions(reduction: str) -> None:
     student, teacher = torch.randn(2, 7, 6), torch.randn(2, 7, 10)
     mask = torch.rand(2, 7) < 0.5
     expected = by_hand(student.abs().mean(-1), teacher.abs().mean(-1), mask, reduction)
@@ -73,7 +77,7 @@ def test_no_counted_cell_gives_zero_with_a_graph(reduction: str) -> None:
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_equal_inputs_have_zero_gradient_not_nan(reduction: str) -> None:
+def test_gradient_of_equal_inputs_is_zero(reduction: str) -> None:
     student = torch.randn(2, 3, 4, requires_grad=True)
     loss = bev_response_l2(student, student.detach().clone(), reduction=reduction)
     loss.backward()
@@ -82,7 +86,7 @@ def test_equal_inputs_have_zero_gradient_not_nan(reduction: str) -> None:
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_what_the_mask_leaves_out_may_be_nan(reduction: str) -> None:
+def test_cells_of_weight_zero_are_ignored_even_if_nan(reduction: str) -> None:
     student, teacher = torch.randn(2, 2, 3, 4)
     mask = torch.tensor([[True, False, True], [True, True, False]])
     expected = masked_l2(student, teacher, mask, reduction=reduction)
@@ -102,7 +106,7 @@ def test_the_teacher_gets_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_arithmetic_is_float32(dtype: torch.dtype) -> None:
+def test_arithmetic_of_16_bit_inputs_is_float32(dtype: torch.dtype) -> None:
     student = torch.full((1, 10, 400), 10.0, dtype=dtype, requires_grad=True)  # the sum overflows float16
     with torch.autocast("cpu", torch.bfloat16):
         loss = masked_l2(student, torch.zeros_like(student), reduction="sum")
@@ -112,7 +116,7 @@ def test_arithmetic_is_float32(dtype: torch.dtype) -> None:
     assert student.grad.dtype == dtype
 
 
-def test_a_mask_of_weights_counts_cells_by_weight() -> None:
+def test_a_mask_of_weights_counts_cells_by_their_weight() -> None:
     student, teacher = torch.zeros(1, 3, 2), torch.ones(1, 3, 2)
     student[0, 1] = 3.0
     mask = torch.tensor([[0.5, 0.25, 0.0]])
@@ -145,6 +149,6 @@ def test_a_mask_of_weights_counts_cells_by_weight() -> None:
         ),
     ],
 )
-def test_errors_name_both_shapes(call: Callable, message: str) -> None:
+def test_errors_name_the_shapes_found(call: Callable, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         call()

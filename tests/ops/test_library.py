@@ -1,3 +1,5 @@
+"""Loading of the compiled libraries, and the choice of CPU kernels."""
+
 import os
 import re
 import shutil
@@ -18,7 +20,7 @@ PACKAGE = Path(bevkd2.__file__).parent
 BUILD_HINT = "`make build`, or `pip install --no-build-isolation -e .`"
 
 
-def test_the_package_without_its_library_says_how_to_build_it(tmp_path: Path) -> None:
+def test_import_without_the_library_says_how_to_build_it(tmp_path: Path) -> None:
     copy = tmp_path / "bevkd2"
     copy.mkdir()
     shutil.copy(PACKAGE / "__init__.py", copy)
@@ -51,7 +53,7 @@ def test_cuda_tensors_without_the_cuda_library_are_refused(monkeypatch: pytest.M
 
 
 def test_plain_and_avx2_kernels_agree(tmp_path: Path) -> None:
-    """The plain kernels in another process, these ones in this."""
+    """Runs the plain kernels in another process and those of this CPU here."""
     script = (
         "import sys, torch\n"
         "from tests.ops.test_library import fused_cases\n"
@@ -72,7 +74,7 @@ def test_plain_and_avx2_kernels_agree(tmp_path: Path) -> None:
 
 
 def fused_cases() -> dict[str, list[dict[str, torch.Tensor]]]:
-    """Results of the fused op by value dtype."""
+    """Returns results of the fused op by the dtype of value."""
     cases: list[Case] = [SIZES["wide"], SIZES["odd"], SIZES["long"]]
     results = {}
     for dtype in (torch.float32, torch.float16, torch.bfloat16):

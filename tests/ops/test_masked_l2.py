@@ -1,4 +1,4 @@
-"""Masked and attention L2 of one tensor and of several; test_l2_reductions has the definitions by hand."""
+"""Masked and attention L2 of one tensor and of several, against the reference."""
 
 import re
 from typing import Any, get_args
@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bevkd2.ops import attention_l2, masked_l2
-from bevkd2.ops.l2_reductions import Reduction
-from bevkd2.ops.masked_l2 import masked_l2_reference
+from bevkd2.ops import Reduction, attention_l2, masked_l2
+from tests.ops.references import masked_l2_reference
 
 REDUCTIONS = get_args(Reduction)
 
@@ -39,7 +38,7 @@ def test_masks_of_any_dimensions_match_the_reference(dims: int | None, reduction
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
-def test_dtypes(dtype: torch.dtype, reduction: Any) -> None:
+def test_losses_and_gradients_of_any_dtype_match_the_reference(dtype: torch.dtype, reduction: Any) -> None:
     student, teacher = make((2, 9, 2, 4, 3), dtype)
     mask = torch.rand(2, 9) > 0.3
     leaf, twin = student.clone().requires_grad_(), student.double().requires_grad_()
@@ -52,7 +51,7 @@ def test_dtypes(dtype: torch.dtype, reduction: Any) -> None:
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_several_layers_in_one_call_are_the_layers_one_by_one(reduction: Any) -> None:
+def test_layers_in_one_call_equal_separate_calls(reduction: Any) -> None:
     layers = [make((2, 9, 2, 4, 3)), make((2, 9, 4, 1, 2), seed=1)]
     mask = torch.rand(2, 9) > 0.3
     losses = attention_l2([s for s, _ in layers], [t for _, t in layers], mask, reduction=reduction)
@@ -61,7 +60,7 @@ def test_several_layers_in_one_call_are_the_layers_one_by_one(reduction: Any) ->
         assert torch.equal(loss, attention_l2(student, teacher, mask, reduction=reduction))
 
 
-def test_numbers_of_cameras_as_the_mask_sum_over_the_visible_pairs() -> None:
+def test_a_mask_of_camera_counts_sums_over_the_visible_pairs() -> None:
     student, teacher = make((2, 9, 2, 4, 3))
     seen = torch.rand(2, 6, 9, generator=torch.Generator().manual_seed(1)) > 0.6  # (B, cameras, queries)
     pairs = seen.nonzero()
@@ -74,7 +73,7 @@ def test_numbers_of_cameras_as_the_mask_sum_over_the_visible_pairs() -> None:
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_compiles_whole_with_dynamic_shapes(reduction: Any) -> None:
+def test_compiles_in_one_graph_with_dynamic_shapes(reduction: Any) -> None:
     @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
     def loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
         return attention_l2(student, teacher, mask, reduction=reduction) * 3
@@ -87,7 +86,7 @@ def test_compiles_whole_with_dynamic_shapes(reduction: Any) -> None:
     torch.testing.assert_close(compiled, eager)
 
 
-def test_features_whose_pixels_lie_together_are_read_as_they_are() -> None:
+def test_transposed_features_equal_contiguous_ones() -> None:
     student, teacher = make((2, 8, 30))  # (B, C, pixels)
     mask = torch.rand(2, 30) > 0.3
     leaf = student.clone().requires_grad_()
@@ -97,7 +96,7 @@ def test_features_whose_pixels_lie_together_are_read_as_they_are() -> None:
     assert torch.equal(leaf.grad, expected.grad.transpose(1, 2))
 
 
-def test_errors_say_what_was_expected() -> None:
+def test_errors_name_what_was_found() -> None:
     student, teacher = make((2, 3, 4))
     with pytest.raises(ValueError, match="one of student and teacher is a list"):
         masked_l2([student], teacher, reduction="sum")

@@ -1,3 +1,5 @@
+"""Deformable attention, drop-in form."""
+
 import re
 from typing import Any
 
@@ -7,18 +9,19 @@ from torch.nn import functional as F
 
 from bevkd2.ops import ms_deform_attn
 from bevkd2.ops.arguments import level_starts
-from bevkd2.ops.ms_deform_attn import ms_deform_attn_reference
 from tests.ops.deform_attn_tester import Case, DeformAttnTester, Inputs, assert_close, run
+from tests.ops.references import ms_deform_attn_reference
 
 
 def make_inputs(case: Case, dtype: torch.dtype, seed: int = 0) -> Inputs:
+    """Returns random inputs of the drop-in form; see ``DeformAttnForm.make``."""
     generator = torch.Generator().manual_seed(seed)
     pixels = sum(h * w for h, w in case.levels)
     shape = (case.batch, case.queries, case.heads, len(case.levels), case.points)
     sizes = torch.tensor([[w, h] for h, w in case.levels], dtype=dtype).view(-1, 1, 2)
     pixel = torch.rand(*shape, 2, generator=generator, dtype=dtype) * (sizes + 2) - 1.5
-    near_knot = (pixel - pixel.round()).abs() < 1e-2
-    pixel = pixel + near_knot * 0.05
+    near_grid_line = (pixel - pixel.round()).abs() < 1e-2
+    pixel = pixel + near_grid_line * 0.05
     return {
         "value": torch.randn(case.batch, pixels, case.heads, case.width, generator=generator, dtype=dtype),
         "spatial_shapes": list(case.levels),
@@ -67,8 +70,8 @@ def test_reference_agrees_with_grid_sample() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
-def test_the_signature_of_2020(dtype: torch.dtype) -> None:
-    """Sizes as tensors, and a last argument that need not divide the batch."""
+def test_shapes_may_be_tensors_and_im2col_step_is_ignored(dtype: torch.dtype) -> None:
+    """Callers of the signature of 2020 pass both; im2col_step need not divide the batch."""
     inputs = make_inputs(Case(batch=3), torch.float32)
     shapes, starts = torch.tensor(inputs["spatial_shapes"], dtype=dtype), torch.tensor([0, 35], dtype=dtype)
     locations, weights = inputs["sampling_locations"], inputs["attention_weights"]
@@ -76,7 +79,7 @@ def test_the_signature_of_2020(dtype: torch.dtype) -> None:
     assert torch.equal(out, ms_deform_attn(**inputs))
 
 
-def test_a_start_may_be_given_as_a_number() -> None:
+def test_level_starts_may_be_a_list() -> None:
     inputs = make_inputs(Case(), torch.float32)
     assert torch.equal(ms_deform_attn(**{**inputs, "level_start_index": [0, 35]}), ms_deform_attn(**inputs))
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels of deformable attention, run by the emulation, against the CPU ops."""
+"""CUDA kernels of deformable attention, run by the CPU emulation, against the CPU ops."""
 
 import dataclasses
 import itertools
@@ -26,8 +26,8 @@ EXTREMES = {
 
 
 def call(op: Any, arguments: tuple) -> tuple[Tensor, ...]:
-    """The op's tensors; what it leaves out of an output is NaN."""
-    torch.use_deterministic_algorithms(True)  # fills what new_empty gives
+    """Returns the op's outputs; elements that it does not write are NaN."""
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
     try:
         result = op(*arguments)
     finally:
@@ -36,7 +36,7 @@ def call(op: Any, arguments: tuple) -> tuple[Tensor, ...]:
 
 
 def assert_same(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...], tolerance: float) -> None:
-    """Relative to the largest number of each tensor."""
+    """Asserts that errors are small relative to the largest number of each tensor."""
     for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
         assert a.shape == e.shape, i
         assert a.dtype == e.dtype, i
@@ -47,7 +47,7 @@ def assert_same(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...], tolera
 def backward_arguments(
     tester: DeformAttnTester, inputs: Inputs, deterministic: bool = False, needs: tuple[bool, ...] = ()
 ) -> tuple:
-    """The raw backward op's, with random gradients; every gradient is wanted unless `needs` says."""
+    """Returns the raw backward op's arguments with random gradients; ``needs`` limits the outputs."""
     arguments = list(tester.raw_backward_arguments(inputs))
     flags = 3 if tester.raw == "ms_deform_attn" else 4
     arguments[-1 - flags :] = [*(needs or (True,) * flags), deterministic]
@@ -60,7 +60,7 @@ def backward_arguments(
 
 
 def check(emulated: Any, tester: DeformAttnTester, inputs: Inputs, dtype: torch.dtype) -> None:
-    """Forward and backward of one call."""
+    """Compares forward and backward of one call, the backward in both modes."""
     inputs = {**inputs, "value": inputs["value"].to(dtype)}
     backward = f"{tester.raw}_backward"
     for name, arguments in (
@@ -89,14 +89,14 @@ def test_matches_the_cpu(emulated: Any, form: str, size: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("size", EXTREMES)
-def test_extreme_sizes(emulated: Any, size: str, dtype: torch.dtype) -> None:
+def test_extreme_sizes_match_the_cpu(emulated: Any, size: str, dtype: torch.dtype) -> None:
     for tester in (Fused(), Ragged()):
         case = dataclasses.replace(EXTREMES[size], variant="pillar" if isinstance(tester, Fused) else "")
         check(emulated, tester, tester.make(case, torch.float32), dtype)
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_any_sizes(emulated: Any, seed: int) -> None:
+def test_random_sizes_match_the_cpu(emulated: Any, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
 
     def number(low: int, high: int) -> int:
@@ -111,7 +111,7 @@ def test_any_sizes(emulated: Any, seed: int) -> None:
         check(emulated, tester, tester.make(case, torch.float32, seed), torch.float32)
 
 
-def test_up_to_six_rows_a_query(emulated: Any) -> None:
+def test_up_to_six_rows_per_query_match_the_cpu(emulated: Any) -> None:
     counts = torch.tensor([0, 6, 1, 0, 0, 4, 2, 5, 1, 3])
     rows = int(counts.sum())
     inputs = Ragged().make(Case(batch=6, queries=len(counts), heads=4, width=16), torch.float32)
@@ -121,7 +121,7 @@ def test_up_to_six_rows_a_query(emulated: Any) -> None:
     check(emulated, Ragged(), inputs, torch.float32)
 
 
-def test_rows_that_no_query_has_get_no_gradient(emulated: Any) -> None:
+def test_rows_without_a_query_get_no_gradient(emulated: Any) -> None:
     inputs = Ragged().make(Case(queries=2), torch.float32)
     inputs["row_splits"] = torch.tensor([0, 0, 1])
     inputs["row_value"] = torch.zeros(3, dtype=torch.int64)
@@ -134,7 +134,7 @@ def test_rows_that_no_query_has_get_no_gradient(emulated: Any) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_subset_of_gradients(emulated: Any, form: str) -> None:
+def test_every_subset_of_gradients_matches_the_cpu(emulated: Any, form: str) -> None:
     tester = FORMS[form]()
     inputs = tester.make(SIZES["small"], torch.float32)
     op = getattr(emulated, f"{tester.raw}_backward")
@@ -146,7 +146,7 @@ def test_every_subset_of_gradients(emulated: Any, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_borders_and_knots(emulated: Any, form: str) -> None:
+def test_points_at_borders_and_on_grid_lines_match_the_cpu(emulated: Any, form: str) -> None:
     tester = FORMS[form]()
     case = Case(levels=((5, 7),), queries=2, variant=tester.variants[0])
     for x, y in itertools.product(
@@ -157,7 +157,7 @@ def test_borders_and_knots(emulated: Any, form: str) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e30])
 @pytest.mark.parametrize("form", FORMS)
-def test_points_nowhere(emulated: Any, form: str, bad: float) -> None:
+def test_non_finite_points_match_the_cpu(emulated: Any, form: str, bad: float) -> None:
     tester = FORMS[form]()
     inputs = tester.make(SIZES["wide"], torch.float32)
     inputs[tester.locations][..., 1::2, 0] = bad
@@ -177,14 +177,14 @@ def test_points_outside_read_no_value(emulated: Any, form: str) -> None:
 
 @pytest.mark.parametrize("empty", ["batch", "queries", "heads", "width", "points"])
 @pytest.mark.parametrize("form", FORMS)
-def test_empty(emulated: Any, form: str, empty: str) -> None:
+def test_empty_inputs_match_the_cpu(emulated: Any, form: str, empty: str) -> None:
     tester = FORMS[form]()
     for variant in tester.variants:
         case = dataclasses.replace(SIZES["small"], variant=variant, **{empty: 0})
         check(emulated, tester, tester.make(case, torch.float32), torch.float32)
 
 
-def test_addresses_that_packs_do_not_fit(emulated: Any) -> None:
+def test_unaligned_memory_matches_the_cpu(emulated: Any) -> None:
     inputs = Plain().make(SIZES["wide"], torch.float32)
     expected = call(emulated.ms_deform_attn, Plain().raw_arguments(inputs))
     storage = torch.zeros(inputs["value"].numel() + 1)
@@ -202,7 +202,7 @@ def ordered(monkeypatch: pytest.MonkeyPatch, op: Any, arguments: tuple, seed: in
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("form", FORMS)
-def test_only_values_gradient_depends_on_the_order_and_not_where_it_may_not(
+def test_only_the_gradient_of_value_depends_on_thread_order(
     emulated: Any, monkeypatch: pytest.MonkeyPatch, form: str, dtype: torch.dtype
 ) -> None:
     tester = FORMS[form]()
@@ -226,7 +226,7 @@ def test_only_values_gradient_depends_on_the_order_and_not_where_it_may_not(
 
 @pytest.mark.parametrize("size", [1e-30, 1e-4, 1e4, 1e30])
 @pytest.mark.parametrize("form", FORMS)
-def test_fixed_point_fits_any_size_of_gradient(emulated: Any, form: str, size: float) -> None:
+def test_fixed_point_holds_gradients_of_any_magnitude(emulated: Any, form: str, size: float) -> None:
     tester = FORMS[form]()
     inputs = tester.make(Case(levels=((3, 4),), queries=40, width=4), torch.float32)
     grad_out, *others = backward_arguments(tester, inputs, True)
@@ -239,7 +239,7 @@ def test_fixed_point_fits_any_size_of_gradient(emulated: Any, form: str, size: f
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["gradient", "logits"])
-def test_fixed_point_says_nan_where_a_gradient_is_not_finite(emulated: Any, where: str, bad: float) -> None:
+def test_fixed_point_gives_nan_if_a_gradient_is_not_finite(emulated: Any, where: str, bad: float) -> None:
     inputs = Fused().make(dataclasses.replace(SIZES["small"], variant="levels"), torch.float32)
     if where == "logits":
         inputs["attention_logits"][0, 0, 0, 0, 0] = bad
@@ -262,7 +262,7 @@ def test_fixed_point_says_nan_where_a_gradient_is_not_finite(emulated: Any, wher
         ({"row_value": torch.full((7,), -1)}, "row_value out of range"),
     ],
 )
-def test_bad_rows_end_the_kernel(emulated: Any, change: Inputs, message: str, backward: bool) -> None:
+def test_bad_rows_stop_the_kernel(emulated: Any, change: Inputs, message: str, backward: bool) -> None:
     raw = Ragged().raw_arguments({**Ragged().make(Case(), torch.float32), **change})
     with pytest.raises(RuntimeError, match=message):
         if backward:
@@ -277,8 +277,8 @@ def test_too_many_levels_are_refused(emulated: Any) -> None:
         emulated.ms_deform_attn(*Plain().raw_arguments(inputs))
 
 
-def test_addresses_beyond_32_bits(emulated: Any) -> None:
-    """4.8 GB of value, of which only four pixels are ever touched, and so have memory."""
+def test_addresses_beyond_32_bits_match_the_cpu(emulated: Any) -> None:
+    """Value has 4.8 GB, of which only four pixels are touched and so take memory."""
     height, width, channels = 4096, 8192, 72
     value = torch.empty(1, height * width, 1, channels, dtype=torch.bfloat16)
     last = height * width - 1

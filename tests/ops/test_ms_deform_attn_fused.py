@@ -1,3 +1,5 @@
+"""Deformable attention from reference points, offsets and logits."""
+
 import re
 from typing import Any
 
@@ -5,8 +7,8 @@ import pytest
 import torch
 
 from bevkd2.ops import ms_deform_attn_fused
-from bevkd2.ops.ms_deform_attn_fused import ms_deform_attn_fused_reference
 from tests.ops.deform_attn_tester import Case, DeformAttnTester, Inputs, run
+from tests.ops.references import ms_deform_attn_fused_reference
 from tests.ops.test_ms_deform_attn import make_inputs
 
 
@@ -19,7 +21,7 @@ class TestMSDeformAttnFused(DeformAttnTester):
     variants_without_levels = ("shared", "pillar")
 
     def make(self, case: Case, dtype: torch.dtype, seed: int = 0) -> Inputs:
-        """Offsets are chosen so that the points lie where the drop-in form's do."""
+        """Returns inputs whose points lie where those of the drop-in form do."""
         plain = make_inputs(case, dtype, seed)
         generator = torch.Generator().manual_seed(seed + 1)
         levels, points = len(case.levels), case.points
@@ -84,7 +86,9 @@ def test_returned_weights_are_the_softmax_over_levels_and_points() -> None:
     out, weights = ms_deform_attn_fused(**inputs)
     expected = inputs["attention_logits"].flatten(-2).softmax(-1).view_as(weights)
     torch.testing.assert_close(weights, expected)
-    assert torch.equal(ms_deform_attn_fused(**{**inputs, "return_weights": False}), out)
+    out_alone, no_weights = ms_deform_attn_fused(**{**inputs, "return_weights": False})
+    assert torch.equal(out_alone, out)
+    assert no_weights is None
 
 
 def test_the_output_is_the_mean_over_the_queues_of_a_sample() -> None:
@@ -97,8 +101,8 @@ def test_the_output_is_the_mean_over_the_queues_of_a_sample() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("variant", TestMSDeformAttnFused.variants)
-def test_references_nowhere_have_no_points(variant: str, bad: float) -> None:
-    """A point behind a camera projects to anywhere."""
+def test_points_of_non_finite_references_are_outside(variant: str, bad: float) -> None:
+    """A point behind a camera may project to NaN or infinity."""
     inputs = TestMSDeformAttnFused().make(Case(variant=variant, points=4), torch.float32)
     inputs["reference_points"][:, 1::2, 0, 0] = bad
     far = {**inputs, "reference_points": inputs["reference_points"].nan_to_num(-1e4, -1e4, -1e4)}
@@ -108,7 +112,7 @@ def test_references_nowhere_have_no_points(variant: str, bad: float) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*normalised coordinate")
-def test_weights_are_float32_beside_16_bit_everything() -> None:
+def test_weights_are_float32_if_all_inputs_have_16_bits() -> None:
     inputs = {k: v.bfloat16() if isinstance(v, torch.Tensor) else v for k, v in make().items()}
     out, weights = ms_deform_attn_fused(**inputs)
     assert (out.dtype, weights.dtype) == (torch.bfloat16, torch.float32)
@@ -126,7 +130,7 @@ def test_a_loss_on_the_weights_alone_reaches_the_logits() -> None:
     assert value.grad is None or not value.grad.any()
 
 
-def test_extreme_logits() -> None:
+def test_extreme_logits_give_a_finite_softmax() -> None:
     inputs = make()
     inputs["attention_logits"][..., 0, 0] = 200.0
     inputs["attention_logits"][..., 1, 1] = -float("inf")
@@ -135,7 +139,7 @@ def test_extreme_logits() -> None:
     assert not weights[..., 1, 1].any()
 
 
-def test_nan_logits_stay_visible() -> None:
+def test_nan_logits_give_nan_in_their_own_output_only() -> None:
     inputs = make()
     inputs["attention_logits"][0, 0, 0, 0, 0] = float("nan")
     out, weights = ms_deform_attn_fused(**inputs)
@@ -147,7 +151,7 @@ def test_nan_logits_stay_visible() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"reference_points": torch.zeros(2, 6, 3, 2)}, "expected 1 or 2 references, one a level"),
+        ({"reference_points": torch.zeros(2, 6, 3, 2)}, "expected 1 or 2 references, one per level"),
         ({"reference_points": torch.zeros(2, 6, 2, 3)}, "reference_points is (2, 6, 2, 3)"),
         ({"reference_points": torch.zeros(2, 5, 2, 2)}, "expected (2, 6) + (R, 2 or 4)"),
         ({"reference_mode": "pillar", "reference_points": torch.zeros(2, 6, 2, 4)}, "not boxes"),
@@ -168,7 +172,7 @@ def test_errors_name_what_was_found(change: dict[str, Any], message: str) -> Non
     ("position", "wrong", "message"),
     [
         (2, torch.zeros(2, 5, 2, 2), "reference_points do not fit"),  # one query too few
-        (2, torch.zeros(2, 6, 3, 2), "reference_points do not fit"),  # neither one nor one a level
+        (2, torch.zeros(2, 6, 3, 2), "reference_points do not fit"),  # neither one nor one per level
         (2, torch.zeros(2, 6, 2, 3), "reference_points do not fit"),
         (2, torch.zeros(12, 2, 2), "reference_points do not fit"),
         (0, torch.zeros(1, 41, 2, 8), "different batch sizes"),

@@ -1,3 +1,5 @@
+"""Deformable attention over visible (camera, query) pairs."""
+
 import re
 from typing import Any
 
@@ -5,8 +7,8 @@ import pytest
 import torch
 
 from bevkd2.ops import ms_deform_attn_fused, ms_deform_attn_ragged
-from bevkd2.ops.ms_deform_attn_ragged import ms_deform_attn_ragged_reference
 from tests.ops.deform_attn_tester import Case, DeformAttnTester, Inputs, run
+from tests.ops.references import ms_deform_attn_ragged_reference
 from tests.ops.test_ms_deform_attn import make_inputs
 
 HEIGHTS = 2
@@ -20,7 +22,7 @@ class TestMSDeformAttnRagged(DeformAttnTester):
     gradcheck_queries = 3  # with 0, 1 and 2 rows
 
     def make(self, case: Case, dtype: torch.dtype, seed: int = 0) -> Inputs:
-        """Queries have 0 to 3 rows, in any order of value batches; `batch` is value's."""
+        """Returns inputs whose queries have 0 to 3 rows each, of random entries of value."""
         plain = make_inputs(case, dtype, seed)
         generator = torch.Generator().manual_seed(seed + 1)
         counts = torch.tensor([0, 1, 2, 3, 1, 0]).repeat(case.queries)[: case.queries]
@@ -63,7 +65,7 @@ def make(**change: Any) -> Inputs:
     return {**TestMSDeformAttnRagged().make(Case(), torch.float32), **change}
 
 
-def test_queries_without_rows_give_zero_and_still_their_weights() -> None:
+def test_queries_without_rows_give_zero_and_their_weights() -> None:
     inputs = make()
     logits = inputs["attention_logits"].requires_grad_()
     out, weights = ms_deform_attn_ragged(**inputs)
@@ -76,8 +78,8 @@ def test_queries_without_rows_give_zero_and_still_their_weights() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_references_nowhere_have_no_points(bad: float) -> None:
-    """A point behind a camera projects to anywhere."""
+def test_points_of_non_finite_references_are_outside(bad: float) -> None:
+    """A point behind a camera may project to NaN or infinity."""
     inputs = make()
     inputs["reference_points"][1::2, 0, 0] = bad
     far = {**inputs, "reference_points": inputs["reference_points"].nan_to_num(-1e4, -1e4, -1e4)}
@@ -86,15 +88,15 @@ def test_references_nowhere_have_no_points(bad: float) -> None:
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
-def test_one_row_a_query_is_the_fused_op() -> None:
+def test_one_row_per_query_equals_the_fused_op() -> None:
     batch, queries = 3, 4
     case = Case(batch=batch, queries=batch * queries)
     inputs = {**TestMSDeformAttnRagged().make(case, torch.float32), "return_weights": False}
     inputs["reference_points"] = torch.rand(batch * queries, HEIGHTS, 2)
     inputs["row_splits"] = torch.arange(batch * queries + 1)
     inputs["row_value"] = torch.arange(batch).repeat_interleave(queries)
-    out = ms_deform_attn_ragged(**inputs)
-    fused = ms_deform_attn_fused(
+    out, weights = ms_deform_attn_ragged(**inputs)
+    fused, _ = ms_deform_attn_fused(
         inputs["value"],
         inputs["spatial_shapes"],
         *(
@@ -104,6 +106,7 @@ def test_one_row_a_query_is_the_fused_op() -> None:
         reference_mode="pillar",
     )
     assert torch.equal(out, fused.flatten(0, 1))
+    assert weights is None
 
 
 @pytest.mark.parametrize(

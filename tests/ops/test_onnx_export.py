@@ -1,4 +1,4 @@
-"""The composites are tested as plain torch functions, in all variants; a few of them in ONNX Runtime."""
+"""The ONNX composites as torch functions, in all variants, and some of them in ONNX Runtime."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_composites_equal_the_ops(form: type[DeformAttnTester], size: str, dtype
         torch.testing.assert_close(onnx_decompositions()[op](*arguments), op(*arguments))
 
 
-def test_composite_of_overlapping_levels() -> None:
+def test_the_composite_of_overlapping_levels_equals_the_op() -> None:
     arguments = list(DropIn().raw_arguments(DropIn().make(SIZES["small"], torch.float64)))
     arguments[2] = [3, 0]
     op = torch.ops.bevkd2.ms_deform_attn.default
@@ -121,7 +121,7 @@ BATCH, QUERIES = {0: Dim.AUTO}, {0: Dim.AUTO, 1: Dim.AUTO}
         (SpatialModule, spatial_inputs, (QUERIES, BATCH, BATCH, BATCH, BATCH)),
     ],
 )
-def test_onnx_runtime_gives_the_output_of_the_op_for_any_batch(
+def test_onnx_runtime_equals_the_op_for_any_batch(
     module: type[nn.Module], inputs: Any, dynamic_shapes: Any, tmp_path: Path
 ) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
@@ -137,7 +137,7 @@ def test_onnx_runtime_gives_the_output_of_the_op_for_any_batch(
 
 
 def run_onnx(path: Path, arguments: Sequence[Tensor]) -> list[Tensor]:
-    """Runs a graph, which must consist of standard operators."""
+    """Runs a graph and asserts that it consists of standard operators."""
     import onnx
     import onnxruntime
 

@@ -1,4 +1,4 @@
-"""Weights of cells drawn from boxes and geometry, against the plain-torch reference and by hand."""
+"""Pixel weights, against the reference and against values by hand."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bevkd2.ops import BoxMask, Occlusion, Perspective, draw_weights, feature_l2, pack_boxes
-from bevkd2.ops.pixel_weights_reference import draw_weights_reference
+from tests.ops.references import draw_weights_reference
 
 SHAPES, STRIDES = ((13, 22), (7, 11), (2, 3)), (8, 16, 64)
 SIZES = torch.tensor([[100.0, 170.0], [104.0, 176.0], [61.0, 90.0]])
@@ -26,7 +26,7 @@ KINDS = [
 
 
 def pixel_boxes(seed: int = 0) -> tuple[Tensor, Tensor]:
-    """x1, y1, x2, y2 of three samples, the second without boxes; some reach out of the image."""
+    """Returns x1, y1, x2, y2 of three samples, the second without boxes; some reach beyond the image."""
     generator = torch.Generator().manual_seed(seed)
     boxes = []
     for count in (6, 0, 3):
@@ -37,7 +37,7 @@ def pixel_boxes(seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def bev_boxes(seed: int = 0, batch: tuple[int, ...] = (7, 0, 2)) -> tuple[Tensor, Tensor]:
-    """x, y, length, width, angle in metres; small ones too, and some outside of the grid."""
+    """Returns x, y, length, width, angle in metres, of any size; some boxes lie outside of the grid."""
     generator = torch.Generator().manual_seed(seed)
     boxes = []
     for count in batch:
@@ -64,7 +64,7 @@ def image(**parts: Any) -> dict[str, Any]:
     [None, Perspective(), Perspective(1.0, (0.2, 0.9), (0.3, 0.6))],
     ids=["none", "paper", "other"],
 )
-def test_geometry(perspective: Perspective | None) -> None:
+def test_perspective_and_occlusion_match_the_reference(perspective: Perspective | None) -> None:
     assert_equal(image(perspective=perspective))
     boxes, splits = pixel_boxes()
     depths = torch.linspace(1, 30, len(boxes))
@@ -72,7 +72,7 @@ def test_geometry(perspective: Perspective | None) -> None:
 
 
 @pytest.mark.parametrize(("kind", "normalize"), KINDS)
-def test_boxes_on_images(kind: Any, normalize: bool) -> None:
+def test_boxes_on_images_match_the_reference(kind: Any, normalize: bool) -> None:
     for seed in range(3):
         mask = BoxMask(*pixel_boxes(seed), kind=kind, normalize=normalize)
         assert_equal(image(boxes=[mask]))
@@ -80,14 +80,14 @@ def test_boxes_on_images(kind: Any, normalize: bool) -> None:
 
 
 @pytest.mark.parametrize(("kind", "normalize"), KINDS)
-def test_rotated_boxes_on_a_bev_grid(kind: Any, normalize: bool) -> None:
+def test_rotated_boxes_on_a_bev_grid_match_the_reference(kind: Any, normalize: bool) -> None:
     for seed in range(3):
         assert_equal(
             {**GRID, "boxes": [BoxMask(*bev_boxes(seed), kind=kind, normalize=normalize, alpha=0.8)]}
         )
 
 
-def test_parts_multiply() -> None:
+def test_weights_are_the_product_of_the_parts() -> None:
     boxes, splits = pixel_boxes()
     everything = image(
         perspective=Perspective(),
@@ -106,7 +106,7 @@ def test_parts_multiply() -> None:
     torch.testing.assert_close(draw_weights(**everything).maps, product)
 
 
-def test_masks_by_hand() -> None:
+def test_box_masks_equal_masks_by_hand() -> None:
     boxes, splits = pack_boxes([torch.tensor([[8.0, 8.0, 24.0, 16.0], [16.0, 8.0, 32.0, 24.0]])])
     grid = {"level_shapes": [(4, 5)], "strides": [8]}
 
@@ -121,7 +121,7 @@ def test_masks_by_hand() -> None:
     torch.testing.assert_close(drawn(kind="background", normalize=True), (1 - inside) / 15)
 
 
-def test_gaussian_by_hand() -> None:
+def test_gaussian_equals_values_by_hand() -> None:
     boxes, splits = pack_boxes([torch.tensor([[5.5, 2.5, 12.0, 6.0, math.pi / 2]])])
     weights = draw_weights(
         [(9, 11)], grid_range=(0.0, 0.0, 11.0, 9.0), boxes=[BoxMask(boxes, splits, "gaussian")]
@@ -133,7 +133,7 @@ def test_gaussian_by_hand() -> None:
     assert weights[2, 9] == 0  # 4 sigma
 
 
-def test_no_object_is_lost_on_a_coarse_level() -> None:
+def test_small_objects_cover_a_cell_on_a_coarse_level() -> None:
     boxes, splits = pack_boxes([torch.tensor([[65.0, 3.0, 67.0, 5.0]])])
     for kind, normalize in KINDS:
         mask = BoxMask(boxes, splits, kind=kind, normalize=normalize)  # type: ignore[arg-type]
@@ -141,7 +141,7 @@ def test_no_object_is_lost_on_a_coarse_level() -> None:
         assert weights[0, 1] == (0 if kind == "background" else 1), kind
 
 
-def test_boxes_of_nan_and_of_any_size_draw_nothing_wrong() -> None:
+def test_boxes_of_non_finite_numbers_give_finite_weights() -> None:
     nan, inf = float("nan"), float("inf")
     strange = torch.tensor(
         [
@@ -160,7 +160,7 @@ def test_boxes_of_nan_and_of_any_size_draw_nothing_wrong() -> None:
     assert bool((draw_weights(**GRID, boxes=[BoxMask(everywhere, splits)]).maps == 1).all())
 
 
-def test_sums_and_cells_serve_as_normalisers() -> None:
+def test_sums_and_cells_are_those_of_the_levels() -> None:
     weights = draw_weights(**image(perspective=Perspective()))
     for level, total, cells, stride in zip(
         weights.levels(), weights.sums, weights.cells, STRIDES, strict=True
@@ -169,7 +169,7 @@ def test_sums_and_cells_serve_as_normalisers() -> None:
         assert cells.tolist() == [math.ceil(h / stride) * math.ceil(w / stride) for h, w in SIZES.tolist()]
 
 
-def test_feature_l2_takes_them_as_they_are() -> None:
+def test_feature_l2_accepts_the_maps_and_cells() -> None:
     generator = torch.Generator().manual_seed(0)
     weights = draw_weights(**image(perspective=Perspective()))
     student, teacher = (
@@ -193,7 +193,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.bevkd2.draw_weights, arguments)
 
 
-def test_compiles_whole_with_dynamic_shapes() -> None:
+def test_compiles_in_one_graph_with_dynamic_shapes() -> None:
     @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
     def draw(boxes: Tensor, splits: Tensor) -> Tensor:
         return draw_weights(**GRID, boxes=[BoxMask(boxes, splits, "gaussian")]).maps * 2
@@ -217,7 +217,7 @@ def test_bitwise_the_same_for_any_number_of_threads() -> None:
         assert torch.equal(other.maps, results[0].maps) and torch.equal(other.sums, results[0].sums)
 
 
-def test_empty() -> None:
+def test_empty_batches_and_samples_without_boxes() -> None:
     nothing = draw_weights([(3, 4)], strides=[8], image_sizes=torch.zeros(0, 2))
     assert nothing.maps.shape == (0, 12) and nothing.sums.shape == (1, 0)
     boxes, splits = pack_boxes([torch.zeros(0, 5)] * 2)
@@ -232,7 +232,10 @@ BOXES, SPLITS = torch.zeros(2, 4), torch.tensor([0, 1, 2])
     ("change", "message"),
     [
         ({"level_shapes": []}, "level_shapes is empty"),
-        ({"grid_range": (0, 0, 1, 1)}, "give strides (levels of an image) or grid_range (a BEV grid), one"),
+        (
+            {"grid_range": (0, 0, 1, 1)},
+            "give strides (levels of an image) or grid_range (a BEV grid), and only one",
+        ),
         ({"strides": [8, 16]}, "strides are [8, 16]; expected 1 above 0"),
         ({"strides": None, "grid_range": (0, 0, -1, 1)}, "grid_range is (0, 0, -1, 1)"),
         ({"boxes": []}, "nothing to draw from"),
@@ -240,7 +243,10 @@ BOXES, SPLITS = torch.zeros(2, 4), torch.tensor([0, 1, 2])
         ({"image_sizes": torch.ones(2, 2), "perspective": Perspective(sigma=(0, 1))}, "sigma is (0, 1)"),
         ({"image_sizes": torch.ones(3)}, "image_sizes is (3,)"),
         ({"image_sizes": torch.ones(3, 2)}, "boxes of 2 samples on cpu; expected 3 on cpu"),
-        ({"strides": None, "grid_range": (0, 0, 1, 1), "image_sizes": torch.ones(2, 2)}, "are an image's"),
+        (
+            {"strides": None, "grid_range": (0, 0, 1, 1), "image_sizes": torch.ones(2, 2)},
+            "belong to an image",
+        ),
         ({"boxes": [BoxMask(torch.zeros(2, 7), SPLITS)]}, "boxes are (2, 7); expected (N, 4 or 5)"),
         ({"boxes": [BoxMask(BOXES, SPLITS.int())]}, "splits of boxes are (3,) torch.int32"),
         (
@@ -265,19 +271,19 @@ BOXES, SPLITS = torch.zeros(2, 4), torch.tensor([0, 1, 2])
         ({"occlusion": Occlusion(BOXES, SPLITS, torch.zeros(2), 0.0)}, "near_depth of occlusion is 0.0"),
     ],
 )
-def test_errors_say_what_was_expected(change: dict, message: str) -> None:
+def test_errors_name_what_was_found(change: dict, message: str) -> None:
     arguments = {"level_shapes": [(4, 4)], "strides": [8], "boxes": [BoxMask(BOXES, SPLITS)]}
     with pytest.raises(ValueError, match=re.escape(message)):
         draw_weights(**{**arguments, **change})
 
 
-def test_depths_beside_boxes_of_whole_pixels_keep_their_fraction() -> None:
+def test_depths_keep_their_fraction_if_boxes_are_integers() -> None:
     occlusion = Occlusion(torch.tensor([[0, 0, 16, 16]]), torch.tensor([0, 1]), torch.tensor([2.5]), 10.0)
     drawn = draw_weights([(2, 2)], strides=[8], occlusion=occlusion).maps
     assert torch.equal(drawn, torch.full((1, 4), 0.25))
 
 
-def test_the_reference_works_where_the_boxes_are() -> None:
+def test_the_reference_computes_on_the_device_of_the_boxes() -> None:
     splits = torch.tensor([0, 1])
     arguments = {
         "level_shapes": [(2, 2)],
@@ -290,7 +296,7 @@ def test_the_reference_works_where_the_boxes_are() -> None:
     assert drawn.maps.device.type == drawn.sums.device.type == drawn.cells.device.type == "cpu"
 
 
-def test_splits_that_do_not_fit_are_an_error() -> None:
+def test_splits_that_do_not_fit_are_refused() -> None:
     for splits in ([0, 1, 3], [0, 3, 2], [1, 1, 2]):
         with pytest.raises(RuntimeError, match="splits must ascend"):
             draw_weights([(4, 4)], strides=[8], boxes=[BoxMask(BOXES, torch.tensor(splits))])
@@ -299,7 +305,7 @@ def test_splits_that_do_not_fit_are_an_error() -> None:
 
 
 def on_device(value: Any, to: Callable[[Tensor], Tensor]) -> Any:
-    """Arguments with every tensor in them moved."""
+    """Returns the arguments with every tensor in them moved."""
     if isinstance(value, Tensor):
         return to(value)
     if isinstance(value, (BoxMask, Occlusion)):

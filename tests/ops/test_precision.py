@@ -1,14 +1,45 @@
-"""The sum that normalises weighted losses."""
+"""Arithmetic dtype of the ops, and the sum that normalises weighted losses."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
-from bevkd2.ops import masked_l2, pixel_wise_kl
-from bevkd2.ops.precision import ordered_sum
+from bevkd2.ops import attention_l2, bev_response_l2, channel_wise_kl, feature_l2, masked_l2, pixel_wise_kl
+from bevkd2.ops.precision import arithmetic_dtype, ordered_sum, widen
+
+
+def test_arithmetic_is_float64_only_if_a_tensor_is() -> None:
+    half, single, double = (torch.zeros(1, dtype=d) for d in (torch.float16, torch.float32, torch.float64))
+    assert arithmetic_dtype(half, None, half.bfloat16()) == torch.float32
+    assert arithmetic_dtype(single, None) == torch.float32
+    assert arithmetic_dtype(half, None, double) == torch.float64
+    assert (widen(half).dtype, widen(double).dtype) == (torch.float32, torch.float64)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        channel_wise_kl,
+        pixel_wise_kl,
+        feature_l2,
+        lambda s, t: masked_l2(s, t, reduction="mean"),
+        lambda s, t: attention_l2(s, t, reduction="mean"),
+        lambda s, t: bev_response_l2(s, t, reduction="mean"),
+    ],
+)
+@pytest.mark.parametrize("student", [torch.float64, torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("teacher", [torch.float64, torch.bfloat16], ids=str)
+def test_losses_are_returned_in_the_arithmetic_dtype(
+    loss: Callable[[Tensor, Tensor], Tensor], student: torch.dtype, teacher: torch.dtype
+) -> None:
+    pair = torch.ones(1, 2, 3, 4, dtype=student), torch.zeros(1, 2, 3, 4, dtype=teacher)
+    assert loss(*pair).dtype == arithmetic_dtype(*pair)
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0), (5,), (1024,), (3, 1500)])
-def test_it_is_the_sum(shape: tuple[int, ...]) -> None:
+def test_ordered_sum_equals_the_sum(shape: tuple[int, ...]) -> None:
     weights = torch.rand(shape, dtype=torch.float64)
     torch.testing.assert_close(ordered_sum(weights), weights.sum())
 

@@ -1,4 +1,4 @@
-"""Channel-wise and pixel-wise softmax KL: values, gradients, layouts, dtypes, and what autograd asks."""
+"""Channel-wise and pixel-wise KL: values, gradients, memory layouts, dtypes, autograd and compilation."""
 
 import re
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bevkd2.ops import channel_wise_kl, pixel_wise_kl
-from bevkd2.ops.softmax_kl import channel_wise_kl_reference, pixel_wise_kl_reference
+from tests.ops.references import channel_wise_kl_reference, pixel_wise_kl_reference
 
 OPS = {
     "channel": (channel_wise_kl, channel_wise_kl_reference),
@@ -60,7 +60,7 @@ def test_equals_the_reference(
 
 
 @both
-def test_levels_in_one_call_and_their_own_upstream(kind: str) -> None:
+def test_levels_in_one_call_match_the_reference(kind: str) -> None:
     op, reference = OPS[kind]
     levels = [pair(2, 6, 4, 7), pair(2, 5, 2, 3, layout=torch.channels_last)]
     students, teachers = [level[0] for level in levels], [level[1] for level in levels]
@@ -74,8 +74,8 @@ def test_levels_in_one_call_and_their_own_upstream(kind: str) -> None:
 
 
 @both
-def test_the_published_normaliser(kind: str) -> None:
-    """Channel-wise: T^2 / (C * B) of the sum; pixel-wise: the mean over positions."""
+def test_normaliser_is_the_published_one(kind: str) -> None:
+    """Channel-wise: T^2 / (C * B) times the sum; pixel-wise: the mean over positions."""
     student, teacher = pair(2, 3, 4, 5)
     dim = (2, 3) if kind == "channel" else 1
     ours = (student / 3).flatten(2).log_softmax(2 if kind == "channel" else 1)
@@ -105,7 +105,7 @@ def test_gradcheck(kind: str, layout: torch.memory_format) -> None:
     ],
     ids=str,
 )
-def test_dtypes_may_differ(kind: str, ours: torch.dtype, theirs: torch.dtype) -> None:
+def test_student_and_teacher_may_differ_in_dtype(kind: str, ours: torch.dtype, theirs: torch.dtype) -> None:
     op, reference = OPS[kind]
     student, teacher = pair(2, 20, 3, 11, dtype=ours)[0], pair(2, 20, 3, 11, dtype=theirs)[1]
     with torch.autocast("cpu", torch.bfloat16):
@@ -118,8 +118,8 @@ def test_dtypes_may_differ(kind: str, ours: torch.dtype, theirs: torch.dtype) ->
 
 
 @both
-def test_float16_gradients_fold_the_upstream_gradient_in(kind: str) -> None:
-    """A loss scaler's 65536 on a mean whose gradient is below float16's smallest number."""
+def test_float16_gradients_include_the_loss_scale(kind: str) -> None:
+    """The gradient of the mean alone is below float16's smallest number."""
     student, teacher = pair(1, 64, 40, 40)
     student, teacher = (student.detach() / 100).half().requires_grad_(), (teacher / 100).half()
     loss = OPS[kind][0](student, teacher, loss_weight=1e-4)
@@ -131,19 +131,19 @@ def test_float16_gradients_fold_the_upstream_gradient_in(kind: str) -> None:
 
 @both
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_a_graph_may_be_walked_again(kind: str, dtype: torch.dtype) -> None:
+def test_backward_may_run_again_on_a_retained_graph(kind: str, dtype: torch.dtype) -> None:
     student, teacher = pair(2, 3, 4, 5, dtype=dtype)
     loss = OPS[kind][0](student, teacher)
     given = torch.autograd.grad(loss, student, retain_graph=True)[0]
     once = given.clone()
-    given.fill_(7)  # the caller's own
+    given.fill_(7)  # must not change what is saved
     double = torch.autograd.grad(2 * loss, student, retain_graph=True)[0]
     torch.testing.assert_close(double, 2 * once)
     assert torch.equal(torch.autograd.grad(loss, student)[0], once)
 
 
 @both
-def test_no_gradient_is_made_where_none_is_wanted(kind: str) -> None:
+def test_no_gradient_is_computed_unless_requested(kind: str) -> None:
     calls = []
 
     class Spy(torch.utils._python_dispatch.TorchDispatchMode):
@@ -165,7 +165,7 @@ def test_no_gradient_is_made_where_none_is_wanted(kind: str) -> None:
 
 @both
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_weight_zero_may_hold_nan(kind: str, layout: torch.memory_format) -> None:
+def test_entries_of_weight_zero_are_ignored_even_if_nan(kind: str, layout: torch.memory_format) -> None:
     student, teacher = pair(1, 9, 3, 4, layout=layout)
     weights = torch.ones(1, 9) if kind == "channel" else torch.ones(1, 3, 4)
     weights[0, 1] = 0
@@ -181,7 +181,7 @@ def test_weight_zero_may_hold_nan(kind: str, layout: torch.memory_format) -> Non
 
 
 @both
-def test_nothing_counted_is_zero_with_a_graph(kind: str) -> None:
+def test_loss_without_weights_is_zero_with_a_graph(kind: str) -> None:
     student, teacher = pair(1, 3, 2, 2)
     loss = OPS[kind][0](student, teacher, torch.zeros_like(row_weights(kind, student.shape)))
     assert loss.item() == 0
@@ -204,7 +204,7 @@ def test_extreme_features_stay_finite(kind: str, layout: torch.memory_format) ->
 
 
 @both
-def test_equal_features_cost_nothing(kind: str) -> None:
+def test_loss_and_gradient_of_equal_features_are_zero(kind: str) -> None:
     student, _ = pair(2, 40, 5, 13)
     loss = OPS[kind][0](student, student.detach())
     assert abs(loss.item()) < 1e-6
@@ -212,7 +212,7 @@ def test_equal_features_cost_nothing(kind: str) -> None:
 
 
 @both
-def test_other_strides_and_mixed_layouts(kind: str) -> None:
+def test_strided_features_and_mixed_layouts_give_the_same_gradients(kind: str) -> None:
     student, teacher = pair(2, 6, 8, 10)
     expected = gradient(OPS[kind][0](student, teacher), student)
     mixed = OPS[kind][0](student, teacher.to(memory_format=torch.channels_last))
@@ -224,7 +224,7 @@ def test_other_strides_and_mixed_layouts(kind: str) -> None:
 
 @both
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_thread_counts_agree_bitwise(kind: str, layout: torch.memory_format) -> None:
+def test_results_are_bitwise_equal_for_any_number_of_threads(kind: str, layout: torch.memory_format) -> None:
     student, teacher = pair(3, 70, 9, 20, layout=layout)
     before, results = torch.get_num_threads(), []
     try:
@@ -258,7 +258,7 @@ def test_opcheck() -> None:
 
 
 @both
-def test_compile(kind: str) -> None:
+def test_compiles_in_one_graph_with_dynamic_shapes(kind: str) -> None:
     compiled = torch.compile(OPS[kind][0], fullgraph=True, dynamic=True, backend="aot_eager")
     for shape in ((2, 3, 4, 5), (1, 4, 6, 7)):
         student, teacher = pair(*shape)

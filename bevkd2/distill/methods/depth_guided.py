@@ -12,8 +12,7 @@ from bevkd2.distill.methods.base import DistillMethod, register_method
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import Knowledge, MonoKnowledge
 from bevkd2.modeling.mono.inputs import MonoTargets
-from bevkd2.ops import DepthWeights, content_mask, prediction_loss
-from bevkd2.ops.prediction_distill import Distance, Rho
+from bevkd2.ops import DepthWeights, Distance, Rho, content_mask, prediction_loss
 
 _DEPTHS = {"decoded": "depth", "direct": "direct_depth", "probabilistic": "probabilistic_depth"}
 

@@ -55,7 +55,7 @@ class DeformableCrossAttention(DeformableAttention):
         """(B, Q, C) queries and positions, (B, H*W, C) grid, (B, Q, 2) references -> (B, Q, C)."""
         located = query + position
         points = (self.num_heads, 1, self.num_points)
-        attended = ms_deform_attn_fused(
+        attended, _ = ms_deform_attn_fused(
             self.value_proj(bev).unflatten(-1, (self.num_heads, -1)),
             [bev_shape],
             reference_xy.unsqueeze(2),

@@ -64,7 +64,7 @@ class SpatialCrossAttention(DeformableAttention):
         offsets = self.sampling_offsets(query).flatten(0, 1).unflatten(-1, (*points, 2))
         logits = self.attention_weights(query).flatten(0, 1).unflatten(-1, points)
         value = self.value_proj(features).unflatten(-1, (self.num_heads, -1))
-        result = ms_deform_attn_ragged(
+        attended, weights = ms_deform_attn_ragged(
             value,
             spatial_shapes,
             pairs.reference_points,
@@ -74,7 +74,6 @@ class SpatialCrossAttention(DeformableAttention):
             pairs.row_value,
             return_weights=return_weights,
         )
-        attended, weights = result if isinstance(result, tuple) else (result, None)
         output = self.output_proj(attended.unflatten(0, (batch, cells)))
         if weights is not None:
             weights = weights.unflatten(0, (batch, cells))

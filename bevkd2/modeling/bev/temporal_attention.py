@@ -89,7 +89,7 @@ class TemporalSelfAttention(DeformableAttention):
         queue = history.queue_for(query)
         context = torch.cat([queue[:, 0], query + position], dim=-1)
         value = self.value_proj(queue).flatten(0, 1).unflatten(-1, (self.num_heads, -1))
-        result = ms_deform_attn_fused(
+        attended, weights = ms_deform_attn_fused(
             value,
             [self.bev_shape],
             history.reference_points.flatten(0, 1).unsqueeze(2),
@@ -98,7 +98,6 @@ class TemporalSelfAttention(DeformableAttention):
             num_queues=NUM_QUEUES,
             return_weights=return_weights,
         )
-        attended, weights = result if isinstance(result, tuple) else (result, None)
         if weights is not None:
             weights = weights.unflatten(0, (-1, NUM_QUEUES)).permute(0, 2, 3, 1, 4, 5)
         return query + self.dropout(self.output_proj(attended)), weights

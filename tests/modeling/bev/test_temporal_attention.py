@@ -70,9 +70,9 @@ def test_queues_are_averaged_by_the_op(monkeypatch: pytest.MonkeyPatch):
     op = temporal_attention.ms_deform_attn_fused
 
     def record(*args, **kwargs):
-        result = op(*args, **kwargs)
-        shapes.append(tuple(result.shape))
-        return result
+        output, weights = op(*args, **kwargs)
+        shapes.append(tuple(output.shape))
+        return output, weights
 
     monkeypatch.setattr(temporal_attention, "ms_deform_attn_fused", record)
     make_attention()(torch.randn(3, CELLS, 8), torch.randn(CELLS, 8), make_history(3, [True] * 3))

@@ -1,4 +1,4 @@
-"""The perspective matrix, the occlusion rule and the image's content."""
+"""Content mask, perspective matrix and occlusion factor."""
 
 import math
 
@@ -10,7 +10,7 @@ from bevkd2.ops import content_mask, occlusion_factor, perspective_matrix
 PAPER = {"amplitude": 0.3, "sigma": (0.7, 0.7), "center": (0.5, 0.5)}
 
 
-def test_matrix_falls_from_the_centre_to_the_corners_as_equation_3_says():
+def test_matrix_is_equation_3():
     matrix = perspective_matrix(torch.tensor([[100.0, 300.0]]), (101, 301), 1, **PAPER)[0]
     assert matrix.max().item() == pytest.approx(0.3, rel=1e-4)
     assert divmod(int(matrix.argmax()), 301) in {(49, 149), (49, 150), (50, 149), (50, 150)}
@@ -20,7 +20,7 @@ def test_matrix_falls_from_the_centre_to_the_corners_as_equation_3_says():
     assert matrix[70, 20].item() == pytest.approx(by_hand, rel=1e-5)
 
 
-def test_matrix_is_the_same_function_on_every_level_and_ignores_padding():
+def test_matrix_is_the_same_on_every_level_and_ignores_padding():
     sizes = torch.tensor([[96.0, 320.0], [64.0, 320.0]])
     fine = perspective_matrix(sizes, (24, 80), 4, **PAPER)
     coarse = perspective_matrix(sizes, (12, 40), 8, **PAPER)
@@ -31,7 +31,7 @@ def test_matrix_is_the_same_function_on_every_level_and_ignores_padding():
     torch.testing.assert_close(padded[:, :24, :80], fine[1:])
 
 
-def test_the_farthest_point_and_the_decay_can_be_moved():
+def test_center_and_sigma_move_the_maximum_and_the_decay():
     matrix = perspective_matrix(
         torch.tensor([[40.0, 40.0]]), (40, 40), 1, amplitude=1.0, sigma=(0.2, 5.0), center=(0.25, 0.75)
     )[0]
@@ -40,12 +40,12 @@ def test_the_farthest_point_and_the_decay_can_be_moved():
     assert matrix[0, column] > 0.95 > 0.1 > matrix[row, 39]
 
 
-def test_content_mask_leaves_the_padding_out():
+def test_content_mask_excludes_the_padding():
     mask = content_mask(torch.tensor([[10.0, 20.0], [16.0, 32.0]]), (4, 8), 4)
     assert mask[0].sum(1).tolist() == [5, 5, 5, 0] and bool(mask[1].all())
 
 
-def test_near_objects_lower_the_weight_where_they_stand_and_far_ones_do_not():
+def test_near_objects_lower_the_factor_in_their_boxes_and_far_ones_do_not():
     boxes = [
         torch.tensor([[8.0, 0.0, 24.0, 16.0], [16.0, 0.0, 32.0, 8.0], [0.0, 24.0, 8.0, 32.0]]),
         torch.zeros(0, 4),

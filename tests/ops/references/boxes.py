@@ -1,17 +1,18 @@
-"""The overlaps of rotated boxes in plain torch: what the compiled ops are held to, and timed against.
+"""Overlaps of rotated boxes in plain PyTorch.
 
-A shared polygon's corners are among the corners of one box that lie in the other and the crossings of their
-edges: 24 points a pair, of which the true ones are sorted about their mean. Layouts are those of box3d.py.
+The corners of the polygon that two boxes share are corners of one box inside the other, or crossings of their
+edges: 24 candidates per pair, of which the true ones are sorted by angle around their mean. The layouts of
+boxes are those of bevkd2/ops/box3d.py.
 """
 
 import torch
 from torch import Tensor
 
-_TOLERANCE = 1e-9  # of the sizes: corners on an edge count as inside, whichever way they were rounded
+_TOLERANCE = 1e-9  # relative to the sizes: corners on an edge count as inside despite rounding
 
 
 def rotated_intersection_reference(a: Tensor, b: Tensor) -> Tensor:
-    """Areas shared by planar boxes.
+    """Computes the areas shared by planar boxes.
 
     Args:
         a: (N, 5) planar boxes, metres and radians.
@@ -29,7 +30,7 @@ def rotated_intersection_reference(a: Tensor, b: Tensor) -> Tensor:
 
 
 def rotated_iou_reference(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of planar boxes.
+    """Computes the intersection over union of planar boxes.
 
     Args:
         a: (N, 5) planar boxes, metres and radians.
@@ -42,10 +43,10 @@ def rotated_iou_reference(a: Tensor, b: Tensor) -> Tensor:
 
 
 def box3d_iou_reference(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of the volumes of upright 3D boxes.
+    """Computes the intersection over union of the volumes of upright 3D boxes.
 
     Args:
-        a: (N, 7) boxes in Boxes3D's layout, metres and radians.
+        a: (N, 7) boxes in the layout of ``Boxes3D``, metres and radians.
         b: (M, 7) boxes.
 
     Returns:
@@ -62,17 +63,17 @@ def box3d_iou_reference(a: Tensor, b: Tensor) -> Tensor:
 def rotated_nms_reference(
     boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, inclusive: bool = False
 ) -> Tensor:
-    """Greedy suppression within labels, one box after another, from the matrix of all overlaps.
+    """Suppresses boxes greedily within labels, one after the other, from the matrix of all overlaps.
 
     Args:
         boxes: (N, 5) planar boxes.
         scores: (N,) floating point.
         labels: (N,) integers.
         iou_threshold: in [0, 1].
-        inclusive: let a box go where the IoU equals the threshold too.
+        inclusive: also suppress a box whose IoU equals the threshold.
 
     Returns:
-        (K,) int64 indices of the boxes kept, by falling score; of equal scores the lower index comes first.
+        (K,) int64 indices of the boxes kept, by descending score; the lower index first if scores are equal.
     """
     order = scores.argsort(descending=True, stable=True)
     boxes, labels = boxes[order], labels[order]
@@ -87,12 +88,13 @@ def rotated_nms_reference(
 
 
 def _over_union(shared: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Returns shared / (a + b - shared) of sizes (N,) and (M,), and 0 if the union is empty."""
     united = a[:, None] + b - shared
     return torch.where(united > 0, shared / united, 0)
 
 
 def _corners(boxes: Tensor) -> Tensor:
-    """(N, 4, 2), counter-clockwise."""
+    """Returns the corners (N, 4, 2), counter-clockwise."""
     signs = boxes.new_tensor([[1, 1], [-1, 1], [-1, -1], [1, -1]])
     x, y = (signs * boxes[:, None, 2:4] / 2).unbind(-1)
     cos, sin = boxes[:, 4:].cos(), boxes[:, 4:].sin()
@@ -100,7 +102,7 @@ def _corners(boxes: Tensor) -> Tensor:
 
 
 def _inside(points: Tensor, boxes: Tensor) -> Tensor:
-    """(N, M, 4) of the corners of each pair's one box: whether they lie in the other."""
+    """Returns whether the corners of one box of each pair lie in the other, (N, M, 4) bool."""
     dx, dy = (points - boxes[..., None, :2]).unbind(-1)
     cos, sin = boxes[..., 4:].cos(), boxes[..., 4:].sin()
     half = boxes[..., 2:4] / 2 * (1 + _TOLERANCE)
@@ -109,7 +111,7 @@ def _inside(points: Tensor, boxes: Tensor) -> Tensor:
 
 
 def _crossings(corners_a: Tensor, corners_b: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, M, 16, 2) points where the lines of edges cross, and whether the edges do."""
+    """Returns the points where the lines of edges cross, (N, M, 16, 2), and whether the edges do."""
     p, q = corners_a[:, :, :, None], corners_b[:, :, None]
     d = corners_a.roll(-1, dims=2)[:, :, :, None] - p
     e = corners_b.roll(-1, dims=2)[:, :, None] - q
@@ -121,18 +123,19 @@ def _crossings(corners_a: Tensor, corners_b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cross(a: Tensor, b: Tensor) -> Tensor:
+    """Returns the z component of the cross product of vectors (.., 2)."""
     return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
 
 
 def _polygon_area(points: Tensor, used: Tensor) -> Tensor:
-    """(N, M) area of the convex polygons whose corners are the points used, in any order."""
+    """Returns the areas (N, M) of the convex polygons whose corners are the used points, in any order."""
     count = used.sum(-1)
     mean = (points * used[..., None]).sum(2) / count.clamp(min=1)[..., None]
     points = points - mean[:, :, None]
     angles = torch.where(used, torch.atan2(points[..., 1], points[..., 0]), torch.inf)
     points = points.gather(2, angles.argsort(dim=2)[..., None].expand_as(points))
-    # What is not used lies behind, and becomes the first corner: it adds nothing.
-    behind = torch.arange(points.shape[2], device=points.device) >= count[..., None]
-    points = torch.where(behind[..., None], points[:, :, :1], points)
+    # Unused points are sorted to the end and become the first corner, so that they add no area.
+    unused = torch.arange(points.shape[2], device=points.device) >= count[..., None]
+    points = torch.where(unused[..., None], points[:, :, :1], points)
     twice = _cross(points, points.roll(-1, dims=2)).sum(-1)
     return torch.where(count >= 3, twice.abs() / 2, 0)

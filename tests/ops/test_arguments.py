@@ -1,4 +1,4 @@
-"""What the losses over student and teacher refuse, whichever loss it is."""
+"""Arguments that every loss of student and teacher refuses."""
 
 import re
 from collections.abc import Callable
@@ -33,7 +33,7 @@ each = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 
 
 @each
-def test_integers_and_other_devices_are_named(loss: Callable) -> None:
+def test_integer_and_device_mismatches_are_refused(loss: Callable) -> None:
     features = torch.zeros(1, 2, 3, 4)
     with pytest.raises(ValueError, match=re.escape("teacher is torch.int64; expected float64, float32")):
         loss(features, features.long())
@@ -57,7 +57,7 @@ def test_forward_mode_is_refused(loss: Callable) -> None:
         lambda s, t: weighted_l2(s, t, torch.ones(len(s), 1)),
     ],
 )
-def test_levels_must_be_as_many_and_of_one_kind(loss: Callable) -> None:
+def test_numbers_and_dtypes_of_levels_must_match(loss: Callable) -> None:
     features = torch.zeros(1, 2, 3, 4)
     for ours, theirs in (([], []), ([features], [features] * 2), ([features] * 2, [features])):
         message = f"{len(ours)} levels of the student, {len(theirs)} of the teacher; expected as many of each"
@@ -67,7 +67,7 @@ def test_levels_must_be_as_many_and_of_one_kind(loss: Callable) -> None:
         loss([features, features.bfloat16()], [features] * 2)
 
 
-def test_masks_and_cells_on_another_device_are_named() -> None:
+def test_masks_and_cells_on_another_device_are_refused() -> None:
     features = torch.zeros(1, 2, 3, 4)
     with pytest.raises(ValueError, match="mask is on meta, student on cpu; move one to the other"):
         masked_l2(features, features, torch.ones(1, 2, device="meta"), reduction="mean")
@@ -75,7 +75,7 @@ def test_masks_and_cells_on_another_device_are_named() -> None:
         feature_l2(features, features, cells=torch.ones(1, device="meta"))
 
 
-def test_depths_on_another_device_are_named() -> None:
+def test_depths_on_another_device_are_refused() -> None:
     logits, objects = torch.zeros(1, 3, 2), torch.zeros(1, 3, dtype=torch.bool)
     depths = DepthWeights(torch.zeros(1, 3), torch.ones((), device="meta"))
     with pytest.raises(ValueError, match="max_depth is on meta, student on cpu"):

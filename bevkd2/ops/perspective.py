@@ -1,4 +1,8 @@
-"""What the weight of every cell of a feature level is made of, in plain torch (depth-guided distillation)."""
+"""Image content, perspective matrix and occlusion of a feature level, in plain PyTorch.
+
+These are the factors of a cell's weight in depth-guided distillation. :func:`bevkd2.ops.draw_weights`
+computes their product for all levels in one launch.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,15 @@ from torch import Tensor
 
 
 def content_mask(image_sizes: Tensor, level_shape: tuple[int, int], stride: int) -> Tensor:
-    """Which cells of a feature level see the image and not its padding.
+    """Returns which cells of a feature level lie in the image, not in its padding.
 
     Args:
-        image_sizes: (B, 2) height and width in pixels before padding.
+        image_sizes: (B, 2) height and width of the images in pixels, before padding.
         level_shape: rows and columns of the level.
-        stride: pixels a cell.
+        stride: of the level, in pixels.
 
     Returns:
-        (B, rows, columns) bool: the cell's first pixel lies in the image.
+        (B, rows, columns) bool: whether the cell's first pixel lies in the image.
     """
     rows = torch.arange(level_shape[0], device=image_sizes.device) * stride
     columns = torch.arange(level_shape[1], device=image_sizes.device) * stride
@@ -35,17 +39,17 @@ def perspective_matrix(
     sigma: Sequence[float],
     center: Sequence[float],
 ) -> Tensor:
-    """The perspective matrix of a level (Eq. 3): a Gaussian about the image's farthest point.
+    """Computes the perspective matrix of a level (Eq. 3), a Gaussian around the image's farthest point.
 
     M(x, y) = A exp(-((x - x*) / (w sigma_x))^2 - ((y - y*) / (h sigma_y))^2), without a factor 2, at the
-    centres of the cells; w and h are the image's, padding not counted.
+    centres of the cells; w and h are the width and height of the image without padding.
 
     Args:
-        image_sizes: (B, 2) height and width in pixels before padding.
+        image_sizes: (B, 2) height and width of the images in pixels, before padding.
         level_shape: rows and columns of the level.
-        stride: pixels a cell.
+        stride: of the level, in pixels.
         amplitude: A, 0.3 in the paper.
-        sigma: sigma_x and sigma_y in image widths and heights, 0.7 in the paper.
+        sigma: sigma_x in image widths and sigma_y in image heights, both 0.7 in the paper.
         center: x* / w and y* / h, the image's centre (0.5, 0.5) in the paper.
 
     Returns:
@@ -65,18 +69,18 @@ def occlusion_factor(
     stride: int,
     near_depth: float,
 ) -> Tensor:
-    """How much of the perspective matrix is left where a near object hides what is far.
+    """Computes the factor by which near objects lower the perspective matrix.
 
-    The paper lowers the weight of "the occlusion region" of a near car, and does not say how. Here a cell
-    whose centre lies in the 2D boxes of objects keeps min(1, d / near_depth), where d is the depth of the
-    nearest of them; all others keep 1.
+    The paper lowers the weight of "the occlusion region" of a near car, and does not say how. Here the
+    factor of a cell whose centre lies in 2D boxes of objects is min(1, d / near_depth), where d is the depth
+    of the nearest of them. The factor of all other cells is 1.
 
     Args:
-        boxes2d: B tensors (n, 4) x1, y1, x2, y2 in pixels of the network's input.
-        depths: B tensors (n,) in metres.
+        boxes2d: B tensors (n, 4) x1, y1, x2, y2 in pixels of the network's input image.
+        depths: B tensors (n,) of the objects' depths in metres.
         level_shape: rows and columns of the level.
-        stride: pixels a cell.
-        near_depth: metres; objects beyond it hide nothing.
+        stride: of the level, in pixels.
+        near_depth: depth in metres from which on objects lower nothing.
 
     Returns:
         (B, rows, columns) float32 in (0, 1].

@@ -1,11 +1,13 @@
-"""How the upstream gradient reaches gradients that the forward pass made."""
+"""Gradients that the forward pass computes, scaled by the upstream gradient."""
+
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from bevkd2.ops import masked_l2, saved_gradients
-from bevkd2.ops.saved_gradients import gradients_in_forward
+from bevkd2.ops import gradients, masked_l2
+from bevkd2.ops.gradients import gradients_in_forward, refuse_second_derivative
 
 
 def loss_of(student: Tensor) -> Tensor:
@@ -13,7 +15,7 @@ def loss_of(student: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("upstream", [1.0, 0.01, -3.0])
-def test_gradients_of_a_kept_graph_are_the_caller_s_own(upstream: float) -> None:
+def test_gradients_of_a_retained_graph_do_not_share_memory(upstream: float) -> None:
     student = torch.randn(1, 4, 5, requires_grad=True)
     loss = loss_of(student) * upstream
     first = torch.autograd.grad(loss, student, retain_graph=True)[0]
@@ -26,7 +28,7 @@ def test_gradients_of_a_kept_graph_are_the_caller_s_own(upstream: float) -> None
 
 
 @pytest.mark.parametrize("upstream", [1.0, 0.01])
-def test_steps_accumulate_into_a_leaf(upstream: float) -> None:
+def test_gradients_accumulate_into_a_leaf(upstream: float) -> None:
     student = torch.randn(1, 4, 5, requires_grad=True)
     for _ in range(3):
         (loss_of(student) * upstream).backward()
@@ -37,13 +39,13 @@ def test_steps_accumulate_into_a_leaf(upstream: float) -> None:
     torch.testing.assert_close(student.grad, 10 * upstream * student.detach())
 
 
-def test_one_student_in_two_losses() -> None:
+def test_gradients_of_two_losses_of_one_student_add_up() -> None:
     student = torch.randn(1, 4, 5, requires_grad=True)
     (loss_of(student) + 0.5 * loss_of(student)).backward()
     torch.testing.assert_close(student.grad, 3 * student.detach())
 
 
-def test_a_graph_that_was_not_kept_cannot_be_walked_again() -> None:
+def test_a_freed_graph_refuses_a_second_backward() -> None:
     student = torch.randn(1, 4, 5, requires_grad=True)
     loss = 2 * loss_of(student)
     loss.backward()
@@ -51,14 +53,16 @@ def test_a_graph_that_was_not_kept_cannot_be_walked_again() -> None:
         loss.backward()
 
 
-def test_gradients_are_the_same_where_every_graph_counts_as_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_do_not_depend_on_whether_the_graph_counts_as_retained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     student = torch.randn(1, 4, 5, requires_grad=True)
     expected = torch.autograd.grad(3 * loss_of(student), student)[0]
-    monkeypatch.setattr(saved_gradients, "_keeps_graph", lambda: True)
+    monkeypatch.setattr(gradients, "_keeps_graph", lambda: True)
     assert torch.equal(torch.autograd.grad(3 * loss_of(student), student)[0], expected)
 
 
-def test_gradients_are_made_in_forward_only_where_they_are_wanted_and_fit() -> None:
+def test_forward_computes_gradients_only_if_requested_and_not_in_float16() -> None:
     plain = torch.zeros(2)
     wanted = torch.zeros(2, requires_grad=True)
     assert gradients_in_forward([plain, wanted])
@@ -66,3 +70,21 @@ def test_gradients_are_made_in_forward_only_where_they_are_wanted_and_fit() -> N
     assert not gradients_in_forward([wanted.detach().half().requires_grad_()])
     with torch.no_grad():
         assert not gradients_in_forward([wanted])
+
+
+class _Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        refuse_second_derivative("doubled")
+        return 2 * grad
+
+
+def test_a_formula_refuses_create_graph_and_nothing_else() -> None:
+    x = torch.ones(1, requires_grad=True)
+    assert torch.autograd.grad(_Doubled.apply(x), x)[0].item() == 2
+    with pytest.raises(RuntimeError, match="bevkd2::doubled has no second derivative; do not use create_gra"):
+        torch.autograd.grad(_Doubled.apply(x), x, create_graph=True)

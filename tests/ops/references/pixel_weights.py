@@ -1,4 +1,4 @@
-"""Pixel weights in plain torch, box by box: slow, and what the tests hold the op of pixel_weights to."""
+"""Pixel weights drawn box by box in plain PyTorch: slow."""
 
 import math
 from collections.abc import Sequence
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .feature_distill import content_mask, occlusion_factor, perspective_matrix
-from .pixel_weights import BoxMask, Occlusion, Perspective, PixelWeights
+from bevkd2.ops.perspective import content_mask, occlusion_factor, perspective_matrix
+from bevkd2.ops.pixel_weights import BoxMask, Occlusion, Perspective, PixelWeights
 
 
 def draw_weights_reference(
@@ -20,20 +20,23 @@ def draw_weights_reference(
     occlusion: Occlusion | None = None,
     boxes: Sequence[BoxMask] = (),
 ) -> PixelWeights:
-    """The arguments and the result of :func:`draw_weights`."""
+    """Computes what :func:`bevkd2.ops.draw_weights` does, from the same arguments."""
     maps, contents = [], []
     for level, shape in enumerate(level_shapes):
+        stride = 0 if strides is None else strides[level]  # not used by a BEV grid
         if image_sizes is not None:
-            content = content_mask(image_sizes, shape, _stride(strides, level))
+            content = content_mask(image_sizes, shape, stride)
         else:
-            splits = (boxes[0] if boxes else _not_none(occlusion)).splits
+            drawn_from = boxes[0] if boxes else occlusion
+            assert drawn_from is not None
+            splits = drawn_from.splits
             content = torch.ones(len(splits) - 1, *shape, dtype=torch.bool, device=splits.device)
         weights = content.float()
         if perspective is not None and image_sizes is not None:
             weights = weights * perspective_matrix(
                 image_sizes,
                 shape,
-                _stride(strides, level),
+                stride,
                 amplitude=perspective.amplitude,
                 sigma=perspective.sigma,
                 center=perspective.center,
@@ -43,7 +46,7 @@ def draw_weights_reference(
                 _unpacked(occlusion.boxes, occlusion.splits),
                 _unpacked(occlusion.depths, occlusion.splits),
             )
-            weights = weights * occlusion_factor(*parts, shape, _stride(strides, level), occlusion.near_depth)
+            weights = weights * occlusion_factor(*parts, shape, stride, occlusion.near_depth)
         for mask in boxes:
             drawn = [_drawn(mask, part, shape, strides, grid_range, level) for part in _split(mask)]
             weights = weights * _normalised(mask, torch.stack(drawn), content)
@@ -63,7 +66,7 @@ def _drawn(
     grid_range: tuple[float, float, float, float] | None,
     level: int,
 ) -> Tensor:
-    """(rows, columns) of one sample, before the background is normalised."""
+    """Returns the mask (rows, columns) of one sample, before the background is normalised."""
     left, top, right, bottom = grid_range or (0.0, 0.0, 1.0, 1.0)
     step_x, step_y = (right - left) / shape[1], (bottom - top) / shape[0]
     if strides is not None:
@@ -94,6 +97,7 @@ def _drawn(
 
 
 def _normalised(mask: BoxMask, drawn: Tensor, content: Tensor) -> Tensor:
+    """Returns the final mask: of the background, 1 outside the boxes, divided by the number of such cells."""
     if mask.kind != "background":
         return drawn
     outside = 1 - drawn
@@ -102,7 +106,7 @@ def _normalised(mask: BoxMask, drawn: Tensor, content: Tensor) -> Tensor:
 
 
 def _split(mask: BoxMask) -> list[Tensor]:
-    """The boxes of every sample as x, y, length, width, angle."""
+    """Returns the boxes of every sample as x, y, length, width, angle."""
     boxes = mask.boxes.float()
     if boxes.shape[1] == 4:
         x1, y1, x2, y2 = boxes.unbind(1)
@@ -111,14 +115,5 @@ def _split(mask: BoxMask) -> list[Tensor]:
 
 
 def _unpacked(rows: Tensor, splits: Tensor) -> list[Tensor]:
+    """Returns the rows of every sample."""
     return list(rows.split(splits.diff().tolist()))
-
-
-def _stride(strides: Sequence[int] | None, level: int) -> int:
-    assert strides is not None
-    return strides[level]
-
-
-def _not_none(occlusion: Occlusion | None) -> Occlusion:
-    assert occlusion is not None
-    return occlusion
