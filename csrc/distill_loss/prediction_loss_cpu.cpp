@@ -1,5 +1,8 @@
-// Distances of class predictions on the CPU: the kernels of prediction_loss_cpu_kernels.h, for the instruction sets of
-// core/cpu_dispatch.h. Locations are summed in fixed blocks, and the blocks in their order.
+// Distances of class predictions on the CPU: the kernels of prediction_loss_cpu_kernels.h, for the
+// instruction sets of core/cpu_dispatch.h. Locations are summed in fixed blocks, and the blocks in their
+// order.
+#include "prediction_loss.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -7,7 +10,6 @@
 
 #include "../core/cpu_dispatch.h"
 #include "../core/huge_pages.h"
-#include "prediction_loss.h"
 
 namespace bevkd2::distill::prediction {
 namespace {
@@ -18,8 +20,6 @@ struct Partial {
 
 namespace plain {
 using bevkd2::plain::Vec;
-#include "block_io.h"
-//
 #include "prediction_loss_cpu_kernels.h"
 }  // namespace plain
 
@@ -27,8 +27,6 @@ using bevkd2::plain::Vec;
 BEVKD2_BEGIN_AVX2
 namespace avx2 {
 using bevkd2::avx2::Vec;
-#include "block_io.h"
-//
 #include "prediction_loss_cpu_kernels.h"
 }  // namespace avx2
 BEVKD2_END_AVX2
@@ -39,12 +37,12 @@ Partial run_block(const Problem<A>& p, const A* coefficients, int64_t first, int
   BEVKD2_CALL(A, block_loss, p, coefficients, first, n, scratch);
 }
 
-// The sums over blocks of `step` locations, in their order: function(first, n) gives a block's.
+// The sums over blocks of `step` locations, in their order: function(first, n) returns that of one block.
 template <typename F>
 Partial sum_blocks(int64_t count, int64_t step, const F& make_function) {
   std::vector<Partial> partials((count + step - 1) / step);
   torch::stable::parallel_for(0, static_cast<int64_t>(partials.size()), 1, [&](int64_t begin, int64_t end) {
-    auto function = make_function();  // of a thread, with its own buffers
+    auto function = make_function();  // with buffers of this thread
     for (int64_t block = begin; block < end; ++block)
       partials[block] = function(block * step, std::min(step, count - block * step));
   });
@@ -79,7 +77,7 @@ struct Cpu {
     const A coefficients[2] = {
         static_cast<A>(scales[0] * static_cast<double>(p.upstream ? p.upstream[0] : A(1))),
         static_cast<A>(scales[1] * static_cast<double>(p.upstream ? p.upstream[1] : A(1)))};
-    // About 2,048 logits a block: its buffers stay in the first cache.
+    // About 2,048 logits per block, so that its buffers stay in the first-level cache.
     const int64_t step = std::max<int64_t>(1, 2048 / std::max<int64_t>(1, p.classes));
     const Partial sums = sum_blocks(p.batch * p.locations, step, [&] {
       std::vector<A> scratch(4 * ((step * p.classes + 7) / 8 * 8) + step);

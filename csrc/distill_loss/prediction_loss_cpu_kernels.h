@@ -1,8 +1,9 @@
 // The CPU kernels over Vec<A>, compiled once for each instruction set: included inside a namespace by
-// prediction.cpp, after block_io.h.
+// prediction_loss_cpu.cpp.
 //
-// Two softmaxes' and two sigmoids' divergences are computed from differences of logits, so that they are
-// exact for equal ones and finite for far ones.
+// The divergences of two softmaxes or two sigmoids are computed from differences of logits, so that they are
+// exact for nearly equal logits and finite for distant ones.
+#include "block_io.h"
 
 // 1 / (1 + exp(-x)); exp(-|x|) does not overflow.
 template <typename A>
@@ -134,7 +135,7 @@ inline void distances(const Problem<A>& p, int64_t n, const Block<A>& b) {
   }
 }
 
-// Times factor; what is not a number does not outlive a factor of zero.
+// Multiplies by factor; a factor of 0 makes even NaN 0.
 template <typename A>
 inline void scale(A* numbers, int64_t n, A factor) {
   if (factor == 0) {
@@ -157,16 +158,15 @@ Partial block_loss(const Problem<A>& p, const A* coefficients, int64_t first, in
     const int64_t at = first + q;
     const A weight = p.weight(at);
     const bool object = p.is_object(at);
-    A factor = 0, grad_depth = 0;
+    A factor = 0, grad_guidance = 0;
     if (weight != 0) {
-      const Weight<A> guide =
-          object ? guidance_weight(p.guidance, at, at / p.locations) : Weight<A>{A(1), A(0)};
+      const A guidance = object ? p.guidance_of(at) : A(1);
       const A coefficient = coefficients[object ? 0 : 1] * weight;
-      (object ? sums.objects : sums.background) += static_cast<double>(weight * guide.value * b.totals[q]);
-      factor = coefficient * guide.value;
-      grad_depth = coefficient * guide.slope * b.totals[q];
+      (object ? sums.objects : sums.background) += static_cast<double>(weight * guidance * b.totals[q]);
+      factor = coefficient * guidance;
+      if (object) grad_guidance = coefficient * b.totals[q];
     }
-    if (p.grad_depth) p.grad_depth[at] = grad_depth;
+    if (p.grad_guidance) p.grad_guidance[at] = grad_guidance;
     if (p.grad_logits) scale(b.slope + q * p.classes, p.classes, factor);
   }
   if (p.grad_logits) store_block(b.slope, p.student_dtype, first * p.classes, n * p.classes, p.grad_logits);

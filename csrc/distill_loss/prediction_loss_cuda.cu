@@ -1,6 +1,6 @@
-// Distances of class predictions on CUDA. Lanes side by side take the classes of a location. The groups' sums
-// of weights come first, from a kernel of their own whose blocks' sums every block adds up by itself, so that
-// the main pass writes final gradients. All sums are in a fixed order.
+// Distances of class predictions on CUDA. Neighbouring lanes take the classes of a location. A first kernel
+// sums the weights of both groups per block; each block of the main kernel adds these sums itself, so that it
+// can write final gradients. All sums are in a fixed order.
 #include "device_io.cuh"
 #include "prediction_loss.h"
 #include "softmax_statistics.cuh"
@@ -11,10 +11,10 @@ namespace {
 using cuda::kLanes;
 
 constexpr int kThreads = 256;
-constexpr int kCounters = 64;  // blocks that count
-constexpr int kRounds = 4;     // locations that a group of lanes takes one after the other
+constexpr int kCounters = 64;  // blocks of count_kernel
+constexpr int kRounds = 4;     // locations that a group of lanes takes one after another
 
-// Sums of both groups.
+// A sum for each group.
 struct Pair {
   double objects, background;
 };
@@ -146,13 +146,12 @@ __global__ void __launch_bounds__(kThreads, 2)
     const bool exists = at < p.batch * p.locations;
     const A weight = exists ? p.weight(at) : A(0);
     const bool active = weight != A(0), object = exists && p.is_object(at);
-    Weight<A> guide{A(1), A(0)};
-    if (active && object) guide = guidance_weight(p.guidance, at, at / p.locations);
+    const A guidance = active && object ? p.guidance_of(at) : A(1);
     const A coefficient = (object ? coefficients[0] : coefficients[1]) * weight;
-    const A total = one_location(p, at, exists, active, size, coefficient * guide.value);
+    const A total = one_location(p, at, exists, active, size, coefficient * guidance);
     if (!exists || threadIdx.x % size != 0) continue;
-    if (active) (object ? sum.objects : sum.background) += static_cast<double>(weight * guide.value * total);
-    if (p.grad_depth) p.grad_depth[at] = active ? coefficient * guide.slope * total : A(0);
+    if (active) (object ? sum.objects : sum.background) += static_cast<double>(weight * guidance * total);
+    if (p.grad_guidance) p.grad_guidance[at] = active && object ? coefficient * total : A(0);
   }
   sum = block_sums(sum, scratch);
   if (threadIdx.x == 0) partials[blockIdx.x] = sum;
