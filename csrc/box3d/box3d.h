@@ -70,19 +70,22 @@ struct Ops {
         "box3d: the tensors must be on one device");
   }
 
-  template <Overlap kOverlap>
-  static Tensor overlaps(const Tensor& a, const Tensor& b) {
-    constexpr int64_t kColumns = columns_of(kOverlap);
-    const Tensor first = checked_boxes(a, kColumns), second = checked_boxes(b, kColumns);
+  static Tensor overlaps(Overlap overlap, const Tensor& a, const Tensor& b) {
+    const int64_t columns = columns_of(overlap);
+    const Tensor first = checked_boxes(a, columns), second = checked_boxes(b, columns);
     check_device(second, first);
     const int64_t n = first.size(0), m = second.size(0);
     Tensor out = torch::stable::new_empty(first, {n, m});
-    Backend::overlaps({kOverlap, static_cast<const double*>(first.const_data_ptr()),
+    Backend::overlaps({overlap, static_cast<const double*>(first.const_data_ptr()),
                        static_cast<const double*>(second.const_data_ptr()), n, m,
                        static_cast<double*>(out.mutable_data_ptr())},
                       first);
     return out;
   }
+
+  static Tensor intersection(const Tensor& a, const Tensor& b) { return overlaps(Overlap::kArea, a, b); }
+  static Tensor iou(const Tensor& a, const Tensor& b) { return overlaps(Overlap::kIou, a, b); }
+  static Tensor volume_iou(const Tensor& a, const Tensor& b) { return overlaps(Overlap::kVolumeIou, a, b); }
 
   static Tensor nms(const Tensor& boxes, const Tensor& scores, const Tensor& labels, double threshold,
                     bool inclusive) {
@@ -99,9 +102,9 @@ struct Ops {
 
   template <typename Library>
   static void register_all(Library& m) {
-    m.impl("rotated_intersection", TORCH_BOX(&overlaps<Overlap::kArea>));
-    m.impl("rotated_iou", TORCH_BOX(&overlaps<Overlap::kIou>));
-    m.impl("box3d_iou", TORCH_BOX(&overlaps<Overlap::kVolumeIou>));
+    m.impl("rotated_intersection", TORCH_BOX(&intersection));
+    m.impl("rotated_iou", TORCH_BOX(&iou));
+    m.impl("box3d_iou", TORCH_BOX(&volume_iou));
     m.impl("rotated_nms", TORCH_BOX(&nms));
   }
 };

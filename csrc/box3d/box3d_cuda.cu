@@ -63,14 +63,14 @@ void launch_pairs(const Pairs& p, const Tensor& like) {
 
 // ---- suppression ----
 
-// Boxes by falling score. What threads share between kernels; the counts begin at 0.
+// Boxes by falling score, and what kernels hand on to the next; the counts begin at 0.
 struct Sorted {
   int64_t n, words;      // words: of n bits
-  const int64_t* order;  // where each was in the input
+  const int64_t* order;  // index of each in the input
   DeviceBox* boxes;
   int64_t* labels;
-  Word* removed;    // a bit a box
-  int64_t* counts;  // how many were kept, and a number that is not 0 where the input is not good
+  Word* removed;    // one bit per box
+  int64_t* counts;  // how many were kept, and 1 where the input is invalid
 };
 
 // Boxes [begin, end) and, for each, the words from first_word on; begin is a multiple of kBits.
@@ -103,7 +103,7 @@ __device__ bool suppresses(const Sorted& sorted, const Rule& rule, int64_t i, in
   return rule.inclusive ? iou >= rule.threshold : iou > rule.threshold;
 }
 
-// A warp a word: each lane compares two boxes.
+// One warp per word: each lane compares two boxes.
 __global__ void suppression_kernel(Sorted sorted, Slice slice, Rule rule) {
   const int64_t warp = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / cuda::kLanes;
   const int64_t i = slice.begin + warp / slice.span, word = slice.first_word + warp % slice.span;
@@ -130,7 +130,7 @@ __device__ Word greedy(Word candidates, const Word* own) {
 // One block. Kept boxes of each word suppress those of the later words.
 __global__ void __launch_bounds__(kScanThreads) scan_kernel(Sorted sorted, Slice slice, int64_t* out) {
   BEVKD2_SHARED_MEMORY(memory);
-  Word* const own = reinterpret_cast<Word*>(memory);  // kBits, then what is kept
+  Word* const own = reinterpret_cast<Word*>(memory);  // kBits words, then the kept boxes
   int64_t count = sorted.counts[0];
   for (int64_t first = slice.begin; first < slice.end; first += kBits) {
     const int64_t word = first / kBits;

@@ -1,9 +1,10 @@
 // The L2 distance of BEV responses (the mean absolute feature over channels): what the CPU and CUDA kernels
-// share, and the two ops in terms of two functions that a device supplies.
+// share, and the two ops in terms of two functions that a device supplies (Backend::forward and
+// Backend::backward).
 //
 // Embeddings are (B, N, C) views whose channels or whose cells are adjacent in memory, each its own way. The
-// forward pass keeps, where somebody will ask for the gradient, a cell's weight times its difference, and
-// for every sample what it is to be multiplied by; the backward pass reads these and the student's signs.
+// forward pass keeps, where a gradient is wanted, each cell's weight times its difference, and a factor per
+// sample; the backward pass reads these and the signs of the student's features.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -24,7 +25,7 @@ struct Embedding {
   bool channels_adjacent;  // else the cells are
 };
 
-// Pointers without a dtype are to the computing type. weights: (B, N) or null, where every cell counts once.
+// Pointers without a dtype are to the accumulation type. weights: (B, N), or null for 1.
 // differences: (B, N) or null; scales: (B).
 struct Forward {
   Embedding student, teacher;

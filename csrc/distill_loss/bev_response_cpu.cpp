@@ -13,7 +13,7 @@
 namespace bevkd2::distill::bev_response {
 namespace {
 
-constexpr int64_t kCells = 512;  // of a task
+constexpr int64_t kCells = 512;  // per task
 
 struct Partial {
   double squares = 0, counted = 0;

@@ -35,8 +35,8 @@ inline void add_absolutes(const T* p, int64_t n, A* out) {
   for (int64_t j = 0; i + j < n; ++j) out[i + j] += tail[j] < 0 ? -tail[j] : tail[j];
 }
 
-// out[0..n) = mean absolute value over the channels of cells first..first + n; cells of weight zero are not
-// looked at where each lies by itself.
+// out[0..n) = mean absolute value over the channels of cells first..first + n; cells of weight 0 are not
+// read where channels are adjacent.
 template <typename A, typename T>
 inline void responses(const Embedding& e, const T* base, int64_t sample, int64_t first, int64_t n,
                       const A* weights, A* out) {
@@ -83,14 +83,14 @@ Partial forward_cells(const Forward& p, int64_t sample, int64_t first, int64_t n
   return sums;
 }
 
-// gradient * sign(x); nothing has the sign zero, and so has NaN.
+// gradient * sign(x); the sign of 0 and of NaN is 0.
 template <typename A>
 inline Vec<A> signed_like(const Vec<A>& gradient, const Vec<A>& x) {
   const Vec<A> zero = Vec<A>::set1(0);
   return gradient.where(zero < x) - gradient.where(x < zero);
 }
 
-// Gradients of a run of numbers. `gradient` points to one for all, or to one for each.
+// Gradients of a run of numbers. `gradient` points to one factor for all, or to one per number (kEach).
 template <typename A, bool kEach, typename T>
 inline void write_signs(const T* x, const A* gradient, int64_t n, T* out) {
   using V = Vec<A>;

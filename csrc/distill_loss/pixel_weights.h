@@ -1,4 +1,5 @@
-// The op that draws pixel weights, in terms of what a device supplies: from tensors to a problem, and back.
+// Pixel weights: what the CPU and CUDA kernels share, and the op in terms of one function that a device
+// supplies (Backend::run). The maths is in pixel_weights_math.h.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -25,7 +26,7 @@ struct Mask {
 
 struct Level {
   Grid grid;
-  int64_t first;  // of a sample's cells
+  int64_t first;  // number of its first cell in a sample
 };
 
 // maps is (B, cells), sums and content (L, B): the sum of a level's weights, and its cells in the image.
@@ -61,7 +62,7 @@ inline std::vector<Mask> make_masks(const Tensors& boxes, const Tensors& splits,
                                     const Doubles& parameters, int64_t batch) {
   STD_TORCH_CHECK(
       splits.size() == boxes.size() && kinds.size() == boxes.size() && parameters.size() == boxes.size(),
-      "draw_weights: boxes, splits, kinds and parameters must have an entry a mask");
+      "draw_weights: boxes, splits, kinds and parameters must have one entry per mask");
   std::vector<Mask> masks;
   for (size_t m = 0; m < boxes.size(); ++m) {
     const Tensor &b = boxes[m], &s = splits[m];
@@ -71,7 +72,7 @@ inline std::vector<Mask> make_masks(const Tensors& boxes, const Tensors& splits,
     STD_TORCH_CHECK(
         s.dim() == 1 && s.size(0) == batch + 1 && s.is_contiguous() && s.scalar_type() == ScalarType::Long,
         "draw_weights: splits must be contiguous int64 (B + 1)");
-    STD_TORCH_CHECK(kinds[m] >= 0 && kinds[m] <= 5, "draw_weights: there is no mask of kind ", kinds[m]);
+    STD_TORCH_CHECK(kinds[m] >= 0 && kinds[m] <= 5, "draw_weights: no mask of kind ", kinds[m]);
     masks.push_back({static_cast<const float*>(b.const_data_ptr()),
                      static_cast<const int64_t*>(s.const_data_ptr()), b.size(0),
                      static_cast<MaskKind>(kinds[m]), static_cast<float>(parameters[m])});

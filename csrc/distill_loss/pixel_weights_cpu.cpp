@@ -1,4 +1,4 @@
-// Pixel weights on the CPU: a task is a level of a sample, and draws one mask after the other.
+// Pixel weights on the CPU. A task is one level of one sample, and draws one mask after another.
 #include "pixel_weights.h"
 
 #include <algorithm>

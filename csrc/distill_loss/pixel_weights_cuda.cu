@@ -1,5 +1,6 @@
-// Pixel weights on CUDA: a thread a cell, with the boxes of its sample prepared in shared memory; then a
-// block for each level of a sample adds up, and normalises backgrounds. Nothing waits for the device.
+// Pixel weights on CUDA: one thread per cell, with the boxes of its sample prepared in shared memory; then
+// one block per level and sample adds the weights and normalises backgrounds. The host never waits for the
+// device.
 #include <algorithm>
 
 #include "../core/cuda.cuh"
@@ -81,7 +82,7 @@ __global__ void __launch_bounds__(kThreads) draw_kernel(const __grid_constant__ 
   if (inside) t.maps[sample * t.cells + level.first + cell] = value;
 }
 
-// A block for each level of a sample; `blocks` are those that drew it.
+// One block per level and sample; `blocks` is how many drew it.
 __global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant__ Table t, int64_t blocks) {
   BEVKD2_SHARED_MEMORY(memory);
   double* scratch = reinterpret_cast<double*>(memory);

@@ -9,7 +9,7 @@
 
 namespace bevkd2::distill::pixel_weights {
 
-// What the boxes of one mask make of the cells. The numbers are those of bevkd2/ops/pixel_weights.py.
+// How the boxes of one mask set the cells. The numbers are those of bevkd2/ops/pixel_weights.py.
 enum class MaskKind : int64_t {
   kForeground = 0,         // 1 in a box
   kForegroundByArea = 1,   // 1 / the box's area in cells, the largest
@@ -25,7 +25,7 @@ struct Grid {
   int rows, columns;
 };
 
-// A box as a cell reads it: (u, v) are coordinates along its length and width, from its centre.
+// A box prepared for its cells: (u, v) are coordinates along its length and width, from its centre.
 struct DrawnBox {
   float x, y, cosine, sine;
   float half_length, half_width;
@@ -48,7 +48,7 @@ BEVKD2_HOST_DEVICE float empty_value(MaskKind kind) {
   return one ? 1.0F : 0.0F;
 }
 
-// The larger counts, or the smaller one, according to where a mask starts.
+// The larger of two values; for masks whose empty value is 1, the smaller.
 BEVKD2_HOST_DEVICE float combine(MaskKind kind, float a, float b) {
   return empty_value(kind) > 0 ? (b < a ? b : a) : (b > a ? b : a);
 }
@@ -90,7 +90,7 @@ BEVKD2_HOST_DEVICE DrawnBox make_box(const float* box, MaskKind kind, float para
   return d;
 }
 
-// What a box makes of a cell; empty_value where it does not reach it. NaN in a box reaches no cell.
+// The value of a cell for one box; empty_value outside of it. A box with NaN covers no cell.
 BEVKD2_HOST_DEVICE float box_value(const DrawnBox& d, MaskKind kind, const Grid& g, int row, int column) {
   const float dx = center_x(g, column) - d.x, dy = center_y(g, row) - d.y;
   const float u = dx * d.cosine + dy * d.sine, v = dy * d.cosine - dx * d.sine;
@@ -109,7 +109,7 @@ BEVKD2_HOST_DEVICE int to_cell(float position, int size) {
   return position < static_cast<float>(size) ? static_cast<int>(position) : size;
 }
 
-// Cells that a box can reach, and some around.
+// The cells that a box can cover, with a margin.
 BEVKD2_HOST_DEVICE CellRange reach(const DrawnBox& d, const Grid& g) {
   const float c = std::fabs(d.cosine), s = std::fabs(d.sine);
   const float x = c * d.half_length + s * d.half_width, y = s * d.half_length + c * d.half_width;

@@ -1,6 +1,6 @@
-// Multiplies gradients that a forward pass made by the upstream gradient, which stays on the device: all
-// levels in one launch, which ends at once where the factor is 1, as it is where a loss's weight is folded
-// in.
+// Multiplies gradients that a forward pass wrote by the upstream gradient, which stays on the device. All
+// levels are one launch. Blocks whose factor is 1 return at once: the usual case, since a loss's weight is
+// part of the saved gradient.
 #include <algorithm>
 
 #include "../core/cuda.cuh"
@@ -10,8 +10,8 @@ namespace bevkd2::distill {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kChunk = 8192;  // entries a block
-constexpr int kMaxLevels = 64;    // of a launch
+constexpr int64_t kChunk = 8192;  // entries per block
+constexpr int kMaxLevels = 64;    // per launch
 
 struct ScaleTable {
   void* gradient[kMaxLevels];
@@ -50,7 +50,7 @@ void check(const Tensors& gradients, const Tensor& factors) {
   for (const Tensor& gradient : gradients) {
     STD_TORCH_CHECK(gradient.scalar_type() == gradients[0].scalar_type(),
                     "scale_gradients_: all gradients must be of one dtype");
-    // Ours are: as the loss ops allocate them.
+    // As the loss ops allocate them.
     STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(gradient.const_data_ptr()) % 16 == 0,
                     "scale_gradients_: gradients must be aligned to 16 bytes");
   }

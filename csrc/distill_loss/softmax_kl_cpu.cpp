@@ -14,10 +14,10 @@ namespace bevkd2::distill::softmax_kl {
 namespace {
 
 constexpr int kTile = 64;                  // softmaxes of a tile, where rows are adjacent
-constexpr int kChunk = 16;                 // entries that a tile looks at together
+constexpr int kChunk = 16;                 // entries that a tile handles together
 constexpr int kTileRows = 2 * kChunk + 8;  // scratch of a tile, in rows of kTile numbers
 
-// Some rows of a sample of a level.
+// Some rows of one sample of a level.
 template <typename A>
 struct Task {
   const Level* level;
@@ -55,7 +55,7 @@ double run_task(const Task<A>& task, int64_t first, int64_t last) {
 template <typename A>
 double run_level(const Level& level, A inverse_temperature, A coefficient) {
   if (level.entries == 0 || level.rows == 0) return 0;
-  // About 4,096 entries a task where a softmax is small, one softmax where it is large.
+  // About 4,096 entries per task where a softmax is small, one softmax where it is large.
   const int64_t step = level.rows_adjacent ? kTile : std::max<int64_t>(1, 4096 / level.entries);
   const int64_t padded = (level.entries + 7) / 8 * 8;
   const int64_t scratch = level.rows_adjacent ? kTileRows * kTile : 2 * padded;

@@ -83,7 +83,7 @@ struct Statistics {
   explicit Statistics(A* at)
       : max_s(at), max_t(at + kTile), sum_s(at + 2 * kTile), sum_t(at + 3 * kTile), cross(at + 4 * kTile) {}
 
-  // Adds `depth` entries of eight softmaxes; s and t have kTile numbers an entry.
+  // Adds `depth` entries of eight softmaxes; s and t have kTile numbers per entry.
   void add(const A* s, const A* t, int depth, int lane, A inverse_temperature, bool is_first) {
     using V = Vec<A>;
     V highest_s = V::load(s), highest_t = V::load(t);
@@ -93,7 +93,7 @@ struct Statistics {
     }
     const V inverse = V::set1(inverse_temperature);
     V total_s = V::set1(0), total_t = V::set1(0), total = V::set1(0);
-    if (!is_first) {  // what was summed is now relative to another maximum
+    if (!is_first) {  // makes the earlier sums relative to the new maximum
       const V old_s = V::load(max_s + lane), old_t = V::load(max_t + lane);
       highest_s = V::max(highest_s, old_s);
       highest_t = V::max(highest_t, old_t);

@@ -49,15 +49,15 @@ void check_rows(const Problem<T>& p) {
   STD_TORCH_CHECK(good, "ms_deform_attn_ragged: row_value must lie in [0, ", p.batches, ")");
 }
 
-// Threads that the work is worth, at 64k multiply-adds each.
+// The number of threads, for at least 64k multiply-adds each.
 template <typename T>
 int64_t threads_for(const Problem<T>& p) {
   const double work = 4.0 * static_cast<double>(p.rows) * p.heads * p.samples() * std::max(p.width, 8);
   return std::clamp<int64_t>(static_cast<int64_t>(work / 65536), 1, torch::stable::get_num_threads());
 }
 
-// Tasks over queries: several a thread, so that they end together; all heads of a query together, whose
-// pixels lie side by side.
+// Tasks over queries: several per thread, so that threads end together; all heads of a query in one task,
+// since their pixels are adjacent in memory.
 Plan plan_queries(const std::vector<int64_t>& order, int heads, int64_t threads) {
   const int64_t tasks = threads > 1 ? 8 * threads : 1;
   const auto queries = static_cast<int64_t>(order.size());
@@ -84,9 +84,9 @@ void run_backward(const Problem<T>& p, const Level* levels, const Gradients<T>& 
   });
 }
 
-// Tasks that own the heads of a value batch (of all of them in the ragged op) can make every gradient in one
-// pass. Where there are fewer of those tasks than threads, or where references sum over heads, points and
-// value are two passes.
+// A task that owns some heads of a value batch (of all batches in the ragged op) can compute every gradient
+// in one pass. With fewer such tasks than threads, or where the references' gradients sum over heads, the
+// gradients of points and of value are two passes.
 template <typename T>
 void plan_backward(const Problem<T>& p, const std::vector<Level>& all_levels, const Gradients<T>& g) {
   const Level* levels = all_levels.data();

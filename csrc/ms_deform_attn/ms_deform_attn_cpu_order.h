@@ -1,6 +1,6 @@
-// The order in which the CPU works through queries: those that look at the same cell of a value map one after
-// another, so that its pixels are still in the second-level cache. In raster order only neighbours in a row
-// meet there. The order depends on the data alone, never on threads.
+// The order in which the CPU goes through queries: those that sample the same cell of a value map one after
+// another, so that its pixels are still in the second-level cache. Raster order would only keep neighbours in
+// a row together. The order depends on the data alone, never on threads.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -28,7 +28,7 @@ struct CellAxis {
   }
 };
 
-// Where a query looks: at its first reference, or its first location.
+// Where a query samples: its first reference, or its first location.
 template <typename T>
 const accumulate_t<T>* place_of(const Problem<T>& p, int64_t query) {
   if (!p.references) return p.offsets + 2 * query * p.heads * p.samples();

@@ -1,5 +1,5 @@
-// How the CPU cuts a call into tasks. Results do not depend on it: a number is always summed by one task, in
-// an order that the data alone decides.
+// How the CPU divides a call into tasks. Results do not depend on it: each sum is made by one task, in an
+// order that depends on the data alone.
 #pragma once
 
 #include <algorithm>

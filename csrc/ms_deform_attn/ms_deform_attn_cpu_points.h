@@ -182,8 +182,8 @@ inline void set_corners(Scratch<A>& s) {
   }
 }
 
-// Asks for the first and the last cache line of the corners of every point at once: more of them are then
-// under way than a walk over the points, which waits for each, would have. `map` starts at the task's first
+// Prefetches the first and the last cache line of the corners of every point: more loads are then in flight
+// than in a loop over the points, which waits for each. `map` starts at the task's first
 // head. Always inline: gcc drops calls of a function that does nothing but prefetch.
 template <typename T, typename M, typename A>
 BEVKD2_ALWAYS_INLINE void prefetch_corners(const Problem<T>& p, const M* map, const Scratch<A>& s) {

@@ -1,5 +1,5 @@
-// Tasks that threads take one after the other, so that one slow thread does not hold up the rest. Which
-// thread runs a task must not matter to its result.
+// Tasks that threads take one after another, so that one slow thread does not delay the others. The result of
+// a task must not depend on the thread that runs it.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

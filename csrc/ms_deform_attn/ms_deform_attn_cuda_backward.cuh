@@ -7,8 +7,8 @@
 
 namespace bevkd2::msda {
 
-// Where value's gradient goes. Three ways, and each is a kernel of its own: the common one would spill
-// registers if it held what the others need.
+// Where value's gradient goes. Each of the three sinks makes a kernel of its own: one kernel for all would
+// spill registers.
 template <typename A>
 struct NoSink {
   static constexpr bool kWanted = false;
@@ -65,8 +65,8 @@ struct FixedSink {
   };
 };
 
-// Sums each of four numbers over a group and leaves them in `to`. From four lanes on, two exchanges deal the
-// four sums to the lanes, so that every further step adds one number and not four.
+// Sums each of four numbers over a group and leaves them in `to`. From four lanes on, two exchanges
+// distribute the four sums over the lanes, so that each further step adds one number instead of four.
 template <typename A>
 __device__ __forceinline__ void sum_dots(const Group& group, const A (&t)[4], Quad<A>& to) {
   if (group.lanes < 4) {
@@ -136,9 +136,8 @@ struct RowWalk {
       for (int v = 0; v < kSize; ++v) dots[k] += grad[v] * corner[k][v];
   }
 
-  // A head's sums take more bytes than its 16-bit channels, two reductions a pack. Lanes then take the
-  // channels in another order, so that each of the two covers whole sectors of memory and not every second 16
-  // bytes.
+  // The sums of 16-bit channels take two reductions per pack. Lanes take the channels in another order, so
+  // that each reduction covers whole sectors of memory instead of every second 16 bytes.
   template <typename Adder>
   __device__ __forceinline__ void add_value(const int4& pixel, const Quad<A>& weight, int pack, int packs,
                                             const A (&grad)[kSize], const Adder& adder) const {
@@ -188,7 +187,7 @@ __device__ __forceinline__ SampleGrad<A> own_grad(const Workspace<A>& work, A sh
   return sample_grad(share * t.at[0], share * t.at[1], share * t.at[2], share * t.at[3], attention, corners);
 }
 
-// Writes a point's gradients where the row is its query's first one, and adds to them where it is a further
+// Writes a point's gradients where the row is its query's first one, and adds to them where it is a later
 // one: a point has the same lane in every row, so nothing here needs atomics. Returns attention * gradient.
 template <typename T>
 __device__ __forceinline__ accumulate_t<T> write_point(const Problem<T>& p, const Lanes& lanes,
@@ -200,7 +199,8 @@ __device__ __forceinline__ accumulate_t<T> write_point(const Problem<T>& p, cons
   const A attention = head.attention(p, i);
   SampleGrad<A> grad{};
   if (here) {
-    const Point<T> point(p, lanes, work, head, row, i);  // again: cheaper than to keep it over the walk
+    const Point<T> point(p, lanes, work, head, row,
+                         i);  // computed again: cheaper than registers during the walk
     if (point.corners.valid) {
       grad = own_grad(work, head.share, attention, point.corners);
       grad.x *= point.affine.scale_x;

@@ -1,10 +1,10 @@
 // What the CUDA kernels of deformable attention share.
 //
-// A group of lanes (a power of two, at most a warp) works for one head of one query. Points go by in chunks
-// of as many as the group has lanes. Phase 1, a point a lane: coordinates, softmax weight and corners, left
-// in shared memory as four pixels and four weights. Phase 2, a pack of channels a lane: all lanes of the
-// group walk the points of the chunk together. A warp is the unit that synchronises; no two warps share
-// anything but the table of levels.
+// A group of lanes (a power of two, at most a warp) works for one head of one query. Points are handled in
+// chunks of as many as the group has lanes. Phase 1, one point per lane: coordinates, softmax weight and
+// corners, stored in shared memory as four pixels and four weights. Phase 2, one pack of channels per lane:
+// all lanes of the group go through the points of the chunk together. Only warps synchronise; two warps share
+// nothing but the table of levels.
 #pragma once
 
 #include <type_traits>
@@ -41,7 +41,7 @@ struct Quotient {
   }
 };
 
-// How the channels of a head are dealt to lanes, and what else a kernel would have to divide or widen for.
+// How the channels of a head are distributed over lanes, and values that save a kernel divisions.
 struct Lanes {
   int packs;         // of a head's channels
   int group;         // lanes of a group
@@ -95,11 +95,11 @@ struct Group {
   }
 };
 
-// The block's shared memory: the levels, and what phase 1 leaves for phase 2, a slot a thread. `dots` is for
-// the backward only.
+// The block's shared memory: the levels, and what phase 1 stores for phase 2, one slot per thread. `dots` is
+// for the backward pass only.
 template <typename A>
 struct Workspace {
-  int4* pixel;      // the corners' pixels in value; the first is negative where the point counts nothing
+  int4* pixel;      // the corners' pixels in value; the first is negative where the point is outside
   Quad<A>* weight;  // the corners' weights, attention included
   Quad<A>* dots;
   Level* levels;
@@ -127,7 +127,7 @@ __device__ void check_rows(const Problem<T>& p, int64_t begin, int64_t end) {
 }
 
 // One head of one query, as its group sees it. `active` is false where there are fewer tasks than groups:
-// such a group keeps its warp company and touches nothing.
+// such a group takes part in its warp's synchronisation and reads and writes nothing.
 template <typename T>
 struct Head {
   using A = accumulate_t<T>;
@@ -138,7 +138,7 @@ struct Head {
   int64_t row;        // its first row
   int count;          // of its rows
   int64_t own_batch;  // the value batch that they read, where row_value does not say
-  A share;            // what a row counts for
+  A share;            // weight of a row in its output
   A maximum = 0, inverse_sum = 1;
 
   __device__ Head(const Problem<T>& p, const Group& group, bool is_active, int64_t of_query, int of_head)
@@ -164,7 +164,7 @@ struct Head {
     return batch;
   }
 
-  // The rows of the warp's longest head: what a warp has to go through together.
+  // The largest number of rows of the warp's heads, which all its groups go through together.
   __device__ int warp_rows() const { return cuda::lanes_max(count); }
 
  private:
@@ -225,7 +225,7 @@ __device__ __forceinline__ T* at_pixel(T* map, int pixel, unsigned stride) {
                               static_cast<uint64_t>(static_cast<unsigned>(pixel)) * stride);
 }
 
-// Phase 1 for the calling lane's slot. Points that do not count keep their slot with a negative pixel.
+// Phase 1 for the calling lane's slot. Points outside the map have a negative pixel in their slot.
 template <typename A>
 __device__ __forceinline__ void leave_nothing(const Workspace<A>& work) {
   work.pixel[threadIdx.x] = make_int4(-1, 0, 0, 0);

@@ -1,4 +1,4 @@
-// Sums that do not depend on their order: value's gradient in 64-bit fixed point, for
+// Sums whose result does not depend on the order of terms: value's gradient in 64-bit fixed point, for
 // torch.use_deterministic_algorithms.
 //
 // Every term is bounded by M = max |grad_out| * max |attention weight|, both found on the device, and no sum
@@ -32,7 +32,7 @@ struct FixedPoint {
   __device__ bool is_broken() const { return state[2] != 0 || !(largest() < static_cast<double>(INFINITY)); }
 };
 
-// How a kernel adds terms; all its threads make the same one.
+// Adds terms of a kernel; the same in all its threads.
 template <typename A>
 struct FixedAdder {
   double scale;
@@ -46,7 +46,7 @@ struct FixedAdder {
 
   __device__ void add(unsigned long long* to, A term) const {
     if (!(::fabs(term) <= bound)) {
-      *broken = 1;  // whoever writes, writes the same
+      *broken = 1;  // benign race: all threads write 1
       return;
     }
     atomicAdd(to, static_cast<unsigned long long>(__double2ll_rn(static_cast<double>(term) * scale)));

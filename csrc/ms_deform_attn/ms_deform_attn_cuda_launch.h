@@ -1,4 +1,4 @@
-// What the two CUDA files of deformable attention define, and how a call is dealt to threads.
+// The launches of the two CUDA files of deformable attention, and how channels are distributed over lanes.
 #pragma once
 
 #include <algorithm>

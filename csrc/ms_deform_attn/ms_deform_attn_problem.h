@@ -1,4 +1,4 @@
-// What a kernel of multi-scale deformable attention works on: sizes and raw pointers, the same on every
+// The input of a kernel of multi-scale deformable attention: sizes and raw pointers, the same on every
 // device.
 //
 // All three ops are one problem. Query m has rows row_begin(m) .. row_end(m); each row reads one value batch
@@ -56,7 +56,7 @@ struct Problem {
     const int64_t batch = query / queries_per_batch;
     return query - (batch - batch / queues) * queries_per_batch;
   }
-  // What a row counts for in its output.
+  // The weight of a row in its output.
   BEVKD2_HOST_DEVICE A share_of(int64_t query) const {
     const int64_t count = row_splits ? row_end(query) - row_begin(query) : queues;
     return count > 1 ? A(1) / A(count) : A(1);
