@@ -3,9 +3,9 @@
 Planar boxes are (N, 5): x, y of the centre, length, width, angle in radians counter-clockwise from +x. 3D
 boxes have Boxes3D's layout, (N, 7): x, y, z of the gravity centre, length, width, height, yaw, upright.
 
-Arithmetic is float64 for every dtype, on the CPU and on CUDA. Boxes on other devices, and on CUDA without the
-CUDA library, are copied to the CPU and back. None of these functions has a gradient: inputs are detached. Boxes
-without area have IoU 0 with every box, including themselves.
+Arithmetic is float64 for every dtype, on the CPU and on CUDA. Boxes on other devices, and on CUDA without
+the CUDA library, are copied to the CPU and back. None of these functions has a gradient: inputs are detached.
+Boxes without area have IoU 0 with every box, including themselves.
 
 On CUDA each function waits for the device once: the overlaps to check the boxes, the suppression to learn how
 many boxes are kept. The ops themselves (``torch.ops.bevkd2.rotated_iou`` etc.) do not check the boxes of

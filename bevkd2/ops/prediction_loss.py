@@ -239,17 +239,17 @@ def _backward(ctx: Any, grad_losses: Tensor | None, *unused: object) -> tuple[Te
     need_logits, _, _, _, need_guidance, *_ = ctx.needs_input_grad
     grad_logits = grad_guidance = None
     if grad_losses is not None and ctx.made_in_forward:
-        grad_logits, grad_guidance = _scaled_by_upstream(*ctx.saved_tensors, grad_losses)
+        objects, saved_logits, saved_guidance = ctx.saved_tensors
+        grad_logits, grad_guidance = _scaled_by_upstream(objects, saved_logits, saved_guidance, grad_losses)
     elif grad_losses is not None:
         grad_logits, grad_guidance = torch.ops.bevkd2.prediction_loss_backward(
             grad_losses, *ctx.saved_tensors, *ctx.numbers, need_logits, need_guidance
         )
     student = grad_logits if need_logits else None
     guidance = grad_guidance if need_guidance else None
-    teacher = weights = objects = None
-    numbers = (None, None, None, None)
+    distance_to_background_weight = (None, None, None, None)
     needs = (None, None)
-    return student, teacher, weights, objects, guidance, *numbers, *needs
+    return student, None, None, None, guidance, *distance_to_background_weight, *needs
 
 
 def _scaled_by_upstream(
