@@ -19,10 +19,9 @@ from typing import Any
 import torch
 
 from bevkd2.config import get_cfg
-from bevkd2.config.mono_data import class_names
-from bevkd2.data.nuscenes_mono.dataset import NuScenesMonoIndex, load_nuscenes_mono
+from bevkd2.data import data_format, load_dataset
+from bevkd2.data.nuscenes_mono.dataset import NuScenesMonoIndex
 from bevkd2.data.synthetic import WorldConfig, generate
-from bevkd2.evaluation import NuScenesMonoEvaluator
 
 SPLIT = "synthetic_val"
 
@@ -52,11 +51,14 @@ def score_annotations(root: str, version: str, split: str, out: Path) -> dict[st
     """The official score of a split's annotations, seen by its cameras and merged again."""
     cfg = get_cfg()
     cfg.merge_from_list(
-        ["DATASETS.FORMAT", "nuscenes_mono", "DATASETS.ROOT", root, "DATASETS.VERSION", version]
+        [
+            *("DATASETS.FORMAT", "nuscenes_mono", "DATASETS.ROOT", root),
+            *("DATASETS.VERSION", version, "DATASETS.CACHE_DIR", str(out)),
+        ]
     )
-    evaluator = NuScenesMonoEvaluator(cfg, split, out)
+    evaluator = data_format(cfg).evaluator(cfg, split, out)
     evaluator.reset()
-    index = load_nuscenes_mono(root, version, split, str(out), cfg.INPUT.CAMERAS, class_names(cfg))
+    index = load_dataset(cfg, split)
     for i in range(len(index)):
         evaluator.process(*annotations(index, i))
     scores = evaluator.evaluate()

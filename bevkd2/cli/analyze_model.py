@@ -46,6 +46,7 @@ from bevkd2.config import (
     teacher_config,
 )
 from bevkd2.d2 import build_model
+from bevkd2.data.format import data_format
 from bevkd2.data.mono.transforms import fitting_size
 from bevkd2.distill.methods import DISTILL_REGISTRY
 from bevkd2.engine.defaults import resolve_device
@@ -64,9 +65,6 @@ PARTS = {
 
 ORDER = [*PARTS.values(), "others", "total"]
 """Of the rows of the table."""
-
-IMAGE_SIZES = {"kitti": (1242, 375), "nuscenes_mono": (1600, 900)}
-"""Width and height of the data's files, by DATASETS.FORMAT; KITTI's differ by some pixels."""
 
 WARM_UP = 2
 """Forward passes that are not timed."""
@@ -175,7 +173,7 @@ def noise(cfg: CfgNode, file_size: tuple[int, int] | None = None) -> dict[str, A
         cfg: the config; reads DATASETS.FORMAT and INPUT.
         file_size: width and height of the file; None: that of the data.
     """
-    width, height = file_size or IMAGE_SIZES[cfg.DATASETS.FORMAT]
+    width, height = file_size or data_format(cfg).typical_image_size
     limits = tuple(cfg.INPUT.RESIZE_TEST) or None
     size = fitting_size((height, width), limits)
     if cfg.INPUT.AFFINE.ENABLED:

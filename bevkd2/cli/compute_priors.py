@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from bevkd2.config import class_names, load_config
-from bevkd2.d2 import DatasetCatalog
-from bevkd2.data.loader import dataset_name
+from bevkd2.data.format import load_dataset
 from bevkd2.data.mono.index import JoinedIndex, MonoIndex
 from bevkd2.modeling.mono.fcos3d.compute_priors import BoxPriors, compute_priors
 from bevkd2.structures import project_points
@@ -40,7 +39,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def all_objects(index: MonoIndex) -> tuple[Tensor, Tensor, Tensor]:
-    """All objects of a dataset.
+    """Returns all objects of a dataset.
 
     Args:
         index: annotated images.
@@ -66,7 +65,7 @@ def all_objects(index: MonoIndex) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def to_yaml(priors: BoxPriors, names: Sequence[str], architecture: str, shared_depth: bool) -> str:
-    """The priors as keys of the model.
+    """Returns the priors as keys of the model.
 
     Args:
         priors: of the classes.
@@ -101,7 +100,7 @@ def to_yaml(priors: BoxPriors, names: Sequence[str], architecture: str, shared_d
 
 
 def priors_of(cfg: Any) -> BoxPriors:
-    """The priors of a config's training splits.
+    """Returns the priors of a config's training splits.
 
     Raises:
         ValueError: a config of another kind of model, or data that do not suffice.
@@ -111,7 +110,7 @@ def priors_of(cfg: Any) -> BoxPriors:
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, which has no priors; expected "
             f"{', '.join(DENSE)} or SMOKE"
         )
-    splits = [DatasetCatalog.get(dataset_name(cfg, split)) for split in cfg.DATASETS.TRAIN]
+    splits = [load_dataset(cfg, split) for split in cfg.DATASETS.TRAIN]
     return compute_priors(*all_objects(JoinedIndex(splits)), class_names(cfg))
 
 

@@ -34,7 +34,7 @@ from bevkd2.data import build_test_loader
 from bevkd2.data.synthetic import WorldConfig, generate
 from bevkd2.visualization import (
     BEVFrame,
-    Objects,
+    DrawnObjects,
     bev_response,
     camera_images,
     detection_figure,
@@ -142,7 +142,7 @@ def draw(
     scene = batches[0][0]["scene_token"]
     frames = [batch for batch in batches if batch[0]["scene_token"] == scene][:5]
     sample = frames[-1][0]
-    low_x, low_y, _, high_x, high_y, _ = cfg.MODEL.BEVFORMER.PC_RANGE
+    low_x, low_y, _, high_x, high_y, _ = cfg.INPUT.POINT_RANGE
     extent = (low_x, low_y, high_x, high_y)
     cameras = tuple(cfg.INPUT.CAMERAS)
     images = camera_images(sample["images"].numpy(), cameras)
@@ -157,15 +157,15 @@ def draw(
         figure = detection_figure(
             images,
             matrices,
-            Objects.from_dict({"boxes": sample["boxes"], "labels": sample["labels"]}),
-            Objects.from_dict(detections),
+            DrawnObjects.from_dict({"boxes": sample["boxes"], "labels": sample["labels"]}),
+            DrawnObjects.from_dict(detections),
             title=f"{TITLES[name]}, {sample['sample_token']}",
             extent=extent,
             score_threshold=0.25,
         )
         paths.append(folder / f"{name}.png")
         save_image(paths[-1], figure)
-    truth = Objects.from_dict({"boxes": sample["boxes"], "labels": sample["labels"]})
+    truth = DrawnObjects.from_dict({"boxes": sample["boxes"], "labels": sample["labels"]})
     paths.append(folder / "bev_response.png")
     save_image(paths[-1], draw_bev_responses(responses, BEVFrame(extent, 360), truth))
     return paths

@@ -33,7 +33,7 @@ from bevkd2.cli.demo_steps import (
 from bevkd2.config import CfgNode, class_names, load_config
 from bevkd2.config.shipped import shipped_folder
 from bevkd2.data import build_test_loader
-from bevkd2.data.synthetic import KittiWorldConfig, generate_kitti
+from bevkd2.data.synthetic import KittiWorldConfig, generate
 from bevkd2.kitti import ap_by_distance
 from bevkd2.kitti.files import find_frames
 from bevkd2.kitti.frame_lists import read_frame_list
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     say("1/5", f"the synthetic world in KITTI layout: {args.data}")
     sizes = {"num_train_frames": args.train_frames, "num_val_frames": args.val_frames}
     world = KittiWorldConfig.preset(args.difficulty, seed=args.world_seed, **sizes)
-    generate_kitti(world, args.data, args.workers)
+    generate(world, args.data, args.workers)
 
     common = ["DATASETS.ROOT", str(args.data), "MODEL.DEVICE", args.device]
     length = ["SOLVER.MAX_ITER", str(args.iterations)] if args.iterations else []

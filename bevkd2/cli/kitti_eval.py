@@ -33,7 +33,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--gt", type=Path, required=True, metavar="DIR", help="label files, 15 columns")
     parser.add_argument("--det", type=Path, required=True, metavar="DIR", help="detection files, 16 columns")
-    parser.add_argument("--split", type=Path, metavar="FILE", help="frames, one a line (ImageSets/val.txt)")
+    parser.add_argument("--split", type=Path, metavar="FILE", help="frames, one per line (ImageSets/val.txt)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the scores there, too")
     return parser.parse_args(argv)
 

@@ -1,4 +1,4 @@
-"""Make a synthetic world of driving scenes, in nuScenes v1.0 layout or in KITTI object layout.
+"""Makes a synthetic world of driving scenes, in nuScenes v1.0 layout or in KITTI object layout.
 
 Examples:
     python tools/make_synthetic.py --out data/synthetic --train-scenes 240 --val-scenes 24 --workers 2
@@ -11,55 +11,20 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
-from bevkd2.data.synthetic import (
-    KITTI_PRESETS,
-    PRESETS,
-    KittiWorldConfig,
-    WorldConfig,
-    generate,
-    generate_kitti,
-)
+from bevkd2.data import DATA_FORMAT_REGISTRY, DataFormat
+from bevkd2.data.synthetic import SyntheticWorld, generate
 
-# By layout: the configuration, and its own options with field and meaning.
-FORMATS: dict[str, tuple[type[WorldConfig] | type[KittiWorldConfig], dict[str, tuple[str, str]]]] = {
-    "nuscenes": (
-        WorldConfig,
-        {
-            "--train-scenes": ("num_train_scenes", "scenes of synthetic_train"),
-            "--val-scenes": ("num_val_scenes", "scenes of synthetic_val"),
-            "--frames": ("frames_per_scene", "key frames of a scene"),
-            "--objects": ("objects_per_scene", "boxes of a scene"),
-            "--world-radius": ("world_radius", "metres"),
-            "--lidar-range": ("lidar_range", "metres"),
-            "--jpeg-quality": ("jpeg_quality", "1 to 100"),
-            "--version": ("version", "name of the folder of tables"),
-        },
-    ),
-    "kitti": (
-        KittiWorldConfig,
-        {
-            "--train-frames": ("num_train_frames", "frames of train.txt"),
-            "--val-frames": ("num_val_frames", "frames of val.txt"),
-            "--horizontal-fov": ("horizontal_fov", "degrees"),
-            "--focal-sigma": ("focal_sigma", "share by which focal lengths stray"),
-            "--min-objects": ("min_objects", "least objects of a frame"),
-            "--max-objects": ("max_objects", "most objects of a frame"),
-            "--nearest": ("nearest", "metres to the nearest objects"),
-            "--farthest": ("farthest", "metres to the farthest"),
-            "--overlap": ("overlap", "share of an object that another may hide"),
-            "--size-sigma": ("size_sigma", "share by which sizes stray"),
-            "--label-range": ("label_range", "metres; what is farther is DontCare"),
-            "--min-visible-pixels": ("min_visible_pixels", "what shows less is DontCare"),
-        },
-    ),
-}
-DIFFICULTY_FIELDS = {*PRESETS["easy"], *KITTI_PRESETS["easy"]}
+
+def worlds() -> dict[str, type[SyntheticWorld]]:
+    """Returns the settings class of each data format that has a generator, by the name of the format."""
+    found = {form.name: cast(DataFormat, form).synthetic_world() for form in DATA_FORMAT_REGISTRY}
+    return {name: world for name, world in found.items() if world is not None}
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Parse WIDTHxHEIGHT.
+    """Parses WIDTHxHEIGHT.
 
     Args:
         text: for example "176x64".
@@ -77,57 +42,58 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line; what is not given is None, and has the default of the format's configuration."""
+    """Builds the command line; an option that is not given is None, and has the default of the format."""
     parser = argparse.ArgumentParser(
         description="Make a synthetic world in nuScenes v1.0 or in KITTI layout: for tests, not a benchmark."
     )
+    by_format = worlds()
+    easy = {name: world.preset("easy") for name, world in by_format.items()}
+    difficulties = list(next(iter(by_format.values())).presets)
     parser.add_argument("--out", required=True, help="root folder of the dataset")
-    parser.add_argument("--format", choices=list(FORMATS), default="nuscenes", help="default: %(default)s")
-    parser.add_argument("--difficulty", choices=list(PRESETS), default="easy", help="default: %(default)s")
+    parser.add_argument("--format", choices=list(by_format), default="nuscenes", help="default: %(default)s")
+    parser.add_argument("--difficulty", choices=difficulties, default="easy", help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=2, help="processes; the files do not depend on them")
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace a synthetic world of another configuration"
+        "--overwrite", action="store_true", help="replace a synthetic world of other settings"
     )
-    both = parser.add_argument_group("both formats")
-    both.add_argument("--seed", type=int, help=f"default: {WorldConfig().seed}")
-    both.add_argument("--image-size", type=parse_size, metavar="WxH", help="default: the format's")
-    both.add_argument("--distractors", type=int, help="default: the difficulty's")
-    both.add_argument("--hue-sigma", type=float, help="default: the difficulty's")
-    for layout, (kind, options) in FORMATS.items():
-        group, preset = parser.add_argument_group(f"--format {layout}"), kind.preset("easy")
-        for flag, (field, meaning) in options.items():
-            default = getattr(preset, field)
-            shown = "the difficulty's" if field in DIFFICULTY_FIELDS else default
+    every = parser.add_argument_group("all formats")
+    every.add_argument("--seed", type=int, help="default: 0")
+    every.add_argument("--image-size", type=parse_size, metavar="WxH", help="default: the format's")
+    every.add_argument("--distractors", type=int, help="default: the difficulty's")
+    every.add_argument("--hue-sigma", type=float, help="default: the difficulty's")
+    for name, world in by_format.items():
+        group = parser.add_argument_group(f"--format {name}")
+        for flag, (field, meaning) in world.options.items():
+            default = getattr(easy[name], field)
+            shown = "the difficulty's" if field in world.presets["easy"] else default
             group.add_argument(flag, type=type(default), dest=field, help=f"{meaning}; default: {shown}")
     return parser
 
 
-def make_config(layout: str, difficulty: str, fields: Mapping[str, Any]) -> WorldConfig | KittiWorldConfig:
-    """The configuration of a layout.
+def make_config(name: str, difficulty: str, fields: Mapping[str, Any]) -> SyntheticWorld:
+    """Returns the settings of a world.
 
     Args:
-        layout: a key of FORMATS.
+        name: of a data format that has a generator.
         difficulty: name of a preset.
-        fields: that were given.
-
-    Returns:
-        The configuration.
+        fields: those that were given.
 
     Raises:
-        ValueError: a field is not the layout's, or out of its range.
+        ValueError: a field is of another format, or out of its range.
     """
-    for other, (_, options) in FORMATS.items():
-        foreign = [flag for flag, (field, _) in options.items() if field in fields and other != layout]
+    by_format = worlds()
+    for other, world in by_format.items():
+        foreign = [flag for flag, (field, _) in world.options.items() if field in fields and other != name]
         if foreign:
             raise ValueError(
-                f"{', '.join(foreign)} given with --format {layout}, expected with --format {other} only; "
+                f"{', '.join(foreign)} given with --format {name}, expected with --format {other} only; "
                 "leave it out"
             )
-    return FORMATS[layout][0].preset(difficulty, **fields)
+    return by_format[name].preset(difficulty, **fields)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
+    """Runs the command line.
 
     Args:
         argv: arguments; those of the process by default.
@@ -138,18 +104,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     fields = {key: value for key, value in vars(build_parser().parse_args(argv)).items() if value is not None}
     out, workers = fields.pop("out"), fields.pop("workers")
     overwrite, difficulty = fields.pop("overwrite"), fields.pop("difficulty")
-    layout = fields.pop("format")
+    name = fields.pop("format")
     start = time.perf_counter()
     try:
-        config = make_config(layout, difficulty, fields)
-        if isinstance(config, KittiWorldConfig):
-            generate_kitti(config, out, workers=workers, overwrite=overwrite)
-            found = f"KITTI layout, splits {', '.join(config.splits())}"
-        else:
-            generate(config, out, workers=workers, overwrite=overwrite)
-            found = f"version {config.version}, splits {', '.join(config.splits())}"
+        config = make_config(name, difficulty, fields)
+        generate(config, out, workers=workers, overwrite=overwrite)
     except (ValueError, FileExistsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{out}: {found}; {time.perf_counter() - start:.1f} s")
+    print(f"{out}: {config.describe()}; {time.perf_counter() - start:.1f} s")
     return 0

@@ -7,30 +7,19 @@ matrix of feature imitation.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from tqdm import tqdm
 
 from bevkd2.checkpoint import Checkpointer
 from bevkd2.config import CfgNode, class_names, is_distillation, load_config, student_config
 from bevkd2.d2 import build_model
-from bevkd2.data import build_test_loader
+from bevkd2.data import build_test_loader, data_format
+from bevkd2.data.loader import MappedDataset
 from bevkd2.engine import default_argument_parser, load_args
 from bevkd2.engine.defaults import resolve_device
-from bevkd2.modeling.bev.bevformer import BEVFormer
 from bevkd2.modeling.detector import Detector
 from bevkd2.modeling.mono.detector import MonoDetector
-from bevkd2.visualization import (
-    ModelStream,
-    choose_frames,
-    frame_figures,
-    mono_figures,
-    save_image,
-    see_image,
-)
+from bevkd2.visualization import save_image
 
 _EPILOG = """
 Examples:
@@ -51,7 +40,7 @@ Two images of a monocular dataset, with the features of student, distilled stude
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line: that of train_net.py, and what is drawn."""
+    """Builds the command line: that of train_net.py, and what is drawn."""
     parser = default_argument_parser(epilog=_EPILOG)
     parser.add_argument(
         "--weights", default="", metavar="FILE", help="by default MODEL.WEIGHTS of the config"
@@ -79,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def load_model(cfg: CfgNode, weights: str) -> Detector:
-    """Build a model and load its weights, every key matched.
+    """Builds a model and loads its weights, every key matched.
 
     Args:
         cfg: of the model; of a distillation, its student is built.
@@ -98,18 +87,18 @@ def load_model(cfg: CfgNode, weights: str) -> Detector:
         raise ValueError("no weights: add --weights FILE, or set MODEL.WEIGHTS")
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     model = build_model(cfg)
-    kind = BEVFormer if cfg.DATASETS.FORMAT == "nuscenes" else MonoDetector
-    if not isinstance(model, kind):
+    if isinstance(model, MonoDetector) != data_format(cfg).single_images:
         raise ValueError(
-            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, but DATASETS.FORMAT "
-            f"{cfg.DATASETS.FORMAT!r} is drawn of a {kind.__name__}; use a config of the other kind"
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, a "
+            f"{'monocular' if isinstance(model, MonoDetector) else 'multi-view'} detector, which does not "
+            f"read the samples of DATASETS.FORMAT {cfg.DATASETS.FORMAT!r}; use a config of the other kind"
         )
     Checkpointer(model).load(path, checkpointables=[])
     return model.eval()
 
 
 def load_models(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Detector]:
-    """Load every model that the command line names.
+    """Loads every model that the command line names.
 
     Args:
         args: the command line.
@@ -138,7 +127,7 @@ def load_models(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Detector]:
 
 
 def _check_same_data(name: str, other: CfgNode, cfg: CfgNode) -> None:
-    """Refuse a model that would be shown samples that it does not know.
+    """Refuses a model that would be shown samples that it does not know.
 
     Raises:
         ValueError: another format, or classes in another order.
@@ -151,76 +140,7 @@ def _check_same_data(name: str, other: CfgNode, cfg: CfgNode) -> None:
 
 
 def _data_of(cfg: CfgNode) -> tuple[str, tuple[str, ...]]:
-    multi_view = cfg.DATASETS.FORMAT == "nuscenes"
-    return cfg.DATASETS.FORMAT, () if multi_view else class_names(cfg)
-
-
-def draw_frames(
-    dataset: Any, models: Mapping[str, Detector], cfg: CfgNode, args: argparse.Namespace
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Draw frames of multi-view scenes; every scene is seen from its beginning.
-
-    Yields:
-        Name of the frame, and its pictures by name.
-    """
-    streams = {name: ModelStream(model) for name, model in models.items()}
-    scenes = dataset.index.scenes()
-    for scene, chosen in tqdm(list(zip(scenes, choose_frames(scenes, args.num), strict=True)), unit="scene"):
-        for frame in scene[: list(scene).index(chosen[-1]) + 1] if chosen else []:
-            sample = dataset[(int(frame), 0)]
-            views = {name: stream.see(sample) for name, stream in streams.items()}
-            if frame in chosen:
-                cameras = tuple(cfg.INPUT.CAMERAS)
-                yield f"{int(frame):05d}", frame_figures(sample, views, cameras, args.score_thresh)
-
-
-def draw_images(
-    dataset: Any, models: Mapping[str, Detector], cfg: CfgNode, args: argparse.Namespace
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Draw single images of a monocular dataset.
-
-    Yields:
-        Name of the image, and its pictures by name.
-    """
-    for i in tqdm(choose_images(dataset.index, args.image_id, args.num), unit="image"):
-        sample = dataset[(i, 0)]
-        views = {name: see_image(model, sample) for name, model in models.items()}
-        yield (
-            sample["image_id"].replace("/", "_"),
-            mono_figures(
-                sample,
-                views,
-                class_names(cfg),
-                score_threshold=args.score_thresh,
-                perspective=cfg.DISTILL.PERSPECTIVE_FEATURE,
-            ),
-        )
-
-
-def choose_images(index: Any, image_ids: Sequence[str], num: int) -> list[int]:
-    """Images to draw.
-
-    Args:
-        index: of a monocular dataset.
-        image_ids: those to draw; none: `num` images spread over the dataset.
-        num: how many, if none are named.
-
-    Returns:
-        Their places in the dataset.
-
-    Raises:
-        ValueError: an image that is not in the dataset.
-    """
-    if not image_ids:
-        return sorted({round(i) for i in np.linspace(0, len(index) - 1, num)})
-    places = {index.record(i).image_id: i for i in range(len(index))}
-    missing = [name for name in image_ids if name not in places]
-    if missing:
-        raise ValueError(
-            f"--image-id {', '.join(missing)}: not in this split of {len(places)} images, whose first is "
-            f"{next(iter(places))!r}; name one of it, or set DATASETS.TEST to a split that has it"
-        )
-    return [places[name] for name in image_ids]
+    return cfg.DATASETS.FORMAT, class_names(cfg)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -235,14 +155,15 @@ def draw(args: argparse.Namespace) -> list[Path]:
     if args.num < 1:
         raise ValueError(f"--num is {args.num}, expected at least 1")
     cfg = load_args(args)
-    multi_view = cfg.DATASETS.FORMAT == "nuscenes"
-    if args.image_id and multi_view:
+    form = data_format(cfg)
+    if args.image_id and not form.single_images:
         raise ValueError("--image-id is for monocular datasets; frames of scenes are chosen by --num")
     models = load_models(args, cfg)
     dataset = build_test_loader(cfg, cfg.DATASETS.TEST[0]).dataset
-    draw_all = draw_frames if multi_view else draw_images
+    assert isinstance(dataset, MappedDataset)
+    settings = {"num": args.num, "sample_ids": args.image_id, "score_threshold": args.score_thresh}
     written: list[Path] = []
-    for name, pictures in draw_all(dataset, models, cfg, args):
+    for name, pictures in form.figures(cfg, dataset, models, **settings):
         for kind, picture in pictures.items():
             written.append(Path(args.output) / f"{name}_{kind}.png")
             save_image(written[-1], picture)

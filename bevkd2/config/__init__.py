@@ -1,7 +1,7 @@
 """The configuration: fvcore's CfgNode with Detectron2's key names, read safely, unknown keys refused."""
 
+from bevkd2.config.data_formats import class_names, default_classes, stored_classes
 from bevkd2.config.defaults import add_bevkd2_config, get_cfg, load_config
-from bevkd2.config.mono_data import class_names, stored_classes
 from bevkd2.config.node import CfgNode
 from bevkd2.config.plugins import import_plugin
 from bevkd2.config.shipped import find_file
@@ -11,6 +11,7 @@ __all__ = [
     "CfgNode",
     "add_bevkd2_config",
     "class_names",
+    "default_classes",
     "find_file",
     "get_cfg",
     "import_plugin",

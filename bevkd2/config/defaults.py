@@ -13,9 +13,7 @@ from typing import Any
 import fvcore.common.config as fvcore_config
 
 from bevkd2.config.fcos3d import add_fcos3d
-from bevkd2.config.mono_data import add_mono_data
 from bevkd2.config.node import CfgNode as CN  # noqa: N817  (Detectron2's customary alias)
-from bevkd2.config.nuscenes_mono import add_nuscenes_mono
 from bevkd2.config.plugins import extend_config
 from bevkd2.config.smoke import add_smoke
 
@@ -58,10 +56,8 @@ def add_bevkd2_config(cfg: fvcore_config.CfgNode) -> None:
     add_fcos3d(cfg.MODEL)
     add_smoke(cfg.MODEL)
     _add_data(cfg)
-    add_mono_data(cfg)
     _add_solver(cfg.SOLVER)
     _add_test(cfg.TEST)
-    add_nuscenes_mono(cfg.TEST)
     _add_distill(cfg)
     extend_config(cfg)
 
@@ -132,7 +128,6 @@ def _add_bevformer(model: fvcore_config.CfgNode) -> None:
     bev.FFN_DIM = 512
     bev.DROPOUT = 0.1
     bev.BEV_SHAPE = [50, 50]  # rows (y), columns (x)
-    bev.PC_RANGE = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]  # metres: x0 y0 z0 x1 y1 z1, LIDAR_TOP frame
     bev.POST_CENTER_RANGE = [-61.2, -61.2, -10.0, 61.2, 61.2, 10.0]  # metres; detections outside are dropped
     bev.ENCODER_LAYERS = 3
     bev.DECODER_LAYERS = 6
@@ -172,27 +167,19 @@ def _add_bevformer(model: fvcore_config.CfgNode) -> None:
 
 
 def _add_data(cfg: fvcore_config.CfgNode) -> None:
-    inp = cfg.INPUT
-    inp.CAMERAS = [
-        "CAM_FRONT",
-        "CAM_FRONT_RIGHT",
-        "CAM_FRONT_LEFT",
-        "CAM_BACK",
-        "CAM_BACK_LEFT",
-        "CAM_BACK_RIGHT",
-    ]
-    inp.IMAGE_SCALE = 0.5  # resize factor of both image sides; the intrinsics follow
-    inp.PHOTOMETRIC = True  # brightness, contrast, saturation, hue, channel order; training only
-    inp.QUEUE_LENGTH = 3  # key frames in a training sample: the current one and QUEUE_LENGTH - 1 of history
+    cfg.INPUT.PHOTOMETRIC = True  # brightness, contrast, saturation, hue, channel order; training only
 
+    # What a data format alone reads is added by the format (bevkd2/data/*/format.py).
     data = cfg.DATASETS
-    data.FORMAT = "nuscenes"  # multi-view | "kitti" | "nuscenes_mono": single images
+    data.FORMAT = (
+        "nuscenes"  # a name in DATA_FORMAT_REGISTRY: multi-view | "kitti" | "nuscenes_mono": single images
+    )
+    # Where a relative folder does not exist, it is looked for in the folder DETECTRON2_DATASETS.
     data.ROOT = "data/nuscenes"
-    data.VERSION = "v1.0-trainval"
-    data.TRAIN = ("train",)  # names of splits, official ones or those of the root's splits.json
+    data.TRAIN = ("train",)  # names of splits
     data.TEST = ("val",)
-    # of the compact index; "": <ROOT>/.bevkd2_cache, or the user's cache where ROOT is read-only
-    data.CACHE_DIR = ""
+    # What is detected, in the order of the labels; []: the format's default. Other objects are background.
+    data.CLASSES = []
 
     cfg.DATALOADER.NUM_WORKERS = 4  # a rank
     cfg.DATALOADER.CACHE_IMAGES = False  # keep decoded, resized training images in memory: for small worlds

@@ -15,6 +15,10 @@ from bevkd2.config.shipped import find_file
 BASE_KEY = "_BASE_"
 # Keys whose value is a path relative to the YAML file that names it, as _BASE_ is.
 _RELATIVE_TO_FILE = (("DISTILL", "TEACHER", "CONFIG"),)
+# Keys that are gone, and what replaces them.
+_REPLACED = {
+    "MODEL.BEVFORMER.PC_RANGE": "INPUT.POINT_RANGE",
+}
 
 
 class CfgNode(fvcore_config.CfgNode):
@@ -180,6 +184,8 @@ def _find(cfg: fvcore_config.CfgNode, dotted: str) -> tuple[fvcore_config.CfgNod
 
 
 def _unknown(key: str, known: list[str], prefix: str, source: str) -> str:
+    if key in _REPLACED:
+        return f"{source}: config key {key!r} is gone; use {_REPLACED[key]} instead"
     leaf = key[len(prefix) :].split(".")[0]
     near = difflib.get_close_matches(leaf, known, n=3, cutoff=0.5) or sorted(known)
     return f"{source}: unknown config key {key!r}; near it stand: {', '.join(prefix + name for name in near)}"

@@ -10,9 +10,9 @@ from importlib.metadata import entry_points
 
 from fvcore.common.config import CfgNode
 
-# The package's own distillation methods come in by the same way as a downstream package's: each registers a
-# function that adds its keys. Named, not imported, since they stand in a package above this one.
-_BUILT_IN = ("bevkd2.distill.methods",)
+# The package's own distillation methods and data formats come in by the same way as a downstream package's:
+# each registers a function that adds its keys. Named, not imported, since their packages are above this one.
+_BUILT_IN = ("bevkd2.distill.methods", "bevkd2.data")
 ENTRY_POINT_GROUP = "bevkd2.plugins"
 
 _EXTENSIONS: list[Callable[[CfgNode], None]] = []

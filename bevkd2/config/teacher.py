@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fvcore.common.config import CfgNode as FvcoreNode
 
+from bevkd2.config.data_formats import stored_classes
 from bevkd2.config.defaults import get_cfg, load_config
-from bevkd2.config.mono_data import stored_classes
 from bevkd2.config.node import CfgNode
 
 # What the mapper decides once for both models (DESIGN: one geometry for teacher and student).
@@ -13,6 +13,7 @@ _SHARED = (
     ("DATASETS", "FORMAT"),
     ("INPUT", "IMAGE_SCALE"),
     ("INPUT", "CAMERAS"),
+    ("INPUT", "POINT_RANGE"),
     ("INPUT", "RESIZE_TRAIN"),
     ("INPUT", "RESIZE_TEST"),
     ("INPUT", "AFFINE"),

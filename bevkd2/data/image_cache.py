@@ -23,7 +23,7 @@ class ImageCache:
     """
 
     def __init__(self, shapes: Sequence[tuple[int, ...]]) -> None:
-        """Reserve memory for all frames.
+        """Reserves memory for all frames.
 
         Args:
             shapes: of the images of each frame, uint8, e.g. (6, 3, H, W) or (3, H, W).
@@ -46,7 +46,7 @@ class ImageCache:
         self._filled = torch.frombuffer(mmap.mmap(-1, max(len(self._shapes), 1)), dtype=torch.uint8)
 
     def get(self, i: int, read: Callable[[], Tensor]) -> Tensor:
-        """The images of a frame.
+        """Returns the images of a frame.
 
         Args:
             i: the frame.

@@ -16,7 +16,7 @@ _PNG_HEADER = struct.Struct(">8sI4sII")
 
 
 def read_image(path: str | Path, owner: str, size: tuple[int, int], source: str) -> Tensor:
-    """Read and decode a JPEG or PNG.
+    """Reads and decodes a JPEG or PNG.
 
     Args:
         path: the file.
@@ -53,7 +53,7 @@ def read_image(path: str | Path, owner: str, size: tuple[int, int], source: str)
 
 
 def png_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) of a PNG in pixels, from its first bytes.
+    """Returns (height, width) of a PNG in pixels, from its first bytes.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -73,5 +73,5 @@ def png_size(path: str | Path) -> tuple[int, int]:
 
 
 def _reason(error: RuntimeError) -> str:
-    """What torchvision says, without the source file of its build that comes first."""
+    """Returns the message of torchvision without the source file of its build."""
     return str(error).splitlines()[0].rsplit(".cpp:", 1)[-1].split(", ", 1)[-1]

@@ -1,4 +1,4 @@
-"""Which frames a rank sees, and in which order."""
+"""Samplers: which frames a rank reads, in which order."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch.utils.data import Sampler
 
 
 class TrainingSampler(Sampler[tuple[int, int]]):
-    """An endless stream of shuffled epochs, dealt out to the ranks like cards.
+    """Infinite shuffled sampler; rank r takes every world_size-th index.
 
     The stream is a function of size and seed alone; ranks and a later start only choose positions in it. So a
     resumed run sees the frames that the interrupted one would have seen, and together the ranks see each
-    frame once an epoch.
+    frame once per epoch.
     """
 
     def __init__(self, size: int, seed: int, rank: int = 0, world_size: int = 1, start: int = 0) -> None:
-        """Choose positions of the stream.
+        """Chooses positions of the stream.
 
         Args:
             size: number of frames in the dataset.
@@ -50,7 +50,7 @@ class SceneSampler(Sampler[tuple[int, int]]):
     """All frames in order, whole scenes per rank: temporal models carry their state from frame to frame."""
 
     def __init__(self, scenes: Sequence[range], rank: int = 0, world_size: int = 1) -> None:
-        """Choose the scenes of a rank.
+        """Chooses the scenes of a rank.
 
         Args:
             scenes: the frames of each scene, in order.

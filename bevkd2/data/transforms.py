@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """(height, width) of an image of the given size resized by `scale`."""
+    """Returns (height, width) of an image of the given size resized by ``scale``."""
     return round(size[0] * scale), round(size[1] * scale)
 
 
 def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize an image bilinearly, without antialiasing (so published weights see what they were trained on).
+    """Resizes an image bilinearly, without antialiasing (so published weights see what they were trained on).
 
     Args:
         image: uint8 (C, H, W).
@@ -43,7 +43,7 @@ class PhotometricDistortion:
     hue = 18.0
 
     def __call__(self, image: Tensor, rng: np.random.Generator) -> Tensor:
-        """Distort one image.
+        """Distorts one image.
 
         Args:
             image: uint8 (3, H, W), RGB.
@@ -70,7 +70,7 @@ class PhotometricDistortion:
 
 
 def _change_colours(image: Tensor, saturation: float, hue: float) -> Tensor:
-    """Scale the saturation and shift the hue in the hexcone (HSV) model.
+    """Scales the saturation and shifts the hue in the hexcone (HSV) model.
 
     Args:
         image: float (3, H, W), RGB.

@@ -13,21 +13,15 @@ from torch import nn
 
 from bevkd2.checkpoint import Checkpointer
 from bevkd2.config import stored_classes
-from bevkd2.d2 import DatasetCatalog, DatasetEvaluator, comm, inference_on_dataset, print_csv_format
-from bevkd2.data.loader import build_test_loader, dataset_name
-from bevkd2.evaluation import KittiEvaluator, NuScenesEvaluator, NuScenesMonoEvaluator
+from bevkd2.d2 import DatasetEvaluator, comm, inference_on_dataset, print_csv_format
+from bevkd2.data.format import data_format, load_dataset
+from bevkd2.data.loader import build_test_loader
 
 _logger = logging.getLogger(__name__)
 
-_EVALUATORS: dict[str, Callable[[CfgNode, str, Path], DatasetEvaluator]] = {
-    "nuscenes": NuScenesEvaluator,
-    "nuscenes_mono": NuScenesMonoEvaluator,
-    "kitti": KittiEvaluator,
-}
-
 
 def build_evaluator(cfg: CfgNode, split: str, output_dir: Path) -> DatasetEvaluator:
-    """Builds the evaluator of a split.
+    """Builds the evaluator of a split, that of its data format.
 
     Args:
         cfg: the config; reads DATASETS.
@@ -37,10 +31,7 @@ def build_evaluator(cfg: CfgNode, split: str, output_dir: Path) -> DatasetEvalua
     Raises:
         ValueError: DATASETS.FORMAT is unknown.
     """
-    form = cfg.DATASETS.FORMAT
-    if form not in _EVALUATORS:
-        raise ValueError(f"DATASETS.FORMAT is {form!r}, expected one of {', '.join(_EVALUATORS)}")
-    return _EVALUATORS[form](cfg, split, output_dir)
+    return data_format(cfg).evaluator(cfg, split, output_dir)
 
 
 def check_datasets(cfg: CfgNode, *, training: bool) -> None:
@@ -49,7 +40,7 @@ def check_datasets(cfg: CfgNode, *, training: bool) -> None:
     Without it, a wrong name in DATASETS.TEST would be found after the last step.
 
     Args:
-        cfg: the config; reads DATASETS and INPUT.CAMERAS.
+        cfg: the config; reads DATASETS and what the format adds.
         training: whether DATASETS.TRAIN will be read as well as DATASETS.TEST.
 
     Raises:
@@ -57,7 +48,7 @@ def check_datasets(cfg: CfgNode, *, training: bool) -> None:
         ValueError: DATASETS.TEST is empty, no such split, or a table that cannot be.
     """
     for split in dict.fromkeys([*(cfg.DATASETS.TRAIN if training else ()), *_test_splits(cfg)]):
-        DatasetCatalog.get(dataset_name(cfg, split))
+        load_dataset(cfg, split)
 
 
 def _test_splits(cfg: CfgNode) -> list[str]:
@@ -74,7 +65,7 @@ def evaluate(
     build_loader: Callable[[CfgNode, str], Any] = build_test_loader,
     build_evaluator: Callable[[CfgNode, str, Path], DatasetEvaluator] = build_evaluator,
 ) -> OrderedDict[str, Any]:
-    """Scores a model on every split of DATASETS.TEST; all processes take part.
+    """Returns scores a model on every split of DATASETS.TEST; all processes take part.
 
     Args:
         cfg: the config.

@@ -128,7 +128,7 @@ class DistillTrainer(SimpleTrainer):
                 for name, v, ok in zip(losses, values.tolist(), finite.tolist(), strict=True)
                 if not ok
             ]
-            tokens = ", ".join(str(sample.get("sample_token", "without a token")) for sample in batch)
+            tokens = ", ".join(str(sample.get("sample_id", "without a sample_id")) for sample in batch)
             raise NonFiniteLossError(
                 f"iteration {self.iter}: {', '.join(bad)} on the samples {tokens}. The weights were not "
                 "updated and the last checkpoint stands. Look at these samples; if they are sound, lower "

@@ -67,7 +67,7 @@ class MergeRule:
 def merge_cameras(
     cameras: Sequence[CameraDetections], rule: MergeRule, class_range: Mapping[str, float]
 ) -> SampleDetections:
-    """Merge the cameras of a key frame, in any order.
+    """Merges the cameras of a key frame, in any order.
 
     Boxes go through each camera's own pose into one upright frame: the global axes, with the origin at the
     ego. There those beyond the range of their class are dropped, and what cameras that overlap saw twice is

@@ -9,7 +9,7 @@ from bevkd2.structures.box_tensor import BoxTensor
 
 
 def check_finite(boxes: BoxTensor, scores: npt.NDArray[np.float64], where: str) -> None:
-    """Check that no number of a detection is NaN or infinite.
+    """Checks that no number of a detection is NaN or infinite.
 
     Args:
         boxes: K boxes on the CPU.
@@ -27,7 +27,7 @@ def check_finite(boxes: BoxTensor, scores: npt.NDArray[np.float64], where: str) 
 
 
 def check_labels(labels: npt.NDArray[np.int64], num_classes: int, where: str) -> None:
-    """Check that every label is that of a class.
+    """Checks that every label is that of a class.
 
     Args:
         labels: (K,).

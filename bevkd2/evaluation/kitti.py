@@ -14,9 +14,7 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from bevkd2.config.mono_data import class_names
-from bevkd2.d2 import DatasetEvaluator, comm, configurable
-from bevkd2.data.kitti.dataset import has_labels, split_folder
+from bevkd2.d2 import DatasetEvaluator, comm
 from bevkd2.evaluation.check_detections import check_finite, check_labels
 from bevkd2.kitti.ap import (
     CLASSES,
@@ -30,7 +28,7 @@ from bevkd2.kitti.ap import (
     to_table,
 )
 from bevkd2.kitti.files import KittiFrames
-from bevkd2.kitti.frame_lists import read_frame_list
+from bevkd2.kitti.frame_lists import has_labels, read_frame_list, split_folder
 from bevkd2.kitti.labels import KittiObjects, write_detections
 from bevkd2.structures import CameraBoxes3D, projected_boxes2d, wrap_angle
 
@@ -40,43 +38,32 @@ _METRIC_NAMES = {"bbox": "2D", "bev": "BEV", "3d": "3D"}
 
 
 class KittiEvaluator(DatasetEvaluator):
-    """Collect detections, write them as KITTI's benchmark wants them, and score them as it does."""
+    """Collects detections, writes them in the files of KITTI's benchmark, and scores them as it does."""
 
-    @configurable
     def __init__(
         self, *, root: str | Path, split: str, classes: Sequence[str], output_dir: str | Path
     ) -> None:
-        """Choose what to score against.
+        """Chooses what to score against.
 
         Args:
             root: directory that holds training (and testing) and ImageSets.
             split: name of a list in ImageSets; all its frames must be processed. A split of testing, which
                 has no labels, is written but not scored.
             classes: names of the labels, in their order.
-            output_dir: gets `data/<image_id>.txt` (files of other frames there are removed) and
-                `kitti_scores.json`.
+            output_dir: gets ``data/<image_id>.txt`` (files of other frames there are removed) and
+                ``kitti_scores.json``.
         """
         self._root, self._split = Path(root), split
         self._classes = tuple(classes)
         self._output_dir = Path(output_dir)
         self._detections: dict[str, KittiObjects] = {}
 
-    @classmethod
-    def from_config(cls, cfg: Any, split: str, output_dir: str | Path) -> dict[str, Any]:
-        """Read root and classes from a config."""
-        return {
-            "root": cfg.DATASETS.ROOT,
-            "split": split,
-            "classes": class_names(cfg),
-            "output_dir": output_dir,
-        }
-
     def reset(self) -> None:
-        """Forget all detections."""
+        """Removes all detections."""
         self._detections = {}
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        """Take in the detections of a batch.
+        """Takes in the detections of a batch.
 
         Args:
             inputs: samples, of which image_id, cam2img, image_to_original, height and width are read.
@@ -86,14 +73,14 @@ class KittiEvaluator(DatasetEvaluator):
             self._detections[sample["image_id"]] = to_kitti(sample, found, self._classes)
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Write and score what all processes collected.
+        """Writes and score what all processes collected.
 
         Returns:
             On the main process {"bbox": scores}, else None; {} for a split without labels. Scores are in
             percent, as KITTI prints them. Their keys are <class>_<metric>_<difficulty>_R40 with metrics 2D,
             BEV, 3D (average precision) and AOS, as Car_3D_moderate_R40, of those classes that the model has.
             What the official tool does not evaluate, a class without a single detection, is NaN. AP|R11 and
-            the scores by distance are in `kitti_scores.json`.
+            the scores by distance are in ``kitti_scores.json``.
 
         Raises:
             FileNotFoundError: the list of the split or a label file does not exist.
@@ -152,7 +139,7 @@ class KittiEvaluator(DatasetEvaluator):
 
 
 def to_kitti(sample: Mapping[str, Any], found: Mapping[str, Any], classes: Sequence[str]) -> KittiObjects:
-    """Express detections as KITTI's files do.
+    """Expresses detections as KITTI's files do.
 
     The image-plane box, whose height decides in the evaluation, surrounds the projected corners and is
     clipped to the original image. Detections of which nothing is left there are dropped.
@@ -160,11 +147,11 @@ def to_kitti(sample: Mapping[str, Any], found: Mapping[str, Any], classes: Seque
     Args:
         sample: cam2img (4, 4) of the image that the model saw, image_to_original (3, 3) from its pixels to
             those of the file, height and width of the file, and image_id for messages.
-        found: boxes (CameraBoxes3D), scores (K,) and labels (K,) index into `classes`.
+        found: boxes (CameraBoxes3D), scores (K,) and labels (K,) index into ``classes``.
         classes: names of KITTI's types.
 
     Returns:
-        K or fewer objects, truncated and occluded unknown (-1), in the order of `found`.
+        K or fewer objects, truncated and occluded unknown (-1), in the order of ``found``.
 
     Raises:
         ValueError: a box or score is not finite, or a label is none of the classes; names the image.

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from bevkd2.d2 import DatasetEvaluator, comm, configurable
+from bevkd2.d2 import DatasetEvaluator, comm
+from bevkd2.evaluation.check_detections import check_finite, check_labels
 from bevkd2.evaluation.nuscenes_results import SampleDetections, write_results
 from bevkd2.nuscenes.devkit import (
     TP_METRICS,
@@ -41,10 +42,10 @@ _UNDEFINED = {
 
 
 class NuScenesScorer:
-    """Writes `results_nusc.json` of a split and scores it as the nuScenes benchmark does."""
+    """Writes ``results_nusc.json`` of a split and scores it as the nuScenes benchmark does."""
 
     def __init__(self, *, root: str | Path, version: str, split: str, output_dir: str | Path) -> None:
-        """Choose what to score against; arguments as `NuScenesEvaluator`."""
+        """Chooses what to score against; arguments as ``NuScenesEvaluator``."""
         self._root, self._version, self._split = str(root), version, split
         self._output_dir = Path(output_dir)
         self._config: DetectionConfig = config_factory("detection_cvpr_2019")
@@ -55,13 +56,13 @@ class NuScenesScorer:
         return self._config.class_range
 
     def score(self, detections: Mapping[str, SampleDetections]) -> dict[str, dict[str, float]]:
-        """Write and score.
+        """Writes and score.
 
         Args:
             detections: sample token to what was found; every sample of the split.
 
         Returns:
-            As `NuScenesEvaluator.evaluate` on the main process.
+            As ``NuScenesEvaluator.evaluate`` on the main process.
 
         Raises:
             ValueError: samples of the split are missing or foreign, or detections are not finite.
@@ -134,53 +135,51 @@ class NuScenesScorer:
 
 
 class NuScenesEvaluator(DatasetEvaluator):
-    """Collect detections, write `results_nusc.json`, and score it as the nuScenes benchmark does."""
+    """Collects detections, writes ``results_nusc.json``, and scores it as the nuScenes benchmark does."""
 
-    @configurable
     def __init__(self, *, root: str | Path, version: str, split: str, output_dir: str | Path) -> None:
-        """Choose what to score against.
+        """Chooses what to score against.
 
         Args:
             root: the dataset's root directory.
             version: name of the tables.
-            split: an official split or one of the version's `splits.json`; all its samples must be processed.
-            output_dir: gets `results_nusc.json` and `metrics_summary.json`.
+            split: an official split or one of the version's ``splits.json``; all its samples must be
+                processed.
+            output_dir: gets ``results_nusc.json`` and ``metrics_summary.json``.
         """
         self._scorer = NuScenesScorer(root=root, version=version, split=split, output_dir=output_dir)
         self._detections: dict[str, SampleDetections] = {}
 
-    @classmethod
-    def from_config(cls, cfg: Any, split: str, output_dir: str | Path) -> dict[str, Any]:
-        """Read root and version from a config."""
-        return {
-            "root": cfg.DATASETS.ROOT,
-            "version": cfg.DATASETS.VERSION,
-            "split": split,
-            "output_dir": output_dir,
-        }
-
     def reset(self) -> None:
-        """Forget all detections."""
+        """Removes all detections."""
         self._detections = {}
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        """Take in the detections of a batch.
+        """Takes in the detections of a batch.
 
         Args:
             inputs: samples, of which sample_token, lidar2global and ego2global are read.
             outputs: for each of them boxes (Boxes3D in LIDAR_TOP), scores (K,) and labels (K,).
+
+        Raises:
+            ValueError: detections are not finite, or a label is none of the classes; names the sample.
         """
         for sample, found in zip(inputs, outputs, strict=True):
+            boxes, where = found["boxes"].to("cpu"), f"sample {sample['sample_token']!r}"
+            scores = found["scores"].detach().cpu().double().numpy()
+            labels = found["labels"].cpu().numpy()
+            check_finite(boxes, scores, where)
+            check_labels(labels, len(CLASS_NAMES), where)
             self._detections[sample["sample_token"]] = SampleDetections(
-                boxes=found["boxes"].to("cpu"),
-                scores=found["scores"].detach().cpu().double().numpy(),
-                labels=found["labels"].cpu().numpy(),
+                boxes=boxes,
+                scores=scores,
+                labels=labels,
                 lidar2global=np.asarray(sample["lidar2global"], dtype=np.float64),
                 ego2global=np.asarray(sample["ego2global"], dtype=np.float64),
             )
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Score what all processes collected.
+        """Scores what all processes collected.
 
         Returns:
             On the main process {"bbox": metrics}, else None. As the devkit gives them: mAP, NDS and
@@ -200,7 +199,7 @@ class NuScenesEvaluator(DatasetEvaluator):
 
 @functools.lru_cache(maxsize=1)
 def _tables(root: str, version: str, _change: int) -> NuScenesTables:
-    """The tables, read once in a process; `_change` tells states of the files apart."""
+    """Returns the tables, read once in a process; ``_change`` tells states of the files apart."""
     return NuScenesTables(root, version)
 
 
@@ -209,7 +208,7 @@ def _newest_change(root: str, version: str) -> int:
 
 
 def _no_match(config: DetectionConfig) -> DetectionMetrics:
-    """What the devkit gives for a class without matches, for all classes."""
+    """Returns what the devkit gives for a class without matches, for all classes."""
     metrics = DetectionMetrics(config)
     for name in config.class_names:
         for threshold in config.dist_ths:
@@ -229,7 +228,7 @@ def _scores(metrics: DetectionMetrics, present: set[str]) -> dict[str, float]:
 
 
 def _table(metrics: DetectionMetrics, scores: dict[str, float]) -> str:
-    """Per-class AP and true positive errors, and their means, as text."""
+    """Returns per-class AP and true positive errors, and their means, as text."""
     rows = [
         [name, scores[f"AP_{name}"], *(metrics.get_label_tp(name, error) for error in TP_METRICS)]
         for name in CLASS_NAMES

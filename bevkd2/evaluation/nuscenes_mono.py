@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bevkd2.config import class_names
-from bevkd2.d2 import DatasetEvaluator, comm, configurable
+from bevkd2.d2 import DatasetEvaluator, comm
 from bevkd2.evaluation.camera_merge import CameraDetections, MergeRule, merge_cameras
 from bevkd2.evaluation.check_detections import check_finite, check_labels
 from bevkd2.evaluation.nuscenes import NuScenesScorer
@@ -17,12 +16,11 @@ from bevkd2.nuscenes.layout import layout_labels
 
 
 class NuScenesMonoEvaluator(DatasetEvaluator):
-    """Collect detections of camera images, merge those of a key frame, and score them.
+    """Collects detections of camera images, merges those of a key frame, and scores them.
 
     Images may come in any order and any batches, the cameras of a key frame from different processes too.
     """
 
-    @configurable
     def __init__(
         self,
         *,
@@ -34,13 +32,14 @@ class NuScenesMonoEvaluator(DatasetEvaluator):
         cameras: Sequence[str],
         rule: MergeRule,
     ) -> None:
-        """Choose what to score against.
+        """Chooses what to score against.
 
         Args:
             root: the dataset's root directory.
             version: name of the tables.
-            split: an official split or one of the version's `splits.json`; all its samples must be processed.
-            output_dir: gets `results_nusc.json` and `metrics_summary.json`.
+            split: an official split or one of the version's ``splits.json``; all its samples must be
+                processed.
+            output_dir: gets ``results_nusc.json`` and ``metrics_summary.json``.
             class_names: what the model's labels mean: nuScenes detection classes in the order of the labels.
             cameras: channels that must be processed of every sample.
             rule: how the cameras of a sample are merged.
@@ -53,26 +52,12 @@ class NuScenesMonoEvaluator(DatasetEvaluator):
         self._layout_labels = layout_labels(class_names)
         self._detections: dict[tuple[str, str], CameraDetections] = {}
 
-    @classmethod
-    def from_config(cls, cfg: Any, split: str, output_dir: str | Path) -> dict[str, Any]:
-        """Read dataset, classes, cameras and TEST.NUSCENES_MONO from a config."""
-        node = cfg.TEST.NUSCENES_MONO
-        return {
-            "root": cfg.DATASETS.ROOT,
-            "version": cfg.DATASETS.VERSION,
-            "split": split,
-            "output_dir": output_dir,
-            "class_names": class_names(cfg),
-            "cameras": cfg.INPUT.CAMERAS,
-            "rule": MergeRule(node.SCORE_THRESHOLD, node.NMS_THRESHOLD, node.MAX_PER_SAMPLE),
-        }
-
     def reset(self) -> None:
-        """Forget all detections."""
+        """Removes all detections."""
         self._detections = {}
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        """Take in the detections of a batch.
+        """Takes in the detections of a batch.
 
         Args:
             inputs: samples, of which image_id, sample_token, camera, cam2global and ego2global are read.
@@ -87,10 +72,10 @@ class NuScenesMonoEvaluator(DatasetEvaluator):
             self._detections[key] = self._collected(sample, found)
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Merge and score what all processes collected.
+        """Merges and score what all processes collected.
 
         Returns:
-            On the main process {"bbox": metrics} as `NuScenesEvaluator` gives them, else None.
+            On the main process {"bbox": metrics} as ``NuScenesEvaluator`` gives them, else None.
 
         Raises:
             ValueError: cameras or samples of the split are missing or foreign.
@@ -126,7 +111,7 @@ class NuScenesMonoEvaluator(DatasetEvaluator):
         )
 
     def _check_cameras(self, samples: Mapping[str, Mapping[str, CameraDetections]]) -> None:
-        """Raise for a sample whose cameras are not those of the config."""
+        """Raises for a sample whose cameras are not those of the config."""
         expected = set(self._cameras)
         wrong = {token: found for token, found in samples.items() if set(found) != expected}
         if not wrong:

@@ -73,7 +73,7 @@ class SampleDetections:
 
 
 def attribute_of(class_name: str, speed: float) -> str:
-    """The attribute that a detection gets by rule.
+    """Returns the attribute that a detection gets by rule.
 
     Args:
         class_name: one of CLASS_NAMES.
@@ -86,7 +86,7 @@ def attribute_of(class_name: str, speed: float) -> str:
 
 
 def predicted_attribute(class_name: str, attribute: int) -> str:
-    """The attribute that a detection gets where the model predicts one.
+    """Returns the attribute that a detection gets where the model predicts one.
 
     Args:
         class_name: one of CLASS_NAMES.
@@ -108,7 +108,7 @@ def predicted_attribute(class_name: str, attribute: int) -> str:
 def sample_results(
     sample_token: str, detections: SampleDetections, class_range: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """A sample's entry in the results file.
+    """Returns A sample's entry in the results file.
 
     Args:
         sample_token: the sample.
@@ -147,7 +147,7 @@ def sample_results(
 
 
 def _attribute_names(detections: SampleDetections, speeds: npt.NDArray[np.float64]) -> list[str]:
-    """The attribute of each detection, predicted or by class and speed (m/s)."""
+    """Returns the attribute of each detection, predicted or by class and speed (m/s)."""
     names = [CLASS_NAMES[label] for label in detections.labels]
     if detections.attributes is None:
         return [attribute_of(name, float(speed)) for name, speed in zip(names, speeds, strict=True)]
@@ -157,12 +157,12 @@ def _attribute_names(detections: SampleDetections, speeds: npt.NDArray[np.float6
 def write_results(
     path: Path, detections: Mapping[str, SampleDetections], class_range: Mapping[str, float]
 ) -> int:
-    """Write the results file, a sample at a time.
+    """Writes the results file, a sample at a time.
 
     Args:
         path: the JSON file.
         detections: sample token to what was found; every sample of the split, even if nothing was.
-        class_range: see `sample_results`.
+        class_range: see ``sample_results``.
 
     Returns:
         The number of boxes written.

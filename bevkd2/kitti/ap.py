@@ -62,7 +62,7 @@ class Curve:
             nothing counted at a threshold.
         similarity: (T,) sum of (1 + cos(difference of alpha)) / 2 over the true positives; None where it is
             not evaluated: in bev and 3d, or as a detection has no alpha.
-        aos: (41,) orientation similarity over true and false positives, as `precision`; None as above.
+        aos: (41,) orientation similarity over true and false positives, as ``precision``; None as above.
     """
 
     n_gt: int
@@ -94,7 +94,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class KittiScores:
-    """What `kitti_scores` finds; keys are "class/metric/difficulty", as "car/3d/moderate".
+    """What ``kitti_scores`` finds; keys are "class/metric/difficulty", as "car/3d/moderate".
 
     Attributes:
         images: how many were evaluated.
@@ -121,7 +121,7 @@ class KittiScores:
 
 @dataclass(frozen=True)
 class DistanceBin:
-    """The scores of the objects at `low` <= distance < `high` metres (see `ap_by_distance`)."""
+    """The scores of the objects at ``low`` <= distance < ``high`` metres (see ``ap_by_distance``)."""
 
     low: float
     high: float
@@ -134,7 +134,7 @@ def kitti_scores(
     *,
     min_overlaps: Mapping[str, tuple[float, float, float]] = MIN_OVERLAPS,
 ) -> KittiScores:
-    """Score detections as the official KITTI evaluation does.
+    """Scores detections as the official KITTI evaluation does.
 
     Args:
         ground_truth: the labels of each image, DontCare regions included.
@@ -159,7 +159,8 @@ def ap_by_distance(
     *,
     min_overlaps: Mapping[str, tuple[float, float, float]] = MIN_OVERLAPS,
 ) -> list[DistanceBin]:
-    """Scores of near and far objects. This is the project's own: the official evaluation has nothing like it.
+    """Returns scores of near and far objects. This is the project's own: the official evaluation has
+    nothing like it.
 
     The distance is the horizontal one from the camera, sqrt(x^2 + z^2), of the box's centre. Objects and
     detections outside of a bin are ignored in it, as those that are too small for a difficulty: they count
@@ -167,16 +168,16 @@ def ap_by_distance(
     ignored detection takes is no miss.
 
     Args:
-        ground_truth: see `kitti_scores`.
-        detections: see `kitti_scores`.
+        ground_truth: see ``kitti_scores``.
+        detections: see ``kitti_scores``.
         edges: metres, rising; a bin lies between each two.
-        min_overlaps: see `kitti_scores`.
+        min_overlaps: see ``kitti_scores``.
 
     Returns:
         One entry a bin.
 
     Raises:
-        ValueError: as `kitti_scores`, or edges that do not rise.
+        ValueError: as ``kitti_scores``, or edges that do not rise.
     """
     if len(edges) < 2 or not np.all(np.diff(edges) > 0):
         raise ValueError(
@@ -191,13 +192,13 @@ def ap_by_distance(
 
 
 def to_json(scores: KittiScores) -> dict[str, Any]:
-    """What is written to JSON files.
+    """Returns what is written to JSON files.
 
     Args:
-        scores: from `kitti_scores`.
+        scores: from ``kitti_scores``.
 
     Returns:
-        AP_R40, AP_R11 and AOS_R40 in percent, each keyed class/metric/difficulty; `not_evaluated`, the keys
+        AP_R40, AP_R11 and AOS_R40 in percent, each keyed class/metric/difficulty; ``not_evaluated``, the keys
         that are in none of them; the number of images. A score that is not defined (0 / 0) is None.
     """
 
@@ -214,7 +215,7 @@ def to_json(scores: KittiScores) -> dict[str, Any]:
 
 
 def to_table(scores: KittiScores) -> str:
-    """All scores as text, in percent; "-" where there was nothing to evaluate."""
+    """Returns all scores as text, in percent; "-" where there was nothing to evaluate."""
     aos, rows = scores.aos_r40(), []
     for cls in CLASSES:
         for metric in METRICS:

@@ -14,10 +14,10 @@ _PRINCIPAL_POINT_RANGE = (0.25, 0.75)
 
 
 def read_cam2img(path: str | Path) -> npt.NDArray[np.float64]:
-    """Read the projection of image_2.
+    """Reads the projection of image_2.
 
     Args:
-        path: a file of calib: rows such as `P2: ` and 12 numbers, row-major.
+        path: a file of calib: rows such as ``P2: `` and 12 numbers, row-major.
 
     Returns:
         (4, 4) P2 with the row 0 0 0 1: from metres in the rectified camera 0's frame, in which labels are, to
@@ -50,7 +50,7 @@ def read_cam2img(path: str | Path) -> npt.NDArray[np.float64]:
 def check_principal_point(
     path: str | Path, cam2img: npt.NDArray[np.float64], image: str | Path, size: tuple[int, int]
 ) -> None:
-    """Refuse a calibration whose principal point is not within the middle half of the image.
+    """Refuses a calibration whose principal point is not within the middle half of the image.
 
     Args:
         path: of the calibration file, for the message.

@@ -28,7 +28,7 @@ class KittiFrames:
     left_out: int
 
     def read(self) -> tuple[list[KittiObjects], list[KittiObjects]]:
-        """Read all of them.
+        """Reads all of them.
 
         Returns:
             Labels and detections, an entry a frame.

@@ -8,8 +8,21 @@ from pathlib import Path
 _FRAME_ID = re.compile(r"\d{6}")
 
 
+def has_labels(split: str) -> bool:
+    """Returns whether a split is of the folder training, which has labels.
+
+    Frames of a split named ``test``, or whose name begins with ``test_``, are those of the folder testing.
+    """
+    return not (split == "test" or split.startswith("test_"))
+
+
+def split_folder(root: str | Path, split: str) -> Path:
+    """Returns the folder with image_2, calib and, in training, label_2 of a split; see :func:`has_labels`."""
+    return Path(root) / ("training" if has_labels(split) else "testing")
+
+
 def read_frame_list(path: str | Path) -> tuple[str, ...]:
-    """Read the frames of a split.
+    """Reads the frames of a split.
 
     Args:
         path: a text file with a frame of six digits in each line; blank lines are skipped.
@@ -41,5 +54,5 @@ def read_frame_list(path: str | Path) -> tuple[str, ...]:
             )
         frames[frame] = number
     if not frames:
-        raise ValueError(f"{path} lists no frame, expected one a line, as 000008")
+        raise ValueError(f"{path} lists no frame, expected one per line, as 000008")
     return tuple(frames)

@@ -2,7 +2,7 @@
 
 The columns: type, truncated, occluded, alpha, x1 y1 x2 y2, height width length, x y z, rotation_y[, score].
 
-How rows are read follows the official evaluation (`fscanf`), which does not look at line ends: names in any
+How rows are read follows the official evaluation (``fscanf``), which does not look at line ends: names in any
 case, numbers with an exponent, runs of blanks, blank lines, CRLF and empty files are fine. What it would
 silently misread (a missing or an extra column shifts all that follows) or cannot compare (NaN) is refused.
 """
@@ -88,7 +88,7 @@ class KittiObjects:
 
 
 def read_labels(path: str | Path) -> KittiObjects:
-    """Read a ground truth file.
+    """Reads a ground truth file.
 
     Args:
         path: a file of label_2, 15 columns.
@@ -105,7 +105,7 @@ def read_labels(path: str | Path) -> KittiObjects:
 
 
 def read_detections(path: str | Path) -> KittiObjects:
-    """Read a detection file.
+    """Reads a detection file.
 
     Args:
         path: a file of 16 columns. truncated and occluded are not looked at by the evaluation; an occlusion
@@ -123,7 +123,7 @@ def read_detections(path: str | Path) -> KittiObjects:
 
 
 def write_labels(path: str | Path, objects: KittiObjects) -> None:
-    """Write a ground truth file.
+    """Writes a ground truth file.
 
     Args:
         path: the file; its folder must exist.
@@ -136,7 +136,7 @@ def write_labels(path: str | Path, objects: KittiObjects) -> None:
 
 
 def write_detections(path: str | Path, objects: KittiObjects) -> None:
-    """Write a detection file; without objects an empty one, which says that the image was processed.
+    """Writes a detection file; without objects an empty one, which says that the image was processed.
 
     Args:
         path: the file; its folder must exist.
@@ -186,7 +186,7 @@ def _read(path: Path, columns: int) -> KittiObjects:
 
 
 def _numbers(path: Path, content: bytes, tokens: list[bytes]) -> Floats:
-    """All numbers of a file; only if one is wrong are they looked at one by one."""
+    """Returns all numbers of a file; only if one is wrong are they looked at one by one."""
     try:
         values = np.array(list(map(float, tokens)), dtype=np.float64)
     except ValueError:
@@ -229,7 +229,7 @@ def _wrong_columns(path: Path, number: int, row: list[bytes], columns: int) -> s
 
 
 def _wrong_number(path: Path, content: bytes) -> str:
-    """Names the first value that is no finite number. There is one."""
+    """Returns names the first value that is no finite number. There is one."""
     for number, line in enumerate(content.splitlines(), start=1):
         for column, token in zip(COLUMNS[1:], line.split()[1:], strict=False):
             if not _is_finite_number(token):

@@ -22,6 +22,20 @@ CLASS_NAMES = (
 )
 """The ten detection classes in the order of the labels, which is that of the published BEVFormer heads."""
 
+MONO_CLASS_NAMES = (
+    "car",
+    "truck",
+    "trailer",
+    "bus",
+    "construction_vehicle",
+    "bicycle",
+    "motorcycle",
+    "pedestrian",
+    "traffic_cone",
+    "barrier",
+)
+"""The same classes in the order of the published PGD and FCOS3D heads."""
+
 ATTRIBUTE_NAMES = (
     "cycle.with_rider",
     "cycle.without_rider",
@@ -40,7 +54,7 @@ NO_ATTRIBUTE = len(ATTRIBUTE_NAMES)
 
 
 def layout_labels(class_names: Sequence[str]) -> npt.NDArray[np.int64]:
-    """The labels, as in CLASS_NAMES, of classes in another order.
+    """Returns the labels, as in CLASS_NAMES, of classes in another order.
 
     Args:
         class_names: nuScenes detection classes in any order; may be fewer than all.
@@ -61,7 +75,7 @@ def layout_labels(class_names: Sequence[str]) -> npt.NDArray[np.int64]:
 
 
 def check_version(root: str | Path, version: str) -> None:
-    """Check that a root holds a version.
+    """Checks that a root holds a version.
 
     Args:
         root: the dataset's root directory.

@@ -31,13 +31,13 @@ class DanglingTokenError(KeyError):
 
 
 class NuScenesTables(NuScenes):
-    """`nuscenes.NuScenes`, quiet, whose errors name the table, the record and the token."""
+    """``nuscenes.NuScenes``, quiet, whose errors name the table, the record and the token."""
 
     def __init__(self, root: str | Path, version: str) -> None:
-        """Read all tables.
+        """Reads all tables.
 
         Args:
-            root: the dataset's root directory, which holds `version` and `samples`.
+            root: the dataset's root directory, which holds ``version`` and ``samples``.
             version: name of the directory with the tables.
 
         Raises:
@@ -73,7 +73,7 @@ class NuScenesTables(NuScenes):
             ) from error
 
     def getind(self, table_name: str, token: str) -> int:
-        """Index of a record in its table.
+        """Returns index of a record in its table.
 
         Args:
             table_name: the table.
@@ -95,7 +95,7 @@ class NuScenesTables(NuScenes):
         return index
 
     def _referrer(self, token: str) -> str:
-        """Name the first record that mentions a token."""
+        """Names the first record that mentions a token."""
         for table_name in self.table_names:
             for record in getattr(self, table_name):
                 for field, value in record.items():
@@ -105,7 +105,8 @@ class NuScenesTables(NuScenes):
 
 
 def custom_splits(root: str | Path, version: str) -> dict[str, list[str]]:
-    """The splits that a version's own `splits.json` defines: name to scene names; empty without one."""
+    """Returns the splits that a version's own ``splits.json`` defines: name to scene names; empty without
+    one."""
     path = Path(root) / version / "splits.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 
@@ -118,7 +119,7 @@ def available_splits(nusc: NuScenes) -> dict[str, list[str]]:
 
     Returns:
         Split name to the names of its scenes that are in the tables. An official name always means the
-        official split, as in the devkit, whatever `splits.json` says.
+        official split, as in the devkit, whatever ``splits.json`` says.
     """
     scenes = {scene["name"] for scene in nusc.scene}
     official = {
@@ -135,11 +136,11 @@ def available_splits(nusc: NuScenes) -> dict[str, list[str]]:
 
 
 def scenes_of_split(nusc: NuScenes, split: str) -> list[str]:
-    """Names of a split's scenes.
+    """Returns names of a split's scenes.
 
     Args:
         nusc: the tables.
-        split: an official split, or one of the version's `splits.json`.
+        split: an official split, or one of the version's ``splits.json``.
 
     Returns:
         Scene names, all of them in the tables.
@@ -169,7 +170,7 @@ def scenes_of_split(nusc: NuScenes, split: str) -> list[str]:
 
 
 def check_annotation(annotation: dict[str, Any]) -> None:
-    """Check the numbers of a record of sample_annotation.
+    """Checks the numbers of a record of sample_annotation.
 
     Args:
         annotation: the record.
@@ -196,7 +197,7 @@ def check_annotation(annotation: dict[str, Any]) -> None:
 
 
 def check_pose(table: str, record: dict[str, Any]) -> None:
-    """Check the numbers of a record of ego_pose or calibrated_sensor.
+    """Checks the numbers of a record of ego_pose or calibrated_sensor.
 
     Args:
         table: name of the table.
@@ -215,7 +216,7 @@ def check_pose(table: str, record: dict[str, Any]) -> None:
 
 
 def check_intrinsics(calibration: dict[str, Any], camera: str) -> None:
-    """Check that a record of calibrated_sensor is that of a camera.
+    """Checks that a record of calibrated_sensor is that of a camera.
 
     Args:
         calibration: the record.

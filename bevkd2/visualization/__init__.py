@@ -18,16 +18,16 @@ from bevkd2.visualization.model_view import ModelStream, ModelView
 from bevkd2.visualization.mono_figure import mono_figure
 from bevkd2.visualization.mono_model_view import MonoView, mono_figures, see_image
 from bevkd2.visualization.mono_view import draw_mono_bev, draw_mono_image, upright2img
-from bevkd2.visualization.objects import CLASS_COLORS, Objects, class_palette
+from bevkd2.visualization.objects import CLASS_COLORS, DrawnObjects, class_palette
 from bevkd2.visualization.perspective_view import Occluders, draw_perspective, perspective_maps
 
 __all__ = [
     "CLASS_COLORS",
     "BEVFrame",
+    "DrawnObjects",
     "ModelStream",
     "ModelView",
     "MonoView",
-    "Objects",
     "Occluders",
     "attention_entropy",
     "bev_response",

@@ -20,7 +20,7 @@ _COLORS = [tuple(color / 255) for color in CLASS_COLORS[[6, 1, 3, 8, 4]]]
 
 
 def scores_by_distance(bins: Sequence[DistanceBin], key: str = "car/3d/moderate") -> dict[str, float]:
-    """What `draw_ap_by_distance` reads, from what `ap_by_distance` returns.
+    """Returns what ``draw_ap_by_distance`` reads, from what ``ap_by_distance`` returns.
 
     Args:
         bins: of one model.
@@ -41,7 +41,7 @@ def scores_by_distance(bins: Sequence[DistanceBin], key: str = "car/3d/moderate"
 def draw_ap_by_distance(
     scores: Mapping[str, Mapping[str, float]], title: str, ylabel: str = "AP|R40 (%)"
 ) -> Image:
-    """Draw grouped bars: a group a distance, a bar a model, its number on top.
+    """Draws grouped bars: a group a distance, a bar a model, its number on top.
 
     Args:
         scores: name of the model -> distance ("0-20 m") -> AP in percent; NaN is written as "n/a".

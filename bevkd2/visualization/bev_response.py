@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from bevkd2.visualization.bev_view import BEVFrame, draw_outlines
 from bevkd2.visualization.canvas import heat_map, put_text, stack
-from bevkd2.visualization.objects import Image, Objects
+from bevkd2.visualization.objects import DrawnObjects, Image
 
 Map = npt.NDArray[np.floating]
 
@@ -39,7 +39,7 @@ def bev_response(bev_embed: Map, bev_shape: tuple[int, int]) -> Map:
 
 
 def draw_cells(values: Map, frame: BEVFrame, low: float | None = None, high: float | None = None) -> Image:
-    """Draw a number a cell as a heat map from above.
+    """Draws a number a cell as a heat map from above.
 
     Args:
         values: (H, W) over the frame's extent, rows grow with y; NaN is grey.
@@ -48,7 +48,7 @@ def draw_cells(values: Map, frame: BEVFrame, low: float | None = None, high: flo
         high: value of the brightest colour; by default the 99.5th.
 
     Returns:
-        An image of `frame.shape`, y upwards.
+        An image of ``frame.shape``, y upwards.
     """
     known = values[~np.isnan(values)]
     default = np.percentile(known, _PERCENTILES) if known.size else np.array([0.0, 1.0])
@@ -61,9 +61,12 @@ def draw_cells(values: Map, frame: BEVFrame, low: float | None = None, high: flo
 
 
 def draw_bev_responses(
-    responses: Mapping[str, Map], frame: BEVFrame, objects: Objects | None = None, shared_scale: bool = False
+    responses: Mapping[str, Map],
+    frame: BEVFrame,
+    objects: DrawnObjects | None = None,
+    shared_scale: bool = False,
 ) -> Image:
-    """Draw the BEV responses of several models side by side.
+    """Draws the BEV responses of several models side by side.
 
     Args:
         responses: name of the model -> (H, W), grids may differ.

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bevkd2.visualization.canvas import put_text
-from bevkd2.visualization.objects import Array, Image, Objects
+from bevkd2.visualization.objects import Array, DrawnObjects, Image
 
 _GRID = (214, 214, 214)
 _EGO = (60, 60, 60)
@@ -49,7 +49,7 @@ class BEVFrame:
         return self.pixels, round(self.pixels_per_meter * (self.extent[2] - self.extent[0]))
 
     def to_pixels(self, points: Array) -> Array:
-        """Continuous pixel coordinates (x right, y down) of points (..., 2) in metres."""
+        """Returns continuous pixel coordinates (x right, y down) of points (..., 2) in metres."""
         x = (points[..., 0] - self.extent[0]) * self.pixels_per_meter
         y = (self.extent[3] - points[..., 1]) * self.pixels_per_meter
         return np.stack([x, y], axis=-1)
@@ -57,11 +57,11 @@ class BEVFrame:
 
 def draw_bev(
     frame: BEVFrame,
-    truth: Objects | None = None,
-    predictions: Objects | None = None,
+    truth: DrawnObjects | None = None,
+    predictions: DrawnObjects | None = None,
     base: Image | None = None,
 ) -> Image:
-    """Draw objects from above: the truth filled, predictions as outlines; a bar marks the front.
+    """Draws objects from above: the truth filled, predictions as outlines; a bar marks the front.
 
     Args:
         frame: what part of the ground.
@@ -70,10 +70,10 @@ def draw_bev(
         base: (H, W, 3) picture of the frame's shape to draw upon; white with range rings by default.
 
     Returns:
-        A new image of `frame.shape`.
+        A new image of ``frame.shape``.
 
     Raises:
-        ValueError: `base` has another shape.
+        ValueError: ``base`` has another shape.
     """
     if base is None:
         canvas = np.full((*frame.shape, 3), 255, dtype=np.uint8)
@@ -90,16 +90,16 @@ def draw_bev(
     return canvas
 
 
-def draw_outlines(canvas: Image, frame: BEVFrame, objects: Objects, color: tuple[int, int, int]) -> None:
-    """Draw thin outlines of one colour, in place."""
+def draw_outlines(canvas: Image, frame: BEVFrame, objects: DrawnObjects, color: tuple[int, int, int]) -> None:
+    """Draws thin outlines of one colour, in place."""
     for footprint in _footprints(frame, objects):
         cv2.polylines(canvas, [footprint], True, color, 1, cv2.LINE_AA)
 
 
 def draw_headings(
-    canvas: Image, frame: BEVFrame, objects: Objects, color: tuple[int, int, int] | None = None
+    canvas: Image, frame: BEVFrame, objects: DrawnObjects, color: tuple[int, int, int] | None = None
 ) -> None:
-    """Draw a line from each centre to the middle of the front, in place, in its class's or one colour."""
+    """Draws a line from each centre to the middle of the front, in place, in its class's or one colour."""
     for i, footprint in enumerate(_footprints(frame, objects)):
         middles = np.rint([footprint.mean(axis=0), footprint[:2].mean(axis=0)]).astype(int).tolist()
         (x0, y0), (x1, y1) = middles
@@ -107,8 +107,8 @@ def draw_headings(
         cv2.line(canvas, (x0, y0), (x1, y1), line, 2 if color is None else 1, cv2.LINE_AA)
 
 
-def _footprints(frame: BEVFrame, objects: Objects) -> npt.NDArray[np.int32]:
-    """(N, 4, 2) pixels of the bottom faces: front left, front right, rear right, rear left."""
+def _footprints(frame: BEVFrame, objects: DrawnObjects) -> npt.NDArray[np.int32]:
+    """Returns (N, 4, 2) pixels of the bottom faces: front left, front right, rear right, rear left."""
     bottom = objects.corners()[:, [3, 2, 6, 7], :2]
     return _round(frame.to_pixels(bottom))
 
@@ -118,10 +118,10 @@ def _round(points: Array) -> npt.NDArray[np.int32]:
 
 
 def draw_rings(canvas: Image, frame: BEVFrame, bearing: float = 0.0) -> None:
-    """Draw circles of constant distance from the origin, every 10 m, in place.
+    """Draws circles of constant distance from the origin, every 10 m, in place.
 
     Args:
-        canvas: of `frame.shape`.
+        canvas: of ``frame.shape``.
         frame: what part of the ground.
         bearing: radians to the right of +y, where the distances are written; farther left along the circle
             where that would be outside of the picture.
@@ -139,8 +139,8 @@ def draw_rings(canvas: Image, frame: BEVFrame, bearing: float = 0.0) -> None:
             )
 
 
-def draw_filled(canvas: Image, frame: BEVFrame, objects: Objects) -> None:
-    """Draw footprints filled in a pale tone of the class's colour, in place; a bar marks the front."""
+def draw_filled(canvas: Image, frame: BEVFrame, objects: DrawnObjects) -> None:
+    """Draws footprints filled in a pale tone of the class's colour, in place; a bar marks the front."""
     pale = canvas.copy()
     for i, footprint in enumerate(_footprints(frame, objects)):
         cv2.fillPoly(pale, [footprint], objects.color(i), cv2.LINE_AA)
@@ -150,8 +150,8 @@ def draw_filled(canvas: Image, frame: BEVFrame, objects: Objects) -> None:
         _draw_velocity(canvas, frame, objects, i)
 
 
-def draw_outlined(canvas: Image, frame: BEVFrame, objects: Objects) -> None:
-    """Draw footprints as outlines in the class's colour, in place: the surer the thicker and the higher."""
+def draw_outlined(canvas: Image, frame: BEVFrame, objects: DrawnObjects) -> None:
+    """Draws footprints as outlines in the class's colour, in place: the surer the thicker and the higher."""
     order = range(len(objects)) if objects.scores is None else np.argsort(objects.scores)
     footprints = _footprints(frame, objects)
     for i in order:
@@ -168,7 +168,7 @@ def _draw_front(
     cv2.line(canvas, tuple(left), tuple(right), color, thickness, cv2.LINE_AA)
 
 
-def _draw_velocity(canvas: Image, frame: BEVFrame, objects: Objects, index: int) -> None:
+def _draw_velocity(canvas: Image, frame: BEVFrame, objects: DrawnObjects, index: int) -> None:
     """An arrow to where the object is in a second."""
     if not objects.boxes.has_velocity:
         return

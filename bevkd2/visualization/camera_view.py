@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bevkd2.visualization.canvas import put_text, resize, stack
-from bevkd2.visualization.objects import Array, Image, Objects
+from bevkd2.visualization.objects import Array, DrawnObjects, Image
 
 MOSAIC = (
     ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"),
@@ -27,10 +27,10 @@ _NUM_FRONT_EDGES = 4
 
 
 def project_edges(corners: Array, lidar2img: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
-    """Project the twelve edges of boxes, cut at the near plane.
+    """Projects the twelve edges of boxes, cut at the near plane.
 
     Args:
-        corners: (N, 8, 3) of `Boxes3D.corners`, metres.
+        corners: (N, 8, 3) of ``Boxes3D.corners``, metres.
         lidar2img: (4, 4) metres to pixels.
 
     Returns:
@@ -54,13 +54,13 @@ def project_edges(corners: Array, lidar2img: Array) -> tuple[Array, npt.NDArray[
     return segments, visible
 
 
-def draw_boxes(image: Image, objects: Objects, lidar2img: Array, scale: float = 1.0) -> Image:
-    """Draw boxes into a camera image: the nearer over the farther, the front face thick and shaded.
+def draw_boxes(image: Image, objects: DrawnObjects, lidar2img: Array, scale: float = 1.0) -> Image:
+    """Draws boxes into a camera image: the nearer over the farther, the front face thick and shaded.
 
     Args:
         image: (H, W, 3) RGB.
         objects: what to draw.
-        lidar2img: (4, 4) metres to pixels of `image`.
+        lidar2img: (4, 4) metres to pixels of ``image``.
         scale: the image is resized by it before lines are drawn, so that small images stay readable.
 
     Returns:
@@ -78,8 +78,10 @@ def draw_boxes(image: Image, objects: Objects, lidar2img: Array, scale: float = 
     return canvas
 
 
-def draw_box_edges(canvas: Image, objects: Objects, lidar2img: Array, color: tuple[int, int, int]) -> None:
-    """Draw thin edges of one colour, in place.
+def draw_box_edges(
+    canvas: Image, objects: DrawnObjects, lidar2img: Array, color: tuple[int, int, int]
+) -> None:
+    """Draws thin edges of one colour, in place.
 
     Args:
         canvas: (H, W, 3) RGB.
@@ -93,7 +95,7 @@ def draw_box_edges(canvas: Image, objects: Objects, lidar2img: Array, color: tup
 
 
 def _touches(segments: Array, shape: tuple[int, ...]) -> bool:
-    """Whether the bounding box of (k, 2, 2) segments meets an image of a shape (H, W, ...)."""
+    """Returns whether the bounding box of (k, 2, 2) segments meets an image of a shape (H, W, ...)."""
     low, high = segments.min(axis=(0, 1)), segments.max(axis=(0, 1))
     return bool(high[0] >= 0 and high[1] >= 0 and low[0] < shape[1] and low[1] < shape[0])
 

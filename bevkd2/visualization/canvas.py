@@ -16,14 +16,14 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def resize(image: Image, scale: float) -> Image:
-    """Scale both sides of an image; smooth when it grows, averaged when it shrinks."""
+    """Scales both sides of an image; smooth when it grows, averaged when it shrinks."""
     how = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     return np.asarray(cv2.resize(image, size, interpolation=how), dtype=np.uint8)
 
 
 def put_text(image: Image, text: str, origin: tuple[int, int], height: int = 14, box: bool = True) -> None:
-    """Write a line of text into an image, in place.
+    """Writes a line of text into an image, in place.
 
     Args:
         image: to write into.
@@ -43,7 +43,7 @@ def put_text(image: Image, text: str, origin: tuple[int, int], height: int = 14,
 
 
 def stack(images: Sequence[Image], axis: int, gap: int = 6) -> Image:
-    """Put images side by side (axis 1) or one below the other (axis 0), the smaller ones padded.
+    """Puts images side by side (axis 1) or one below the other (axis 0), the smaller ones padded.
 
     Args:
         images: at least one.
@@ -65,7 +65,7 @@ def stack(images: Sequence[Image], axis: int, gap: int = 6) -> Image:
 
 
 def with_title(image: Image, title: str, height: int = 18) -> Image:
-    """Add a band with a title above an image, widened where the title needs it."""
+    """Adds a band with a title above an image, widened where the title needs it."""
     (width, _), _ = cv2.getTextSize(title, _FONT, height / 22, 1)
     band = np.full((2 * height, max(image.shape[1], width + 16), 3), BACKGROUND, dtype=np.uint8)
     put_text(band, title, (4, height // 3), height, box=False)
@@ -73,7 +73,7 @@ def with_title(image: Image, title: str, height: int = 18) -> Image:
 
 
 def heat_map(values: npt.NDArray[np.floating], low: float, high: float) -> Image:
-    """Colour a map of numbers, from dark blue to yellow.
+    """Colours a map of numbers, from dark blue to yellow.
 
     Args:
         values: (H, W); NaN is drawn grey.
@@ -92,7 +92,7 @@ def heat_map(values: npt.NDArray[np.floating], low: float, high: float) -> Image
 
 
 def save_image(path: str | Path, image: Image) -> None:
-    """Write an image; the format follows the suffix.
+    """Writes an image; the format follows the suffix.
 
     Args:
         path: of the file; its folder is made.

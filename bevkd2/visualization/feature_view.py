@@ -33,7 +33,8 @@ def feature_response(features: Map) -> Map:
 def shared_scales(
     responses: Mapping[str, Levels], image_size: tuple[int, int]
 ) -> dict[int, tuple[float, float]]:
-    """One colour scale a level for all models: the 1st and 99.5th percentile of all their cells together.
+    """Returns one colour scale a level for all models: the 1st and 99.5th percentile of all their cells
+    together.
 
     Args:
         responses: name of the model -> levels.
@@ -56,14 +57,14 @@ def draw_feature_maps(
     boxes2d: Map | None = None,
     tile_width: int = TILE_WIDTH,
 ) -> Image:
-    """Draw the FPN features of several models: a row a model below the image, a column a level.
+    """Draws the FPN features of several models: a row a model below the image, a column a level.
 
     All models of a column share its colour scale, so what is brighter is stronger.
 
     Args:
         image: (H, W, 3) RGB that the features are of, before padding.
-        responses: name of the model -> stride -> (h, w) of `feature_response`.
-        boxes2d: (n, 4) x1, y1, x2, y2 in pixels of `image`, outlined in white, such as the ground truth.
+        responses: name of the model -> stride -> (h, w) of ``feature_response``.
+        boxes2d: (n, 4) x1, y1, x2, y2 in pixels of ``image``, outlined in white, such as the ground truth.
         tile_width: pixels of one heat map.
 
     Returns:

@@ -10,7 +10,7 @@ from bevkd2.nuscenes.layout import CLASS_NAMES
 from bevkd2.visualization.bev_view import BEVFrame, draw_bev, legend
 from bevkd2.visualization.camera_view import draw_boxes, mosaic
 from bevkd2.visualization.canvas import put_text, stack, with_title
-from bevkd2.visualization.objects import CLASS_COLORS, Array, Image, Objects
+from bevkd2.visualization.objects import CLASS_COLORS, Array, DrawnObjects, Image
 
 TILE_WIDTH = 400
 """Pixels: width of a camera's tile; smaller images grow, larger ones shrink."""
@@ -19,15 +19,15 @@ TILE_WIDTH = 400
 def detection_figure(
     images: Mapping[str, Image],
     lidar2img: Mapping[str, Array],
-    truth: Objects,
-    predictions: Objects,
+    truth: DrawnObjects,
+    predictions: DrawnObjects,
     *,
     title: str,
     extent: tuple[float, float, float, float],
     score_threshold: float = 0.3,
     tile_width: int = TILE_WIDTH,
 ) -> Image:
-    """Compose the picture of one frame.
+    """Composes the picture of one frame.
 
     Args:
         images: camera name -> (H, W, 3) RGB.
@@ -63,7 +63,7 @@ def detection_figure(
 
 
 def camera_images(images: np.ndarray, names: tuple[str, ...]) -> dict[str, Image]:
-    """A sample's images by camera.
+    """Returns A sample's images by camera.
 
     Args:
         images: (N, 3, H, W) uint8 RGB.

@@ -13,11 +13,11 @@ from bevkd2.visualization.bev_view import BEVFrame, draw_bev, draw_outlines
 from bevkd2.visualization.canvas import put_text, stack, with_title
 from bevkd2.visualization.figure import TILE_WIDTH, camera_images, detection_figure
 from bevkd2.visualization.model_view import ModelView
-from bevkd2.visualization.objects import Image, Objects
+from bevkd2.visualization.objects import DrawnObjects, Image
 
 
 def choose_frames(scenes: Sequence[Sequence[int]], num: int) -> list[list[int]]:
-    """Frames to draw, spread over the scenes and late in each, when a model has a past to look at.
+    """Returns frames to draw, spread over the scenes and late in each, when a model has a past to look at.
 
     Args:
         scenes: frames of every scene, in order of time.
@@ -40,9 +40,10 @@ def choose_frames(scenes: Sequence[Sequence[int]], num: int) -> list[list[int]]:
 
 
 def attention_figure(
-    view: ModelView, images: Mapping[str, Image], truth: Objects, scale: float, score: float
+    view: ModelView, images: Mapping[str, Image], truth: DrawnObjects, scale: float, score: float
 ) -> Image | None:
-    """Where the cell under the nearest object (white) looks, and the entropy of every cell's attention.
+    """Returns where the cell under the nearest object (white) looks, and the entropy of every cell's
+    attention.
 
     Args:
         view: of the frame.
@@ -66,7 +67,7 @@ def attention_figure(
     cameras = view.draw_attention(cell, images, scale)
     frame = BEVFrame(view.extent, max(cameras.shape[0], 300))
     above = draw_bev(frame, predictions=truth, base=draw_cells(view.entropy, frame))
-    chosen = Objects(objects.boxes[nearest], objects.labels[[nearest]])
+    chosen = DrawnObjects(objects.boxes[nearest], objects.labels[[nearest]])
     draw_outlines(above, frame, chosen, (255, 255, 255))
     put_text(above, "entropy of attention, dark: sharp", (0, 0), height=10)
     x, y = centers[nearest]
@@ -77,7 +78,7 @@ def attention_figure(
 def frame_figures(
     sample: Mapping[str, Any], views: Mapping[str, ModelView], cameras: tuple[str, ...], score: float
 ) -> dict[str, Image]:
-    """Every picture of a frame.
+    """Returns every picture of a frame.
 
     Args:
         sample: of the test mapper.
@@ -88,7 +89,7 @@ def frame_figures(
     Returns:
         Name of the picture -> image.
     """
-    truth = Objects.from_dict(sample)
+    truth = DrawnObjects.from_dict(sample)
     images = camera_images(sample["images"].numpy(), cameras)
     lidar2img = dict(zip(cameras, sample["lidar2img"].double().numpy(), strict=True))
     scale = TILE_WIDTH / sample["images"].shape[-1]
@@ -99,7 +100,7 @@ def frame_figures(
             lidar2img,
             truth,
             view.detections,
-            title=f"{name}: sample {sample['sample_token']}",
+            title=f"{name}: sample {sample['sample_id']}",
             extent=view.extent,
             score_threshold=score,
         )

@@ -21,11 +21,11 @@ _BAR_HEIGHT, _TEXT_HEIGHT = 10, 9
 
 
 def content_cells(cells: Map, stride: int, image_size: tuple[int, int]) -> Map:
-    """The cells whose first pixel lies in the image: without those that see padding only.
+    """Returns the cells whose first pixel lies in the image: without those that see padding only.
 
     Args:
         cells: (h, w).
-        stride: pixels a cell.
+        stride: pixels per cell.
         image_size: height and width before padding.
 
     Returns:
@@ -48,7 +48,7 @@ def over_image(cells: Map, stride: int, image_size: tuple[int, int], smooth: boo
 
     Args:
         cells: (h, w).
-        stride: pixels a cell.
+        stride: pixels per cell.
         image_size: height and width of the image, before padding.
         smooth: bilinear between the cells' centres, else the same over the whole cell.
 
@@ -62,7 +62,7 @@ def over_image(cells: Map, stride: int, image_size: tuple[int, int], smooth: boo
 
 
 def color_bar(low: float, high: float, width: int) -> Image:
-    """A strip of the colours of `heat_map`, with the numbers at its ends below it."""
+    """Returns A strip of the colours of ``heat_map``, with the numbers at its ends below it."""
     strip = heat_map(np.linspace(0, 1, width)[None].repeat(_BAR_HEIGHT, axis=0), 0.0, 1.0)
     bar = np.pad(strip, ((2, _TEXT_HEIGHT + 9), (0, 0), (0, 0)), constant_values=255)
     put_text(bar, f"{low:.3g}", (0, _BAR_HEIGHT + 2), _TEXT_HEIGHT, box=False)
@@ -82,14 +82,14 @@ def draw_heat_grid(
     opacity: float,
     tile_width: int = TILE_WIDTH,
 ) -> Image:
-    """Draw levels side by side, one row a name, with a colour bar below each column.
+    """Draws levels side by side, one row a name, with a colour bar below each column.
 
     Args:
         image: (H, W, 3) RGB.
         rows: name -> levels. Where a name lacks a level, its place stays white.
         scales: stride -> numbers of the darkest and of the brightest colour; a column each, in order.
-        boxes2d: (n, 4) x1, y1, x2, y2 in pixels of `image`, outlined in white.
-        smooth: see `over_image`.
+        boxes2d: (n, 4) x1, y1, x2, y2 in pixels of ``image``, outlined in white.
+        smooth: see ``over_image``.
         opacity: of the heat maps over the image in grey. With 1 nothing of the image shows through, and it
             stands above each column instead.
         tile_width: pixels of one heat map.
@@ -133,7 +133,7 @@ def _resize(values: Map, like: Image, smooth: bool) -> Map:
 
 
 def _outline(canvas: Image, boxes2d: Map | None, ratio: float) -> None:
-    """Draw white rectangles, in place; those at the border just inside of it."""
+    """Draws white rectangles, in place; those at the border just inside of it."""
     if boxes2d is None:
         return
     last = np.array([canvas.shape[1] - 1, canvas.shape[0] - 1] * 2)

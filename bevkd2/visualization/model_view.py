@@ -20,7 +20,7 @@ from bevkd2.visualization.attention import (
     sampling_pixels,
 )
 from bevkd2.visualization.bev_response import bev_response
-from bevkd2.visualization.objects import Array, Image, Objects
+from bevkd2.visualization.objects import Array, DrawnObjects, Image
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class ModelView:
         padded_size: height and width in pixels.
     """
 
-    detections: Objects
+    detections: DrawnObjects
     response: Array
     entropy: Array
     extent: tuple[float, float, float, float]
@@ -110,7 +110,7 @@ class ModelStream:
         references, _ = project_pillars(points, frames.lidar2img, frames.image_sizes, frames.padded_size)
         return _view(
             knowledge,
-            Objects.from_dict(model.inference(knowledge, inputs)[0]),
+            DrawnObjects.from_dict(model.inference(knowledge, inputs)[0]),
             geometry.pc_range,
             _to_numpy(references[0]),
             _to_numpy(offsets[-1][0]),
@@ -120,7 +120,7 @@ class ModelStream:
 
 def _view(
     knowledge: BEVKnowledge,
-    detections: Objects,
+    detections: DrawnObjects,
     pc_range: Sequence[float],
     reference_points: Array,
     offsets: Array,

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from bevkd2.visualization.bev_view import BEVFrame, legend
 from bevkd2.visualization.canvas import put_text, stack, with_title
 from bevkd2.visualization.mono_view import count_outside, draw_mono_bev, draw_mono_image, fitting_extent
-from bevkd2.visualization.objects import Image, Objects, class_palette
+from bevkd2.visualization.objects import DrawnObjects, Image, class_palette
 
 TILE_WIDTH = 1000
 """Pixels: width of the camera's image; smaller ones grow, larger ones shrink."""
@@ -21,8 +21,8 @@ _BEV_HEIGHTS = (480, 760)
 def mono_figure(
     image: Image,
     cam2img: npt.NDArray[np.floating],
-    predictions: Objects,
-    truth: Objects | None = None,
+    predictions: DrawnObjects,
+    truth: DrawnObjects | None = None,
     *,
     title: str,
     class_names: Sequence[str],
@@ -30,15 +30,15 @@ def mono_figure(
     extent: tuple[float, float, float, float] | None = None,
     tile_width: int = TILE_WIDTH,
 ) -> Image:
-    """Compose the picture of one image.
+    """Composes the picture of one image.
 
     Args:
         image: (H, W, 3) RGB.
-        cam2img: (4, 4) metres in the camera's frame to pixels of `image`.
+        cam2img: (4, 4) metres in the camera's frame to pixels of ``image``.
         predictions: detections.
         truth: annotations; None where the image is not annotated.
         title: written above.
-        class_names: in the order of the labels; colours are `class_palette`'s.
+        class_names: in the order of the labels; colours are ``class_palette``'s.
         score_threshold: detections below it are not drawn.
         extent: x0, z0, x1, z1 of the view from above, metres; by default it holds the truth (else the
             predictions), so that pictures of several models agree.
@@ -71,7 +71,7 @@ def mono_figure(
     return with_title(stack([left, stack([above, key], axis=0)], axis=1), title)
 
 
-def _in_colors(objects: Objects, palette: Image, class_names: Sequence[str]) -> Objects:
+def _in_colors(objects: DrawnObjects, palette: Image, class_names: Sequence[str]) -> DrawnObjects:
     if len(objects) and not 0 <= objects.labels.min() <= objects.labels.max() < len(class_names):
         raise ValueError(
             f"mono_figure: labels are {sorted(set(objects.labels.tolist()))}, expected 0 to "
@@ -84,7 +84,7 @@ def _caption(panel: Image, text: str) -> None:
     put_text(panel, text, (0, panel.shape[0] - 20), height=11)
 
 
-def _caption_bev(above: Image, frame: BEVFrame, truth: Objects | None, shown: Objects) -> None:
+def _caption_bev(above: Image, frame: BEVFrame, truth: DrawnObjects | None, shown: DrawnObjects) -> None:
     put_text(above, "filled: predictions" + ("" if truth is None else ", black: ground truth"), (0, 0), 11)
     outside = {"predictions": shown, "annotated": truth}
     counts = {k: count_outside(frame, objects) for k, objects in outside.items() if objects is not None}

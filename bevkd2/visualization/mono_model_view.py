@@ -16,7 +16,7 @@ from bevkd2.visualization.canvas import with_title
 from bevkd2.visualization.feature_view import draw_feature_maps, feature_response
 from bevkd2.visualization.image_heat import TILE_WIDTH, Levels, Map
 from bevkd2.visualization.mono_figure import mono_figure
-from bevkd2.visualization.objects import Image, Objects
+from bevkd2.visualization.objects import DrawnObjects, Image
 from bevkd2.visualization.perspective_view import Occluders, draw_perspective, perspective_maps
 
 
@@ -79,8 +79,8 @@ def mono_figures(
         f"detections_{name}": mono_figure(
             image,
             sample["cam2img"].numpy(),
-            Objects.from_dict(view.detections),
-            Objects.from_dict(sample) if annotated else None,
+            DrawnObjects.from_dict(view.detections),
+            DrawnObjects.from_dict(sample) if annotated else None,
             title=f"{name}, image {sample['image_id']}",
             class_names=class_names,
             score_threshold=score_threshold,

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from bevkd2.structures import UPRIGHT_TO_CAMERA
 from bevkd2.visualization.bev_view import (
     BEVFrame,
     draw_filled,
@@ -16,7 +17,7 @@ from bevkd2.visualization.bev_view import (
 )
 from bevkd2.visualization.camera_view import draw_box_edges, draw_boxes
 from bevkd2.visualization.canvas import resize
-from bevkd2.visualization.objects import Array, Image, Objects
+from bevkd2.visualization.objects import Array, DrawnObjects, Image
 from bevkd2.visualization.score_labels import draw_scores
 
 _UNSEEN = (236, 236, 236)
@@ -24,12 +25,10 @@ _BORDER = (190, 190, 190)
 _CAMERA = (60, 60, 60)
 _TRUTH = (255, 255, 255)
 _TRUTH_ABOVE = (20, 20, 20)
-# (x, y, z) of a camera's frame (x right, y down, z forward) from upright axes (x right, y forward, z up).
-_UPRIGHT_TO_CAMERA = np.array([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
 
 
 def upright2img(cam2img: npt.NDArray[np.floating]) -> Array:
-    """Projection of a camera's upright axes (`CameraBoxes3D.upright`), as `draw_boxes` reads it.
+    """Projection of a camera's upright axes (``CameraBoxes3D.upright``), as ``draw_boxes`` reads it.
 
     Args:
         cam2img: (4, 4) metres in the camera's frame to (u * d, v * d, d, 1), pixels.
@@ -42,21 +41,21 @@ def upright2img(cam2img: npt.NDArray[np.floating]) -> Array:
     """
     if cam2img.shape != (4, 4):
         raise ValueError(f"upright2img: cam2img is {cam2img.shape}, expected (4, 4): pad P2 with 0 0 0 1")
-    return cam2img.astype(np.float64) @ _UPRIGHT_TO_CAMERA
+    return cam2img.astype(np.float64) @ UPRIGHT_TO_CAMERA
 
 
 def draw_mono_image(
     image: Image,
     cam2img: npt.NDArray[np.floating],
-    objects: Objects,
-    truth: Objects | None = None,
+    objects: DrawnObjects,
+    truth: DrawnObjects | None = None,
     scale: float = 1.0,
 ) -> Image:
-    """Draw boxes into one camera's image, each with its score, the front face thick and shaded.
+    """Draws boxes into one camera's image, each with its score, the front face thick and shaded.
 
     Args:
         image: (H, W, 3) RGB.
-        cam2img: (4, 4) metres in the camera's frame to pixels of `image`.
+        cam2img: (4, 4) metres in the camera's frame to pixels of ``image``.
         objects: in their class's colour; predictions (with scores) or annotations.
         truth: annotations to compare with: thin white edges under the objects.
         scale: the image is resized by it before lines are drawn.
@@ -78,10 +77,10 @@ def draw_mono_bev(
     frame: BEVFrame,
     cam2img: npt.NDArray[np.floating],
     image_width: int,
-    truth: Objects | None = None,
-    predictions: Objects | None = None,
+    truth: DrawnObjects | None = None,
+    predictions: DrawnObjects | None = None,
 ) -> Image:
-    """Draw one camera's scene from above: predictions filled, the truth as thin black outlines.
+    """Draws one camera's scene from above: predictions filled, the truth as thin black outlines.
 
     A line from the centre points to the front. What the image does not show is grey; arcs are distances
     from the camera.
@@ -89,12 +88,12 @@ def draw_mono_bev(
     Args:
         frame: what part of the ground: x to the right, z upwards.
         cam2img: (4, 4) metres in the camera's frame to pixels.
-        image_width: of the image that `cam2img` projects into, pixels.
+        image_width: of the image that ``cam2img`` projects into, pixels.
         truth: annotations.
         predictions: detections, in their class's colour.
 
     Returns:
-        A new image of `frame.shape`.
+        A new image of ``frame.shape``.
     """
     canvas = _draw_ground(frame, cam2img, image_width)
     if predictions is not None:
@@ -107,14 +106,14 @@ def draw_mono_bev(
     return canvas
 
 
-def count_outside(frame: BEVFrame, objects: Objects) -> int:
-    """How many objects have their centre outside of the part of the ground that a picture shows."""
+def count_outside(frame: BEVFrame, objects: DrawnObjects) -> int:
+    """Returns how many objects have their centre outside of the part of the ground that a picture shows."""
     x0, y0, x1, y1 = frame.extent
     x, y = objects.boxes.center[:, :2].double().numpy().T
     return int(np.count_nonzero((x < x0) | (x >= x1) | (y < y0) | (y >= y1)))
 
 
-def fitting_extent(objects: Objects) -> tuple[float, float, float, float]:
+def fitting_extent(objects: DrawnObjects) -> tuple[float, float, float, float]:
     """x0, z0, x1, z1 in metres: ahead of the camera as far as the farthest object, in steps of 10 m.
 
     At least 30 m, at most 100 m; half as wide to either side.
@@ -141,7 +140,7 @@ def _draw_ground(frame: BEVFrame, cam2img: npt.NDArray[np.floating], image_width
 def _field_of_view(
     cam2img: npt.NDArray[np.floating], image_width: int, depth: float
 ) -> tuple[Array, Array, Array]:
-    """(x, z) of the camera's centre and of the image's left and right border at a depth, metres."""
+    """Returns (x, z) of the camera's centre and of the image's left and right border at a depth, metres."""
     inverse = np.linalg.inv(cam2img[:3, :3].astype(np.float64))
     center = -inverse @ cam2img[:3, 3]
     row = float(cam2img[1, 2])  # the row of the horizon: any would do, as rectified images have no roll

@@ -35,18 +35,19 @@ CLASS_COLORS: Image = np.array(
 
 
 def class_palette(num_classes: int) -> Image:
-    """Colours of few classes, (num_classes, 3) and at most ten, as far apart as CLASS_COLORS has them."""
+    """Returns colours of few classes, (num_classes, 3) and at most ten, as far apart as CLASS_COLORS has
+    them."""
     count = min(num_classes, len(CLASS_COLORS))
     return CLASS_COLORS[np.arange(count) * len(CLASS_COLORS) // max(count, 1)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Objects:
+class DrawnObjects:
     """Annotated or predicted objects of one frame.
 
     Attributes:
         boxes: N boxes with z up: in the LIDAR_TOP frame, or those of a camera turned upright (x right, y
-            forward; `CameraBoxes3D.upright`).
+            forward; ``CameraBoxes3D.upright``).
         labels: (N,) class labels.
         scores: (N,) in 0..1; None for annotations.
         colors: (K, 3) RGB in the order of the labels; further labels begin again.
@@ -60,15 +61,15 @@ class Objects:
     def __post_init__(self) -> None:
         if len(self.labels) != len(self.boxes):
             raise ValueError(
-                f"Objects: {len(self.boxes)} boxes with {len(self.labels)} labels, expected as many"
+                f"DrawnObjects: {len(self.boxes)} boxes with {len(self.labels)} labels, expected as many"
             )
         if self.scores is not None and len(self.scores) != len(self.boxes):
             raise ValueError(
-                f"Objects: {len(self.boxes)} boxes with {len(self.scores)} scores, expected as many"
+                f"DrawnObjects: {len(self.boxes)} boxes with {len(self.scores)} scores, expected as many"
             )
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Objects:
+    def from_dict(cls, record: Mapping[str, Any]) -> DrawnObjects:
         """From a sample's annotations or a model's output.
 
         Args:
@@ -92,15 +93,17 @@ class Objects:
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def above(self, threshold: float) -> Objects:
-        """Those with a score of at least `threshold`; annotations are all kept."""
+    def above(self, threshold: float) -> DrawnObjects:
+        """Returns those with a score of at least ``threshold``; annotations are all kept."""
         if self.scores is None:
             return self
         keep = np.nonzero(self.scores >= threshold)[0]
-        return Objects(self.boxes[torch.from_numpy(keep)], self.labels[keep], self.scores[keep], self.colors)
+        return DrawnObjects(
+            self.boxes[torch.from_numpy(keep)], self.labels[keep], self.scores[keep], self.colors
+        )
 
     def corners(self) -> Array:
-        """(N, 8, 3) metres, in the order of `Boxes3D.corners`: the front face first."""
+        """Returns (N, 8, 3) metres, in the order of ``Boxes3D.corners``: the front face first."""
         return self.boxes.corners().double().numpy()
 
     def color(self, index: int) -> tuple[int, int, int]:

@@ -18,7 +18,7 @@ _OPACITY = 0.75
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Occluders:
-    """Objects that hide what is far (see `bevkd2.ops.occlusion_factor`).
+    """Objects that hide what is far (see ``bevkd2.ops.occlusion_factor``).
 
     Attributes:
         boxes2d: (n, 4) x1, y1, x2, y2 in pixels.
@@ -40,7 +40,7 @@ def perspective_maps(
     center: Sequence[float] = (0.5, 0.5),
     occluders: Occluders | None = None,
 ) -> dict[int, Map]:
-    """The weights that feature imitation gives to the cells of one image; defaults are the paper's.
+    """Returns the weights that feature imitation gives to the cells of one image; defaults are the paper's.
 
     Args:
         image_size: height and width in pixels before padding.
@@ -71,13 +71,13 @@ def draw_perspective(
     boxes2d: Map | None = None,
     tile_width: int = TILE_WIDTH,
 ) -> Image:
-    """Draw perspective matrices: a row a variant (such as with and without occlusion), a column a level.
+    """Draws perspective matrices: a row a variant (such as with and without occlusion), a column a level.
 
     Args:
         image: (H, W, 3) RGB.
-        rows: name of the variant -> stride -> (h, w) of `perspective_maps`.
+        rows: name of the variant -> stride -> (h, w) of ``perspective_maps``.
         amplitude: the number of the brightest colour, 0 is the darkest: the same scale for all.
-        boxes2d: (n, 4) x1, y1, x2, y2 in pixels of `image`, outlined in white.
+        boxes2d: (n, 4) x1, y1, x2, y2 in pixels of ``image``, outlined in white.
         tile_width: pixels of one heat map.
 
     Returns:

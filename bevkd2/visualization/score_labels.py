@@ -6,15 +6,15 @@ import cv2
 import numpy as np
 
 from bevkd2.visualization.camera_view import project_edges
-from bevkd2.visualization.objects import Array, Image, Objects
+from bevkd2.visualization.objects import Array, DrawnObjects, Image
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _SCALE = 0.38
 _PADDING = 2
 
 
-def draw_scores(canvas: Image, objects: Objects, upright2img: Array) -> None:
-    """Write each object's score above its projected box, in place; the surest next to its box.
+def draw_scores(canvas: Image, objects: DrawnObjects, upright2img: Array) -> None:
+    """Writes each object's score above its projected box, in place; the surest next to its box.
 
     Args:
         canvas: (H, W, 3) RGB.
@@ -41,7 +41,7 @@ def draw_scores(canvas: Image, objects: Objects, upright2img: Array) -> None:
 def place_labels(
     anchors: list[tuple[int, int]], sizes: list[tuple[int, int]], shape: tuple[int, int]
 ) -> list[tuple[int, int]]:
-    """Find places for labels: above their anchors, higher or else lower where others stand already.
+    """Finds places for labels: above their anchors, higher or else lower where others stand already.
 
     Args:
         anchors: x, y of what each label names, the most important first.

@@ -8,6 +8,7 @@ import bevkd2.modeling  # noqa: F401  (registers the models)
 from bevkd2.config import load_config
 from bevkd2.d2 import build_model
 from bevkd2.data.kitti.dataset import load_kitti
+from bevkd2.data.mono.format import choose_images
 from bevkd2.data.synthetic import WorldConfig, generate
 from tests.modeling.mono.pgd_model import small_cfg
 
@@ -123,18 +124,18 @@ def test_pictures_of_monocular_models_are_written(tool, mono):
         assert cv2.imread(str(path)).std() > 10
 
 
-def test_without_names_images_are_spread_over_the_split(tool, kitti_world):
+def test_without_names_images_are_spread_over_the_split(kitti_world):
     index = load_kitti(kitti_world, "train", ("Car",))
-    assert tool.choose_images(index, [], 1) == [0]
-    assert tool.choose_images(index, [], 3) == [0, 2, 4]
-    assert tool.choose_images(index, [], 99) == [0, 1, 2, 3, 4]
+    assert choose_images(index, [], 1) == [0]
+    assert choose_images(index, [], 3) == [0, 2, 4]
+    assert choose_images(index, [], 99) == [0, 1, 2, 3, 4]
 
 
-def test_named_images_are_found(tool, kitti_world):
+def test_named_images_are_found(kitti_world):
     index = load_kitti(kitti_world, "val", ("Car",))
-    assert tool.choose_images(index, ["000007", "000005"], 9) == [2, 0]
+    assert choose_images(index, ["000007", "000005"], 9) == [2, 0]
     with pytest.raises(ValueError, match="--image-id 000001: not in this split of 3 images"):
-        tool.choose_images(index, ["000001", "000005"], 9)
+        choose_images(index, ["000001", "000005"], 9)
 
 
 def test_models_must_know_the_same_data(tool, mono):
@@ -144,7 +145,10 @@ def test_models_must_know_the_same_data(tool, mono):
 
 def test_a_model_must_read_what_the_format_is(tool, work, tmp_path):
     extra = ["--weights", str(work / "student.pth")]
-    with pytest.raises(ValueError, match=r"FORMAT 'kitti' is drawn of a MonoDetector"):
+    with pytest.raises(
+        ValueError,
+        match=r"'BEVFormer', a multi-view detector, which does not read the samples of .*FORMAT 'kitti'",
+    ):
         draw(tool, [*arguments(work, tmp_path, *extra), "DATASETS.FORMAT", "kitti"])
 
 

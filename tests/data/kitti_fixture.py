@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bevkd2.data.synthetic import KittiWorldConfig, generate_kitti
+from bevkd2.data.synthetic import KittiWorldConfig, generate
 
 IMAGE_SIZE = (96, 320)  # height, width
 TRAIN = [f"{i:06d}" for i in range(5)]
@@ -25,4 +25,4 @@ CONFIG = KittiWorldConfig(
 
 def write_kitti_world(root: Path) -> Path:
     """Writes the world; returns `root`."""
-    return generate_kitti(CONFIG, root, progress=False)
+    return generate(CONFIG, root, progress=False)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bevkd2.config import get_cfg
-from bevkd2.data import build_test_loader, build_train_loader, dataset_name
+from bevkd2.data import build_test_loader, build_train_loader, data_format, load_dataset
 from bevkd2.data import loader as loader_module
 from tests.data.kitti_fixture import VAL
 from tests.data.nuscenes_fixture import VERSION
@@ -117,7 +117,7 @@ def test_unknown_format(cfg):
     with pytest.raises(
         ValueError, match=r"DATASETS\.FORMAT is 'waymo', expected one of nuscenes, kitti, nuscenes_mono"
     ):
-        dataset_name(cfg, "both")
+        load_dataset(cfg, "both")
 
 
 def test_fewer_cameras(cfg):
@@ -178,18 +178,20 @@ def test_kitti_frames_are_in_the_order_of_the_list(cfg, kitti_world):
 
 def test_classes_are_a_part_of_a_datasets_name(cfg, kitti_world):
     cfg = mono(cfg, kitti_world, "kitti")
-    names = [dataset_name(cfg, "train")]
+    names = [data_format(cfg).dataset_name(cfg, "train")]
     cfg.DATASETS.CLASSES = ["Car"]
-    names.append(dataset_name(cfg, "train"))
+    names.append(data_format(cfg).dataset_name(cfg, "train"))
     cars = build_train_loader(cfg).dataset.index
     assert len(set(names)) == 2 and all((cars.record(i).labels == 0).all() for i in range(len(cars)))
     cfg.DATASETS.FORMAT = "nuscenes"
-    with pytest.raises(ValueError, match=r"CLASSES is \['Car'\], but the multi-view format"):
-        dataset_name(cfg, "both")
+    with pytest.raises(
+        ValueError, match=r"CLASSES is \['Car'\], but the classes of format 'nuscenes' are fixed"
+    ):
+        load_dataset(cfg, "both")
 
 
 def test_training_needs_labels(cfg, kitti_world):
     cfg = mono(cfg, kitti_world, "kitti")
     cfg.DATASETS.TRAIN = ("test",)
     with pytest.raises(ValueError, match="names 'test', whose frames are in the folder testing"):
-        dataset_name(cfg, "test")
+        load_dataset(cfg, "test")

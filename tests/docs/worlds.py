@@ -16,7 +16,7 @@ import bevkd2.modeling  # noqa: F401  (registers the models)
 from bevkd2.checkpoint import import_bevformer, import_fcos3d, import_smoke, save_file
 from bevkd2.config import CfgNode, load_config, student_config
 from bevkd2.d2 import build_model
-from bevkd2.data.synthetic import KittiWorldConfig, WorldConfig, generate, generate_kitti
+from bevkd2.data.synthetic import KittiWorldConfig, WorldConfig, generate
 from bevkd2.kitti.frame_lists import read_frame_list
 from bevkd2.kitti.labels import read_labels, write_detections
 from tests.docs.pages import ROOT
@@ -61,7 +61,7 @@ def kitti(folder: Path, name: str, splits: Sequence[str]) -> Path:
     world = KittiWorldConfig(
         num_train_frames=FRAMES_PER_SPLIT * len(splits), num_val_frames=0, min_objects=8, max_objects=10
     )
-    generate_kitti(world, root, workers=1, progress=False)
+    generate(world, root, workers=1, progress=False)
     for i, split in enumerate(splits):
         frames = range(FRAMES_PER_SPLIT * i, FRAMES_PER_SPLIT * (i + 1))
         (root / "ImageSets" / f"{split}.txt").write_text("".join(f"{frame:06d}\n" for frame in frames))
@@ -121,7 +121,7 @@ def demo_mono(folder: Path) -> None:
         return
     train, val = map(fewer, DEMO_FRAMES)
     world = KittiWorldConfig.preset("easy", num_train_frames=train, num_val_frames=val)
-    generate_kitti(world, data, workers=1, progress=False)
+    generate(world, data, workers=1, progress=False)
     _demo_weights("demo_mono", output)
     for name in DEMO_MODELS:
         kitti_detections(data, "val", output / name / "inference")

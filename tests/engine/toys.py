@@ -101,7 +101,7 @@ class ToyLoader:
 def toy_sample(seed: int, position: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed * 10_000 + position)
     x = torch.randn(SIZE, generator=generator)
-    return {"sample_token": f"token{position}", "x": x, "y": x.sum().tanh()}
+    return {"sample_id": f"token{position}", "x": x, "y": x.sum().tanh()}
 
 
 def build_toy_loader(cfg: CfgNode, start_iter: int = 0) -> ToyLoader:
@@ -123,7 +123,7 @@ class ToyEvaluator(DatasetEvaluator):
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         torch.rand(3)  # as a data loader's iterator does: an evaluation takes random numbers
-        self._scores.update({i["sample_token"]: o["score"] for i, o in zip(inputs, outputs, strict=True)})
+        self._scores.update({i["sample_id"]: o["score"] for i, o in zip(inputs, outputs, strict=True)})
 
     def evaluate(self) -> dict[str, Any] | None:
         gathered = comm.gather(self._scores)

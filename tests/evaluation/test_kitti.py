@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bevkd2.config import get_cfg
+from bevkd2.engine.evaluator import build_evaluator
 from bevkd2.evaluation import KittiEvaluator
 from bevkd2.evaluation.kitti import to_kitti
 from bevkd2.kitti.calibration import read_cam2img
@@ -224,7 +225,7 @@ def test_it_is_made_from_a_config(kitti_world: Path, tmp_path: Path):
     cfg.DATASETS.FORMAT = "kitti"
     cfg.DATASETS.ROOT = str(kitti_world)
     cfg.DATASETS.CLASSES = ["Car", "Van"]
-    out = KittiEvaluator(cfg, "val", tmp_path)
+    out = build_evaluator(cfg, "val", tmp_path)
     out.reset()
     for frame in kitti_fixture.VAL:
         sample, found = model_output(kitti_world, frame)

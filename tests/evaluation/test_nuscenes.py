@@ -9,6 +9,7 @@ import torch
 
 from bevkd2.config import get_cfg
 from bevkd2.data import load_nuscenes
+from bevkd2.engine.evaluator import build_evaluator
 from bevkd2.evaluation import NuScenesEvaluator
 from bevkd2.evaluation import nuscenes as evaluation_module
 from bevkd2.nuscenes.layout import CLASS_NAMES
@@ -178,11 +179,19 @@ def test_tables_are_read_once_until_they_change(tmp_path, monkeypatch):
     assert len(reads) == 2
 
 
+@pytest.mark.parametrize("label", [-1, 10])
+def test_a_label_that_is_no_class_names_the_sample(index, tmp_path, label):
+    samples, found = ground_truth(index, 0)
+    found[0]["labels"][0] = label
+    with pytest.raises(ValueError, match=rf"sample 's0f0' have the label {label}, expected 0 to 9"):
+        evaluator(index.root, index.version, index.split, tmp_path).process(samples, found)
+
+
 def test_from_config_and_quiet(fixture_world, tmp_path, capfd):
     cfg = get_cfg()
     cfg.DATASETS.ROOT, cfg.DATASETS.VERSION = str(fixture_world.root), VERSION
     index = load_nuscenes(fixture_world.root, VERSION, "first")
-    out = NuScenesEvaluator(cfg, "first", tmp_path)
+    out = build_evaluator(cfg, "first", tmp_path)
     for i in range(3):
         out.process(*ground_truth(index, i))
     scores = out.evaluate()["bbox"]

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from nuscenes.eval.common.config import config_factory
 
 from bevkd2.config import get_cfg
-from bevkd2.config.mono_data import DEFAULT_CLASSES
 from bevkd2.data import build_test_loader, load_nuscenes
 from bevkd2.data.nuscenes_mono.dataset import NuScenesMonoIndex
+from bevkd2.engine.evaluator import build_evaluator
 from bevkd2.evaluation import NuScenesMonoEvaluator
 from bevkd2.evaluation import nuscenes_mono as evaluation_module
 from bevkd2.evaluation.camera_merge import CameraDetections, MergeRule, merge_cameras
-from bevkd2.nuscenes.layout import ATTRIBUTE_NAMES, CLASS_NAMES, NO_ATTRIBUTE
+from bevkd2.nuscenes.layout import ATTRIBUTE_NAMES, CLASS_NAMES, MONO_CLASS_NAMES, NO_ATTRIBUTE
 from bevkd2.structures import (
     CAMERA_NAMES,
     Boxes3D,
@@ -27,7 +27,7 @@ from bevkd2.structures import (
 )
 from tests.data.nuscenes_fixture import VERSION
 
-CLASSES = DEFAULT_CLASSES["nuscenes_mono"]
+CLASSES = MONO_CLASS_NAMES
 RULE = MergeRule(score_threshold=0.01, nms_threshold=0.05, max_per_sample=500)
 RANGE = config_factory("detection_cvpr_2019").class_range
 
@@ -220,16 +220,16 @@ def test_from_config(fixture_world, index, tmp_path):
     cfg = get_cfg()
     cfg.DATASETS.FORMAT = "nuscenes_mono"
     cfg.DATASETS.ROOT, cfg.DATASETS.VERSION = str(fixture_world.root), VERSION
-    out = NuScenesMonoEvaluator(cfg, "both", tmp_path)
+    out = build_evaluator(cfg, "both", tmp_path)
     feed(out, all_ground_truth(index))
     assert out.evaluate()["bbox"]["AP_pedestrian"] == pytest.approx(1.0)
     cfg.TEST.NUSCENES_MONO.MAX_PER_SAMPLE = 501
     with pytest.raises(ValueError, match=r"MAX_PER_SAMPLE is 501, expected 1 to 500"):
-        NuScenesMonoEvaluator(cfg, "both", tmp_path)
+        build_evaluator(cfg, "both", tmp_path)
     cfg.TEST.NUSCENES_MONO.MAX_PER_SAMPLE = 1
     cfg.TEST.NUSCENES_MONO.NMS_THRESHOLD = 5.0
     with pytest.raises(ValueError, match=r"NMS_THRESHOLD is 5\.0"):
-        NuScenesMonoEvaluator(cfg, "both", tmp_path)
+        build_evaluator(cfg, "both", tmp_path)
 
 
 @pytest.mark.parametrize("image_scale", [[], [32, 18]])
@@ -240,7 +240,7 @@ def test_from_the_loader_to_the_score(fixture_world, tmp_path, image_scale):
     cfg.DATASETS.ROOT, cfg.DATASETS.VERSION = str(fixture_world.root), VERSION
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.INPUT.RESIZE_TEST = image_scale
-    out = NuScenesMonoEvaluator(cfg, "both", tmp_path)
+    out = build_evaluator(cfg, "both", tmp_path)
     for batch in build_test_loader(cfg, "both"):
         found = [
             {name: sample[name] for name in ("boxes", "labels", "attributes")}

@@ -22,6 +22,7 @@ from bevkd2.ops.box3d import box3d_iou
 from bevkd2.structures import CameraBoxes3D
 from tests.data.kitti_fixture import TRAIN, VAL
 from tests.docs.pages import PAGES, ROOT, blocks, commands
+from tests.examples.boxes_json import write_world
 
 PACKAGE = ROOT / "examples" / "downstream"
 PAGE = ROOT / "docs" / "extending.md"
@@ -40,7 +41,7 @@ SHORT = (
     ),
 )
 TRAIN_NET = "tools/train_net.py"
-FILES = ("detector.py", "depth_hint.py", "__init__.py")
+FILES = ("detector.py", "depth_hint.py", "format.py", "__init__.py")
 FEW = TRAIN[:3]  # seven objects; the centre of one lies outside of its image, and so is not in the heat map
 
 
@@ -90,6 +91,7 @@ def folder(kitti_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (world / "training").symlink_to(kitti_world / "training")
     for split, frames in (("train", TRAIN), ("val", VAL), ("few", FEW)):
         (world / "ImageSets" / f"{split}.txt").write_text("\n".join(frames) + "\n")
+    write_world(kitti_world, folder / "data" / "boxes_json")
     pgd = ["--config-file", "configs/demo_mono/teacher.yaml", "DATASETS.ROOT", "data/synthetic_kitti"]
     few = ["DATASETS.TRAIN", "('few',)", "DATASETS.TEST", "('few',)", "OUTPUT_DIR", "output/few"]
     learn = ["SOLVER.MAX_ITER", "150", "SOLVER.IMS_PER_BATCH", "3", "SOLVER.BASE_LR", "0.005"]
@@ -137,7 +139,7 @@ def test_bevkd2_does_not_know_the_package() -> None:
 
 def test_page_has_commands_of_every_kind() -> None:
     said = [" ".join(words) for words in shown_commands()]
-    for config in ("tinymono.yaml", "tinymono_large.yaml", "distill.yaml"):
+    for config in ("tinymono.yaml", "tinymono_large.yaml", "distill.yaml", "boxes_json.yaml"):
         assert any(f"{CONFIGS}/{config}" in line for line in said)
     assert any("--eval-only" in line for line in said)
 

@@ -68,7 +68,7 @@ def config_of(case: Case) -> CfgNode:
     bev.NUM_CLASSES, bev.NUM_CAMERAS = meta["num_classes"], meta["sca"]["num_cams"]
     bev.EMBED_DIM, bev.NUM_HEADS, bev.FFN_DIM = meta["embed_dims"], meta["num_heads"], size["ffn"]
     bev.BEV_SHAPE, bev.NUM_QUERIES = [size["bev_h"], size["bev_w"]], size["nq"]
-    bev.PC_RANGE = [float(x) for x in size["pc"]]
+    cfg.INPUT.POINT_RANGE = [float(x) for x in size["pc"]]
     bev.ENCODER_LAYERS, bev.DECODER_LAYERS = size["enc"], size["dec"]
     bev.NUM_FEATURE_LEVELS = meta["num_feature_levels_param"]
     bev.PILLAR_POINTS, bev.SPATIAL_POINTS = size["pillar"], meta["sca"]["num_points"]

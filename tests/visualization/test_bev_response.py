@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from bevkd2.structures import Boxes3D
-from bevkd2.visualization import BEVFrame, Objects, bev_response, draw_bev_responses, draw_cells
+from bevkd2.visualization import BEVFrame, DrawnObjects, bev_response, draw_bev_responses, draw_cells
 
 FRAME = BEVFrame((-10.0, -10.0, 10.0, 10.0), 100)
 
@@ -60,7 +60,7 @@ def test_a_shared_scale_keeps_levels_comparable():
 def test_objects_are_outlined_in_every_panel():
     boxes = Boxes3D(torch.tensor([[0.0, -5.0, 0.0, 4.0, 4.0, 1.0, 0.0]]))
     picture = draw_bev_responses(
-        {"a": np.zeros((10, 10)), "b": np.zeros((10, 10))}, FRAME, Objects(boxes, np.array([0]))
+        {"a": np.zeros((10, 10)), "b": np.zeros((10, 10))}, FRAME, DrawnObjects(boxes, np.array([0]))
     )
     for left in (0, 106):
         assert picture[30:, left : left + 100].max() > 240

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bevkd2.structures import Boxes3D
-from bevkd2.visualization import CLASS_COLORS, BEVFrame, Objects, draw_bev
+from bevkd2.visualization import CLASS_COLORS, BEVFrame, DrawnObjects, draw_bev
 from bevkd2.visualization.bev_view import legend
 
 FRAME = BEVFrame((-20.0, -10.0, 20.0, 30.0), 400)
@@ -14,7 +14,7 @@ FRAME = BEVFrame((-20.0, -10.0, 20.0, 30.0), 400)
 def car(x, y, yaw=0.0, speed=0.0, score=None, label=4):
     velocity = (speed * math.cos(yaw), speed * math.sin(yaw))
     boxes = Boxes3D(torch.tensor([[x, y, 0, 4.0, 2.0, 1.5, yaw, *velocity]], dtype=torch.float64))
-    return Objects(boxes, np.array([label]), None if score is None else np.array([score]))
+    return DrawnObjects(boxes, np.array([label]), None if score is None else np.array([score]))
 
 
 def changed(**kwargs):

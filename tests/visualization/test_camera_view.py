@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bevkd2.structures import Boxes3D, project_points
-from bevkd2.visualization import Objects, draw_boxes, mosaic, project_edges
+from bevkd2.visualization import DrawnObjects, draw_boxes, mosaic, project_edges
 from bevkd2.visualization.camera_view import MOSAIC, NEAR
 
 # A camera at the origin that looks along +y of the lidar's frame (x right, z up), 100 x 60 pixels.
@@ -19,7 +19,7 @@ BLACK = np.zeros((60, 100, 3), dtype=np.uint8)
 
 def objects(*boxes, labels=None):
     tensor = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 7)
-    return Objects(Boxes3D(tensor), np.zeros(len(tensor), dtype=np.int64) if labels is None else labels)
+    return DrawnObjects(Boxes3D(tensor), np.zeros(len(tensor), dtype=np.int64) if labels is None else labels)
 
 
 def test_edges_of_a_box_in_front_are_its_projected_corners():

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from bevkd2.structures import CAMERA_NAMES, Boxes3D
-from bevkd2.visualization import Objects, camera_images, detection_figure
+from bevkd2.visualization import DrawnObjects, camera_images, detection_figure
 
 MATRIX = np.eye(4)
 MATRIX[:3, :3] = np.array([[88.0, 0, 88], [0, 88, 32], [0, 0, 1]]) @ np.array(
@@ -12,7 +12,7 @@ MATRIX[:3, :3] = np.array([[88.0, 0, 88], [0, 88, 32], [0, 0, 1]]) @ np.array(
 
 def objects(scores):
     boxes = Boxes3D(torch.tensor([[0.0, 10, 0, 4, 2, 1.5, 0.3], [3.0, 15, 0, 4, 2, 1.5, 0.3]]))
-    return Objects(boxes, np.array([0, 1]), scores)
+    return DrawnObjects(boxes, np.array([0, 1]), scores)
 
 
 def figure(predictions, width=176, **kwargs):

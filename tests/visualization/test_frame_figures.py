@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bevkd2.structures import CAMERA_NAMES, Boxes3D
-from bevkd2.visualization import ModelView, Objects, choose_frames, frame_figures
+from bevkd2.visualization import DrawnObjects, ModelView, choose_frames, frame_figures
 from bevkd2.visualization.frame_figures import attention_figure
 
 HEADS, LEVELS, POINTS = 2, 1, 4
@@ -13,7 +13,7 @@ HEADS, LEVELS, POINTS = 2, 1, 4
 
 def objects(*centers, scores=None):
     boxes = Boxes3D(torch.tensor([[x, y, 0, 4, 2, 1.5, 0, 0, 0] for x, y in centers], dtype=torch.float64))
-    return Objects(boxes, np.zeros(len(centers), dtype=np.int64), scores)
+    return DrawnObjects(boxes, np.zeros(len(centers), dtype=np.int64), scores)
 
 
 def make_view(detections):
@@ -61,7 +61,7 @@ def test_attention_is_drawn_for_the_nearest_object():
 
 
 def test_detections_take_the_place_of_missing_annotations():
-    nothing = Objects(Boxes3D.empty(), np.zeros(0, dtype=np.int64))
+    nothing = DrawnObjects(Boxes3D.empty(), np.zeros(0, dtype=np.int64))
     assert attention_figure(make_view(SURE), IMAGES, nothing, 2.0, 0.3) is not None
     assert attention_figure(make_view(SURE), IMAGES, nothing, 2.0, 0.95) is None
 
@@ -73,7 +73,7 @@ def test_objects_off_the_grid_have_no_cell():
 @pytest.mark.parametrize("annotated", [True, False])
 def test_every_model_gets_its_pictures(annotated):
     sample = {
-        "sample_token": "abc",
+        "sample_id": "abc",
         "images": torch.full((6, 3, 64, 176), 90, dtype=torch.uint8),
         "lidar2img": torch.eye(4).expand(6, 4, 4),
     }

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from bevkd2.structures import CameraBoxes3D
-from bevkd2.visualization import CLASS_COLORS, Objects, class_palette, mono_figure
+from bevkd2.visualization import CLASS_COLORS, DrawnObjects, class_palette, mono_figure
 
 CAM2IMG = np.array([[150.0, 0, 160, 0], [0, 150, 48, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 NAMES = ("Pedestrian", "Cyclist", "Car")
@@ -13,7 +13,7 @@ def objects(*centers, scores=None, labels=None):
     boxes = torch.tensor([[x, 1.0, z, 4, 2, 1.5, 0.2] for x, z in centers]).reshape(-1, 7)
     labels = np.full(len(centers), 2) if labels is None else np.array(labels)
     record = {"boxes": CameraBoxes3D(boxes), "labels": labels}
-    return Objects.from_dict(record if scores is None else {**record, "scores": np.array(scores)})
+    return DrawnObjects.from_dict(record if scores is None else {**record, "scores": np.array(scores)})
 
 
 def figure(predictions, truth=None, size=(96, 320), **kwargs):

@@ -13,7 +13,7 @@ from bevkd2.visualization.mono_view import (
     fitting_extent,
     upright2img,
 )
-from bevkd2.visualization.objects import CLASS_COLORS, Objects
+from bevkd2.visualization.objects import CLASS_COLORS, DrawnObjects
 
 # 200 x 100 pixels, 90 degrees wide, with KITTI's kind of translation column.
 CAM2IMG = np.array([[100.0, 0, 100, 4], [0, 100, 50, 0.2], [0, 0, 1, 0.003], [0, 0, 0, 1]])
@@ -28,7 +28,7 @@ def record(*boxes, scores=None, labels=None):
 
 
 def objects(*boxes, **kwargs):
-    return Objects.from_dict(record(*boxes, **kwargs))
+    return DrawnObjects.from_dict(record(*boxes, **kwargs))
 
 
 # Length along x, heading (cos ry, -sin ry) in (x, z): with ry = pi / 2 towards the camera.
@@ -149,7 +149,7 @@ def test_the_range_holds_the_farthest_object():
 def test_objects_out_of_range_are_counted():
     places = [(0.0, 20.0), (25.0, 20.0), (0.0, 39.0), (-21.0, 5.0)]
     assert count_outside(FRAME, objects(*((x, 1.0, z, 4, 2, 1.5, 0) for x, z in places))) == 3
-    assert count_outside(FRAME, Objects(Boxes3D.empty(), np.zeros(0, dtype=np.int64))) == 0
+    assert count_outside(FRAME, DrawnObjects(Boxes3D.empty(), np.zeros(0, dtype=np.int64))) == 0
 
 
 def test_nothing_to_draw_leaves_the_image():

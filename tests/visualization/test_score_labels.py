@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bevkd2.structures import Boxes3D
-from bevkd2.visualization.objects import Objects
+from bevkd2.visualization.objects import DrawnObjects
 from bevkd2.visualization.score_labels import draw_scores, place_labels
 
 SHAPE = (120, 300)
@@ -42,7 +42,7 @@ def test_a_full_picture_puts_the_label_at_its_anchor():
 
 def test_only_what_is_in_the_image_gets_a_label():
     boxes = [[0.0, 10, 0, 4, 2, 2, 0], [0.0, -10, 0, 4, 2, 2, 0], [300.0, 10, 0, 4, 2, 2, 0]]
-    items = Objects(Boxes3D(torch.tensor(boxes)), np.array([6, 0, 3]), np.array([0.5, 0.9, 0.8]))
+    items = DrawnObjects(Boxes3D(torch.tensor(boxes)), np.array([6, 0, 3]), np.array([0.5, 0.9, 0.8]))
     canvas = np.zeros((*SHAPE, 3), dtype=np.uint8)
     draw_scores(canvas, items, MATRIX)
     shown = {tuple(c) for c in canvas.reshape(-1, 3).tolist()}
@@ -52,5 +52,7 @@ def test_only_what_is_in_the_image_gets_a_label():
 
 def test_annotations_get_no_label():
     canvas = np.zeros((*SHAPE, 3), dtype=np.uint8)
-    draw_scores(canvas, Objects(Boxes3D(torch.tensor([[0.0, 10, 0, 4, 2, 2, 0]])), np.array([0])), MATRIX)
+    draw_scores(
+        canvas, DrawnObjects(Boxes3D(torch.tensor([[0.0, 10, 0, 4, 2, 2, 0]])), np.array([0])), MATRIX
+    )
     assert not canvas.any()

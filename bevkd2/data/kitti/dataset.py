@@ -1,4 +1,4 @@
-"""KITTI-layout object data: frames, calibrations and labels of a split, and its name in the catalogs."""
+"""KITTI-layout object data: frames, calibrations and labels of a split."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bevkd2.d2 import DatasetCatalog, MetadataCatalog
 from bevkd2.data.image_files import png_size
 from bevkd2.data.mono.index import MonoRecord
 from bevkd2.kitti.calibration import check_principal_point, read_cam2img
-from bevkd2.kitti.frame_lists import read_frame_list
+from bevkd2.kitti.frame_lists import has_labels, read_frame_list, split_folder
 from bevkd2.kitti.labels import read_labels
 from bevkd2.structures import CameraBoxes3D
 
@@ -36,7 +35,7 @@ class KittiIndex:
         split: name of the split.
         frame_ids: (F,) of six digits each.
         image_sizes: (F, 2) height, width in pixels.
-        cam2img: (F, 4, 4) float64, see `read_cam2img`.
+        cam2img: (F, 4, 4) float64, see ``read_cam2img``.
         annotated: whether the frames have labels.
         box_starts: (F + 1,) where a frame's objects begin; they end where the next frame's begin.
         boxes: (M, 7) float32 in the CameraBoxes3D layout.
@@ -59,7 +58,7 @@ class KittiIndex:
         return len(self.frame_ids)
 
     def record(self, i: int) -> MonoRecord:
-        """Frame `i`, 0 <= i < F."""
+        """Returns frame ``i``, 0 <= i < F."""
         height, width = self.image_size(i)
         name = str(self.frame_ids[i])
         record = MonoRecord(name, _image_file(self.folder, name), height, width, self.cam2img[i].copy())
@@ -74,40 +73,22 @@ class KittiIndex:
         )
 
     def image_size(self, i: int) -> tuple[int, int]:
-        """(height, width) of frame `i` in pixels."""
+        """Returns (height, width) of frame ``i`` in pixels."""
         height, width = self.image_sizes[i].tolist()
         return height, width
 
     def groups(self) -> list[range]:
-        """Every frame stands for itself."""
+        """Returns one range per frame: any process may score it."""
         return [range(i, i + 1) for i in range(len(self))]
 
 
-def register_kitti(name: str, root: str | Path, split: str, classes: Sequence[str]) -> None:
-    """Register a split in DatasetCatalog and MetadataCatalog.
-
-    Args:
-        name: the dataset's name in the catalogs; registering the same again does nothing.
-        root: directory that holds training (and testing) and ImageSets.
-        split: name of a list in ImageSets.
-        classes: what is to be found, in the order of the labels.
-
-    Raises:
-        AssertionError: the name is registered with other values.
-    """
-    MetadataCatalog.get(name).set(
-        root=str(root), split=split, thing_classes=tuple(classes), evaluator_type="kitti"
-    )
-    if name not in DatasetCatalog:
-        DatasetCatalog.register(name, functools.partial(load_kitti, root, split, tuple(classes)))
-
-
 def load_kitti(root: str | Path, split: str, classes: Sequence[str]) -> KittiIndex:
-    """Load the index of a split; a process reads the same files once, as long as they do not change.
+    """Loads the index of a split; a process reads the same files once, as long as they do not change.
 
-    Frames of a split named `test`, or whose name begins with `test_`, are those of the folder testing, which
-    has no labels; all others are those of training and must have them. Objects of other types than `classes`
-    are background. So is an object whose centre is not in front of the camera; how many there are is logged.
+    Frames of a split named ``test``, or whose name begins with ``test_``, are those of the folder testing,
+    which has no labels; all others are those of training and must have them. Objects of other types than
+    ``classes`` are background. So is an object whose centre is not in front of the camera; how many there
+    are is logged.
 
     Args:
         root: directory that holds training (and testing) and ImageSets.
@@ -126,22 +107,12 @@ def load_kitti(root: str | Path, split: str, classes: Sequence[str]) -> KittiInd
     return _load(str(folder), split, tuple(classes), frames, _state_of_files(folder, frames, split))
 
 
-def split_folder(root: str | Path, split: str) -> Path:
-    """The directory with a split's image_2, calib and, in training, label_2 (see `load_kitti`)."""
-    return Path(root) / ("training" if has_labels(split) else "testing")
-
-
-def has_labels(split: str) -> bool:
-    """Whether a split of that name is one of training, with labels (see `load_kitti`)."""
-    return not (split == "test" or split.startswith("test_"))
-
-
 def _image_file(folder: str | Path, frame: str) -> str:
     return os.path.join(folder, "image_2", f"{frame}.png")  # noqa: PTH118  (thousands of them)
 
 
 def _read_split(root: Path, split: str) -> tuple[str, ...]:
-    """The frames of a split, from ImageSets/<split>.txt."""
+    """Returns the frames of a split, from ImageSets/<split>.txt."""
     if not root.is_dir():
         raise FileNotFoundError(
             f"the dataset root {str(root)!r} does not exist. Set DATASETS.ROOT in the config, or on the "
@@ -153,7 +124,7 @@ def _read_split(root: Path, split: str) -> tuple[str, ...]:
     if not path.is_file():
         present = sorted(p.stem for p in (root / "ImageSets").glob("*.txt"))
         raise FileNotFoundError(
-            f"{path} does not exist; it lists the frames of the split {split!r}, one a line. Splits there: "
+            f"{path} does not exist; it lists the frames of the split {split!r}, one per line. Splits there: "
             f"{', '.join(present) or 'none'}. Set DATASETS.TRAIN and DATASETS.TEST, or write the list"
         )
     return read_frame_list(path)
@@ -166,7 +137,7 @@ def _files(folder: Path, frame: str, labels: bool) -> list[str]:
 
 
 def _state_of_files(folder: Path, frames: Sequence[str], split: str) -> str:
-    """A digest of sizes and times of all files of a split.
+    """Returns a digest of sizes and times of all files of a split.
 
     Raises:
         FileNotFoundError: one does not exist.
@@ -189,7 +160,7 @@ def _state_of_files(folder: Path, frames: Sequence[str], split: str) -> str:
 def _load(
     folder: str, split: str, classes: tuple[str, ...], frames: tuple[str, ...], _state: str
 ) -> KittiIndex:
-    """Read all files of a split; `_state` is a part of the cache's key only."""
+    """Reads all files of a split; ``_state`` is a part of the cache's key only."""
     read = [_read_frame(Path(folder), frame, split, classes) for frame in frames]
     found = [frame.objects for frame in read]
     starts = np.cumsum([0] + [len(objects.labels) for objects in found])
@@ -215,7 +186,7 @@ def _load(
 
 
 @dataclasses.dataclass
-class _Objects:
+class _FrameTargets:
     """Those of a frame that are to be found; the fields are KittiIndex's."""
 
     boxes: npt.NDArray[np.float32]
@@ -226,24 +197,24 @@ class _Objects:
 
 
 @dataclasses.dataclass
-class _Frame:
+class _FrameFiles:
     size: tuple[int, int]
     cam2img: npt.NDArray[np.float64]
-    objects: _Objects
+    objects: _FrameTargets
 
 
-def _read_frame(folder: Path, frame: str, split: str, classes: tuple[str, ...]) -> _Frame:
+def _read_frame(folder: Path, frame: str, split: str, classes: tuple[str, ...]) -> _FrameFiles:
     image, calib, *label_file = _files(folder, frame, has_labels(split))
     size, cam2img = png_size(image), read_cam2img(calib)
     check_principal_point(calib, cam2img, image, size)
     if not label_file:
         none = np.zeros((0, _COLUMNS), np.float32)
-        return _Frame(size, cam2img, _Objects(none, np.zeros(0, np.int64), none[:, :4], 0))
-    return _Frame(size, cam2img, _objects_to_find(label_file[0], classes, cam2img))
+        return _FrameFiles(size, cam2img, _FrameTargets(none, np.zeros(0, np.int64), none[:, :4], 0))
+    return _FrameFiles(size, cam2img, _objects_to_find(label_file[0], classes, cam2img))
 
 
-def _objects_to_find(path: str, classes: tuple[str, ...], cam2img: npt.NDArray[np.float64]) -> _Objects:
-    """The objects of the classes, in front of the camera."""
+def _objects_to_find(path: str, classes: tuple[str, ...], cam2img: npt.NDArray[np.float64]) -> _FrameTargets:
+    """Returns the objects of the classes, in front of the camera."""
     objects = read_labels(path)
     objects = objects[np.isin(objects.types, classes)]
     if (objects.sizes <= 0).any():
@@ -259,4 +230,4 @@ def _objects_to_find(path: str, classes: tuple[str, ...], cam2img: npt.NDArray[n
     rows = np.column_stack([kept.location, kept.sizes[:, [2, 0, 1]], kept.rotation_y])
     boxes = CameraBoxes3D.from_bottom(torch.from_numpy(rows)).tensor.float().numpy()
     labels = np.array([classes.index(name) for name in kept.types], dtype=np.int64)
-    return _Objects(boxes, labels, kept.boxes2d.astype(np.float32), int((~front).sum()))
+    return _FrameTargets(boxes, labels, kept.boxes2d.astype(np.float32), int((~front).sum()))

@@ -101,7 +101,7 @@ def affine_warp(
 
 
 def window_affine(center: Sequence[float], width: float, size: tuple[int, int]) -> np.ndarray:
-    """The affine that maps a window to an image: centre on centre, the width filled.
+    """Returns the affine that maps a window to an image: centre on centre, the width filled.
 
     Args:
         center: (x, y) of the window in pixels.

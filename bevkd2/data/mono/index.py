@@ -25,7 +25,7 @@ class MonoRecord:
         cam2img: (4, 4) float64, metres in the rectified camera's frame to pixels of the file.
         boxes: (n, 7 or 9) of the classes to be found, their centres in front of the camera; None where the
             image is not annotated (the three fields below are None then, too).
-        labels: (n,) int64, see `bevkd2.config.class_names`.
+        labels: (n,) int64, see ``bevkd2.config.class_names``.
         boxes2d: (n, 4) x1, y1, x2, y2, the layout's own image-plane boxes in pixels of the file; None where
             it has none.
         attributes: (n,) int64; None where the layout has none.
@@ -50,20 +50,20 @@ class MonoIndex(Protocol):
     def __len__(self) -> int: ...
 
     def record(self, i: int) -> MonoRecord:
-        """Image `i`, 0 <= i < F; its tensors are the caller's to change."""
+        """Returns image ``i``, 0 <= i < F; the caller may change its tensors."""
 
     def image_size(self, i: int) -> tuple[int, int]:
-        """(height, width) of image `i` in pixels, without the work of `record`."""
+        """Returns (height, width) of image ``i`` in pixels, without the work of ``record``."""
 
     def groups(self) -> list[range]:
-        """The images that one process must evaluate, in order: [0, F) cut into consecutive ranges."""
+        """Returns the images that one process must evaluate, in order: [0, F) cut into consecutive ranges."""
 
 
 class JoinedIndex:
     """Several splits, one after the other."""
 
     def __init__(self, parts: Sequence[MonoIndex]) -> None:
-        """Join one or more splits."""
+        """Joins one or more splits."""
         self._parts = list(parts)
         self._ends = np.cumsum([len(part) for part in parts])
 
@@ -71,17 +71,17 @@ class JoinedIndex:
         return int(self._ends[-1])
 
     def record(self, i: int) -> MonoRecord:
-        """Image `i` of all."""
+        """Returns image ``i`` of all."""
         part, j = self._locate(i)
         return part.record(j)
 
     def image_size(self, i: int) -> tuple[int, int]:
-        """(height, width) of image `i` of all."""
+        """Returns (height, width) of image ``i`` of all."""
         part, j = self._locate(i)
         return part.image_size(j)
 
     def groups(self) -> list[range]:
-        """The groups of every split."""
+        """Returns the groups of every split."""
         starts = [0, *self._ends[:-1].tolist()]
         return [
             range(start + group.start, start + group.stop)

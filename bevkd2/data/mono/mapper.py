@@ -14,7 +14,7 @@ from bevkd2.data.image_cache import ImageCache
 from bevkd2.data.image_files import read_image
 from bevkd2.data.mono.affine import AffineAugmentation
 from bevkd2.data.mono.index import MonoIndex, MonoRecord
-from bevkd2.data.mono.transforms import MonoView, fitting_size, flip, view_of, warp
+from bevkd2.data.mono.transforms import TransformedImage, fitting_size, flip, view_of, warp
 from bevkd2.data.transforms import PhotometricDistortion, resize
 from bevkd2.structures import wrap_angle
 
@@ -23,7 +23,7 @@ BOXES2D_RULES = ("projected", "label")
 
 
 class MonoMapper:
-    """Read images and assemble samples (see `__call__`)."""
+    """Reads images and assembles samples (see ``__call__``)."""
 
     @configurable
     def __init__(
@@ -72,7 +72,7 @@ class MonoMapper:
 
     @classmethod
     def from_config(cls, cfg: Any, *, is_train: bool) -> dict[str, Any]:
-        """Read the settings from a config."""
+        """Reads the settings from a config."""
         inp, affine = cfg.INPUT, cfg.INPUT.AFFINE
         if len(affine.SCALE) != 2:
             raise ValueError(f"INPUT.AFFINE.SCALE is {list(affine.SCALE)}, expected [least, largest]")
@@ -91,7 +91,7 @@ class MonoMapper:
     def __call__(
         self, index: MonoIndex, i: int, rng: np.random.Generator, cache: ImageCache | None = None
     ) -> dict[str, Any]:
-        """Make the sample of an image.
+        """Makes the sample of an image.
 
         Args:
             index: the dataset.
@@ -101,13 +101,13 @@ class MonoMapper:
 
         Returns:
             image: uint8 (3, H, W), RGB, augmented.
-            cam2img: float32 (4, 4), metres in the camera's frame to pixels of `image`.
-            image_to_original: float32 (3, 3), pixels of `image` to pixels of the file.
-            image_id, file_name: str; height, width: int, of the file.
+            cam2img: float32 (4, 4), metres in the camera's frame to pixels of ``image``.
+            image_to_original: float32 (3, 3), pixels of ``image`` to pixels of the file.
+            sample_id, image_id: str, the same; file_name: str; height, width: int, of the file.
             boxes, labels, boxes2d and, where the layout has them, attributes: the objects that show in
-                `image`, see `annotations`; only of annotated images.
+                ``image``, see ``annotations``; only of annotated images.
             affine_augmented: bool, where images are warped.
-            What the record's `extra` holds, arrays as tensors; it is that of the file, mirrored or not.
+            What the record's ``extra`` holds, arrays as tensors; it is that of the file, mirrored or not.
 
         Raises:
             FileNotFoundError: the image is missing.
@@ -127,6 +127,7 @@ class MonoMapper:
             "image": view.image.contiguous(),
             "cam2img": view.cam2img.float(),
             "image_to_original": view.image_to_original.float(),
+            "sample_id": record.image_id,
             "image_id": record.image_id,
             "file_name": record.file_name,
             "height": record.height,
@@ -137,8 +138,8 @@ class MonoMapper:
             sample["affine_augmented"] = view.affine_augmented
         return {**sample, **self.annotations(record, view)}
 
-    def annotations(self, record: MonoRecord, view: MonoView) -> dict[str, Any]:
-        """The objects that show in a view.
+    def annotations(self, record: MonoRecord, view: TransformedImage) -> dict[str, Any]:
+        """Returns the objects that show in a view.
 
         An object shows where its image-plane box, clipped to the image, has an area. The box is the one
         around the projected corners, or the layout's own (INPUT.BOXES2D).
@@ -173,16 +174,16 @@ class MonoMapper:
         return objects
 
     def cached_shape(self, index: MonoIndex, i: int) -> tuple[int, ...]:
-        """Shape of what an image cache holds of an image."""
+        """Returns the shape of what an image cache holds of an image."""
         return (3, *fitting_size(index.image_size(i), self.resize_within))
 
     def _read(self, record: MonoRecord) -> Tensor:
-        """Decode and resize: all that is the same every time."""
+        """Decodes and resizes: all that is the same every time."""
         size = (record.height, record.width)
         image = read_image(record.file_name, f"frame {record.image_id!r}", size, "its dataset")
         return resize(image, fitting_size(size, self.resize_within))
 
-    def _augment(self, view: MonoView, rng: np.random.Generator) -> MonoView:
+    def _augment(self, view: TransformedImage, rng: np.random.Generator) -> TransformedImage:
         if rng.random() < self.flip_prob:
             view = flip(view)
         if self.warp_size is not None:

@@ -14,17 +14,17 @@ from bevkd2.structures import CameraBoxes3D, projected_boxes2d
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class MonoView:
+class TransformedImage:
     """An image on its way from the file to the network, and all that must stay right for its pixels.
 
     Attributes:
         image: uint8 (3, H, W).
-        cam2img: (4, 4) float64, metres in the camera's frame to pixels of `image`.
-        image_to_original: (3, 3) float64, pixels of `image` to pixels of the file.
+        cam2img: (4, 4) float64, metres in the camera's frame to pixels of ``image``.
+        image_to_original: (3, 3) float64, pixels of ``image`` to pixels of the file.
         boxes: (n, 7 or 9) float64; None where the image is not annotated.
-        boxes2d: (n, 4) float64, the layout's own image-plane boxes in pixels of `image`, not clipped; None
+        boxes2d: (n, 4) float64, the layout's own image-plane boxes in pixels of ``image``, not clipped; None
             where it has none.
-        affine_augmented: whether `image` is a random window.
+        affine_augmented: whether ``image`` is a random window.
     """
 
     image: Tensor
@@ -36,23 +36,24 @@ class MonoView:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) of `image`."""
+        """(height, width) of ``image``."""
         return self.image.shape[1], self.image.shape[2]
 
     def projected_boxes2d(self) -> Tensor:
-        """(n, 4) around the projected corners, clipped to the image; without area where they do not show."""
+        """Returns (n, 4) around the projected corners, clipped to the image; without area where they do not
+        show."""
         assert self.boxes is not None
         return projected_boxes2d(self.boxes, self.cam2img, self.image_size)
 
     def clipped_boxes2d(self) -> Tensor:
-        """(n, 4) `boxes2d` within the image."""
+        """Returns (n, 4) ``boxes2d`` within the image."""
         assert self.boxes2d is not None
         height, width = self.image_size
         return self.boxes2d.clamp(min=0).minimum(self.boxes2d.new_tensor([width, height, width, height]))
 
 
 def fitting_size(size: tuple[int, int], limits: tuple[int, int] | None) -> tuple[int, int]:
-    """The largest size of the same proportions within limits, to whole pixels.
+    """Returns the largest size of the same proportions within limits, to whole pixels.
 
     Args:
         size: (height, width) of the image.
@@ -67,10 +68,11 @@ def fitting_size(size: tuple[int, int], limits: tuple[int, int] | None) -> tuple
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
-def view_of(record: MonoRecord, image: Tensor) -> MonoView:
-    """The view of a record whose image was read, and resized if its size is another than the file's."""
+def view_of(record: MonoRecord, image: Tensor) -> TransformedImage:
+    """Returns the view of a record whose image was read, and resized if its size is another than the
+    file's."""
     height, width = image.shape[1:]
-    view = MonoView(
+    view = TransformedImage(
         image=image,
         cam2img=torch.from_numpy(np.asarray(record.cam2img, dtype=np.float64)),
         image_to_original=torch.eye(3, dtype=torch.float64),
@@ -81,8 +83,8 @@ def view_of(record: MonoRecord, image: Tensor) -> MonoView:
     return _move(view, image, scale.diag())
 
 
-def flip(view: MonoView) -> MonoView:
-    """Mirror left and right: the image, and the world in the camera's frame (x -> -x).
+def flip(view: TransformedImage) -> TransformedImage:
+    """Mirrors left and right: the image, and the world in the camera's frame (x -> -x).
 
     With F the mirror x -> W - x of pixels, cam2img becomes F @ cam2img @ diag(-1, 1, 1, 1): the principal
     point moves to the other side, and the translation's part along x changes its sign.
@@ -96,12 +98,12 @@ def flip(view: MonoView) -> MonoView:
 
 
 def warp(
-    view: MonoView,
+    view: TransformedImage,
     size: tuple[int, int],
     rng: np.random.Generator | None = None,
     augmentation: AffineAugmentation | None = None,
-) -> MonoView:
-    """Fill an image of one size, as SMOKE reads it; see `affine_warp`.
+) -> TransformedImage:
+    """Fills an image of one size, as SMOKE reads it; see ``affine_warp``.
 
     Args:
         view: what to warp.
@@ -113,8 +115,9 @@ def warp(
     return dataclasses.replace(_move(view, image, affine.double()), affine_augmented=augmented)
 
 
-def _move(view: MonoView, image: Tensor, affine: Tensor) -> MonoView:
-    """What holds for `image`, to which `affine` (3, 3) brings the pixels of the view; it turns no axes."""
+def _move(view: TransformedImage, image: Tensor, affine: Tensor) -> TransformedImage:
+    """Returns what holds for ``image``, to which ``affine`` (3, 3) brings the pixels of the view; it turns
+    no axes."""
     to_new = torch.eye(4, dtype=torch.float64)
     to_new[:3, :3] = affine
     boxes2d = None

@@ -1,4 +1,4 @@
-"""nuScenes-layout datasets: from the tables to the index, and their names in the catalogs."""
+"""nuScenes-layout datasets: from the tables to the index."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bevkd2.d2 import DatasetCatalog, MetadataCatalog, log_first_n
+from bevkd2.d2 import log_first_n
 from bevkd2.data.nuscenes.index import NuScenesIndex, cached_index
 from bevkd2.nuscenes.layout import ATTRIBUTE_NAMES, CLASS_NAMES, NO_ATTRIBUTE, check_version
 from bevkd2.structures import CAMERA_NAMES, GlobalBoxes, from_global, invert_pose, pose_matrix
@@ -25,34 +25,6 @@ logger = logging.getLogger(__name__)
 Array = npt.NDArray[np.float64]
 
 
-def register_nuscenes(
-    name: str,
-    root: str | Path,
-    version: str,
-    split: str,
-    cache_dir: str = "",
-    cameras: Sequence[str] = CAMERA_NAMES,
-) -> None:
-    """Register a split in DatasetCatalog and MetadataCatalog.
-
-    Args:
-        name: the dataset's name in the catalogs; registering the same again does nothing.
-        root: directory that holds the version's tables and `samples`.
-        version: name of the directory with the tables, e.g. v1.0-mini.
-        split: an official split or one of the version's `splits.json`.
-        cache_dir: where the index is kept, see `cache_directory`.
-        cameras: channels to read, in the order that the model sees.
-
-    Raises:
-        AssertionError: the name is registered with other values.
-    """
-    MetadataCatalog.get(name).set(
-        root=str(root), version=version, split=split, cameras=tuple(cameras), evaluator_type="nuscenes"
-    )
-    if name not in DatasetCatalog:
-        DatasetCatalog.register(name, partial(load_nuscenes, root, version, split, cache_dir, cameras))
-
-
 def load_nuscenes(
     root: str | Path,
     version: str,
@@ -60,13 +32,13 @@ def load_nuscenes(
     cache_dir: str = "",
     cameras: Sequence[str] = CAMERA_NAMES,
 ) -> NuScenesIndex:
-    """Load the index of a split, from the cache where it is up to date.
+    """Loads the index of a split, from the cache where it is up to date.
 
     Args:
         root: the dataset's root.
         version: name of the tables.
-        split: an official split or one of the version's `splits.json`.
-        cache_dir: where the index is kept, see `cache_directory`.
+        split: an official split or one of the version's ``splits.json``.
+        cache_dir: where the index is kept, see ``cache_directory``.
         cameras: channels to read.
 
     Returns:
@@ -85,19 +57,20 @@ def load_nuscenes(
 
 
 def _say_motion_source(index: NuScenesIndex) -> None:
-    """Log, once a process and split, where the ego's motion comes from."""
-    told = index.from_can_bus[np.unique(index.scene_starts)]
+    """Logs, once per process and split, where the ego's motion comes from."""
+    from_can_bus = index.from_can_bus[np.unique(index.scene_starts)]
     log_first_n(
         logging.INFO,
         f"ego motion of split {index.split!r} in {index.root}: from the CAN bus expansion for "
-        f"{told.sum()} scenes, from ego poses for {len(told) - told.sum()}",
+        f"{from_can_bus.sum()} scenes, from ego poses for {len(from_can_bus) - from_can_bus.sum()}",
         name=__name__,
         key="message",
     )
 
 
 def build_index(root: str | Path, version: str, split: str, cameras: tuple[str, ...]) -> NuScenesIndex:
-    """Read the tables of a version and make the index of a split; arguments and errors as `load_nuscenes`."""
+    """Reads the tables of a version and makes the index of a split; arguments and errors as
+    ``load_nuscenes``."""
     from bevkd2.nuscenes.tables import NuScenesTables, scenes_of_split
 
     started = time.perf_counter()
@@ -125,7 +98,7 @@ def build_index(root: str | Path, version: str, split: str, cameras: tuple[str, 
 
 
 def _scene_samples(tables: Any, scene: dict[str, Any]) -> list[dict[str, Any]]:
-    """The samples of a scene, followed from its first to its last."""
+    """Returns the samples of a scene, followed from its first to its last."""
     samples = [tables.get("sample", scene["first_sample_token"])]
     while samples[-1]["next"]:
         last = samples[-1]
@@ -146,7 +119,7 @@ def _scene_samples(tables: Any, scene: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _key_frame(tables: Any, sample: dict[str, Any], channel: str) -> dict[str, Any]:
-    """The sample_data record of a channel's key frame."""
+    """Returns the sample_data record of a channel's key frame."""
     if channel not in sample["data"]:
         raise ValueError(
             f"sample {sample['token']!r} of {tables.table_root} has no key frame of {channel}; it has "
@@ -171,7 +144,7 @@ def _poses(tables: Any, record: dict[str, Any]) -> tuple[Array, Array, dict[str,
 
 
 def _frame(tables: Any, sample: dict[str, Any], cameras: tuple[str, ...]) -> dict[str, Any]:
-    """One row of every per-frame array but the CAN bus."""
+    """Returns one row of every per-frame array but the CAN bus."""
     from bevkd2.nuscenes.tables import check_intrinsics
 
     lidar2ego, ego2global, _ = _poses(tables, _key_frame(tables, sample, "LIDAR_TOP"))
@@ -210,7 +183,7 @@ def _frame_arrays(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 def _annotation_arrays(
     tables: Any, samples: list[dict[str, Any]], lidar2global: Array
 ) -> dict[str, np.ndarray]:
-    """The arrays of boxes, those of the ten classes, frame by frame."""
+    """Returns the arrays of boxes, those of the ten classes, frame by frame."""
     from bevkd2.nuscenes.devkit import category_to_detection_name
     from bevkd2.nuscenes.tables import check_annotation
 
@@ -243,13 +216,14 @@ def _annotation_arrays(
 
 
 def _visibility(tables: Any, annotation: dict[str, Any]) -> int:
-    """The nuScenes level 1 to 4, by the order of visibility.json; 0 where not annotated."""
+    """Returns the nuScenes level 1 to 4, by the order of visibility.json; 0 where not annotated."""
     token = annotation["visibility_token"]
     return tables.getind("visibility", token) + 1 if token else 0
 
 
 def _attribute(tables: Any, annotation: dict[str, Any]) -> int:
-    """Index into ATTRIBUTE_NAMES of the annotation's first attribute; NO_ATTRIBUTE where it has none."""
+    """Returns the index into ATTRIBUTE_NAMES of the annotation's first attribute; NO_ATTRIBUTE where it has
+    none."""
     if not annotation["attribute_tokens"]:
         return NO_ATTRIBUTE
     record = tables.get("attribute", annotation["attribute_tokens"][0])
@@ -274,7 +248,7 @@ def _global_boxes(tables: Any, records: list[dict[str, Any]]) -> GlobalBoxes:
 
 
 def _can_bus_arrays(tables: Any, scenes: list[list[dict[str, Any]]]) -> dict[str, np.ndarray]:
-    """The can_bus vectors of all frames, and where their motion comes from."""
+    """Returns the can_bus vectors of all frames, and where their motion comes from."""
     from bevkd2.data.nuscenes.ego_motion import CanBus, can_bus_vectors, motion_from_poses
 
     can_bus, rows, sources = CanBus(tables.dataroot), [], []
@@ -285,11 +259,11 @@ def _can_bus_arrays(tables: Any, scenes: list[list[dict[str, Any]]]) -> dict[str
         rotations = np.array([pose["rotation"] for pose in poses])
         timestamps = np.array([sample["timestamp"] for sample in samples])
         scene_name = tables.get("scene", samples[0]["scene_token"])["name"]
-        told = can_bus.has_scene(scene_name)
-        if told:
+        from_can_bus = can_bus.has_scene(scene_name)
+        if from_can_bus:
             motion = can_bus.motion(scene_name, timestamps)
         else:
             motion = motion_from_poses(translations, rotations, timestamps)
         rows.append(can_bus_vectors(translations, rotations, motion))
-        sources += [told] * len(samples)
+        sources += [from_can_bus] * len(samples)
     return {"can_bus": np.concatenate(rows), "from_can_bus": np.array(sources)}

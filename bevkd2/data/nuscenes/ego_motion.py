@@ -1,4 +1,4 @@
-"""The 18 numbers a frame that BEVFormer calls can_bus: where the ego is and how it moves."""
+"""The 18 numbers per frame that BEVFormer calls can_bus: where the ego is and how it moves."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class CanBus:
     """The CAN bus expansion of a dataset, where it is installed."""
 
     def __init__(self, root: str | Path) -> None:
-        """Look for `root`/can_bus; it may be absent."""
+        """Looks for ``root``/can_bus; it may be absent."""
         self._api = NuScenesCanBus(dataroot=str(root)) if (Path(root) / "can_bus").is_dir() else None
 
     def has_scene(self, scene_name: str) -> bool:
-        """Whether there are pose messages of a scene.
+        """Returns whether there are pose messages of a scene.
 
         The devkit lists scenes whose messages are missing or wrong; those count as absent.
         """
@@ -39,7 +39,7 @@ class CanBus:
         """Acceleration, rotation rate and velocity at the given times.
 
         Args:
-            scene_name: a scene for which `has_scene` holds.
+            scene_name: a scene for which ``has_scene`` holds.
             timestamps: (F,) microseconds.
 
         Returns:
@@ -54,7 +54,7 @@ class CanBus:
 
 
 def can_bus_vectors(translations: Array, rotations: Array, motion: Array) -> Array:
-    """Assemble the 18-vectors of a scene.
+    """Assembles the 18-vectors of a scene.
 
     Args:
         translations: (F, 3) ego positions in the global frame, metres.

@@ -58,8 +58,8 @@ class NuScenesIndex:
         lidar2global: (F, 4, 4) float64.
         ego2global: (F, 4, 4) float64, at the lidar's time.
         can_bus: (F, 18) float64, see :mod:`bevkd2.data.nuscenes.ego_motion`.
-        from_can_bus: (F,) bool, whether the motion in `can_bus` is that of the CAN bus expansion; else it is
-            derived from the ego's poses.
+        from_can_bus: (F,) bool, whether the motion in ``can_bus`` is that of the CAN bus expansion; else it
+            is derived from the ego's poses.
         box_starts: (F + 1,) where a frame's boxes begin; they end where the next frame's begin.
         boxes: (M, 9) float32 in the Boxes3D layout, LIDAR_TOP frame; velocity NaN where unknown.
         labels: (M,) int64 index into CLASS_NAMES; other categories are not kept.
@@ -100,7 +100,8 @@ class NuScenesIndex:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """The metadata of a frame, as a Detectron2 dataset dict has it: tokens, time, image paths, poses."""
+        """Returns the metadata of a frame, as a Detectron2 dataset dict has it: tokens, time, image paths,
+        poses."""
         if not 0 <= i < len(self):
             raise IndexError(f"frame {i} of split {self.split!r}, which has {len(self)} frames")
         return {
@@ -131,15 +132,15 @@ class NuScenesIndex:
         return np.stack(matrices)
 
     def annotations(self, i: int) -> slice:
-        """Where the boxes of frame `i` are in the arrays of boxes."""
+        """Returns where the boxes of frame ``i`` are in the arrays of boxes."""
         return slice(int(self.box_starts[i]), int(self.box_starts[i + 1]))
 
     def boxes3d(self, i: int) -> Boxes3D:
-        """All boxes of frame `i`, in a copy."""
+        """Returns all boxes of frame ``i``, in a copy."""
         return Boxes3D(torch.from_numpy(self.boxes[self.annotations(i)].copy()))
 
     def scenes(self) -> list[range]:
-        """The frames of each scene."""
+        """Returns the frames of each scene."""
         starts = np.unique(self.scene_starts).tolist()
         return [range(a, b) for a, b in zip(starts, [*starts[1:], len(self)], strict=True)]
 
@@ -148,7 +149,7 @@ _ARRAYS = [field.name for field in dataclasses.fields(NuScenesIndex)][4:]
 
 
 def concatenate(indices: Sequence[NuScenesIndex]) -> NuScenesIndex:
-    """Join splits of one dataset into one index, for training on several.
+    """Joins splits of one dataset into one index, for training on several.
 
     Args:
         indices: one or more indices with the same root, version and cameras.
@@ -171,11 +172,11 @@ def concatenate(indices: Sequence[NuScenesIndex]) -> NuScenesIndex:
 
 
 def cache_directory(root: str | Path, cache_dir: str) -> Path:
-    """Where a dataset's index files are kept.
+    """Returns where a dataset's index files are kept.
 
     Args:
         root: the dataset's root.
-        cache_dir: DATASETS.CACHE_DIR; "" means `root`/.bevkd2_cache if the root is writable, else bevkd2
+        cache_dir: DATASETS.CACHE_DIR; "" means ``root``/.bevkd2_cache if the root is writable, else bevkd2
             below XDG_CACHE_HOME (~/.cache).
 
     Returns:
@@ -201,7 +202,7 @@ def cached_index(
     cache_dir: str,
     build: Callable[[], NuScenesIndex],
 ) -> NuScenesIndex:
-    """Read the index of a split from the cache, or build and store it.
+    """Reads the index of a split from the cache, or builds and stores it.
 
     A stored index counts only while version, split, cameras and the size and time of every table are those
     that it was built from. Of several processes that ask at the same time, one builds.
@@ -211,7 +212,7 @@ def cached_index(
         version: name of the tables.
         split: name of the split.
         cameras: channel names.
-        cache_dir: see `cache_directory`.
+        cache_dir: see ``cache_directory``.
         build: makes the index from the tables.
 
     Returns:
@@ -239,7 +240,7 @@ def _file_name(version: str, split: str, cameras: Sequence[str]) -> str:
 
 
 def _cache_key(root: str | Path, version: str, split: str, cameras: Sequence[str]) -> dict[str, Any]:
-    """What an index depends on, as JSON values."""
+    """Returns what an index depends on, as JSON values."""
     files = sorted((Path(root) / version).glob("*.json"))
     can_bus = Path(root) / "can_bus"
     return {
@@ -268,7 +269,7 @@ def _read(path: Path, root: str, key: dict[str, Any]) -> NuScenesIndex | None:
 
 
 def _write(path: Path, index: NuScenesIndex, key: dict[str, Any]) -> None:
-    """Store an index atomically: a reader finds the old file or the whole new one."""
+    """Stores an index atomically: a reader finds the old file or the whole new one."""
     arrays = {name: getattr(index, name) for name in _ARRAYS}
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
     try:

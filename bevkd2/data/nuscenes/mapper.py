@@ -18,7 +18,7 @@ from bevkd2.structures import Boxes3D, wrap_angle
 
 
 class NuScenesMapper:
-    """Read images and assemble samples (see `__call__`)."""
+    """Reads images and assembles samples (see ``__call__``)."""
 
     @configurable
     def __init__(
@@ -28,7 +28,7 @@ class NuScenesMapper:
         image_scale: float,
         photometric: bool,
         queue_length: int,
-        pc_range: Sequence[float],
+        point_range: Sequence[float],
     ) -> None:
         """Settings of a mapper.
 
@@ -37,7 +37,7 @@ class NuScenesMapper:
             image_scale: resize factor of both image sides.
             photometric: whether training images are distorted.
             queue_length: key frames in a training sample, the current one included.
-            pc_range: (x0, y0, z0, x1, y1, z1) in metres; boxes whose centre is outside in x or y are left
+            point_range: (x0, y0, z0, x1, y1, z1) in metres; boxes whose centre is outside in x or y are left
                 out.
 
         Raises:
@@ -52,24 +52,24 @@ class NuScenesMapper:
         self.is_train = is_train
         self.image_scale = image_scale
         self.queue_length = queue_length if is_train else 1
-        self.bev_limits = (pc_range[0], pc_range[1], pc_range[3], pc_range[4])
+        self.bev_limits = (point_range[0], point_range[1], point_range[3], point_range[4])
         self.distort = PhotometricDistortion() if is_train and photometric else None
 
     @classmethod
     def from_config(cls, cfg: Any, *, is_train: bool) -> dict[str, Any]:
-        """Read the settings from a config."""
+        """Reads the settings from a config."""
         return {
             "is_train": is_train,
             "image_scale": cfg.INPUT.IMAGE_SCALE,
             "photometric": cfg.INPUT.PHOTOMETRIC,
             "queue_length": cfg.INPUT.QUEUE_LENGTH,
-            "pc_range": cfg.MODEL.BEVFORMER.PC_RANGE,
+            "point_range": cfg.INPUT.POINT_RANGE,
         }
 
     def __call__(
         self, index: NuScenesIndex, i: int, rng: np.random.Generator, cache: ImageCache | None = None
     ) -> dict[str, Any]:
-        """Make the sample of a frame.
+        """Makes the sample of a frame.
 
         Args:
             index: the dataset.
@@ -78,10 +78,11 @@ class NuScenesMapper:
             cache: images that were read before; None reads every time.
 
         Returns:
-            sample_token, scene_token: str.
+            sample_id, sample_token: str, the same; scene_token: str.
             timestamp: int, microseconds.
             images: uint8 (C, 3, H, W), RGB, resized.
-            lidar2img: float32 (C, 4, 4) from metres in LIDAR_TOP at the sample's time to pixels of `images`.
+            lidar2img: float32 (C, 4, 4) from metres in LIDAR_TOP at the sample's time to pixels of
+                ``images``.
             can_bus: float64 (18,), absolute values.
             lidar2global, ego2global: float64 (4, 4).
             history: list of dicts with these keys up to can_bus, oldest first; empty at test time.
@@ -100,10 +101,11 @@ class NuScenesMapper:
         return sample
 
     def history_frames(self, index: NuScenesIndex, i: int, rng: np.random.Generator) -> list[int]:
-        """Choose the history of a frame as BEVFormer does.
+        """Chooses the history of a frame as BEVFormer does.
 
-        Of the `queue_length` key frames before it one is dropped at random. What is not of the same scene is
-        left out: the published code keeps such frames, but its model forgets them at the change of scene.
+        Of the ``queue_length`` key frames before it one is dropped at random. What is not of the same scene
+        is left out: the published code keeps such frames, but its model discards them at the change of
+        scene.
 
         Args:
             index: the dataset.
@@ -118,7 +120,7 @@ class NuScenesMapper:
         return [int(j) for j in kept if j >= index.scene_starts[i]]
 
     def annotations(self, index: NuScenesIndex, i: int) -> tuple[Boxes3D, Tensor]:
-        """The boxes to be found in a frame.
+        """Returns the boxes to be found in a frame.
 
         Args:
             index: the dataset.
@@ -138,16 +140,16 @@ class NuScenesMapper:
         return boxes, torch.from_numpy(index.labels[where].copy())[keep]
 
     def image_size(self, index: NuScenesIndex, i: int, camera: int) -> tuple[int, int]:
-        """(height, width) of a camera's image in a sample."""
+        """Returns (height, width) of a camera's image in a sample."""
         height, width = index.image_sizes[i, camera].tolist()
         return scaled_size((height, width), self.image_scale)
 
     def cached_shape(self, index: NuScenesIndex, i: int) -> tuple[int, ...]:
-        """Shape of what an image cache holds of a frame."""
+        """Returns the shape of what an image cache holds of a frame."""
         return (len(index.cameras), 3, *self.image_size(index, i, 0))
 
     def read_images(self, index: NuScenesIndex, i: int) -> Tensor:
-        """Read, decode and resize the images of a frame: uint8 (C, 3, H, W).
+        """Reads, decodes and resizes the images of a frame: uint8 (C, 3, H, W).
 
         Raises:
             ValueError: the cameras' images differ in size.
@@ -169,7 +171,8 @@ class NuScenesMapper:
     def _frame(
         self, index: NuScenesIndex, i: int, rng: np.random.Generator, cache: ImageCache | None
     ) -> dict[str, Any]:
-        """What current and history frames have in common; every camera and frame is distorted for itself."""
+        """Returns what current and history frames have in common; every camera and frame is distorted for
+        itself."""
         images = (
             self.read_images(index, i) if cache is None else cache.get(i, lambda: self.read_images(index, i))
         )
@@ -178,6 +181,7 @@ class NuScenesMapper:
         sizes = [self.image_size(index, i, camera) for camera in range(len(index.cameras))]
         frame = index[i]
         return {
+            "sample_id": frame["sample_token"],
             "sample_token": frame["sample_token"],
             "scene_token": frame["scene_token"],
             "timestamp": frame["timestamp"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,9 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bevkd2.d2 import DatasetCatalog, MetadataCatalog
 from bevkd2.data.mono.index import MonoRecord
-from bevkd2.data.nuscenes.dataset import load_nuscenes
 from bevkd2.data.nuscenes.index import NuScenesIndex
 from bevkd2.nuscenes.layout import CLASS_NAMES, layout_labels
 from bevkd2.structures import CameraBoxes3D, camera_from_upright, projected_boxes2d, wrap_angle
@@ -27,7 +24,7 @@ class NuScenesMonoIndex:
     """
 
     def __init__(self, frames: NuScenesIndex, class_names: Sequence[str]) -> None:
-        """See the images of an index one by one.
+        """Makes an index of the single images of key frames.
 
         Args:
             frames: the key frames.
@@ -44,17 +41,17 @@ class NuScenesMonoIndex:
         return len(self.frames) * len(self.frames.cameras)
 
     def image_size(self, i: int) -> tuple[int, int]:
-        """(height, width) of image `i` in pixels."""
+        """Returns (height, width) of image ``i`` in pixels."""
         height, width = self.frames.image_sizes[divmod(i, len(self.frames.cameras))].tolist()
         return height, width
 
     def groups(self) -> list[range]:
-        """The images of each key frame, which an evaluation wants on one rank."""
+        """Returns the images of each key frame, which an evaluation wants on one rank."""
         count = len(self.frames.cameras)
         return [range(count * frame, count * (frame + 1)) for frame in range(len(self.frames))]
 
     def record(self, i: int) -> MonoRecord:
-        """What is known of an image.
+        """Returns what is known of an image.
 
         Objects are those that mmdetection3d's monocular detectors learn: with lidar points, of any
         visibility, their centre before the camera, and their projected corners inside the image in part.
@@ -63,9 +60,9 @@ class NuScenesMonoIndex:
             i: frame times the number of cameras, plus the camera.
 
         Returns:
-            The record, without image-plane boxes, as nuScenes has none of its own. `extra` holds sample_token
-            and camera (str), cam2global (4, 4) float64, through the ego's pose at the camera's own time, and
-            lidar2global and ego2global (4, 4) float64.
+            The record, without image-plane boxes, as nuScenes has none of its own. ``extra`` holds
+            sample_token and camera (str), cam2global (4, 4) float64, through the ego's pose at the camera's
+            own time, and lidar2global and ego2global (4, 4) float64.
 
         Raises:
             IndexError: no such image.
@@ -100,7 +97,7 @@ class NuScenesMonoIndex:
         )
 
     def _objects(self, f: int, c: int) -> tuple[CameraBoxes3D, Tensor, Tensor]:
-        """All objects of a frame that have lidar points and a label: boxes, labels, attributes."""
+        """Returns all objects of a frame that have lidar points and a label: boxes, labels, attributes."""
         frames = self.frames
         where = frames.annotations(f)
         labels = self._label_of[frames.labels[where]]
@@ -110,55 +107,3 @@ class NuScenesMonoIndex:
         boxes.tensor[:, 7:9] = boxes.velocity.nan_to_num(nan=0.0)
         attributes = torch.from_numpy(frames.attributes[where].copy())
         return boxes, torch.from_numpy(labels)[wanted], attributes[wanted]
-
-
-def register_nuscenes_mono(
-    name: str,
-    root: str | Path,
-    version: str,
-    split: str,
-    cache_dir: str,
-    cameras: Sequence[str],
-    classes: Sequence[str],
-) -> None:
-    """Register a split, seen one camera at a time, in DatasetCatalog and MetadataCatalog.
-
-    Args:
-        name: the dataset's name in the catalogs; registering the same again does nothing.
-        root: directory that holds the version's tables and `samples`.
-        version: name of the tables.
-        split: an official split or one of the version's `splits.json`.
-        cache_dir: where the index is kept, see `cache_directory`; multi-view models use the same one.
-        cameras: channels whose images are the dataset.
-        classes: nuScenes detection classes in the order of the labels.
-
-    Raises:
-        AssertionError: the name is registered with other values.
-    """
-    MetadataCatalog.get(name).set(
-        root=str(root),
-        version=version,
-        split=split,
-        cameras=tuple(cameras),
-        thing_classes=tuple(classes),
-        evaluator_type="nuscenes_mono",
-    )
-    if name not in DatasetCatalog:
-        load = functools.partial(load_nuscenes_mono, root, version, split, cache_dir, cameras, classes)
-        DatasetCatalog.register(name, load)
-
-
-def load_nuscenes_mono(
-    root: str | Path,
-    version: str,
-    split: str,
-    cache_dir: str,
-    cameras: Sequence[str],
-    classes: Sequence[str],
-) -> NuScenesMonoIndex:
-    """Load the images of a split; arguments as `register_nuscenes_mono`, errors as `load_nuscenes`.
-
-    Returns:
-        The index.
-    """
-    return NuScenesMonoIndex(load_nuscenes(root, version, split, cache_dir, cameras), classes)

@@ -41,12 +41,12 @@ class _Rays:
     Attributes:
         ground: (k,) flat indices of the rays that meet the ground.
         sky: (s,) flat indices of the others.
-        xy: (2, k) meeting points in metres, of the rays in `ground`.
+        xy: (2, k) meeting points in metres, of the rays in ``ground``.
         footprint: (k,) lateral size of a ray on the ground, metres.
         inverse_depth: (h, w) 1/m along the optical axis; 0 in the sky.
         length: (h, w) length of the ray to depth 1.
         azimuth: (s,) column of the panorama for an ego that heads to the global x axis, of the rays not in
-            `ground`.
+            ``ground``.
         elevation: (s,) row of the panorama.
     """
 
@@ -66,7 +66,7 @@ class Backdrop:
     def __init__(
         self, scene: Scene, rng: np.random.Generator, image_size: tuple[int, int], supersampling: int
     ) -> None:
-        """Paint what does not change within the scene.
+        """Paints what does not change within the scene.
 
         Args:
             scene: gives the road, the rig and the light.
@@ -91,7 +91,7 @@ class Backdrop:
     def render(
         self, camera: Sensor, ego2global: Array, global2camera: Array, time: float
     ) -> tuple[Image, Image]:
-        """Draw ground, shadows and sky.
+        """Draws ground, shadows and sky.
 
         Args:
             camera: of the rig.
@@ -121,7 +121,7 @@ class Backdrop:
         return canvas.reshape(*rays.length.shape, 3), rays.inverse_depth.copy()
 
     def add_haze(self, camera: Sensor, canvas: Image, inverse_depth: Image) -> None:
-        """Blend everything but the sky with the haze, in place.
+        """Blends everything but the sky with the haze, in place.
 
         Args:
             camera: of the rig.
@@ -139,7 +139,7 @@ class Backdrop:
         canvas += haze
 
     def _ground_color(self, x: Image, y: Image, footprint: Image) -> Image:
-        """(k, 3) RGB of points of the ground, without shadow."""
+        """Returns (k, 3) RGB of points of the ground, without shadow."""
         road = self._scene.road
         along, lateral = road.coordinates(x, y)
         right, left = road.edges
@@ -154,7 +154,7 @@ class Backdrop:
         return color + paint * (_PAINT - color)
 
     def _paint_cover(self, along: Image, lateral: Image, outside: Image, footprint: Image) -> Image:
-        """(k,) share of each ray's footprint that lane markings cover."""
+        """Returns (k,) share of each ray's footprint that lane markings cover."""
         lane = (lateral - self._scene.road.edges[0]) / LANE_WIDTH
         nearest = np.rint(lane)
         distance = np.abs(lane - nearest) * LANE_WIDTH
@@ -168,7 +168,7 @@ class Backdrop:
     def _outline_mask(
         self, outlines: list[Array], camera: Sensor, global2camera: Array, time: float
     ) -> npt.NDArray[np.uint8]:
-        """(h, w) 1 where the outline of an object, about its centre, covers the ground."""
+        """Returns (h, w) 1 where the outline of an object, about its centre, covers the ground."""
         assert camera.intrinsics is not None
         mask = np.zeros(self._rays[camera.channel].length.shape, dtype=np.uint8)
         for item, outline in zip(self._scene.objects, outlines, strict=True):
@@ -186,7 +186,7 @@ class Backdrop:
 
 
 def _shadow_outline(size: Array, yaw: float, sun: Array) -> Array:
-    """(k, 2) outline of a box's shadow on the ground, about the box's centre, global axes, metres."""
+    """Returns (k, 2) outline of a box's shadow on the ground, about the box's centre, global axes, metres."""
     base = _foot(size[:2], yaw)
     roof = base - size[2] / sun[2] * sun[:2]
     hull = cv2.convexHull(np.concatenate([base, roof]).astype(np.float32))
@@ -194,7 +194,7 @@ def _shadow_outline(size: Array, yaw: float, sun: Array) -> Array:
 
 
 def _foot(size: Array, yaw: float) -> Array:
-    """(4, 2) corners of a rectangle on the ground about its centre, global axes, metres."""
+    """Returns (4, 2) corners of a rectangle on the ground about its centre, global axes, metres."""
     cos, sin = np.cos(yaw), np.sin(yaw)
     return 0.5 * size * np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) @ np.array([[cos, sin], [-sin, cos]])
 

@@ -1,4 +1,4 @@
-"""What the configurations of both worlds must hold to."""
+"""Checks of the settings of synthetic worlds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _LEAST_SIDE, _GREATEST_SIDE = 16, 4096
 
 
 def check_ranges(config: object, limits: Mapping[str, tuple[float, float]]) -> None:
-    """Refuse numbers out of their range.
+    """Refuses numbers out of their range.
 
     Args:
         config: has the fields.
@@ -26,10 +26,10 @@ def check_ranges(config: object, limits: Mapping[str, tuple[float, float]]) -> N
 
 
 def check_image_size(config: object, size: tuple[int, ...]) -> None:
-    """Refuse a size of images that is no (width, height) in pixels.
+    """Refuses a size of images that is no (width, height) in pixels.
 
     Args:
-        config: whose `image_size` it is, for the message.
+        config: whose ``image_size`` it is, for the message.
         size: as given.
 
     Raises:
@@ -43,7 +43,7 @@ def check_image_size(config: object, size: tuple[int, ...]) -> None:
 
 
 def check_difficulty(difficulty: str, presets: Collection[str]) -> None:
-    """Refuse a difficulty that is none of the presets.
+    """Refuses a difficulty that is none of the presets.
 
     Raises:
         ValueError: it is not.

@@ -12,7 +12,7 @@ NEAR = 0.2
 
 
 def clip_near(polygon: Array) -> Array:
-    """Cut off what lies nearer than the near plane (Sutherland and Hodgman's algorithm for one plane).
+    """Cuts off what lies nearer than the near plane (Sutherland and Hodgman's algorithm for one plane).
 
     Args:
         polygon: (k, 3) corners in the camera's frame, in order, at least one beyond the near plane.
@@ -34,5 +34,6 @@ def clip_near(polygon: Array) -> Array:
 
 
 def project(points: Array, intrinsics: Array) -> Array:
-    """Continuous pixel coordinates (k, 2) of points (k, 3) in the camera's frame, all before the camera."""
+    """Returns continuous pixel coordinates (k, 2) of points (k, 3) in the camera's frame, all before the
+    camera."""
     return (points @ intrinsics.T)[:, :2] / points[:, 2:]

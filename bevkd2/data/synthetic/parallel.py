@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def check_workers(workers: int) -> None:
-    """Refuse a number of processes that is not positive.
+    """Refuses a number of processes that is not positive.
 
     Raises:
         ValueError: it is not.
@@ -27,7 +27,7 @@ def check_workers(workers: int) -> None:
 
 
 def map_indices(make: Callable[[int], T], count: int, workers: int, unit: str, progress: bool) -> list[T]:
-    """Call `make` for 0 to `count` - 1.
+    """Calls ``make`` for 0 to ``count`` - 1.
 
     Args:
         make: can be pickled, and gives the same whatever process calls it.
@@ -55,7 +55,7 @@ def _results(make: Callable[[int], T], count: int, workers: int) -> Iterator[T]:
 
 
 def write_image(path: Path, image: npt.NDArray[np.uint8], options: list[int]) -> None:
-    """Write an image file.
+    """Writes an image file.
 
     Args:
         path: its suffix names the format; missing folders are made.

@@ -47,7 +47,7 @@ class View:
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
-        visible: (n,) pixels that show each object of the scene, in pixels of `image` (multiples of 1/4).
+        visible: (n,) pixels that show each object of the scene, in pixels of ``image`` (multiples of 1/4).
         unoccluded: (n,) pixels that would show it if nothing stood before it.
     """
 
@@ -60,7 +60,7 @@ class SceneRenderer:
     """Renders the cameras of one scene at any time of it."""
 
     def __init__(self, scene: Scene, image_size: tuple[int, int]) -> None:
-        """Paint the textures and trace the fixed rays.
+        """Paints the textures and traces the fixed rays.
 
         Args:
             scene: what to draw.
@@ -80,7 +80,7 @@ class SceneRenderer:
         self._backdrop = Backdrop(scene, rng, image_size, SUPERSAMPLING)
 
     def render(self, camera: Sensor, time: float) -> View:
-        """Render one camera.
+        """Renders one camera.
 
         Args:
             camera: of the scene's rig.
@@ -110,7 +110,7 @@ class SceneRenderer:
         canvas: npt.NDArray[np.float32],
         inverse_depth: npt.NDArray[np.float32],
     ) -> tuple[Array, Array]:
-        """Draw the boxes in place; rays that show each object, and that would without occlusion."""
+        """Draws the boxes in place; rays that show each object, and that would without occlusion."""
         n = len(self.scene.objects)
         owner = np.full(canvas.shape[:2], -1, dtype=np.int32)
         unoccluded = np.zeros(n)
@@ -132,7 +132,7 @@ class SceneRenderer:
         return visible, unoccluded
 
     def _camera_frames(self, global2camera: Array, time: float) -> Array:
-        """(n, 5, 3, 3): O, U, V (rows) of every face in the camera's frame."""
+        """Returns (n, 5, 3, 3): O, U, V (rows) of every face in the camera's frame."""
         centers = np.array([item.center(time) for item in self.scene.objects]).reshape(-1, 1, 3)
         frames = self._frames.copy()
         frames[:, :, 0] += centers
@@ -142,7 +142,7 @@ class SceneRenderer:
 
 
 def _facing_faces(frames: Array) -> list[tuple[int, int]]:
-    """(object, face) of the faces whose outside the camera sees, partly before the near plane."""
+    """Returns (object, face) of the faces whose outside the camera sees, partly before the near plane."""
     origin, u, v = frames[:, :, 0], frames[:, :, 1], frames[:, :, 2]
     middle = origin + 0.5 * (u + v)
     facing = np.einsum("nfk,nfk->nf", np.cross(u, v), middle) < 0

@@ -19,22 +19,22 @@ MARKER = "synthetic.json"
 def write_once(
     out: str | Path, marker: dict[str, Any], overwrite: bool, fill: Callable[[Path], None]
 ) -> Path:
-    """Make a world in a temporary folder beside `out` that is renamed when all is complete.
+    """Makes a world in a temporary folder beside ``out`` that is renamed when all is complete.
 
     A world of the same marker that is already there is kept.
 
     Args:
         out: root of the dataset.
-        marker: what the marker file is to hold: JSON with the keys `generator_version`, `config` and, for all
-            but nuScenes' layout, `format`.
+        marker: what the marker file is to hold: JSON with the keys ``generator_version``, ``config`` and,
+            for all but nuScenes' layout, ``format``.
         overwrite: replace a synthetic world of another configuration.
         fill: writes everything but the marker below the folder that it is given.
 
     Returns:
-        `out`.
+        ``out``.
 
     Raises:
-        FileExistsError: `out` holds another world and `overwrite` is off, or it holds anything else.
+        FileExistsError: ``out`` holds another world and ``overwrite`` is off, or it holds anything else.
     """
     out = Path(out)
     if _is_up_to_date(marker, out, overwrite):
@@ -53,7 +53,7 @@ def write_once(
 
 
 def _is_up_to_date(wanted: dict[str, Any], out: Path, overwrite: bool) -> bool:
-    """Whether `out` holds this world; raises where it holds what must not be replaced."""
+    """Returns whether ``out`` holds this world; raises where it holds what must not be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     marker = out / MARKER
@@ -84,7 +84,7 @@ def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 
 def _publish(staging: Path, out: Path) -> None:
-    """Put the finished folder in the place of `out`."""
+    """Puts the finished folder in the place of ``out``."""
     if out.is_dir() and any(out.iterdir()):
         old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
         out.replace(old)

@@ -38,7 +38,7 @@ _T, _S = np.meshgrid(
 
 
 def face_textures(item: WorldObject, light: Light, rng: np.random.Generator) -> Image:
-    """Paint and light the faces of a box.
+    """Paints and light the faces of a box.
 
     Args:
         item: the box; it does not turn, so its light stays the same for the whole scene.
@@ -198,7 +198,7 @@ def noise_tile(rng: np.random.Generator, size: int = 256) -> Image:
 
 
 def panorama(light: Light, rng: np.random.Generator) -> Image:
-    """Paint the sky and a hazy skyline all around.
+    """Paints the sky and a hazy skyline all around.
 
     Args:
         light: of the scene.

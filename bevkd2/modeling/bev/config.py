@@ -42,9 +42,9 @@ def bevformer_arguments(cfg: CfgNode) -> dict[str, Any]:
             norm=model.FPN.NORM,
         ),
         "encoder": _encoder(cfg),
-        "decoder": _decoder(bev),
+        "decoder": _decoder(cfg),
         "criterion": _criterion(bev),
-        "geometry": _geometry(bev),
+        "geometry": _geometry(cfg),
         "grid_mask": GridMask(prob=mask.PROB, ratio=mask.RATIO, mode=mask.MODE) if mask.ENABLED else None,
         "embed_dim": bev.EMBED_DIM,
         "num_classes": bev.NUM_CLASSES,
@@ -81,7 +81,8 @@ def _encoder(cfg: CfgNode) -> BEVEncoder:
     )
 
 
-def _decoder(bev: CfgNode) -> ObjectDecoder:
+def _decoder(cfg: CfgNode) -> ObjectDecoder:
+    bev = cfg.MODEL.BEVFORMER
     return ObjectDecoder(
         embed_dim=bev.EMBED_DIM,
         num_layers=bev.DECODER_LAYERS,
@@ -90,7 +91,7 @@ def _decoder(bev: CfgNode) -> ObjectDecoder:
         ffn_dim=bev.FFN_DIM,
         dropout=bev.DROPOUT,
         num_classes=bev.NUM_CLASSES,
-        pc_range=bev.PC_RANGE,
+        pc_range=cfg.INPUT.POINT_RANGE,
     )
 
 
@@ -106,11 +107,12 @@ def _criterion(bev: CfgNode) -> SetCriterion:
     return SetCriterion(HungarianMatcher(**weights), code_weights=codes, **weights)
 
 
-def _geometry(bev: CfgNode) -> BEVGeometry:
+def _geometry(cfg: CfgNode) -> BEVGeometry:
+    bev = cfg.MODEL.BEVFORMER
     legacy = bev.LEGACY
     return BEVGeometry(
         bev_shape=tuple(bev.BEV_SHAPE),
-        pc_range=list(bev.PC_RANGE),
+        pc_range=list(cfg.INPUT.POINT_RANGE),
         num_pillar_points=bev.PILLAR_POINTS,
         use_shift=bev.USE_SHIFT,
         rotate_previous=bev.ROTATE_PREV_BEV,
@@ -159,9 +161,9 @@ def _check(cfg: CfgNode) -> None:
             f"BEV_SHAPE is {list(bev.BEV_SHAPE)}, expected [rows, columns]",
         ),
         (
-            _is_range(bev.PC_RANGE) and _is_range(bev.POST_CENTER_RANGE),
-            f"PC_RANGE is {list(bev.PC_RANGE)}, POST_CENTER_RANGE {list(bev.POST_CENTER_RANGE)}, "
-            "expected x0 y0 z0 x1 y1 z1, each first number below its second",
+            _is_range(cfg.INPUT.POINT_RANGE) and _is_range(bev.POST_CENTER_RANGE),
+            f"INPUT.POINT_RANGE is {list(cfg.INPUT.POINT_RANGE)}, POST_CENTER_RANGE "
+            f"{list(bev.POST_CENTER_RANGE)}, expected x0 y0 z0 x1 y1 z1, each first number below its second",
         ),
         (
             len(cfg.MODEL.PIXEL_MEAN) == len(cfg.MODEL.PIXEL_STD) == 3 and min(cfg.MODEL.PIXEL_STD) > 0,

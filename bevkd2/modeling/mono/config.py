@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bevkd2.config import CfgNode, class_names
-from bevkd2.config.mono_data import DEFAULT_CLASSES
+from bevkd2.config import CfgNode, class_names, default_classes
 from bevkd2.d2 import build_backbone
 from bevkd2.modeling.necks.fpn import FPN
 
@@ -49,7 +48,7 @@ def check_prior_classes(cfg: CfgNode, name: str) -> None:
     Raises:
         ValueError: the classes of the rows are not DATASETS.CLASSES.
     """
-    classes, default = class_names(cfg), DEFAULT_CLASSES[cfg.DATASETS.FORMAT]
+    classes, default = class_names(cfg), default_classes(cfg)
     brought = default if len(classes) == len(default) else classes
     rows_of = tuple(cfg.MODEL[name].PRIOR_CLASSES) or brought
     if rows_of != classes:

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from bevkd2.d2 import DatasetCatalog, MetadataCatalog
 from bevkd2.data.kitti import dataset as kitti
-from bevkd2.data.kitti.dataset import load_kitti, register_kitti
+from bevkd2.data.kitti.dataset import load_kitti
 from bevkd2.kitti.labels import read_labels
 from bevkd2.structures import projected_boxes2d
-from tests.data.kitti_fixture import IMAGE_SIZE, TRAIN, VAL
+from tests.data.kitti_fixture import IMAGE_SIZE, TRAIN
 
 CLASSES = ("Pedestrian", "Cyclist", "Car")
 FRAME = TRAIN[0]
@@ -192,16 +191,6 @@ def test_missing_root_and_split(kitti_world, tmp_path):
         load_kitti(tmp_path / "gone", "train", CLASSES)
     with pytest.raises(FileNotFoundError, match="Splits there: train, val"):
         load_kitti(kitti_world, "trian", CLASSES)
-
-
-def test_registered_splits_are_loaded(kitti_world):
-    for _ in range(2):
-        register_kitti("a-kitti", kitti_world, "val", CLASSES)
-    assert DatasetCatalog.get("a-kitti").frame_ids.tolist() == VAL
-    metadata = MetadataCatalog.get("a-kitti")
-    assert metadata.evaluator_type == "kitti" and metadata.thing_classes == CLASSES
-    with pytest.raises(AssertionError):
-        register_kitti("a-kitti", kitti_world, "train", CLASSES)
 
 
 def test_real_labels_project_onto_their_image_plane_boxes(shared_dir):

@@ -6,8 +6,7 @@ import pytest
 import torch
 from nuscenes.utils.geometry_utils import BoxVisibility
 
-from bevkd2.d2 import DatasetCatalog, MetadataCatalog
-from bevkd2.data import load_nuscenes, register_nuscenes
+from bevkd2.data import load_nuscenes
 from bevkd2.nuscenes.layout import CLASS_NAMES
 from bevkd2.nuscenes.tables import DanglingTokenError, NuScenesTables
 from bevkd2.structures import CAMERA_NAMES, project_points
@@ -237,12 +236,3 @@ def test_times_must_increase(tmp_path):
     world.write()
     with pytest.raises(ValueError, match="sample 's0f2' follows sample 's0f1'"):
         load_nuscenes(world.root, VERSION, "first")
-
-
-def test_registered_by_name(fixture_world):
-    register_nuscenes("fixture_first", fixture_world.root, VERSION, "first")
-    register_nuscenes("fixture_first", fixture_world.root, VERSION, "first")
-    assert len(DatasetCatalog.get("fixture_first")) == 3
-    assert MetadataCatalog.get("fixture_first").split == "first"
-    with pytest.raises(AssertionError):
-        register_nuscenes("fixture_first", fixture_world.root, VERSION, "both")

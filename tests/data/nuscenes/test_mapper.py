@@ -9,13 +9,13 @@ from bevkd2.data import NuScenesMapper, load_nuscenes
 from bevkd2.data.image_cache import ImageCache
 from tests.data.nuscenes_fixture import VERSION, FixtureWorld
 
-PC_RANGE = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
-FRAME_KEYS = {"sample_token", "scene_token", "timestamp", "images", "lidar2img", "can_bus"}
+POINT_RANGE = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
+FRAME_KEYS = {"sample_id", "sample_token", "scene_token", "timestamp", "images", "lidar2img", "can_bus"}
 
 
 def mapper(**changes) -> NuScenesMapper:
     settings = {"is_train": True, "image_scale": 0.5, "photometric": False, "queue_length": 3, **changes}
-    return NuScenesMapper(pc_range=PC_RANGE, **settings)
+    return NuScenesMapper(point_range=POINT_RANGE, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,8 @@ def test_from_config():
     cfg.INPUT.QUEUE_LENGTH = 5
     assert NuScenesMapper(cfg, is_train=True).queue_length == 5
     assert NuScenesMapper(cfg, is_train=False).queue_length == 1
+    cfg.INPUT.POINT_RANGE = [-20.0, -30.0, -1.0, 20.0, 30.0, 1.0]
+    assert NuScenesMapper(cfg, is_train=True).bev_limits == (-20.0, -30.0, 20.0, 30.0)
     cfg.INPUT.QUEUE_LENGTH = 0
     with pytest.raises(ValueError, match=r"INPUT\.QUEUE_LENGTH is 0"):
         NuScenesMapper(cfg, is_train=True)

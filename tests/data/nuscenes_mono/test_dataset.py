@@ -7,17 +7,15 @@ from nuscenes.utils.geometry_utils import BoxVisibility, view_points
 from pyquaternion import Quaternion
 from torchvision.ops import box_iou
 
-from bevkd2.config.mono_data import DEFAULT_CLASSES
-from bevkd2.d2 import DatasetCatalog, MetadataCatalog
 from bevkd2.data import load_nuscenes
 from bevkd2.data.mono.index import JoinedIndex
-from bevkd2.data.nuscenes_mono.dataset import NuScenesMonoIndex, register_nuscenes_mono
+from bevkd2.data.nuscenes_mono.dataset import NuScenesMonoIndex
 from bevkd2.data.samplers import SceneSampler
-from bevkd2.nuscenes.layout import ATTRIBUTE_NAMES, CLASS_NAMES, NO_ATTRIBUTE, layout_labels
+from bevkd2.nuscenes.layout import ATTRIBUTE_NAMES, CLASS_NAMES, MONO_CLASS_NAMES, NO_ATTRIBUTE, layout_labels
 from bevkd2.structures import CAMERA_NAMES, project_boxes, projected_boxes2d
 from tests.data.nuscenes_fixture import CAMERA_DELAY, EGO_SPEED, IMAGE_SIZE, VERSION, FixtureWorld
 
-CLASSES = DEFAULT_CLASSES["nuscenes_mono"]
+CLASSES = MONO_CLASS_NAMES
 
 
 @pytest.fixture(scope="module")
@@ -183,15 +181,8 @@ def test_fewer_cameras(fixture_world):
     assert [index.record(i).extra["camera"] for i in range(4)] == [*cameras, *cameras]
 
 
-def test_registered_splits_are_loaded(fixture_world, index):
-    name = f"{fixture_world.root}/mono"
-    for _ in range(2):
-        register_nuscenes_mono(name, fixture_world.root, VERSION, "both", "", CAMERA_NAMES, CLASSES)
-    loaded = DatasetCatalog.get(name)
-    assert [loaded.record(i).image_id for i in range(36)] == [r.image_id for r in all_records(index)]
-    metadata = MetadataCatalog.get(name)
-    assert metadata.evaluator_type == "nuscenes_mono" and metadata.thing_classes == CLASSES
-    assert len(JoinedIndex([loaded, loaded]).groups()) == 12
+def test_joined_splits_keep_their_groups(index):
+    assert len(JoinedIndex([index, index]).groups()) == 12
 
 
 def test_key_frames_stay_together_on_their_rank(index):

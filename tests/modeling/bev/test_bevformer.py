@@ -314,13 +314,18 @@ def test_bad_samples_are_named(tiny_cfg: CfgNode, make_sample: Make):
         ("NUM_FEATURE_LEVELS", 1, "NUM_FEATURE_LEVELS 1 must be at least"),
         ("QUERY_INIT", "magic", "QUERY_INIT is 'magic'"),
         ("BEV_SHAPE", [50], r"BEV_SHAPE is \[50\]"),
-        ("PC_RANGE", [9.0, -9.0, -5.0, -9.0, 9.0, 3.0], r"PC_RANGE is \[9.0, .*each first number below"),
         ("POST_CENTER_RANGE", [-9.0, 9.0], r"POST_CENTER_RANGE \[-9.0, 9.0\]"),
     ],
 )
 def test_contradicting_keys_are_errors(tiny_cfg: CfgNode, key: str, value: Any, message: str):
     tiny_cfg.MODEL.BEVFORMER[key] = value
     with pytest.raises(ValueError, match=message):
+        build_model(tiny_cfg)
+
+
+def test_point_range_is_checked(tiny_cfg: CfgNode):
+    tiny_cfg.INPUT.POINT_RANGE = [9.0, -9.0, -5.0, -9.0, 9.0, 3.0]
+    with pytest.raises(ValueError, match=r"INPUT\.POINT_RANGE is \[9.0, .*each first number below"):
         build_model(tiny_cfg)
 
 

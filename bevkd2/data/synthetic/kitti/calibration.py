@@ -62,7 +62,7 @@ class Calibration:
         return Sensor("image_2", position, AXES_QUATERNION, self.projections[2, :, :3], 0)
 
     def to_text(self) -> str:
-        """The calib file, with KITTI's names and number format."""
+        """Returns the calib file, with KITTI's names and number format."""
         matrices = {f"P{i}": projection for i, projection in enumerate(self.projections)}
         matrices["R0_rect"] = self.rectification
         matrices["Tr_velo_to_cam"] = self.lidar_to_camera
@@ -72,7 +72,7 @@ class Calibration:
 
 
 def make_calibration(rng: np.random.Generator, config: KittiWorldConfig) -> Calibration:
-    """Draw the calibration of a frame; frames differ in focal length.
+    """Draws the calibration of a frame; frames differ in focal length.
 
     Args:
         rng: generator of the frame.

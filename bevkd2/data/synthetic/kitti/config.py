@@ -1,32 +1,21 @@
-"""Parameters of the synthetic world in KITTI object layout."""
+"""Settings of the synthetic world in KITTI object layout."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from pathlib import Path
+from typing import ClassVar
 
-from bevkd2.data.synthetic.limits import check_difficulty, check_image_size, check_ranges
-
-KITTI_GENERATOR_VERSION = 1
-"""Raised whenever the same configuration would give other files."""
-
-KITTI_PRESETS: dict[str, dict[str, Any]] = {
-    "easy": {"max_objects": 8, "distractors": 4, "hue_sigma": 0.02, "size_sigma": 0.03, "overlap": 0.4},
-    "medium": {"max_objects": 10, "distractors": 6, "hue_sigma": 0.05, "size_sigma": 0.05, "overlap": 0.6},
-    "hard": {"max_objects": 12, "distractors": 8, "hue_sigma": 0.1, "size_sigma": 0.08, "overlap": 0.9},
-}
-"""Difficulty: how crowded it is, and how far colours and sizes stray from those of the class."""
+from bevkd2.data.synthetic.world import SyntheticWorld
 
 
 @dataclasses.dataclass(frozen=True)
-class KittiWorldConfig:
-    """What a world in KITTI layout is made of. Equal configurations give equal files, byte for byte.
+class KittiWorldConfig(SyntheticWorld):
+    """What a world in KITTI layout is made of.
 
     Attributes:
-        seed: every frame draws from a generator of its own, seeded by (seed, index of the frame).
         num_train_frames: frames of ImageSets/train.txt, numbered from 0; each is a scene of its own.
         num_val_frames: frames of ImageSets/val.txt, numbered on from there.
-        image_size: (width, height) of every image in pixels.
         horizontal_fov: field of view in degrees, from the left to the right border of the image.
         focal_sigma: standard deviation of a frame's focal length, as a share of it; KITTI's days differ by
             about 0.01.
@@ -46,6 +35,35 @@ class KittiWorldConfig:
             is left out.
     """
 
+    layout: ClassVar = "kitti"
+    generator_version: ClassVar = 1
+    # How crowded it is, and how far colours and sizes stray from those of the class.
+    presets: ClassVar = {
+        "easy": {"max_objects": 8, "distractors": 4, "hue_sigma": 0.02, "size_sigma": 0.03, "overlap": 0.4},
+        "medium": {
+            "max_objects": 10,
+            "distractors": 6,
+            "hue_sigma": 0.05,
+            "size_sigma": 0.05,
+            "overlap": 0.6,
+        },
+        "hard": {"max_objects": 12, "distractors": 8, "hue_sigma": 0.1, "size_sigma": 0.08, "overlap": 0.9},
+    }
+    options: ClassVar = {
+        "--train-frames": ("num_train_frames", "frames of train.txt"),
+        "--val-frames": ("num_val_frames", "frames of val.txt"),
+        "--horizontal-fov": ("horizontal_fov", "degrees"),
+        "--focal-sigma": ("focal_sigma", "share by which focal lengths stray"),
+        "--min-objects": ("min_objects", "least objects of a frame"),
+        "--max-objects": ("max_objects", "most objects of a frame"),
+        "--nearest": ("nearest", "metres to the nearest objects"),
+        "--farthest": ("farthest", "metres to the farthest"),
+        "--overlap": ("overlap", "share of an object that another may hide"),
+        "--size-sigma": ("size_sigma", "share by which sizes stray"),
+        "--label-range": ("label_range", "metres; what is farther is DontCare"),
+        "--min-visible-pixels": ("min_visible_pixels", "what shows less is DontCare"),
+    }
+
     seed: int = 0
     num_train_frames: int = 480
     num_val_frames: int = 120
@@ -64,7 +82,15 @@ class KittiWorldConfig:
     min_visible_pixels: int = 30
 
     def __post_init__(self) -> None:
-        limits = {
+        super().__post_init__()
+        if self.num_frames == 0:
+            raise ValueError(
+                "KittiWorldConfig: num_train_frames and num_val_frames are both 0, expected a frame at least"
+            )
+
+    def limits(self) -> dict[str, tuple[float, float]]:
+        """Returns the least and the greatest value of each number, by field."""
+        return {
             "seed": (0, 2**63 - 1),
             "num_train_frames": (0, 100_000),
             "num_val_frames": (0, 100_000),
@@ -81,41 +107,23 @@ class KittiWorldConfig:
             "label_range": (0.0, 200.0),
             "min_visible_pixels": (1, 1_000_000),
         }
-        check_ranges(self, limits)
-        check_image_size(self, self.image_size)
-        if self.num_frames == 0:
-            raise ValueError(
-                "KittiWorldConfig: num_train_frames and num_val_frames are both 0, expected a frame at least"
-            )
-
-    @classmethod
-    def preset(cls, difficulty: str, **overrides: Any) -> KittiWorldConfig:
-        """The configuration of a difficulty.
-
-        Args:
-            difficulty: "easy", "medium" or "hard".
-            **overrides: fields that replace the preset's.
-
-        Returns:
-            The configuration.
-
-        Raises:
-            ValueError: for another difficulty, or a field out of its range.
-        """
-        check_difficulty(difficulty, KITTI_PRESETS)
-        return cls(**{**KITTI_PRESETS[difficulty], **overrides})
 
     @property
     def num_frames(self) -> int:
-        """Frames of both splits; those of the training split come first."""
+        """Number of frames of both splits; those of the training split come first."""
         return self.num_train_frames + self.num_val_frames
 
     def splits(self) -> dict[str, list[str]]:
-        """Frame names (six digits) of every split, by the name of its file in ImageSets."""
+        """Returns the frame names (six digits) of each split, by the name of its file in ImageSets."""
         names = [f"{i:06d}" for i in range(self.num_frames)]
         return {"train": names[: self.num_train_frames], "val": names[self.num_train_frames :]}
 
-    def to_json(self) -> dict[str, Any]:
-        """The fields and the generator's version, as they are kept in synthetic.json."""
-        fields = {**dataclasses.asdict(self), "image_size": list(self.image_size)}
-        return {"format": "kitti", "generator_version": KITTI_GENERATOR_VERSION, "config": fields}
+    def describe(self) -> str:
+        """Returns the splits."""
+        return f"KITTI layout, splits {', '.join(self.splits())}"
+
+    def fill(self, workers: int, progress: bool, root: Path) -> None:
+        """Writes images, labels, calibrations and frame lists."""
+        from bevkd2.data.synthetic.kitti.world import fill  # which imports this module
+
+        fill(self, workers, progress, root)

@@ -23,14 +23,14 @@ _DONT_CARE = "DontCare -1 -1 -10 {} -1 -1 -1 -1000 -1000 -1000 -10"
 
 
 def label_text(config: KittiWorldConfig, frame: KittiFrame, view: View) -> str:
-    """The label file of a frame.
+    """Returns the label file of a frame.
 
     A line has the 15 columns type, truncated, occluded, alpha, the 2D box (left, top, right, bottom), height,
     width, length, location of the bottom's centre, rotation_y. The 2D box goes around the projected corners
-    and ends at the image's border (at the width and the height, as pixel i covers i to i + 1); `truncated` is
-    the share of its area that was beyond. `occluded` comes from the share of visible pixels. Objects that
-    show less than `min_visible_pixels`, or are beyond `label_range`, are DontCare regions, which come last;
-    what does not show at all has no line.
+    and ends at the image's border (at the width and the height, as pixel i covers i to i + 1);
+    ``truncated`` is the share of its area that was beyond. ``occluded`` comes from the share of visible
+    pixels. Objects that show less than ``min_visible_pixels``, or are beyond ``label_range``, are DontCare
+    regions, which come last; what does not show at all has no line.
 
     Args:
         config: the world.
@@ -75,7 +75,7 @@ def occlusion_level(visible_share: float) -> int:
 
 
 def _projected_extents(boxes: Array, cam2img: Array) -> Array:
-    """(n, 4) left, top, right, bottom of the projected corners, also beyond the image."""
+    """Returns (n, 4) left, top, right, bottom of the projected corners, also beyond the image."""
     pixels, depth = project_boxes(CameraBoxes3D(torch.from_numpy(boxes)), torch.from_numpy(cam2img))
     assert bool((depth > 0).all()), "the scene keeps every corner before the camera"
     extents: Array = torch.cat([pixels.amin(dim=1), pixels.amax(dim=1)], dim=1).numpy()

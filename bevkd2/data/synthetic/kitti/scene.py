@@ -44,13 +44,13 @@ class KittiFrame:
     calibration: Calibration
 
     def boxes(self) -> Array:
-        """(n, 7) all objects in the camera's frame, laid out as in `CameraBoxes3D`."""
+        """Returns (n, 7) all objects in the camera's frame, laid out as in ``CameraBoxes3D``."""
         path = self.scene.road.path
         return np.array([_camera_box(item, path) for item in self.scene.objects]).reshape(-1, 7)
 
 
 def make_frame(config: KittiWorldConfig, index: int) -> KittiFrame:
-    """Draw a frame.
+    """Draws a frame.
 
     Args:
         config: the world.
@@ -84,7 +84,7 @@ def _camera_box(item: WorldObject, path: EgoPath) -> Array:
 
 
 def _ego_coordinates(path: EgoPath, points: Array) -> Array:
-    """(..., 2) metres forward and to the left of the camera, of global points (..., 2)."""
+    """Returns (..., 2) metres forward and to the left of the camera, of global points (..., 2)."""
     cos, sin = math.cos(path.heading), math.sin(path.heading)
     return (points - path.origin) @ np.array([[cos, -sin], [sin, cos]])
 
@@ -104,7 +104,7 @@ def _place(
     kitti_type: KittiType | None,
     others: list[WorldObject],
 ) -> WorldObject | None:
-    """Draw an object that is in view and has room; None where there is none."""
+    """Draws an object that is in view and has room; None where there is none."""
     for _ in range(_CANDIDATES):
         item = _draw_object(rng, config, road, kitti_type)
         if _in_view(item, road.path, calibration, config) and all(
@@ -166,14 +166,15 @@ def _in_view(item: WorldObject, path: EgoPath, calibration: Calibration, config:
 
 
 def _footprint(item: WorldObject) -> Array:
-    """(4, 2) corners on the ground, global, metres."""
+    """Returns (4, 2) corners on the ground, global, metres."""
     along = 0.5 * item.size[0] * np.array([math.cos(item.yaw), math.sin(item.yaw)])
     across = 0.5 * item.size[1] * np.array([-math.sin(item.yaw), math.cos(item.yaw)])
     return item.position + np.array([along + across, along - across, -along - across, -along + across])
 
 
 def _apart(a: WorldObject, b: WorldObject, path: EgoPath, overlap: float) -> bool:
-    """Whether two boxes keep their distance, and the nearer covers at most a share of the other's width."""
+    """Returns whether two boxes keep their distance, and the nearer covers at most a share of the other's
+    width."""
     region, _ = cv2.rotatedRectangleIntersection(_widened(a, path), _widened(b, path))
     if region != cv2.INTERSECT_NONE:
         return False

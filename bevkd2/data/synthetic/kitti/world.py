@@ -8,43 +8,12 @@ from pathlib import Path
 from bevkd2.data.synthetic.kitti.config import KittiWorldConfig
 from bevkd2.data.synthetic.kitti.labels import label_text
 from bevkd2.data.synthetic.kitti.scene import make_frame
-from bevkd2.data.synthetic.parallel import check_workers, map_indices, write_image
+from bevkd2.data.synthetic.parallel import map_indices, write_image
 from bevkd2.data.synthetic.render import SceneRenderer
-from bevkd2.data.synthetic.staging import write_once
 
 
-def generate_kitti(
-    config: KittiWorldConfig,
-    out: str | Path,
-    workers: int = 1,
-    overwrite: bool = False,
-    progress: bool = True,
-) -> Path:
-    """Write a synthetic world in KITTI object layout.
-
-    That is training/{image_2,label_2,calib} and ImageSets/{train,val}.txt. The files depend on the
-    configuration alone, not on `workers`. They are written to a temporary folder beside `out` that is renamed
-    when all is complete. A world of the same configuration that is already there is kept.
-
-    Args:
-        config: what to make.
-        out: root of the dataset.
-        workers: processes.
-        overwrite: replace a synthetic world of another configuration.
-        progress: show a progress bar.
-
-    Returns:
-        `out`.
-
-    Raises:
-        FileExistsError: `out` holds another world and `overwrite` is off, or it holds anything else.
-        ValueError: `workers` is not positive.
-    """
-    check_workers(workers)
-    return write_once(out, config.to_json(), overwrite, partial(_fill, config, workers, progress))
-
-
-def _fill(config: KittiWorldConfig, workers: int, progress: bool, root: Path) -> None:
+def fill(config: KittiWorldConfig, workers: int, progress: bool, root: Path) -> None:
+    """Writes the world below ``root``; see ``SyntheticWorld.fill``."""
     for folder in ("image_2", "label_2", "calib"):
         (root / "training" / folder).mkdir(parents=True)
     (root / "ImageSets").mkdir()
@@ -54,7 +23,7 @@ def _fill(config: KittiWorldConfig, workers: int, progress: bool, root: Path) ->
 
 
 def write_frame(config: KittiWorldConfig, root: Path, index: int) -> None:
-    """Write the image, the labels and the calibration of a frame.
+    """Writes the image, the labels and the calibration of a frame.
 
     Args:
         config: the world.

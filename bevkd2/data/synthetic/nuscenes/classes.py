@@ -11,7 +11,7 @@ class ObjectClass:
 
     Attributes:
         name: detection class.
-        category: nuScenes category, a name that the devkit maps to `name`.
+        category: nuScenes category, a name that the devkit maps to ``name``.
         size: mean length, width, height in metres, near nuScenes's means of the class.
         speeds: (least, greatest) speed of those that move, m/s.
         moving_share: the share that moves.
@@ -26,7 +26,7 @@ class ObjectClass:
     look: str
 
     def attribute(self, moving: bool, on_road: bool) -> str | None:
-        """The nuScenes attribute; None for the classes that have none."""
+        """Returns the nuScenes attribute; None for the classes that have none."""
         if self.name in ("barrier", "traffic_cone"):
             return None
         if self.name == "pedestrian":

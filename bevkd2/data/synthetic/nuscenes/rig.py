@@ -70,7 +70,7 @@ def euler_quaternion(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> Array
 
 
 def make_rig(rng: np.random.Generator, image_size: tuple[int, int]) -> list[Sensor]:
-    """A rig as one car carries it: the nominal one with small errors of mounting.
+    """Returns A rig as one car carries it: the nominal one with small errors of mounting.
 
     Args:
         rng: generator of the scene.

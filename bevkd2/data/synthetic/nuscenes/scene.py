@@ -46,7 +46,7 @@ class EgoPath:
     curvature: float
 
     def pose(self, time: float) -> tuple[Array, float]:
-        """Position (2,) in metres and heading in radians at `time` in seconds."""
+        """Position (2,) in metres and heading in radians at ``time`` in seconds."""
         turn = self.curvature * self.speed * time
         # The chord of an arc has length arc * sinc(turn / 2) and the mean of the two headings.
         chord = self.speed * time * float(np.sinc(turn / (2 * math.pi)))
@@ -114,7 +114,7 @@ class WorldObject:
     attribute: str | None
 
     def center(self, time: float) -> Array:
-        """(3,) gravity centre at `time` in seconds, global, metres."""
+        """Returns (3,) gravity centre at ``time`` in seconds, global, metres."""
         return np.array([*(self.position + time * self.velocity), self.size[2] / 2])
 
 
@@ -158,7 +158,7 @@ class Scene:
 
 
 def make_scene(config: WorldConfig, index: int) -> Scene:
-    """Draw a scene.
+    """Draws a scene.
 
     Args:
         config: the world.
@@ -213,7 +213,7 @@ def _place(
     kind: ObjectClass | None,
     others: list[WorldObject],
 ) -> WorldObject:
-    """Draw an object that keeps clear of the ego and of the others at every key frame."""
+    """Draws an object that keeps clear of the ego and of the others at every key frame."""
     best, best_gap = None, -math.inf
     for _ in range(_CANDIDATES):
         candidate = _draw_object(rng, config, road, times[-1], kind)
@@ -262,7 +262,8 @@ def _draw_color(rng: np.random.Generator, hue_sigma: float, label: int) -> Array
 
 
 def _clearance(candidate: WorldObject, path: EgoPath, times: Array, others: list[WorldObject]) -> float:
-    """The least gap in metres between the circles about boxes, and about the ego, over the key frames."""
+    """Returns the least gap in metres between the circles about boxes, and about the ego, over the key
+    frames."""
     track = candidate.position + times[:, None] * candidate.velocity
     radius = 0.5 * math.hypot(*candidate.size[:2])
     ego = np.array([path.pose(t)[0] for t in times])

@@ -43,7 +43,7 @@ _SCENE_INTERVAL = 1_000_000_000
 
 
 def token(*parts: object) -> str:
-    """A token of 32 hexadecimal digits that depends on the parts alone."""
+    """Returns A token of 32 hexadecimal digits that depends on the parts alone."""
     text = "/".join(str(part) for part in parts)
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
@@ -62,7 +62,7 @@ def image_path(config: WorldConfig, scene_index: int, frame: int, sensor: Sensor
 
 
 def shared_tables(config: WorldConfig) -> Tables:
-    """The tables that do not belong to a scene: category, attribute, visibility, sensor, map."""
+    """Returns the tables that do not belong to a scene: category, attribute, visibility, sensor, map."""
     channels = ["LIDAR_TOP", *CAMERA_NAMES]
     return {
         "category": [
@@ -97,7 +97,7 @@ class SceneTables:
     """Collects the records of one scene."""
 
     def __init__(self, config: WorldConfig, scene: Scene, index: int) -> None:
-        """Write what is known before the first frame: scene, log, calibrated sensors, instances.
+        """Writes what is known before the first frame: scene, log, calibrated sensors, instances.
 
         Args:
             config: the world.
@@ -135,7 +135,7 @@ class SceneTables:
         return token(kind, self._config.seed, self._index, *parts)
 
     def _link(self, kind: str, frame: int, *parts: object) -> str:
-        """The token of a record in a chain over frames; empty beyond its ends."""
+        """Returns the token of a record in a chain over frames; empty beyond its ends."""
         return self._token(kind, frame, *parts) if 0 <= frame < self._config.frames_per_scene else ""
 
     def _calibration(self, sensor: Sensor) -> Record:
@@ -158,7 +158,7 @@ class SceneTables:
         }
 
     def add_frame(self, frame: int, visible: np.ndarray, unoccluded: np.ndarray) -> None:
-        """Write a key frame.
+        """Writes a key frame.
 
         Args:
             frame: number of the key frame in the scene.
@@ -215,7 +215,7 @@ class SceneTables:
         )
 
     def _in_lidar_range(self, frame: int) -> np.ndarray:
-        """(n,) whether each annotated object's centre is within the square that the lidar reaches."""
+        """Returns (n,) whether each annotated object's centre is within the square that the lidar reaches."""
         time = frame * FRAME_INTERVAL
         position, heading = self._scene.road.path.pose(time)
         ego2global = pose_matrix([*position, 0.0], euler_quaternion(heading))
@@ -244,12 +244,12 @@ class SceneTables:
 
 
 def write_tables(config: WorldConfig, scenes: list[Tables], root: Path) -> None:
-    """Write every table and splits.json.
+    """Writes every table and splits.json.
 
     Args:
         config: the world.
         scenes: the tables of each scene, in order.
-        root: the dataset's root; its folder `config.version` is made.
+        root: the dataset's root; its folder ``config.version`` is made.
     """
     folder = root / config.version
     folder.mkdir(parents=True)

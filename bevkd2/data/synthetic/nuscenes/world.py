@@ -11,41 +11,13 @@ import numpy as np
 from bevkd2.data.synthetic.nuscenes.config import WorldConfig
 from bevkd2.data.synthetic.nuscenes.scene import FRAME_INTERVAL, make_scene
 from bevkd2.data.synthetic.nuscenes.tables import MAP_FILE, SceneTables, Tables, image_path, write_tables
-from bevkd2.data.synthetic.parallel import check_workers, map_indices, write_image
+from bevkd2.data.synthetic.parallel import map_indices, write_image
 from bevkd2.data.synthetic.render import SceneRenderer
-from bevkd2.data.synthetic.staging import write_once
 from bevkd2.structures import CAMERA_NAMES
 
 
-def generate(
-    config: WorldConfig, out: str | Path, workers: int = 1, overwrite: bool = False, progress: bool = True
-) -> Path:
-    """Write a synthetic world in nuScenes v1.0 layout.
-
-    The files depend on the configuration alone, not on `workers`. They are written to a temporary folder
-    beside `out` that is renamed when all is complete. A world of the same configuration that is already there
-    is kept.
-
-    Args:
-        config: what to make.
-        out: root of the dataset.
-        workers: processes.
-        overwrite: replace a synthetic world of another configuration.
-        progress: show a progress bar.
-
-    Returns:
-        `out`.
-
-    Raises:
-        FileExistsError: `out` holds another world and `overwrite` is off, or it holds anything else.
-        ValueError: `workers` is not positive.
-    """
-    check_workers(workers)
-    fill = partial(_fill, config, workers, progress)
-    return write_once(out, config.to_json(), overwrite, fill)
-
-
-def _fill(config: WorldConfig, workers: int, progress: bool, root: Path) -> None:
+def fill(config: WorldConfig, workers: int, progress: bool, root: Path) -> None:
+    """Writes the world below ``root``; see ``SyntheticWorld.fill``."""
     for camera in CAMERA_NAMES:
         (root / "samples" / camera).mkdir(parents=True)
     write_image(root / MAP_FILE, np.zeros((16, 16, 3), dtype=np.uint8), [])
@@ -54,7 +26,7 @@ def _fill(config: WorldConfig, workers: int, progress: bool, root: Path) -> None
 
 
 def write_scene(config: WorldConfig, root: Path, index: int) -> Tables:
-    """Render a scene's images below `root`.
+    """Renders the images of a scene below ``root``.
 
     Args:
         config: the world.
@@ -62,7 +34,7 @@ def write_scene(config: WorldConfig, root: Path, index: int) -> Tables:
         index: of the scene.
 
     Returns:
-        The scene's records, by table.
+        The records of the scene, by table.
     """
     scene = make_scene(config, index)
     renderer = SceneRenderer(scene, config.image_size)

@@ -76,7 +76,7 @@ def pgd_arguments(cfg: CfgNode) -> dict[str, Any]:
 def _arguments(
     cfg: CfgNode, options: DenseHeadOptions, criterion: dict[str, Any], decoding: dict[str, Any]
 ) -> dict[str, Any]:
-    node, num_classes = cfg.MODEL.FCOS3D, len(class_names(cfg))
+    node, num_classes = cfg.MODEL.FCOS3D, len(class_names(cfg, single_images=True))
     pyramid = pyramid_arguments(cfg)
     strides = pyramid["neck"].strides
     _check(node, strides)

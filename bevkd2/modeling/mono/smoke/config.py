@@ -25,7 +25,7 @@ def smoke_arguments(cfg: CfgNode) -> dict[str, Any]:
     Raises:
         ValueError: keys that contradict each other.
     """
-    classes = class_names(cfg)
+    classes = class_names(cfg, single_images=True)
     _check(cfg.MODEL.SMOKE, classes)
     check_prior_classes(cfg, "SMOKE")
     model, smoke = cfg.MODEL, cfg.MODEL.SMOKE

@@ -2,11 +2,11 @@ import json
 
 import pytest
 
-from bevkd2.data.synthetic import KITTI_PRESETS, KittiWorldConfig
+from bevkd2.data.synthetic import KittiWorldConfig
 
 
 def test_presets_grow_harder():
-    easy, medium, hard = (KittiWorldConfig.preset(name) for name in KITTI_PRESETS)
+    easy, medium, hard = (KittiWorldConfig.preset(name) for name in KittiWorldConfig.presets)
     for field in ("max_objects", "distractors", "hue_sigma", "size_sigma", "overlap"):
         assert getattr(easy, field) < getattr(medium, field) < getattr(hard, field)
     assert easy == KittiWorldConfig()

@@ -5,7 +5,7 @@ import pickle
 import cv2
 import pytest
 
-from bevkd2.data.synthetic import KittiWorldConfig, WorldConfig, generate, generate_kitti
+from bevkd2.data.synthetic import KittiWorldConfig, WorldConfig, generate
 from tests.data import kitti_fixture
 
 SMALL = KittiWorldConfig(num_train_frames=3, num_val_frames=1, image_size=(104, 32))
@@ -27,9 +27,9 @@ def test_the_files_depend_on_the_configuration_alone(tmp_path, monkeypatch):
         for index in reversed(range(count)):
             pickle.loads(pickle.dumps(make))(index)
 
-    one = generate_kitti(SMALL, tmp_path / "one", workers=1, progress=False)
+    one = generate(SMALL, tmp_path / "one", workers=1, progress=False)
     monkeypatch.setattr("bevkd2.data.synthetic.kitti.world.map_indices", in_another_order)
-    two = generate_kitti(SMALL, tmp_path / "two", workers=2, progress=False)
+    two = generate(SMALL, tmp_path / "two", workers=2, progress=False)
     assert digests(one) == digests(two)
     names = [f"training/{f}" for i in range(4) for f in (f"calib/{i:06d}.txt", f"label_2/{i:06d}.txt")]
     names += [f"training/image_2/{i:06d}.png" for i in range(4)]
@@ -40,9 +40,9 @@ def test_the_files_depend_on_the_configuration_alone(tmp_path, monkeypatch):
 
 
 def test_another_seed_gives_another_world(tmp_path):
-    one = digests(generate_kitti(SMALL, tmp_path / "one", progress=False))
+    one = digests(generate(SMALL, tmp_path / "one", progress=False))
     config = KittiWorldConfig(**{**SMALL.__dict__, "seed": 1})
-    other = digests(generate_kitti(config, tmp_path / "other", progress=False))
+    other = digests(generate(config, tmp_path / "other", progress=False))
     assert all(one[path] != other[path] for path in one if path.endswith(".png"))
 
 
@@ -50,8 +50,8 @@ def test_a_world_of_the_other_layout_is_not_mixed_up(tmp_path):
     nuscenes = WorldConfig(num_train_scenes=1, num_val_scenes=0, frames_per_scene=2, image_size=(32, 16))
     root = generate(nuscenes, tmp_path / "world", progress=False)
     with pytest.raises(FileExistsError, match=r"format nuscenes, now kitti.*--overwrite"):
-        generate_kitti(SMALL, root, progress=False)
-    generate_kitti(SMALL, root, overwrite=True, progress=False)
+        generate(SMALL, root, progress=False)
+    generate(SMALL, root, overwrite=True, progress=False)
     assert json.loads((root / "synthetic.json").read_text()) == SMALL.to_json()
     assert not (root / "samples").exists()
     with pytest.raises(FileExistsError, match="format kitti, now nuscenes"):
@@ -64,7 +64,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
 
     monkeypatch.setattr("bevkd2.data.synthetic.kitti.world.write_frame", fail)
     with pytest.raises(OSError, match="no space"):
-        generate_kitti(SMALL, tmp_path / "world", progress=False)
+        generate(SMALL, tmp_path / "world", progress=False)
     assert list(tmp_path.iterdir()) == []
 
 

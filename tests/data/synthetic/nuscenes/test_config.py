@@ -2,11 +2,11 @@ import json
 
 import pytest
 
-from bevkd2.data.synthetic import PRESETS, WorldConfig
+from bevkd2.data.synthetic import WorldConfig
 
 
 def test_presets_grow_harder():
-    easy, medium, hard = (WorldConfig.preset(name) for name in PRESETS)
+    easy, medium, hard = (WorldConfig.preset(name) for name in WorldConfig.presets)
     assert easy.hue_sigma < medium.hue_sigma < hard.hue_sigma
     assert easy.objects_per_scene < medium.objects_per_scene < hard.objects_per_scene
     assert easy == WorldConfig()

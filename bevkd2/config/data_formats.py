@@ -1,0 +1,132 @@
+"""The registry of data formats, and what packages below ``bevkd2.data`` read of the format of a config.
+
+Models and distillation need the class names of ``DATASETS.FORMAT``, but lie below the package that knows the
+formats. So the registry is here, and knows no format: :mod:`bevkd2.data.format` says what a format is, and
+each format registers itself when its package is imported. ``get_cfg`` imports the built-in ones and those of
+installed plugins, so they are registered wherever there is a config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import ClassVar, Protocol, TypeVar
+
+from fvcore.common.config import CfgNode as FvcoreNode
+
+from bevkd2.config.plugins import add_config_extension
+
+
+class FormatTraits(Protocol):
+    """The part of a ``DataFormat`` that packages below ``bevkd2.data`` read; documented there."""
+
+    name: ClassVar[str]
+    default_classes: ClassVar[tuple[str, ...]]
+    known_classes: ClassVar[tuple[str, ...]]
+    fixed_classes: ClassVar[bool]
+    single_images: ClassVar[bool]
+
+    def add_config(self, cfg: FvcoreNode) -> None:
+        """Adds the keys of the format."""
+
+
+F = TypeVar("F", bound=type[FormatTraits])
+
+
+class FormatRegistry:
+    """The data formats that ``DATASETS.FORMAT`` may name."""
+
+    def __init__(self) -> None:
+        self._formats: dict[str, FormatTraits] = {}
+
+    def register(self) -> Callable[[F], F]:
+        """Returns a class decorator that registers a data format.
+
+        One object of the class is made, and adds its keys to every config that ``get_cfg`` returns from then
+        on.
+
+        Raises:
+            ValueError: another class has registered the same name.
+        """
+
+        def add(cls: F) -> F:
+            found = self._formats.get(cls.name)
+            if found is not None:
+                raise ValueError(
+                    f"data format {cls.name!r} of {cls.__module__}.{cls.__qualname__} is registered already, "
+                    f"by {type(found).__module__}.{type(found).__qualname__}; give it another name"
+                )
+            self._formats[cls.name] = cls()
+            add_config_extension(self._formats[cls.name].add_config)
+            return cls
+
+        return add
+
+    def get(self, name: str) -> FormatTraits:
+        """Returns the format of a name.
+
+        Raises:
+            ValueError: no format of that name is registered.
+        """
+        if name not in self._formats:
+            raise ValueError(
+                f"DATASETS.FORMAT is {name!r}, expected one of {', '.join(self._formats)}; a format of a "
+                "package of your own is registered when --import PACKAGE imports it"
+            )
+        return self._formats[name]
+
+    def __iter__(self) -> Iterator[FormatTraits]:
+        return iter(self._formats.values())
+
+
+DATA_FORMAT_REGISTRY = FormatRegistry()
+"""Every format that ``DATASETS.FORMAT`` may name."""
+
+
+def class_names(cfg: FvcoreNode, *, single_images: bool = False) -> tuple[str, ...]:
+    """Returns the names of the classes that are detected; the label of a class is its place.
+
+    Args:
+        cfg: the config; reads ``DATASETS.FORMAT`` and ``DATASETS.CLASSES``.
+        single_images: whether the caller is a monocular detector, which cannot read other samples.
+
+    Raises:
+        ValueError: the format is unknown, ``CLASSES`` is not a list of its classes, each once, or samples are
+            frames of several cameras where single images are needed.
+    """
+    form, names = DATA_FORMAT_REGISTRY.get(cfg.DATASETS.FORMAT), tuple(cfg.DATASETS.CLASSES)
+    if single_images and not form.single_images:
+        monocular = [other.name for other in DATA_FORMAT_REGISTRY if other.single_images]
+        raise ValueError(
+            f"DATASETS.FORMAT is {form.name!r}, expected one of {', '.join(monocular)}: monocular models "
+            "read single images"
+        )
+    if form.fixed_classes and names:
+        raise ValueError(
+            f"DATASETS.CLASSES is {list(names)}, but the classes of format {form.name!r} are fixed: "
+            f"{', '.join(form.default_classes)}; set it to [], or choose another DATASETS.FORMAT"
+        )
+    unknown = [name for name in names if form.known_classes and name not in form.known_classes]
+    if unknown:
+        raise ValueError(
+            f"DATASETS.CLASSES has {', '.join(map(repr, unknown))}, expected names of {form.name}: "
+            f"{', '.join(form.known_classes)}"
+        )
+    if len(set(names)) != len(names):
+        raise ValueError(f"DATASETS.CLASSES is {list(names)}, expected every name once")
+    if not (names or form.default_classes):
+        raise ValueError(
+            f"DATASETS.CLASSES is [], but format {form.name!r} has no classes of its own; name those that "
+            "are to be detected, in the order of the labels"
+        )
+    return names or form.default_classes
+
+
+def default_classes(cfg: FvcoreNode) -> tuple[str, ...]:
+    """Returns the classes of the format where ``DATASETS.CLASSES`` is empty, in the order of the labels."""
+    return DATA_FORMAT_REGISTRY.get(cfg.DATASETS.FORMAT).default_classes
+
+
+def stored_classes(cfg: FvcoreNode) -> tuple[str, ...]:
+    """Returns the class names to store with the weights of a model; none where the format fixes them."""
+    fixed = DATA_FORMAT_REGISTRY.get(cfg.DATASETS.FORMAT).fixed_classes
+    return () if fixed else class_names(cfg)

@@ -1,0 +1,114 @@
+"""What data formats of single images share."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from fvcore.common.config import CfgNode
+from tqdm import tqdm
+
+from bevkd2.config import CfgNode as CN  # noqa: N817
+from bevkd2.data.format import DataFormat, Mapper
+from bevkd2.data.mono.index import JoinedIndex, MonoIndex
+from bevkd2.data.mono.mapper import MonoMapper
+
+if TYPE_CHECKING:
+    from bevkd2.data.loader import MappedDataset
+    from bevkd2.modeling.detector import Detector
+    from bevkd2.visualization.objects import Image
+
+
+class MonoFormat(DataFormat, ABC):
+    """A format whose index is a :class:`MonoIndex`, for monocular detectors.
+
+    What is left to a subclass: ``name``, the classes, ``typical_image_size``, ``load`` and ``evaluator``.
+    """
+
+    single_images = True
+
+    def add_config(self, cfg: CfgNode) -> None:
+        """Adds the keys of :class:`MonoMapper`, the same for all monocular formats."""
+        inp = cfg.INPUT
+        # [width, height] in pixels: images are scaled, proportions kept, to the largest size that fits; []:
+        # as they are. Published for KITTI: [1242, 375] in training only.
+        inp.RESIZE_TRAIN = []
+        inp.RESIZE_TEST = []
+        inp.FLIP_PROB = 0.5  # how often a training image is mirrored; monocular formats only
+        # The objects' image-plane boxes: "projected" (around the 3D boxes' corners, as published) | "label"
+        # (those of the label files; not every format has them)
+        inp.BOXES2D = "projected"
+
+        affine = inp.AFFINE = CN()  # SMOKE's warp to one size; instead of RESIZE_TRAIN and RESIZE_TEST
+        affine.ENABLED = False
+        affine.SIZE = [1280, 384]  # width, height in pixels
+        affine.PROB = 0.3  # how often a training image is shifted and scaled
+        affine.SHIFT = 0.2  # largest shift, in widths and heights of the image
+        affine.SCALE = [0.6, 1.4]  # of the window that fills SIZE: below 1 objects grow
+        affine.STEP = 0.1  # of shifts and scales
+
+    def join(self, indices: Sequence[MonoIndex]) -> MonoIndex:
+        """Returns the images of all splits."""
+        return JoinedIndex(indices)
+
+    def groups(self, index: MonoIndex) -> list[range]:
+        """Returns the groups of the index."""
+        return index.groups()
+
+    def mapper(self, cfg: CfgNode, *, is_train: bool) -> Mapper:
+        """Returns a :class:`MonoMapper`."""
+        return MonoMapper(cfg, is_train=is_train)
+
+    def figures(
+        self,
+        cfg: CfgNode,
+        dataset: MappedDataset,
+        models: Mapping[str, Detector],
+        *,
+        num: int,
+        sample_ids: Sequence[str] = (),
+        score_threshold: float = 0.3,
+    ) -> Iterator[tuple[str, dict[str, Image]]]:
+        """Draws images; see ``DataFormat.figures``.
+
+        Raises:
+            ValueError: an image that is not in the split.
+        """
+        from bevkd2.visualization import mono_figures, see_image
+
+        for i in tqdm(choose_images(dataset.index, sample_ids, num), unit="image"):
+            sample = dataset[(i, 0)]
+            views: dict[str, Any] = {name: see_image(model, sample) for name, model in models.items()}
+            pictures = mono_figures(
+                sample,
+                views,
+                dataset.class_names,
+                score_threshold=score_threshold,
+                perspective=cfg.DISTILL.PERSPECTIVE_FEATURE,
+            )
+            yield sample["sample_id"].replace("/", "_"), pictures
+
+
+def choose_images(index: MonoIndex, image_ids: Sequence[str], num: int) -> list[int]:
+    """Returns the places of the images to draw.
+
+    Args:
+        index: the split.
+        image_ids: those to draw; none: ``num`` images spread over the split.
+        num: how many, if none are named.
+
+    Raises:
+        ValueError: an image that is not in the split.
+    """
+    if not image_ids:
+        return sorted({round(i) for i in np.linspace(0, len(index) - 1, num)})
+    places = {index.record(i).image_id: i for i in range(len(index))}
+    missing = [name for name in image_ids if name not in places]
+    if missing:
+        raise ValueError(
+            f"--image-id {', '.join(missing)}: not in this split of {len(places)} images, whose first is "
+            f"{next(iter(places))!r}; name one of it, or set DATASETS.TEST to a split that has it"
+        )
+    return [places[name] for name in image_ids]

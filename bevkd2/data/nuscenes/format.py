@@ -1,0 +1,134 @@
+"""nuScenes for multi-view detectors, as a data format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fvcore.common.config import CfgNode
+from tqdm import tqdm
+
+from bevkd2.d2 import DatasetEvaluator
+from bevkd2.data.format import DATA_FORMAT_REGISTRY, DataFormat, Mapper, dataset_root
+from bevkd2.data.nuscenes.dataset import load_nuscenes
+from bevkd2.data.nuscenes.index import NuScenesIndex, concatenate
+from bevkd2.data.nuscenes.mapper import NuScenesMapper
+from bevkd2.nuscenes.layout import CLASS_NAMES
+from bevkd2.structures import CAMERA_NAMES
+
+if TYPE_CHECKING:
+    from bevkd2.data.loader import MappedDataset
+    from bevkd2.data.synthetic.world import SyntheticWorld
+    from bevkd2.modeling.detector import Detector
+    from bevkd2.visualization.objects import Image
+
+
+def nuscenes_source(cfg: CfgNode) -> dict[str, str]:
+    """Returns the settings that decide which frames a nuScenes split has; see ``DataFormat.source``."""
+    data = cfg.DATASETS
+    return {
+        "root": dataset_root(cfg),
+        "version": data.VERSION,
+        "cache": data.CACHE_DIR,
+        "cameras": ",".join(cfg.INPUT.CAMERAS),
+    }
+
+
+def load_frames(cfg: CfgNode, split: str) -> NuScenesIndex:
+    """Returns the key frames of a split; errors as :func:`load_nuscenes`."""
+    data = cfg.DATASETS
+    return load_nuscenes(dataset_root(cfg), data.VERSION, split, data.CACHE_DIR, tuple(cfg.INPUT.CAMERAS))
+
+
+@DATA_FORMAT_REGISTRY.register()
+class NuScenesFormat(DataFormat):
+    """Key frames of all cameras, with boxes in the frame of LIDAR_TOP."""
+
+    name = "nuscenes"
+    default_classes = known_classes = CLASS_NAMES
+    fixed_classes = True
+    single_images = False
+    typical_image_size = (1600, 900)
+
+    def add_config(self, cfg: CfgNode) -> None:
+        """Adds the keys of nuScenes' tables, and those of multi-view samples."""
+        cfg.DATASETS.VERSION = "v1.0-trainval"  # the folder with the tables
+        # of the compact index; "": <ROOT>/.bevkd2_cache, or the user's cache where ROOT is read-only
+        cfg.DATASETS.CACHE_DIR = ""
+
+        inp = cfg.INPUT
+        inp.CAMERAS = list(CAMERA_NAMES)
+        inp.IMAGE_SCALE = 0.5  # resize factor of both image sides; the intrinsics follow
+        inp.QUEUE_LENGTH = (
+            3  # key frames in a training sample: the current one and QUEUE_LENGTH - 1 of history
+        )
+        # Metres: x, y, z least, then x, y, z greatest, in the frame of LIDAR_TOP. Boxes whose centre is
+        # outside in x or y are not trained with, and the BEV grid covers it.
+        inp.POINT_RANGE = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]
+
+    def source(self, cfg: CfgNode) -> dict[str, str]:
+        """Returns root, version, cache and cameras."""
+        return nuscenes_source(cfg)
+
+    def load(self, cfg: CfgNode, split: str) -> NuScenesIndex:
+        """Returns the key frames of a split."""
+        return load_frames(cfg, split)
+
+    def join(self, indices: Sequence[NuScenesIndex]) -> NuScenesIndex:
+        """Returns the frames of all splits."""
+        return concatenate(indices)
+
+    def groups(self, index: NuScenesIndex) -> list[range]:
+        """Returns the frames of each scene: a temporal detector reads them in order."""
+        return index.scenes()
+
+    def mapper(self, cfg: CfgNode, *, is_train: bool) -> Mapper:
+        """Returns a :class:`NuScenesMapper`."""
+        return NuScenesMapper(cfg, is_train=is_train)
+
+    def evaluator(self, cfg: CfgNode, split: str, output_dir: Path) -> DatasetEvaluator:
+        """Returns the official score."""
+        from bevkd2.evaluation import NuScenesEvaluator  # imports the devkit, which takes seconds
+
+        return NuScenesEvaluator(
+            root=dataset_root(cfg), version=cfg.DATASETS.VERSION, split=split, output_dir=output_dir
+        )
+
+    def figures(
+        self,
+        cfg: CfgNode,
+        dataset: MappedDataset,
+        models: Mapping[str, Detector],
+        *,
+        num: int,
+        sample_ids: Sequence[str] = (),
+        score_threshold: float = 0.3,
+    ) -> Iterator[tuple[str, dict[str, Image]]]:
+        """Draws frames; every scene is seen from its beginning, so ``sample_ids`` must be empty.
+
+        Raises:
+            ValueError: samples are named.
+        """
+        from bevkd2.visualization import ModelStream, choose_frames, frame_figures
+
+        if sample_ids:
+            raise ValueError(
+                f"format {self.name!r} draws frames of whole scenes: choose their number instead"
+            )
+        streams = {name: ModelStream(model) for name, model in models.items()}
+        scenes = dataset.index.scenes()
+        chosen_frames = choose_frames(scenes, num)
+        for scene, chosen in tqdm(list(zip(scenes, chosen_frames, strict=True)), unit="scene"):
+            for frame in scene[: list(scene).index(chosen[-1]) + 1] if chosen else []:
+                sample = dataset[(int(frame), 0)]
+                views: dict[str, Any] = {name: stream.see(sample) for name, stream in streams.items()}
+                if frame in chosen:
+                    cameras = tuple(cfg.INPUT.CAMERAS)
+                    yield f"{int(frame):05d}", frame_figures(sample, views, cameras, score_threshold)
+
+    def synthetic_world(self) -> type[SyntheticWorld]:
+        """Returns the settings of the world in nuScenes layout."""
+        from bevkd2.data.synthetic import WorldConfig
+
+        return WorldConfig
