@@ -9,7 +9,7 @@ installed plugins, so they are registered wherever there is a config.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar, cast
 
 from fvcore.common.config import CfgNode as FvcoreNode
 
@@ -29,7 +29,7 @@ class FormatTraits(Protocol):
         """Adds the keys of the format."""
 
 
-F = TypeVar("F", bound=type[FormatTraits])
+F = TypeVar("F")
 
 
 class FormatRegistry:
@@ -38,7 +38,7 @@ class FormatRegistry:
     def __init__(self) -> None:
         self._formats: dict[str, FormatTraits] = {}
 
-    def register(self) -> Callable[[F], F]:
+    def register(self) -> Callable[[type[F]], type[F]]:
         """Returns a class decorator that registers a data format.
 
         One object of the class is made, and adds its keys to every config that ``get_cfg`` returns from then
@@ -48,15 +48,16 @@ class FormatRegistry:
             ValueError: another class has registered the same name.
         """
 
-        def add(cls: F) -> F:
-            found = self._formats.get(cls.name)
+        def add(cls: type[F]) -> type[F]:
+            form = cast(FormatTraits, cls())
+            found = self._formats.get(form.name)
             if found is not None:
                 raise ValueError(
-                    f"data format {cls.name!r} of {cls.__module__}.{cls.__qualname__} is registered already, "
-                    f"by {type(found).__module__}.{type(found).__qualname__}; give it another name"
+                    f"data format {form.name!r} of {cls.__module__}.{cls.__qualname__} is registered "
+                    f"already, by {type(found).__module__}.{type(found).__qualname__}; give it another name"
                 )
-            self._formats[cls.name] = cls()
-            add_config_extension(self._formats[cls.name].add_config)
+            self._formats[form.name] = form
+            add_config_extension(form.add_config)
             return cls
 
         return add

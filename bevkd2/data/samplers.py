@@ -36,7 +36,7 @@ class TrainingSampler(Sampler[tuple[int, int]]):
         self._positions = (start + rank, world_size)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Yield (frame, position); the position is unique in the run and seeds the frame's augmentation."""
+        """Yields (frame, position); the position is unique in the run and seeds the frame's augmentation."""
         epoch, order = -1, torch.empty(0)
         for position in itertools.count(*self._positions):
             if position // self._size != epoch:
@@ -68,7 +68,7 @@ class SceneSampler(Sampler[tuple[int, int]]):
         ]
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Yield (frame, frame), so that test and training datasets are indexed alike."""
+        """Yields (frame, frame), as training samplers do."""
         return ((frame, frame) for frame in self._frames)
 
     def __len__(self) -> int:

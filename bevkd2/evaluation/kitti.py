@@ -63,7 +63,7 @@ class KittiEvaluator(DatasetEvaluator):
         self._detections = {}
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        """Takes in the detections of a batch.
+        """Collects the detections of a batch.
 
         Args:
             inputs: samples, of which image_id, cam2img, image_to_original, height and width are read.
@@ -73,7 +73,7 @@ class KittiEvaluator(DatasetEvaluator):
             self._detections[sample["image_id"]] = to_kitti(sample, found, self._classes)
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Writes and score what all processes collected.
+        """Writes and scores what all processes collected.
 
         Returns:
             On the main process {"bbox": scores}, else None; {} for a split without labels. Scores are in
@@ -190,7 +190,7 @@ def _write(folder: Path, detections: Mapping[str, KittiObjects]) -> None:
 
 
 def _flat(scores: KittiScores, classes: Sequence[str]) -> dict[str, float]:
-    """AP|R40 and AOS of the model's classes, by readable names."""
+    """Returns AP|R40 and AOS of the model's classes, by readable names."""
     ap, aos = scores.ap_r40(), scores.aos_r40()
     flat: dict[str, float] = {}
     for name in classes:

@@ -56,7 +56,7 @@ class NuScenesScorer:
         return self._config.class_range
 
     def score(self, detections: Mapping[str, SampleDetections]) -> dict[str, dict[str, float]]:
-        """Writes and score.
+        """Writes and scores.
 
         Args:
             detections: sample token to what was found; every sample of the split.
@@ -155,7 +155,7 @@ class NuScenesEvaluator(DatasetEvaluator):
         self._detections = {}
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        """Takes in the detections of a batch.
+        """Collects the detections of a batch.
 
         Args:
             inputs: samples, of which sample_token, lidar2global and ego2global are read.
@@ -228,7 +228,7 @@ def _scores(metrics: DetectionMetrics, present: set[str]) -> dict[str, float]:
 
 
 def _table(metrics: DetectionMetrics, scores: dict[str, float]) -> str:
-    """Returns per-class AP and true positive errors, and their means, as text."""
+    """Returns AP per class and true positive errors, and their means, as text."""
     rows = [
         [name, scores[f"AP_{name}"], *(metrics.get_label_tp(name, error) for error in TP_METRICS)]
         for name in CLASS_NAMES

@@ -57,7 +57,7 @@ class NuScenesMonoEvaluator(DatasetEvaluator):
         self._detections = {}
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        """Takes in the detections of a batch.
+        """Collects the detections of a batch.
 
         Args:
             inputs: samples, of which image_id, sample_token, camera, cam2global and ego2global are read.
@@ -72,7 +72,7 @@ class NuScenesMonoEvaluator(DatasetEvaluator):
             self._detections[key] = self._collected(sample, found)
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Merges and score what all processes collected.
+        """Merges and scores what all processes collected.
 
         Returns:
             On the main process {"bbox": metrics} as ``NuScenesEvaluator`` gives them, else None.

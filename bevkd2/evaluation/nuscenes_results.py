@@ -108,7 +108,7 @@ def predicted_attribute(class_name: str, attribute: int) -> str:
 def sample_results(
     sample_token: str, detections: SampleDetections, class_range: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """Returns A sample's entry in the results file.
+    """Returns a sample's entry in the results file.
 
     Args:
         sample_token: the sample.

@@ -43,7 +43,7 @@ class KittiFrames:
 def find_frames(
     ground_truth: str | Path, detections: str | Path, split: Sequence[str] | None = None
 ) -> KittiFrames:
-    """Pair the files of two directories.
+    """Pairs the files of two directories.
 
     The files are those in the first that exists of DIR/label_2, DIR/data and DIR itself for ground truth, of
     DIR/data, DIR/label_2 and DIR itself for detections.

@@ -229,7 +229,7 @@ def _wrong_columns(path: Path, number: int, row: list[bytes], columns: int) -> s
 
 
 def _wrong_number(path: Path, content: bytes) -> str:
-    """Returns names the first value that is no finite number. There is one."""
+    """Names the first value that is no finite number. There is one."""
     for number, line in enumerate(content.splitlines(), start=1):
         for column, token in zip(COLUMNS[1:], line.split()[1:], strict=False):
             if not _is_finite_number(token):

@@ -73,7 +73,7 @@ class NuScenesTables(NuScenes):
             ) from error
 
     def getind(self, table_name: str, token: str) -> int:
-        """Returns index of a record in its table.
+        """Returns the index of a record in its table.
 
         Args:
             table_name: the table.
@@ -136,7 +136,7 @@ def available_splits(nusc: NuScenes) -> dict[str, list[str]]:
 
 
 def scenes_of_split(nusc: NuScenes, split: str) -> list[str]:
-    """Returns names of a split's scenes.
+    """Returns the names of a split's scenes.
 
     Args:
         nusc: the tables.

@@ -41,7 +41,7 @@ def scores_by_distance(bins: Sequence[DistanceBin], key: str = "car/3d/moderate"
 def draw_ap_by_distance(
     scores: Mapping[str, Mapping[str, float]], title: str, ylabel: str = "AP|R40 (%)"
 ) -> Image:
-    """Draws grouped bars: a group a distance, a bar a model, its number on top.
+    """Draws grouped bars: one group per distance, one bar per model, its number on top.
 
     Args:
         scores: name of the model -> distance ("0-20 m") -> AP in percent; NaN is written as "n/a".

@@ -39,7 +39,7 @@ def bev_response(bev_embed: Map, bev_shape: tuple[int, int]) -> Map:
 
 
 def draw_cells(values: Map, frame: BEVFrame, low: float | None = None, high: float | None = None) -> Image:
-    """Draws a number a cell as a heat map from above.
+    """Draws one number per cell as a heat map from above.
 
     Args:
         values: (H, W) over the frame's extent, rows grow with y; NaN is grey.

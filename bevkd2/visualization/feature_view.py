@@ -33,7 +33,7 @@ def feature_response(features: Map) -> Map:
 def shared_scales(
     responses: Mapping[str, Levels], image_size: tuple[int, int]
 ) -> dict[int, tuple[float, float]]:
-    """Returns one colour scale a level for all models: the 1st and 99.5th percentile of all their cells
+    """Returns one colour scale per level for all models: the 1st and 99.5th percentile of all their cells
     together.
 
     Args:
@@ -57,7 +57,7 @@ def draw_feature_maps(
     boxes2d: Map | None = None,
     tile_width: int = TILE_WIDTH,
 ) -> Image:
-    """Draws the FPN features of several models: a row a model below the image, a column a level.
+    """Draws the FPN features of several models: one row per model below the image, one column per level.
 
     All models of a column share its colour scale, so what is brighter is stronger.
 

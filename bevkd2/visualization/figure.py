@@ -63,7 +63,7 @@ def detection_figure(
 
 
 def camera_images(images: np.ndarray, names: tuple[str, ...]) -> dict[str, Image]:
-    """Returns A sample's images by camera.
+    """Returns a sample's images by camera.
 
     Args:
         images: (N, 3, H, W) uint8 RGB.

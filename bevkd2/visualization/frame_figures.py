@@ -17,7 +17,7 @@ from bevkd2.visualization.objects import DrawnObjects, Image
 
 
 def choose_frames(scenes: Sequence[Sequence[int]], num: int) -> list[list[int]]:
-    """Returns frames to draw, spread over the scenes and late in each, when a model has a past to look at.
+    """Returns the frames to draw, spread over the scenes and late in each, so that models have history.
 
     Args:
         scenes: frames of every scene, in order of time.

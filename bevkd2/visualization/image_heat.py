@@ -62,7 +62,7 @@ def over_image(cells: Map, stride: int, image_size: tuple[int, int], smooth: boo
 
 
 def color_bar(low: float, high: float, width: int) -> Image:
-    """Returns A strip of the colours of ``heat_map``, with the numbers at its ends below it."""
+    """Returns a strip of the colours of ``heat_map``, with the numbers at its ends below it."""
     strip = heat_map(np.linspace(0, 1, width)[None].repeat(_BAR_HEIGHT, axis=0), 0.0, 1.0)
     bar = np.pad(strip, ((2, _TEXT_HEIGHT + 9), (0, 0), (0, 0)), constant_values=255)
     put_text(bar, f"{low:.3g}", (0, _BAR_HEIGHT + 2), _TEXT_HEIGHT, box=False)
@@ -82,7 +82,7 @@ def draw_heat_grid(
     opacity: float,
     tile_width: int = TILE_WIDTH,
 ) -> Image:
-    """Draws levels side by side, one row a name, with a colour bar below each column.
+    """Draws levels side by side, one row per name, with a colour bar below each column.
 
     Args:
         image: (H, W, 3) RGB.

@@ -28,7 +28,7 @@ _TRUTH_ABOVE = (20, 20, 20)
 
 
 def upright2img(cam2img: npt.NDArray[np.floating]) -> Array:
-    """Projection of a camera's upright axes (``CameraBoxes3D.upright``), as ``draw_boxes`` reads it.
+    """Returns the projection of the camera's upright axes (``CameraBoxes3D.upright``) for ``draw_boxes``.
 
     Args:
         cam2img: (4, 4) metres in the camera's frame to (u * d, v * d, d, 1), pixels.

@@ -71,7 +71,7 @@ def draw_perspective(
     boxes2d: Map | None = None,
     tile_width: int = TILE_WIDTH,
 ) -> Image:
-    """Draws perspective matrices: a row a variant (such as with and without occlusion), a column a level.
+    """Draws perspective matrices: one row per variant, one column per level.
 
     Args:
         image: (H, W, 3) RGB.

@@ -28,7 +28,7 @@ def test_a_choice_of_classes_keeps_its_order():
         (
             "kitti",
             ("Car", "DontCare"),
-            r"CLASSES has 'DontCare', expected names of kitti: Pedestrian,",
+            r"CLASSES has 'DontCare', expected names of kitti: Car, Van,",
         ),
         ("kitti", ("car",), r"DATASETS\.CLASSES has 'car'"),
         ("nuscenes_mono", ("car", "bus", "car"), "expected every name once"),

@@ -115,7 +115,7 @@ def test_no_training_split(cfg):
 def test_unknown_format(cfg):
     cfg.DATASETS.FORMAT = "waymo"
     with pytest.raises(
-        ValueError, match=r"DATASETS\.FORMAT is 'waymo', expected one of nuscenes, kitti, nuscenes_mono"
+        ValueError, match=r"DATASETS\.FORMAT is 'waymo', expected one of kitti, nuscenes, nuscenes_mono"
     ):
         load_dataset(cfg, "both")
 

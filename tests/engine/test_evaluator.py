@@ -102,7 +102,7 @@ def test_the_data_s_format_decides_who_scores(tmp_path: Path, form: str, evaluat
     cfg.DATASETS.FORMAT = form
     assert type(build_evaluator(cfg, "val", tmp_path)) is evaluator
     cfg.DATASETS.FORMAT = "coco"
-    with pytest.raises(ValueError, match=r"DATASETS\.FORMAT is 'coco', expected one of nuscenes"):
+    with pytest.raises(ValueError, match=r"DATASETS\.FORMAT is 'coco', expected one of kitti, nuscenes"):
         build_evaluator(cfg, "val", tmp_path)
 
 

@@ -180,7 +180,8 @@ def test_tables_are_read_once_until_they_change(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("label", [-1, 10])
-def test_a_label_that_is_no_class_names_the_sample(index, tmp_path, label):
+def test_a_label_that_is_no_class_names_the_sample(fixture_world, tmp_path, label):
+    index = load_nuscenes(fixture_world.root, VERSION, "both")
     samples, found = ground_truth(index, 0)
     found[0]["labels"][0] = label
     with pytest.raises(ValueError, match=rf"sample 's0f0' have the label {label}, expected 0 to 9"):

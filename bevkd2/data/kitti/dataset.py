@@ -131,7 +131,7 @@ def _read_split(root: Path, split: str) -> tuple[str, ...]:
 
 
 def _files(folder: Path, frame: str, labels: bool) -> list[str]:
-    """Image, calibration and, where there are labels, label file of a frame."""
+    """Returns image, calibration and, where there are labels, label file of a frame."""
     files = [_image_file(folder, frame), str(folder / "calib" / f"{frame}.txt")]
     return [*files, str(folder / "label_2" / f"{frame}.txt")] if labels else files
 
@@ -187,7 +187,7 @@ def _load(
 
 @dataclasses.dataclass
 class _FrameTargets:
-    """Those of a frame that are to be found; the fields are KittiIndex's."""
+    """The objects of a frame that are to be found; the fields are KittiIndex's."""
 
     boxes: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]

@@ -13,6 +13,7 @@ from bevkd2.data.format import DATA_FORMAT_REGISTRY, dataset_root
 from bevkd2.data.kitti.dataset import KittiIndex, load_kitti
 from bevkd2.data.mono.format import MonoFormat
 from bevkd2.kitti.frame_lists import has_labels
+from bevkd2.kitti.labels import TYPES
 
 if TYPE_CHECKING:
     from bevkd2.data.synthetic.world import SyntheticWorld
@@ -24,7 +25,7 @@ class KittiFormat(MonoFormat):
 
     name = "kitti"
     default_classes = ("Pedestrian", "Cyclist", "Car")  # the order of the published PGD and SMOKE heads
-    known_classes = ("Pedestrian", "Cyclist", "Car", "Van", "Truck", "Person_sitting", "Tram", "Misc")
+    known_classes = tuple(name for name in TYPES if name != "DontCare")
     typical_image_size = (1242, 375)  # they differ by some pixels
 
     def register(self, cfg: CfgNode, split: str) -> str:

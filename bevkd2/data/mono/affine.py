@@ -23,13 +23,13 @@ class AffineAugmentation:
     """
 
     prob: float = 0.3
-    """How often; else the whole image is the window."""
+    """Probability; otherwise the whole image is the window."""
     shift: float = 0.2
-    """The window's centre moves by up to so many widths and heights of the image."""
+    """Largest shift of the centre of the window, in widths and heights of the image."""
     scale: tuple[float, float] = (0.6, 1.4)
     """Least and largest size of the window relative to the image; below 1 the objects grow."""
     step: float = 0.1
-    """Of both."""
+    """Step between the possible values of both."""
 
     def __post_init__(self) -> None:
         low, high = self.scale
@@ -122,5 +122,5 @@ def window_affine(center: Sequence[float], width: float, size: tuple[int, int]) 
 
 
 def _steps(low: float, high: float, step: float) -> np.ndarray:
-    """From ``low`` by ``step`` to ``high``, both included."""
+    """Returns the numbers from ``low`` by ``step`` to ``high``, both included."""
     return low + step * np.arange(int((high - low) / step + 1e-6) + 1)

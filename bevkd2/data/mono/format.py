@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from fvcore.common.config import CfgNode
@@ -18,6 +18,7 @@ from bevkd2.data.mono.mapper import MonoMapper
 if TYPE_CHECKING:
     from bevkd2.data.loader import MappedDataset
     from bevkd2.modeling.detector import Detector
+    from bevkd2.modeling.mono.detector import MonoDetector
     from bevkd2.visualization.objects import Image
 
 
@@ -80,7 +81,7 @@ class MonoFormat(DataFormat, ABC):
 
         for i in tqdm(choose_images(dataset.index, sample_ids, num), unit="image"):
             sample = dataset[(i, 0)]
-            views: dict[str, Any] = {name: see_image(model, sample) for name, model in models.items()}
+            views = {name: see_image(cast("MonoDetector", model), sample) for name, model in models.items()}
             pictures = mono_figures(
                 sample,
                 views,

@@ -36,7 +36,7 @@ class CanBus:
         return not listed and (Path(self._api.can_dir) / f"{scene_name}_pose.json").is_file()
 
     def motion(self, scene_name: str, timestamps: Array) -> Array:
-        """Acceleration, rotation rate and velocity at the given times.
+        """Returns acceleration, rotation rate and velocity at the given times.
 
         Args:
             scene_name: a scene for which ``has_scene`` holds.
@@ -75,7 +75,7 @@ def can_bus_vectors(translations: Array, rotations: Array, motion: Array) -> Arr
 
 
 def motion_from_poses(translations: Array, rotations: Array, timestamps: Array) -> Array:
-    """Acceleration, rotation rate and velocity of the ego by finite differences of its poses.
+    """Returns acceleration, rotation rate and velocity of the ego by finite differences of its poses.
 
     The differences look back, as those of a car on the road must. A scene's first frame has nothing behind
     it: it takes over the second frame's velocity and rotation rate, and its acceleration is zero, as is the

@@ -18,7 +18,7 @@ from bevkd2.nuscenes.layout import MONO_CLASS_NAMES
 
 @DATA_FORMAT_REGISTRY.register()
 class NuScenesMonoFormat(MonoFormat):
-    """Every camera's image of every key frame is an image of its own. ROOT to CAMERAS as for "nuscenes"."""
+    """Each image of each camera of each key frame is a sample; the data are those of "nuscenes"."""
 
     name = "nuscenes_mono"
     default_classes = known_classes = MONO_CLASS_NAMES

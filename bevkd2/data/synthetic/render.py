@@ -165,7 +165,7 @@ def _window(frame: Array, camera: Sensor, image_size: tuple[int, int]) -> tuple[
 def _trace(
     frame: Array, camera: Sensor, window: tuple[int, int, int, int]
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Array]:
-    """Rows, columns and q (3, k) of the rays in a window that meet a face; see the module's first lines."""
+    """Returns rows, columns and q (3, k) of the rays in a window that meet a face; see the module."""
     left, top, right, bottom = window
     to_ray = np.linalg.inv(camera.intrinsics @ np.stack([frame[1], frame[2], frame[0]], axis=1))
     u = (np.arange(left, right) + 0.5) / SUPERSAMPLING

@@ -38,7 +38,7 @@ _T, _S = np.meshgrid(
 
 
 def face_textures(item: WorldObject, light: Light, rng: np.random.Generator) -> Image:
-    """Paints and light the faces of a box.
+    """Paints and lights the faces of a box.
 
     Args:
         item: the box; it does not turn, so its light stays the same for the whole scene.
@@ -176,7 +176,7 @@ _PAINTERS: dict[str, Callable[[Image, Image], None]] = {
 
 
 def noise_tile(rng: np.random.Generator, size: int = 256) -> Image:
-    """Periodic value noise of four octaves.
+    """Returns periodic value noise of four octaves.
 
     Args:
         rng: generator.

@@ -16,7 +16,7 @@ from bevkd2.structures import projected_boxes2d
 from tests.data.kitti_fixture import IMAGE_SIZE
 
 CLASSES = ("Pedestrian", "Cyclist", "Car")
-KEYS = {"image", "cam2img", "image_to_original", "image_id", "file_name", "height", "width"}
+KEYS = {"image", "cam2img", "image_to_original", "sample_id", "image_id", "file_name", "height", "width"}
 OBJECT_KEYS = {"boxes", "labels", "boxes2d"}
 
 
@@ -58,6 +58,7 @@ def test_sample_keeps_the_contract(index, full):
     assert sample["cam2img"].dtype is torch.float32 and sample["image_to_original"].dtype is torch.float32
     assert torch.equal(sample["image_to_original"], torch.eye(3))
     torch.testing.assert_close(sample["cam2img"].double().numpy(), record.cam2img, rtol=1e-6, atol=1e-6)
+    assert sample["sample_id"] == record.image_id
     assert (sample["image_id"], sample["height"], sample["width"]) == (record.image_id, *IMAGE_SIZE)
     assert sample["labels"].dtype is torch.int64 and sample["boxes2d"].dtype is torch.float32
     assert sample["boxes"].tensor.dtype is torch.float32

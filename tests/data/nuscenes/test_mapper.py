@@ -88,7 +88,7 @@ def test_boxes_are_filtered(index):
     _, labels = mapper().annotations(index, 1)
     assert labels.tolist() == [0, 8]
     near = NuScenesMapper(
-        is_train=True, image_scale=1.0, photometric=False, queue_length=1, pc_range=(-9, -9, -5, 9, 9, 3)
+        is_train=True, image_scale=1.0, photometric=False, queue_length=1, point_range=(-9, -9, -5, 9, 9, 3)
     )
     assert len(near.annotations(index, 1)[0]) == 0
 

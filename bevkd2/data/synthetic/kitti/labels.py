@@ -63,7 +63,7 @@ def label_text(config: KittiWorldConfig, frame: KittiFrame, view: View) -> str:
 
 
 def occlusion_level(visible_share: float) -> int:
-    """KITTI's level of occlusion, 0 to 3.
+    """Returns KITTI's level of occlusion, 0 to 3.
 
     Args:
         visible_share: pixels that show the object, of those that would without occlusion.

@@ -134,7 +134,7 @@ def _draw_object(
 
 
 def _draw_spot(rng: np.random.Generator, road: Road, kitti_type: KittiType | None) -> tuple[float, float]:
-    """Lateral offset to the left in metres, and heading less the road's in radians."""
+    """Returns the lateral offset to the left in metres, and heading less the road's in radians."""
     right, left = road.edges
     any_way = rng.uniform(-math.pi, math.pi)
     side = rng.choice([-1.0, 1.0])
@@ -189,6 +189,6 @@ def _apart(a: WorldObject, b: WorldObject, path: EgoPath, overlap: float) -> boo
 
 
 def _widened(item: WorldObject, path: EgoPath) -> tuple[list[float], list[float], float]:
-    """Centre, sides and angle (degrees) of a footprint with half the gap around it, as OpenCV takes them."""
+    """Returns centre, sides and angle (degrees) of a footprint with half the gap around it, for OpenCV."""
     center = _ego_coordinates(path, item.position).tolist()
     return center, (item.size[:2] + _GAP).tolist(), math.degrees(item.yaw - path.heading)

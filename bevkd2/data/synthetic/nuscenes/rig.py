@@ -55,7 +55,7 @@ class Sensor:
 
 
 def euler_quaternion(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> Array:
-    """Quaternion w, x, y, z of Rz(yaw) Ry(pitch) Rx(roll), angles in radians."""
+    """Returns the quaternion w, x, y, z of Rz(yaw) Ry(pitch) Rx(roll), angles in radians."""
     cy, sy = math.cos(yaw / 2), math.sin(yaw / 2)
     cp, sp = math.cos(pitch / 2), math.sin(pitch / 2)
     cr, sr = math.cos(roll / 2), math.sin(roll / 2)
@@ -70,7 +70,7 @@ def euler_quaternion(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> Array
 
 
 def make_rig(rng: np.random.Generator, image_size: tuple[int, int]) -> list[Sensor]:
-    """Returns A rig as one car carries it: the nominal one with small errors of mounting.
+    """Returns a rig as one car carries it: the nominal one with small errors of mounting.
 
     Args:
         rng: generator of the scene.
@@ -97,6 +97,6 @@ def _make_camera(rng: np.random.Generator, name: str, image_size: tuple[int, int
 
 
 def _multiply(a: Array, b: Array) -> Array:
-    """Product of two quaternions w, x, y, z."""
+    """Returns the product of two quaternions w, x, y, z."""
     w = a[0] * b[0] - a[1:] @ b[1:]
     return np.concatenate([[w], a[0] * b[1:] + b[0] * a[1:] + np.cross(a[1:], b[1:])])

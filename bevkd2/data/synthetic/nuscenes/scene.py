@@ -46,7 +46,7 @@ class EgoPath:
     curvature: float
 
     def pose(self, time: float) -> tuple[Array, float]:
-        """Position (2,) in metres and heading in radians at ``time`` in seconds."""
+        """Returns the position (2,) in metres and heading in radians at ``time`` in seconds."""
         turn = self.curvature * self.speed * time
         # The chord of an arc has length arc * sinc(turn / 2) and the mean of the two headings.
         chord = self.speed * time * float(np.sinc(turn / (2 * math.pi)))
@@ -68,11 +68,11 @@ class Road:
 
     @property
     def edges(self) -> tuple[float, float]:
-        """Lateral offsets of the right and the left edge, metres, positive to the left."""
+        """Returns the lateral offsets of the right and the left edge, metres, positive to the left."""
         return -LANE_WIDTH / 2, (self.num_lanes - 0.5) * LANE_WIDTH
 
     def coordinates(self, x: npt.NDArray, y: npt.NDArray) -> tuple[npt.NDArray, npt.NDArray]:
-        """Distance along the road and lateral offset to the left of the ego's path.
+        """Returns the distance along the road and lateral offset to the left of the ego's path.
 
         Args:
             x: global x in metres, any shape.
@@ -186,7 +186,7 @@ def _draw_road(rng: np.random.Generator) -> Road:
 
 
 def draw_light(rng: np.random.Generator) -> Light:
-    """Sun and air of a random day."""
+    """Draws sun and air of a random day."""
     azimuth, elevation = rng.uniform(-math.pi, math.pi), math.radians(rng.uniform(25.0, 65.0))
     level = math.cos(elevation)
     sun = np.array([level * math.cos(azimuth), level * math.sin(azimuth), math.sin(elevation)])

@@ -43,7 +43,7 @@ _SCENE_INTERVAL = 1_000_000_000
 
 
 def token(*parts: object) -> str:
-    """Returns A token of 32 hexadecimal digits that depends on the parts alone."""
+    """Returns a token of 32 hexadecimal digits that depends on the parts alone."""
     text = "/".join(str(part) for part in parts)
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
@@ -54,7 +54,7 @@ def timestamp(scene_index: int, frame: int) -> int:
 
 
 def image_path(config: WorldConfig, scene_index: int, frame: int, sensor: Sensor) -> str:
-    """Path of a sensor's file below the dataset's root; nothing lies at the lidar's."""
+    """Returns the path of a sensor's file below the dataset's root; nothing lies at the lidar's."""
     stamp = timestamp(scene_index, frame) + sensor.delay
     suffix = "pcd.bin" if sensor.intrinsics is None else "jpg"
     name = config.scene_name(scene_index)
