@@ -171,9 +171,8 @@ def _add_data(cfg: fvcore_config.CfgNode) -> None:
 
     # What a data format alone reads is added by the format (bevkd2/data/*/format.py).
     data = cfg.DATASETS
-    data.FORMAT = (
-        "nuscenes"  # a name in DATA_FORMAT_REGISTRY: multi-view | "kitti" | "nuscenes_mono": single images
-    )
+    # A name in DATA_FORMAT_REGISTRY: "nuscenes": multi-view | "kitti" | "nuscenes_mono": single images
+    data.FORMAT = "nuscenes"
     # Where a relative folder does not exist, it is looked for in the folder DETECTRON2_DATASETS.
     data.ROOT = "data/nuscenes"
     data.TRAIN = ("train",)  # names of splits

@@ -65,7 +65,7 @@ def evaluate(
     build_loader: Callable[[CfgNode, str], Any] = build_test_loader,
     build_evaluator: Callable[[CfgNode, str, Path], DatasetEvaluator] = build_evaluator,
 ) -> OrderedDict[str, Any]:
-    """Returns scores a model on every split of DATASETS.TEST; all processes take part.
+    """Scores a model on every split of DATASETS.TEST; all processes take part.
 
     Args:
         cfg: the config.

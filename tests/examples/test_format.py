@@ -7,12 +7,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from bevkd2.config import get_cfg
-from bevkd2.structures import CameraBoxes3D
 from tests.data.kitti_fixture import VAL
 from tests.docs.pages import ROOT
 from tests.examples.boxes_json import write_world
@@ -76,24 +74,32 @@ def test_the_split_is_drawn(folder: Path) -> None:
     assert any(name.startswith(f"images_{VAL[0]}.png_detections") for name in names), names
 
 
-def test_average_precision(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of three objects one is found first, one never, one after a wrong detection and a repeated one."""
-    monkeypatch.syspath_prepend(str(PACKAGE))
-    from tinymono.format import BoxesJsonIndex, CenterDistanceEvaluator
+PROGRAM = """
+import json, sys, torch
+from tinymono.format import BoxesJsonIndex, CenterDistanceEvaluator
+from pathlib import Path
 
-    index = BoxesJsonIndex.__new__(BoxesJsonIndex)
-    index.root, index.classes = folder, ("car", "person")
+evaluator = CenterDistanceEvaluator(BoxesJsonIndex(Path(sys.argv[1]), "three", ("car", "person")), 2.0)
+try:
+    evaluator.evaluate()
+except ValueError as error:
+    print(error)
+rows = torch.tensor([[0.0, 0.0, z, 1.0, 1.0, 1.0, 0.0] for z in (5.5, 30.0, 5.2, 21.0)])
+scores, labels = torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.zeros(4, dtype=torch.int64)
+found = {"boxes": CameraBoxes3D(rows), "scores": scores, "labels": labels}
+evaluator.process([{"sample_id": "a"}], [found])
+print(json.dumps(evaluator.evaluate()["bbox"]))
+"""
+
+
+def test_average_precision(tmp_path: Path) -> None:
+    """Of three objects one is found first, one never, one after a wrong detection and a repeated one."""
     objects = [{"class": "car", "center": [0.0, 0.0, z], "size": [1.0] * 3, "yaw": 0.0} for z in (5, 20, 40)]
-    index.images = [
-        {"file": "a", "width": 9, "height": 9, "intrinsics": np.eye(3).tolist(), "boxes": objects}
-    ]
-    evaluator = CenterDistanceEvaluator(index, distance=2.0)
-    with pytest.raises(ValueError, match="1 images were not evaluated, such as 'a'"):
-        evaluator.evaluate()
-    rows = torch.tensor([[0.0, 0.0, z, 1.0, 1.0, 1.0, 0.0] for z in (5.5, 30.0, 5.2, 21.0)])
-    scores, labels = torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.zeros(4, dtype=torch.int64)
-    found = {"boxes": CameraBoxes3D(rows), "scores": scores, "labels": labels}
-    evaluator.process([{"sample_id": "a"}], [found])
-    results = evaluator.evaluate()["bbox"]
-    assert results["AP_car"] == pytest.approx((1 / 1 + 2 / 4) / 3) == results["mAP"]
-    assert math.isnan(results["AP_person"])
+    intrinsics = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    image = {"file": "a", "width": 9, "height": 9, "intrinsics": intrinsics, "boxes": objects}
+    (tmp_path / "three.json").write_text(json.dumps({"images": [image]}))
+    missing, results = run(tmp_path, ["-c", PROGRAM, str(tmp_path)]).splitlines()[-2:]
+    assert missing == "1 images were not evaluated, such as 'a'"
+    scores = json.loads(results)
+    assert scores["AP_car"] == pytest.approx((1 / 1 + 2 / 4) / 3) == scores["mAP"]
+    assert math.isnan(scores["AP_person"])

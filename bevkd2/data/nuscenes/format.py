@@ -61,9 +61,8 @@ class NuScenesFormat(DataFormat):
         inp = cfg.INPUT
         inp.CAMERAS = list(CAMERA_NAMES)
         inp.IMAGE_SCALE = 0.5  # resize factor of both image sides; the intrinsics follow
-        inp.QUEUE_LENGTH = (
-            3  # key frames in a training sample: the current one and QUEUE_LENGTH - 1 of history
-        )
+        # Key frames of a training sample: the current one and QUEUE_LENGTH - 1 of history.
+        inp.QUEUE_LENGTH = 3
         # Metres: x, y, z least, then x, y, z greatest, in the frame of LIDAR_TOP. Boxes whose centre is
         # outside in x or y are not trained with, and the BEV grid covers it.
         inp.POINT_RANGE = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]
