@@ -159,8 +159,7 @@ def ap_by_distance(
     *,
     min_overlaps: Mapping[str, tuple[float, float, float]] = MIN_OVERLAPS,
 ) -> list[DistanceBin]:
-    """Returns scores of near and far objects. This is the project's own: the official evaluation has
-    nothing like it.
+    """Returns scores by distance, which the official evaluation does not have.
 
     The distance is the horizontal one from the camera, sqrt(x^2 + z^2), of the box's centre. Objects and
     detections outside of a bin are ignored in it, as those that are too small for a difficulty: they count

@@ -105,8 +105,7 @@ class NuScenesTables(NuScenes):
 
 
 def custom_splits(root: str | Path, version: str) -> dict[str, list[str]]:
-    """Returns the splits that a version's own ``splits.json`` defines: name to scene names; empty without
-    one."""
+    """Returns the splits of a version's ``splits.json``, name to scene names; empty without the file."""
     path = Path(root) / version / "splits.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 

@@ -33,8 +33,7 @@ def feature_response(features: Map) -> Map:
 def shared_scales(
     responses: Mapping[str, Levels], image_size: tuple[int, int]
 ) -> dict[int, tuple[float, float]]:
-    """Returns one colour scale per level for all models: the 1st and 99.5th percentile of all their cells
-    together.
+    """Returns one colour scale per level for all models: percentiles 1 and 99.5 of all their cells.
 
     Args:
         responses: name of the model -> levels.

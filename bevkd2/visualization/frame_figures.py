@@ -42,8 +42,7 @@ def choose_frames(scenes: Sequence[Sequence[int]], num: int) -> list[list[int]]:
 def attention_figure(
     view: ModelView, images: Mapping[str, Image], truth: DrawnObjects, scale: float, score: float
 ) -> Image | None:
-    """Returns where the cell under the nearest object (white) looks, and the entropy of every cell's
-    attention.
+    """Draws the attention of the cell under the nearest object (white), and the entropy of all cells.
 
     Args:
         view: of the frame.

@@ -35,8 +35,7 @@ CLASS_COLORS: Image = np.array(
 
 
 def class_palette(num_classes: int) -> Image:
-    """Returns colours of few classes, (num_classes, 3) and at most ten, as far apart as CLASS_COLORS has
-    them."""
+    """Returns (num_classes, 3), at most ten colours of CLASS_COLORS, as different as possible."""
     count = min(num_classes, len(CLASS_COLORS))
     return CLASS_COLORS[np.arange(count) * len(CLASS_COLORS) // max(count, 1)]
 

@@ -40,8 +40,7 @@ class TransformedImage:
         return self.image.shape[1], self.image.shape[2]
 
     def projected_boxes2d(self) -> Tensor:
-        """Returns (n, 4) around the projected corners, clipped to the image; without area where they do not
-        show."""
+        """Returns (n, 4) around the projected corners, clipped to the image; no area if they are outside."""
         assert self.boxes is not None
         return projected_boxes2d(self.boxes, self.cam2img, self.image_size)
 
@@ -69,8 +68,7 @@ def fitting_size(size: tuple[int, int], limits: tuple[int, int] | None) -> tuple
 
 
 def view_of(record: MonoRecord, image: Tensor) -> TransformedImage:
-    """Returns the view of a record whose image was read, and resized if its size is another than the
-    file's."""
+    """Returns the view of a record and its image, which may have been resized."""
     height, width = image.shape[1:]
     view = TransformedImage(
         image=image,
@@ -116,8 +114,7 @@ def warp(
 
 
 def _move(view: TransformedImage, image: Tensor, affine: Tensor) -> TransformedImage:
-    """Returns what holds for ``image``, to which ``affine`` (3, 3) brings the pixels of the view; it turns
-    no axes."""
+    """Returns the view of ``image``; ``affine`` maps pixels of the view to its pixels (no axis swap)."""
     to_new = torch.eye(4, dtype=torch.float64)
     to_new[:3, :3] = affine
     boxes2d = None

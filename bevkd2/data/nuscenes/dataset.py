@@ -69,8 +69,7 @@ def _say_motion_source(index: NuScenesIndex) -> None:
 
 
 def build_index(root: str | Path, version: str, split: str, cameras: tuple[str, ...]) -> NuScenesIndex:
-    """Reads the tables of a version and makes the index of a split; arguments and errors as
-    ``load_nuscenes``."""
+    """Makes the index of a split from the tables; arguments and errors as ``load_nuscenes``."""
     from bevkd2.nuscenes.tables import NuScenesTables, scenes_of_split
 
     started = time.perf_counter()
@@ -222,8 +221,7 @@ def _visibility(tables: Any, annotation: dict[str, Any]) -> int:
 
 
 def _attribute(tables: Any, annotation: dict[str, Any]) -> int:
-    """Returns the index into ATTRIBUTE_NAMES of the annotation's first attribute; NO_ATTRIBUTE where it has
-    none."""
+    """Returns the label of the annotation's first attribute, or NO_ATTRIBUTE."""
     if not annotation["attribute_tokens"]:
         return NO_ATTRIBUTE
     record = tables.get("attribute", annotation["attribute_tokens"][0])

@@ -100,8 +100,7 @@ class NuScenesIndex:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """Returns the metadata of a frame, as a Detectron2 dataset dict has it: tokens, time, image paths,
-        poses."""
+        """Returns the metadata of a frame as a Detectron2 dataset dict: tokens, time, image paths, poses."""
         if not 0 <= i < len(self):
             raise IndexError(f"frame {i} of split {self.split!r}, which has {len(self)} frames")
         return {

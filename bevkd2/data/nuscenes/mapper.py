@@ -171,8 +171,7 @@ class NuScenesMapper:
     def _frame(
         self, index: NuScenesIndex, i: int, rng: np.random.Generator, cache: ImageCache | None
     ) -> dict[str, Any]:
-        """Returns what current and history frames have in common; every camera and frame is distorted for
-        itself."""
+        """Returns the keys of any frame, current or history; each image is distorted independently."""
         images = (
             self.read_images(index, i) if cache is None else cache.get(i, lambda: self.read_images(index, i))
         )

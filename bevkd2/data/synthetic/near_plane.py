@@ -34,6 +34,5 @@ def clip_near(polygon: Array) -> Array:
 
 
 def project(points: Array, intrinsics: Array) -> Array:
-    """Returns continuous pixel coordinates (k, 2) of points (k, 3) in the camera's frame, all before the
-    camera."""
+    """Returns the pixel coordinates (k, 2) of points (k, 3) in the camera's frame, all in front of it."""
     return (points @ intrinsics.T)[:, :2] / points[:, 2:]

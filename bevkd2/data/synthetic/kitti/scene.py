@@ -173,8 +173,7 @@ def _footprint(item: WorldObject) -> Array:
 
 
 def _apart(a: WorldObject, b: WorldObject, path: EgoPath, overlap: float) -> bool:
-    """Returns whether two boxes keep their distance, and the nearer covers at most a share of the other's
-    width."""
+    """Returns whether two boxes keep their distance and the nearer hides little enough of the other."""
     region, _ = cv2.rotatedRectangleIntersection(_widened(a, path), _widened(b, path))
     if region != cv2.INTERSECT_NONE:
         return False

@@ -262,8 +262,7 @@ def _draw_color(rng: np.random.Generator, hue_sigma: float, label: int) -> Array
 
 
 def _clearance(candidate: WorldObject, path: EgoPath, times: Array, others: list[WorldObject]) -> float:
-    """Returns the least gap in metres between the circles about boxes, and about the ego, over the key
-    frames."""
+    """Returns the least gap (m) between the circles about boxes and the ego, over the key frames."""
     track = candidate.position + times[:, None] * candidate.velocity
     radius = 0.5 * math.hypot(*candidate.size[:2])
     ego = np.array([path.pose(t)[0] for t in times])
