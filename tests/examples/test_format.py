@@ -76,6 +76,7 @@ def test_the_split_is_drawn(folder: Path) -> None:
 
 PROGRAM = """
 import json, sys, torch
+from bevkd2.structures import CameraBoxes3D
 from tinymono.format import BoxesJsonIndex, CenterDistanceEvaluator
 from pathlib import Path
 
