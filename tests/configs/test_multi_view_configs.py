@@ -103,8 +103,9 @@ def test_student_can_inherit_and_be_distilled(path: Path) -> None:
     assert ours == theirs
     # What the attention methods compare: heads, levels, points.
     student_cfg, teacher_cfg = (cfg.MODEL for cfg in pair(path))
-    for key in ("NUM_HEADS", "SPATIAL_POINTS", "TEMPORAL_POINTS", "PILLAR_POINTS", "PC_RANGE"):
+    for key in ("NUM_HEADS", "SPATIAL_POINTS", "TEMPORAL_POINTS", "PILLAR_POINTS"):
         assert student_cfg.BEVFORMER[key] == teacher_cfg.BEVFORMER[key]
+    assert pair(path)[0].INPUT.POINT_RANGE == pair(path)[1].INPUT.POINT_RANGE
     assert student_cfg.FPN.NUM_OUTS == teacher_cfg.FPN.NUM_OUTS
     assert parameters_m(pair(path)[0]) < parameters_m(pair(path)[1])
 
