@@ -107,15 +107,18 @@ def depth_guidance(
     def tau(depth: Tensor) -> Tensor:
         return (widen(depth) / max_depth.to(widen(depth).dtype)).clamp(0, 1)
 
-    weight = torch.ones_like(widen(true_depth))
-    if student_depth is not None and teacher_depth is not None:
-        fixed = torch.zeros_like(true_depth, dtype=torch.bool)
-        if frozen is not None:
-            fixed = fixed | frozen.view(-1, *[1] * (true_depth.dim() - 1))
-        # The fill also gives unused locations gradient 0, where the chain rule would give 0 * NaN.
-        unused = fixed if counted is None else fixed | ~counted
-        gap = (tau(student_depth.masked_fill(unused, 0)) - tau(teacher_depth.detach())).abs()
-        weight = torch.where(fixed, offset, slope * gap + offset)
+    if student_depth is None or teacher_depth is None:
+        weight = torch.ones_like(widen(true_depth))
+    else:
+        fixed = None if frozen is None else frozen.view(-1, *[1] * (true_depth.dim() - 1))
+        if student_depth.requires_grad:
+            # The fill gives unused locations gradient 0, where the chain rule would give 0 * NaN.
+            unused = None if counted is None else ~counted
+            for mask in (fixed, unused):
+                student_depth = student_depth if mask is None else student_depth.masked_fill(mask, 0)
+        weight = slope * (tau(student_depth) - tau(teacher_depth.detach())).abs() + offset
+        if fixed is not None:
+            weight = torch.where(fixed, offset, weight)
     far = tau(true_depth.detach())
     if rho == "exp":
         weight = weight * far.exp()
