@@ -20,9 +20,7 @@ from bevkd2.d2 import build_model
 from bevkd2.data import build_test_loader
 from bevkd2.engine import default_argument_parser, load_args
 from bevkd2.engine.defaults import resolve_device
-from bevkd2.modeling.bev.bevformer import BEVFormer
-from bevkd2.modeling.detector import Detector
-from bevkd2.modeling.mono.detector import MonoDetector
+from bevkd2.modeling import BEVKnowledge, Detector, MonoKnowledge
 from bevkd2.visualization import (
     ModelStream,
     choose_frames,
@@ -98,11 +96,11 @@ def load_model(cfg: CfgNode, weights: str) -> Detector:
         raise ValueError("no weights: add --weights FILE, or set MODEL.WEIGHTS")
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     model = build_model(cfg)
-    kind = BEVFormer if cfg.DATASETS.FORMAT == "nuscenes" else MonoDetector
-    if not isinstance(model, kind):
+    kind = BEVKnowledge if cfg.DATASETS.FORMAT == "nuscenes" else MonoKnowledge
+    if not (isinstance(model, Detector) and issubclass(model.knowledge, kind)):
         raise ValueError(
-            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, but DATASETS.FORMAT "
-            f"{cfg.DATASETS.FORMAT!r} is drawn of a {kind.__name__}; use a config of the other kind"
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, but pictures of DATASETS.FORMAT "
+            f"{cfg.DATASETS.FORMAT!r} need a detector that gives a {kind.__name__}; use another config"
         )
     Checkpointer(model).load(path, checkpointables=[])
     return model.eval()

@@ -16,6 +16,18 @@ BASE_KEY = "_BASE_"
 # Keys whose value is a path relative to the YAML file that names it, as _BASE_ is.
 _RELATIVE_TO_FILE = (("DISTILL", "TEACHER", "CONFIG"),)
 
+_REMOVED: dict[str, str] = {}
+
+
+def add_removed_key(key: str, remedy: str) -> None:
+    """Registers a key that existed in earlier versions, so that its use is an error that says what to do.
+
+    Args:
+        key: the whole name, such as "MODEL.RESNETS.NORM".
+        remedy: what the user should write instead.
+    """
+    _REMOVED[key] = remedy
+
 
 class CfgNode(fvcore_config.CfgNode):
     """fvcore's CfgNode; YAML is always loaded safely, unknown keys and wrong types are named errors."""
@@ -181,5 +193,7 @@ def _find(cfg: fvcore_config.CfgNode, dotted: str) -> tuple[fvcore_config.CfgNod
 
 def _unknown(key: str, known: list[str], prefix: str, source: str) -> str:
     leaf = key[len(prefix) :].split(".")[0]
+    if remedy := _REMOVED.get(f"{prefix}{leaf}"):
+        return f"{source}: config key {prefix + leaf!r} does not exist any more: {remedy}"
     near = difflib.get_close_matches(leaf, known, n=3, cutoff=0.5) or sorted(known)
     return f"{source}: unknown config key {key!r}; near it stand: {', '.join(prefix + name for name in near)}"

@@ -1,6 +1,5 @@
-"""Distances of class predictions and the depth-guided weight in plain PyTorch.
+"""Distances between class predictions in plain torch (depth-guided distillation, Eq. 5-6).
 
-They are Eq. 5 and 6 of depth-guided distillation.
 Arithmetic is in float32 (float64 where an input is), whatever autocast does; the teacher gets no gradient.
 """
 
@@ -12,20 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .arguments import check_shape
-from .precision import widen
+from bevkd2.ops.precision import widen
 
 Distance = Literal["l2", "l2_logits", "kl", "softmax_kl"]
 Rho = Literal["exp", "linear", "off"]
 
 
 def class_distance(student: Tensor, teacher: Tensor, distance: Distance, temperature: float = 1.0) -> Tensor:
-    """Computes the distance of class predictions at every location, summed over the classes.
+    """Distance of class predictions at every location, summed over the classes.
 
-    ``"l2"``: squared difference of probabilities sigmoid(z). ``"l2_logits"``: of logits. ``"kl"``: for every
-    class the KL divergence of Bernoulli(sigmoid(student / T)) from Bernoulli(sigmoid(teacher / T)), times T^2
-    (the detectors classify by independent sigmoids). ``"softmax_kl"``: the KL divergence of
-    softmax(student / T) from softmax(teacher / T), times T^2, for heads that choose one class.
+    "l2": squared difference of probabilities sigmoid(z). "l2_logits": of logits. "kl": for every class the
+    KL divergence of Bernoulli(sigmoid(student / T)) from Bernoulli(sigmoid(teacher / T)), times T^2 (the
+    detectors classify by independent sigmoids). "softmax_kl": the KL divergence of softmax(student / T) from
+    softmax(teacher / T), times T^2, for heads that choose one class.
 
     Args:
         student: (..., K) logits.
@@ -37,7 +35,7 @@ def class_distance(student: Tensor, teacher: Tensor, distance: Distance, tempera
         (...), float32 (float64 where an input is).
 
     Raises:
-        ValueError: shapes that differ, an unknown distance, a temperature that is not positive.
+        ValueError: shapes that differ, another distance, a temperature that is not positive.
     """
     if distance not in get_args(Distance):
         raise ValueError(f"class_distance: distance is {distance!r}; expected one of {get_args(Distance)}")
@@ -70,81 +68,40 @@ def depth_guidance(
     true_depth: Tensor,
     max_depth: Tensor,
     *,
-    counted: Tensor | None = None,
-    frozen: Tensor | None = None,
     slope: float = 10.0,
     offset: float = 1.0,
     rho: Rho = "exp",
 ) -> Tensor:
-    """Computes the depth-guided weight of every location, D = phi(|tau(d_s) - tau(d_t)|) * rho(tau(d_gt)).
+    """The depth-guided weight of every location (Eq. 5): ``D = phi(|tau(d_s) - tau(d_t)|) * rho(tau(d_gt))``.
 
-    This is Eq. 5: tau(d) = d / max_depth, of depths limited to 0..max_depth; phi(x) = slope * x + offset;
-    rho(x) is exp(x), x + 1, or 1.
+    tau(d) = d / max_depth, of depths limited to 0..max_depth; phi(x) = slope * x + offset; rho(x) is exp(x),
+    x + 1, or 1.
 
     Args:
-        student_depth: (B, Q) or another shape, metres; it gets a gradient unless it is detached. ``None``
-            leaves phi out.
-        teacher_depth: the same shape, metres; ``None`` exactly where ``student_depth`` is.
-        true_depth: the same shape, metres.
+        student_depth: (...) metres; None leaves phi out.
+        teacher_depth: likewise.
+        true_depth: (...) metres.
         max_depth: scalar tensor, the largest annotated depth of the mini-batch in metres.
-        counted: the same shape, bool: the locations whose weight is used. At the others the weight is 1, and
-            depths are ignored, even if NaN. ``None``: all.
-        frozen: (B,) bool, samples whose two depths count as equal, so that phi is its offset; ``None``: none.
-        slope: of phi; 10 in the paper.
-        offset: of phi; 1 in the paper.
-        rho: ``"exp"`` (the paper's choice), ``"linear"`` or ``"off"``.
+        slope, offset: of phi; 10 and 1 in the paper.
+        rho: "exp" (the paper's choice), "linear" or "off".
 
     Returns:
-        The shape of ``true_depth``, float32 (float64 where a depth is).
+        (...), at least ``offset``.
 
     Raises:
-        ValueError: an unknown rho, shapes or devices that do not fit, or only one of the two depths.
+        ValueError: another rho.
     """
-    _check_depths(student_depth, teacher_depth, true_depth, max_depth, counted, frozen)
     if rho not in get_args(Rho):
         raise ValueError(f"depth_guidance: rho is {rho!r}; expected one of {get_args(Rho)}")
 
     def tau(depth: Tensor) -> Tensor:
-        return (widen(depth) / max_depth.to(widen(depth).dtype)).clamp(0, 1)
+        return (widen(depth) / max_depth).clamp(0, 1)
 
     weight = torch.ones_like(widen(true_depth))
     if student_depth is not None and teacher_depth is not None:
-        fixed = torch.zeros_like(true_depth, dtype=torch.bool)
-        if frozen is not None:
-            fixed = fixed | frozen.view(-1, *[1] * (true_depth.dim() - 1))
-        # The fill also gives unused locations gradient 0, where the chain rule would give 0 * NaN.
-        unused = fixed if counted is None else fixed | ~counted
-        gap = (tau(student_depth.masked_fill(unused, 0)) - tau(teacher_depth.detach())).abs()
-        weight = torch.where(fixed, offset, slope * gap + offset)
-    far = tau(true_depth.detach())
+        weight = slope * (tau(student_depth) - tau(teacher_depth)).abs() + offset
     if rho == "exp":
-        weight = weight * far.exp()
+        weight = weight * tau(true_depth).exp()
     elif rho == "linear":
-        weight = weight * (far + 1)
-    return weight if counted is None else torch.where(counted, weight, 1)
-
-
-def _check_depths(
-    student_depth: Tensor | None,
-    teacher_depth: Tensor | None,
-    true_depth: Tensor,
-    max_depth: Tensor,
-    counted: Tensor | None,
-    frozen: Tensor | None,
-) -> None:
-    op = "depth_guidance"
-    if (student_depth is None) != (teacher_depth is None):
-        raise ValueError(f"{op}: one depth of student and teacher is None; give both or neither")
-    check_shape(op, "max_depth", max_depth, (), "a scalar")
-    if frozen is not None:
-        check_shape(op, "frozen", frozen, true_depth.shape[:1], "(B,)")
-    alike = {"student_depth": student_depth, "teacher_depth": teacher_depth, "counted": counted}
-    for name, tensor in alike.items():
-        if tensor is not None:
-            check_shape(op, name, tensor, true_depth.shape, "true_depth's shape")
-    for name, tensor in {**alike, "max_depth": max_depth, "frozen": frozen}.items():
-        if tensor is not None and tensor.device != true_depth.device:
-            raise ValueError(
-                f"{op}: {name} is on {tensor.device}, true_depth on {true_depth.device}; move one to the "
-                "other"
-            )
+        weight = weight * (tau(true_depth) + 1)
+    return weight
