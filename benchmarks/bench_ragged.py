@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bevkd2.data.synthetic.nuscenes.rig import make_rig
-from bevkd2.modeling.bev.projection import (
+from bevkd2.modeling.bev.geometry import (
     VisiblePairs,
     find_visible_pairs,
     pillar_points,

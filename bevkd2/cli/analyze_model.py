@@ -39,6 +39,7 @@ from torch import Tensor, nn
 import bevkd2.modeling  # noqa: F401  (registers the models)
 from bevkd2.config import (
     CfgNode,
+    import_plugin,
     is_distillation,
     load_config,
     resolve_teacher,
@@ -50,21 +51,10 @@ from bevkd2.data.format import data_format
 from bevkd2.data.mono.transforms import fitting_size
 from bevkd2.distill.methods import DISTILL_REGISTRY
 from bevkd2.engine.defaults import resolve_device
-from bevkd2.modeling.detector import Detector
-from bevkd2.modeling.mono.detector import MonoDetector
-from bevkd2.modeling.mono.inputs import MonoInputs
+from bevkd2.modeling import Detector, MonoDetector, MonoInputs
 
-PARTS = {
-    "image_backbone": "backbone",
-    "neck": "neck",
-    "head": "head",
-    "encoder": "encoder",
-    "decoder": "decoder",
-}
-"""A detector's children by name, and what they are called here; what is in none of them: others."""
-
-ORDER = [*PARTS.values(), "others", "total"]
-"""Of the rows of the table."""
+PARTS = {"image_backbone": "backbone", "neck": "neck"}
+"""Children that every detector has, and what they are called here; other children keep their names."""
 
 WARM_UP = 2
 """Forward passes that are not timed."""
@@ -76,6 +66,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", required=True, help="config of a detector or of a distillation")
+    parser.add_argument(
+        "--import",
+        dest="plugins",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="import a package before the config is read; may be repeated",
+    )
     parser.add_argument("--image-size", metavar="WxH", help="of the files, instead of the data's usual one")
     parser.add_argument("--parameters-only", action="store_true", help="no FLOPs: quick, and takes no memory")
     parser.add_argument("--time", type=int, default=0, metavar="N", help="time N forward passes, too")
@@ -158,10 +156,11 @@ def adapter_parameters(cfg: CfgNode, student: CfgNode, teacher: CfgNode) -> dict
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
-    """Parameters by part, and in all ("total")."""
+    """Returns the parameters by part (a child of the model; "others": its own) and in all ("total")."""
     counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
-        part = PARTS.get(name.partition(".")[0], "others")
+        child, dot, _ = name.partition(".")
+        part = PARTS.get(child, child) if dot else "others"
         counts[part] = counts.get(part, 0) + parameter.numel()
     return {**counts, "total": sum(counts.values())}
 
@@ -202,7 +201,7 @@ class Extraction(nn.Module):
         """(B, 3, H, W) -> everything that comes of them: what leads to no output is not in a trace."""
         knowledge = self.model.extract(dataclasses.replace(self.inputs, images=images))
         # These two depend on no pixel, and a trace refuses such outputs.
-        return tuple(tensors_of(dataclasses.replace(knowledge, image_sizes=None, locations=None)))
+        return tuple(tensors_of(dataclasses.replace(knowledge, image_sizes=None, grid=None)))
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
@@ -249,7 +248,8 @@ def count_flops(model: MonoDetector, sample: Mapping[str, Any]) -> dict[str, Any
     analysis.set_op_handle("torchvision::deform_conv2d", deform_conv_flops)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     total, by_module = int(analysis.total()), analysis.by_module()
-    flops = {part: int(by_module[f"model.{name}"]) for name, part in PARTS.items() if hasattr(model, name)}
+    flops = {PARTS.get(name, name): int(by_module[f"model.{name}"]) for name, _ in model.named_children()}
+    flops = {part: number for part, number in flops.items() if number}
     return {
         "image_size": [inputs.padded_size[1], inputs.padded_size[0]],
         "flops": {**flops, "others": total - sum(flops.values()), "total": total},
@@ -283,7 +283,8 @@ def _lines_of(role: str, model: Mapping[str, Any]) -> list[str]:
     flops = model.get("flops", {})
     image = f", an image of {' x '.join(map(str, model['image_size']))} with its padding" if flops else ""
     counts = {**dict.fromkeys(flops, 0), **model["parameters"]}
-    parts = sorted(counts, key=lambda part: ORDER.index(part))
+    last = ("others", "total")
+    parts = [*(part for part in counts if part not in last), *(part for part in last if part in counts)]
     rows = [
         [part, f"{counts[part] / 1e6:.2f}", f"{flops[part] / 1e9:.2f}" if part in flops else ""]
         for part in parts
@@ -305,6 +306,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the tool; returns the exit status."""
     args = parse_args(argv)
     try:
+        for package in args.plugins:
+            import_plugin(package)
         cfg = load_config(args.config_file, args.opts)
         report = analyze(
             cfg, file_size=size_of(args.image_size), passes=args.time, flops=not args.parameters_only
@@ -314,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.json is not None:
             args.json.parent.mkdir(parents=True, exist_ok=True)
             args.json.write_text(json.dumps(report, indent=1) + "\n")
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, ImportError, KeyError, ValueError) as error:
         print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 1
     return 0

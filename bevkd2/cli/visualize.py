@@ -17,8 +17,7 @@ from bevkd2.data import build_test_loader, data_format
 from bevkd2.data.loader import MappedDataset
 from bevkd2.engine import default_argument_parser, load_args
 from bevkd2.engine.defaults import resolve_device
-from bevkd2.modeling.detector import Detector
-from bevkd2.modeling.mono.detector import MonoDetector
+from bevkd2.modeling import BEVKnowledge, Detector, MonoKnowledge
 from bevkd2.visualization import save_image
 
 _EPILOG = """
@@ -87,11 +86,11 @@ def load_model(cfg: CfgNode, weights: str) -> Detector:
         raise ValueError("no weights: add --weights FILE, or set MODEL.WEIGHTS")
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     model = build_model(cfg)
-    if isinstance(model, MonoDetector) != data_format(cfg).single_images:
+    kind = MonoKnowledge if data_format(cfg).single_images else BEVKnowledge
+    if not (isinstance(model, Detector) and issubclass(model.knowledge, kind)):
         raise ValueError(
-            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, a "
-            f"{'monocular' if isinstance(model, MonoDetector) else 'multi-view'} detector, which does not "
-            f"read the samples of DATASETS.FORMAT {cfg.DATASETS.FORMAT!r}; use a config of the other kind"
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, but pictures of DATASETS.FORMAT "
+            f"{cfg.DATASETS.FORMAT!r} need a detector that gives a {kind.__name__}; use another config"
         )
     Checkpointer(model).load(path, checkpointables=[])
     return model.eval()

@@ -2,14 +2,16 @@
 
 from bevkd2.config.data_formats import class_names, default_classes, stored_classes
 from bevkd2.config.defaults import add_bevkd2_config, get_cfg, load_config
-from bevkd2.config.node import CfgNode
-from bevkd2.config.plugins import import_plugin
+from bevkd2.config.node import CfgNode, add_removed_key
+from bevkd2.config.plugins import add_config_extension, import_plugin
 from bevkd2.config.shipped import find_file
 from bevkd2.config.teacher import is_distillation, resolve_teacher, student_config, teacher_config
 
 __all__ = [
     "CfgNode",
     "add_bevkd2_config",
+    "add_config_extension",
+    "add_removed_key",
     "class_names",
     "default_classes",
     "find_file",

@@ -1,7 +1,8 @@
 """Every configuration key with its default, its unit and its legal values.
 
-Keys that exist in Detectron2 carry Detectron2's names and meaning. A distillation method's node
-(``DISTILL.<NAME>``) is added by the method's own ``add_config`` (see :mod:`bevkd2.distill.methods`).
+Keys that exist in Detectron2 carry Detectron2's names and meaning. The keys of a detector, a neck or a
+backbone are added by the module that reads them, such as ``bevkd2/modeling/bev/config.py``, and those of a
+distillation method (``DISTILL.<NAME>``) by its own ``add_config`` (see :mod:`bevkd2.config.plugins`).
 """
 
 from __future__ import annotations
@@ -12,10 +13,8 @@ from typing import Any
 
 import fvcore.common.config as fvcore_config
 
-from bevkd2.config.fcos3d import add_fcos3d
 from bevkd2.config.node import CfgNode as CN  # noqa: N817  (Detectron2's customary alias)
 from bevkd2.config.plugins import extend_config
-from bevkd2.config.smoke import add_smoke
 
 
 def get_cfg() -> CN:
@@ -52,9 +51,6 @@ def add_bevkd2_config(cfg: fvcore_config.CfgNode) -> None:
         if name not in cfg:
             cfg[name] = CN()
     _add_model(cfg.MODEL)
-    _add_bevformer(cfg.MODEL)
-    add_fcos3d(cfg.MODEL)
-    add_smoke(cfg.MODEL)
     _add_data(cfg)
     _add_solver(cfg.SOLVER)
     _add_test(cfg.TEST)
@@ -81,89 +77,24 @@ def _add_model(model: fvcore_config.CfgNode) -> None:
 
     backbone = _node(model, "BACKBONE")
     backbone.NAME = "build_bevkd2_resnet_backbone"  # a name in BACKBONE_REGISTRY
-    backbone.WEIGHTS = ""  # local file (.pth, .safetensors) that initialises the backbone alone
+    # What initialises the backbone alone: a local file (.pth, .safetensors), or weights of a library
+    # ("torchvision://resnet50", "timm://dla34"), which are downloaded into that library's own cache.
+    backbone.WEIGHTS = ""
+    # Normalisation: "FrozenStatsBN": running statistics, the affine part learns but in frozen stages |
+    # "FrozenBN": running statistics, the affine part is fixed too (Detectron2's) | "BN" | "GN"
+    backbone.NORM = "FrozenStatsBN"
     backbone.FREEZE_AT = 2  # stages frozen, the stem counted as the first; 0: none
     backbone.CHECKPOINTING = False  # recompute the backbone's stages in the backward pass to save memory
 
     resnets = _node(model, "RESNETS")
-    resnets.DEPTH = 50  # 10 (one basic block a stage) | 18 | 34 | 50 | 101 | 152
+    resnets.DEPTH = 50  # 10 (one basic block per stage) | 18 | 34 | 50 | 101 | 152
     resnets.STEM_OUT_CHANNELS = 64
     resnets.RES2_OUT_CHANNELS = 256  # 64 for basic blocks (depth 10, 18, 34); doubles with every stage
     resnets.NUM_GROUPS = 1  # ResNeXt: 32 or 64
     resnets.WIDTH_PER_GROUP = 64  # ResNeXt-101 32x8d: 8
     resnets.STRIDE_IN_1X1 = False  # True: caffe style
     resnets.DEFORM_ON_PER_STAGE = [False, False, False, False]  # res2..res5: DCNv2 in every 3x3
-    # "FrozenBN": running statistics, affine fixed in frozen stages only | "FixedBN": fixed in all of them |
-    # "BN" | "GN"
-    resnets.NORM = "FrozenBN"
     resnets.OUT_FEATURES = ["res5"]
-
-    timm = _node(model, "TIMM")
-    timm.NAME = ""  # for NAME: build_timm_backbone; any timm model that gives features
-    timm.OUT_INDICES = [3]
-
-    torchvision = _node(model, "TORCHVISION")
-    torchvision.NAME = ""  # for NAME: build_torchvision_backbone; a classification model of torchvision
-    torchvision.NODES = []  # whose outputs are the features, finest first
-
-    fpn = _node(model, "FPN")
-    fpn.IN_FEATURES = ["res5"]
-    fpn.OUT_CHANNELS = 256
-    fpn.NUM_OUTS = 1  # levels beyond IN_FEATURES are made by stride-2 convolutions on the coarsest output
-    fpn.NORM = ""  # "" | "BN" | "GN"
-
-    grid_mask = _node(model, "GRID_MASK")
-    grid_mask.ENABLED = True  # training only, on the current frame
-    grid_mask.PROB = 0.7
-    grid_mask.RATIO = 0.5
-    grid_mask.MODE = 1
-
-
-def _add_bevformer(model: fvcore_config.CfgNode) -> None:
-    bev = _node(model, "BEVFORMER")
-    bev.NUM_CLASSES = 10
-    bev.NUM_CAMERAS = 6
-    bev.EMBED_DIM = 256
-    bev.NUM_HEADS = 8
-    bev.FFN_DIM = 512
-    bev.DROPOUT = 0.1
-    bev.BEV_SHAPE = [50, 50]  # rows (y), columns (x)
-    bev.POST_CENTER_RANGE = [-61.2, -61.2, -10.0, 61.2, 61.2, 10.0]  # metres; detections outside are dropped
-    bev.ENCODER_LAYERS = 3
-    bev.DECODER_LAYERS = 6
-    bev.NUM_QUERIES = 900
-    bev.QUERY_INIT = "random"  # "random" (the paper's) | "grid": reference points start on a regular BEV grid
-    bev.NUM_FEATURE_LEVELS = 4  # rows of the level embedding (the published models keep 4 even for one level)
-    bev.PILLAR_POINTS = 4  # 3D reference points in a pillar
-    bev.SPATIAL_POINTS = 8  # sampling points a level; a multiple of PILLAR_POINTS
-    bev.TEMPORAL_POINTS = 4
-    bev.DECODER_POINTS = 4
-    bev.USE_CAN_BUS = True  # add an embedding of the 18-vector to the BEV queries
-    bev.USE_SHIFT = True  # shift the temporal reference points by the ego motion
-    bev.ROTATE_PREV_BEV = True
-    bev.MAX_DETECTIONS = 300
-    bev.SCORE_THRESHOLD = 0.0
-
-    # Faults of the published code that the published weights were trained with (docs/design.md).
-    legacy = _node(bev, "LEGACY")
-    legacy.ALIASED_SHIFT = False  # the current frame's temporal reference points are shifted too
-    legacy.ROTATE_CENTER = []  # x, y in cells; []: the centre. Published tiny and small: [100, 100]
-    legacy.PADDING_VISIBLE = False  # points that project into the padding count as visible
-    legacy.UNWRAPPED_YAW = False  # a change of yaw across north is embedded as nearly 360 degrees
-
-    loss = _node(bev, "LOSS")
-    loss.CLS_WEIGHT = 2.0
-    loss.FOCAL_ALPHA = 0.25
-    loss.FOCAL_GAMMA = 2.0
-    loss.BOX_WEIGHT = 0.25
-    # of cx cy logw logl cz logh sin cos vx vy
-    loss.CODE_WEIGHTS = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2]
-    loss.CENTER_WEIGHT = 1.0  # multiplies the code weights of cx and cy in the loss (not in matching)
-
-    # Dense supervision in training only, as BEVFormer v2 and others use; 0: off, as in the paper's configs.
-    aux = _node(bev, "AUX")
-    aux.BEV_HEATMAP_WEIGHT = 0.0
-    aux.IMAGE_HEATMAP_WEIGHT = 0.0
 
 
 def _add_data(cfg: fvcore_config.CfgNode) -> None:
@@ -234,6 +165,8 @@ def _add_distill(cfg: fvcore_config.CfgNode) -> None:
     teacher.EVALUATE = False  # score the teacher on DATASETS.TEST before training, and log it
     cfg.DISTILL.METHODS = []  # names in DISTILL_REGISTRY
     cfg.DISTILL.FACTOR = 0.01  # multiplies every method's WEIGHT (paper 1, Eq. 9)
+    # The student's own random augmentation (GridMask) is applied to the teacher's images too
+    cfg.DISTILL.SHARE_AUGMENTATION = True
     inherit = cfg.DISTILL.INHERIT = CN()
     inherit.MODE = "off"  # "freeze" (the paper's) | "init" (its ablation) | "off"
     inherit.PARAMS = ["bev_queries", "bev_position", "object_queries"]

@@ -20,6 +20,18 @@ _REPLACED = {
     "MODEL.BEVFORMER.PC_RANGE": "INPUT.POINT_RANGE",
 }
 
+_REMOVED: dict[str, str] = {}
+
+
+def add_removed_key(key: str, remedy: str) -> None:
+    """Registers a key that existed in earlier versions, so that its use is an error that says what to do.
+
+    Args:
+        key: the whole name, such as "MODEL.RESNETS.NORM".
+        remedy: what the user should write instead.
+    """
+    _REMOVED[key] = remedy
+
 
 class CfgNode(fvcore_config.CfgNode):
     """fvcore's CfgNode; YAML is always loaded safely, unknown keys and wrong types are named errors."""
@@ -187,5 +199,7 @@ def _unknown(key: str, known: list[str], prefix: str, source: str) -> str:
     if key in _REPLACED:
         return f"{source}: config key {key!r} is gone; use {_REPLACED[key]} instead"
     leaf = key[len(prefix) :].split(".")[0]
+    if remedy := _REMOVED.get(f"{prefix}{leaf}"):
+        return f"{source}: config key {prefix + leaf!r} does not exist any more: {remedy}"
     near = difflib.get_close_matches(leaf, known, n=3, cutoff=0.5) or sorted(known)
     return f"{source}: unknown config key {key!r}; near it stand: {', '.join(prefix + name for name in near)}"

@@ -7,21 +7,33 @@ import importlib
 import logging
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from typing import Any
 
 from fvcore.common.config import CfgNode
 
-# The package's own distillation methods and data formats come in by the same way as a downstream package's:
-# each registers a function that adds its keys. Named, not imported, since their packages are above this one.
-_BUILT_IN = ("bevkd2.distill.methods", "bevkd2.data")
+# bevkd2's own detectors, distillation methods and data formats add their keys in the same way as a downstream
+# package's. They are named, not imported, since they belong to packages above this one.
+_BUILT_IN = ("bevkd2.modeling", "bevkd2.distill.methods", "bevkd2.data")
 ENTRY_POINT_GROUP = "bevkd2.plugins"
 
-_EXTENSIONS: list[Callable[[CfgNode], None]] = []
+ConfigExtension = Callable[[Any], None]
+"""Adds keys to a config, which is bevkd2's or has begun as Detectron2's own."""
+
+_EXTENSIONS: list[ConfigExtension] = []
 
 
-def add_config_extension(extend: Callable[[CfgNode], None]) -> None:
-    """Registers a function that adds keys to every config that ``get_cfg`` returns from now on."""
+def add_config_extension(extend: ConfigExtension) -> ConfigExtension:
+    """Registers a function that adds keys to every config that ``get_cfg`` returns from now on.
+
+    Args:
+        extend: called with the config.
+
+    Returns:
+        The function, so that this is a decorator too.
+    """
     if extend not in _EXTENSIONS:
         _EXTENSIONS.append(extend)
+    return extend
 
 
 def extend_config(cfg: CfgNode) -> None:

@@ -42,6 +42,7 @@ class Distiller(nn.Module):
         weights: each method's weight.
         factor: multiplies all weights; 0.01 in structured distillation, 1 in depth-guided, which has none.
         teacher_dtype: autocast type of the teacher's forward pass; float32 switches autocast off.
+        share_augmentation: the student's own augmentation, such as its GridMask, is the teacher's too.
         inherit_mode, inherit_params, inherit_resize: see :func:`bevkd2.distill.inherit.inherit`.
     """
 
@@ -55,6 +56,7 @@ class Distiller(nn.Module):
         weights: Mapping[str, float],
         factor: float = 0.01,
         teacher_dtype: torch.dtype = torch.float32,
+        share_augmentation: bool = True,
         inherit_mode: str = "off",
         inherit_params: Sequence[str] = (),
         inherit_resize: str = "",
@@ -65,6 +67,7 @@ class Distiller(nn.Module):
         self.weights = dict(weights)
         self.factor = factor
         self.teacher_dtype = teacher_dtype
+        self.share_augmentation = share_augmentation
         self.inherit_mode = inherit_mode
         self.inherit_resize = inherit_resize
         self._unregistered = (teacher.requires_grad_(False).eval(),)
@@ -97,6 +100,7 @@ class Distiller(nn.Module):
             "weights": {name: node[method.node].WEIGHT for name, method in methods.items()},
             "factor": node.FACTOR,
             "teacher_dtype": _DTYPES[node.TEACHER.DTYPE],
+            "share_augmentation": node.SHARE_AUGMENTATION,
             "inherit_mode": node.INHERIT.MODE,
             "inherit_params": node.INHERIT.PARAMS,
             "inherit_resize": node.INHERIT.RESIZE,
@@ -121,12 +125,13 @@ class Distiller(nn.Module):
         if not self.training:
             return self.student(batched_inputs)
         self.teacher.eval()
+        samples = self.student.augment(batched_inputs)
         with torch.no_grad(), self._teacher_autocast():
-            inputs = self.teacher.preprocess(batched_inputs)
+            inputs = self.teacher.preprocess(samples if self.share_augmentation else batched_inputs)
             knowledge_t = self.teacher.extract(inputs, self.wants)
-        inputs = self.student.preprocess(batched_inputs)
+        inputs = self.student.preprocess(samples)
         knowledge_s = self.student.extract(inputs, self.wants)
-        targets = self.student.targets(batched_inputs, inputs)
+        targets = self.student.targets(samples, inputs)
         losses = dict(self.student.losses(knowledge_s, targets))
         return losses | self._distill(knowledge_s, knowledge_t, targets)
 

@@ -96,7 +96,8 @@ def build_trainer(
         A trainer whose ``start_iter`` is where it should start.
 
     Raises:
-        ValueError: a period, rate or name in SOLVER or TEST that cannot be.
+        ValueError: a period, rate or name in SOLVER or TEST that cannot be, or frozen stages of the backbone
+            with random weights.
     """
     _check_numbers(cfg)
     trainer = DistillTrainer(
@@ -124,7 +125,7 @@ def build_trainer(
         trainer.start_iter = trainer.iter + 1  # the checkpoint names the iteration that was done last
         _restore_best(trainer, Path(cfg.OUTPUT_DIR) / "model_best.pth")
     _log_model(model)
-    _warn_of_frozen_noise(cfg, resuming)
+    _refuse_frozen_noise(cfg, resuming)
     return trainer
 
 
@@ -234,15 +235,15 @@ def _wants_bar() -> bool:
     return sys.stdout.isatty() or os.environ.get("BEVKD2_PROGRESS") == "1"
 
 
-def _warn_of_frozen_noise(cfg: CfgNode, resuming: bool) -> None:
-    """Says so where parts of the image backbone would stay what the random generator made them."""
+def _refuse_frozen_noise(cfg: CfgNode, resuming: bool) -> None:
+    """Raises ValueError where frozen stages of the image backbone would keep their random initial weights."""
     backbone = cfg.MODEL.BACKBONE
     if backbone.FREEZE_AT > 0 and not (resuming or cfg.MODEL.WEIGHTS or backbone.WEIGHTS):
-        _logger.warning(
-            "MODEL.BACKBONE.FREEZE_AT is %d, so %d stages of the backbone are never trained, and they start "
-            "from random numbers: name weights in MODEL.BACKBONE.WEIGHTS, or set FREEZE_AT to 0",
-            backbone.FREEZE_AT,
-            backbone.FREEZE_AT,
+        raise ValueError(
+            f"MODEL.BACKBONE.FREEZE_AT is {backbone.FREEZE_AT}, so {backbone.FREEZE_AT} stages of the "
+            "backbone are never trained, and they have random weights: name pretrained weights in "
+            "MODEL.BACKBONE.WEIGHTS (a file, torchvision://NAME, timm://NAME) or a checkpoint in "
+            "MODEL.WEIGHTS, or set FREEZE_AT to 0"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from fvcore.common.config import CfgNode
@@ -14,15 +14,22 @@ from bevkd2.d2 import WarmupParamScheduler
 
 _OPTIMIZERS = {"ADAMW": torch.optim.AdamW, "ADAM": torch.optim.Adam, "SGD": torch.optim.SGD}
 _WARMUP_METHODS = ("linear", "constant")
-# Parameters that SOLVER.BACKBONE_MULTIPLIER slows: the image backbone of a plain model, and of a Distiller's
-# student.
-_BACKBONE_PREFIXES = ("image_backbone.", "student.image_backbone.")
+
+
+@runtime_checkable
+class HasBackbone(Protocol):
+    """A model that names the parameters of its backbone, as every ``bevkd2.modeling.Detector`` does."""
+
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters whose learning rate SOLVER.BACKBONE_MULTIPLIER multiplies."""
+        ...
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Builds the optimizer over the trainable parameters, with a separate learning rate for the backbone.
 
-    Biases are those of convolutions and linear layers; a normalisation's is not one of them.
+    The backbone is what the detector, or a Distiller's student, returns as ``backbone_parameters()``. Biases
+    are those of convolutions and linear layers; a normalisation's is not one of them.
 
     Args:
         cfg: the config; reads SOLVER.
@@ -49,11 +56,13 @@ def _parameter_groups(solver: CfgNode, model: nn.Module) -> list[dict[str, Any]]
     bias_decay = solver.WEIGHT_DECAY if solver.WEIGHT_DECAY_BIAS < 0 else solver.WEIGHT_DECAY_BIAS
     plain_biases = solver.BIAS_LR_FACTOR == 1.0 and bias_decay == solver.WEIGHT_DECAY
     biases = set() if plain_biases else _biases(model)
+    detectors = [module for module in model.modules() if isinstance(module, HasBackbone)]
+    backbones = {id(parameter) for detector in detectors for parameter in detector.backbone_parameters()}
     groups: dict[tuple[bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        backbone, bias = name.startswith(_BACKBONE_PREFIXES), name in biases
+        backbone, bias = id(parameter) in backbones, name in biases
         rate = solver.BASE_LR * (solver.BACKBONE_MULTIPLIER if backbone else 1.0)
         group = {
             "params": [],

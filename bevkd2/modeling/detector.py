@@ -1,19 +1,27 @@
-"""The contract of a detector: five methods, and Detectron2's ``forward`` in terms of them."""
+"""The base class of all detectors: what a subclass implements, and what all of them share."""
 
 from __future__ import annotations
 
 import dataclasses
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from bevkd2.d2 import ShapeSpec
+from bevkd2.config import CfgNode
+from bevkd2.d2 import Backbone, ShapeSpec, build_backbone
 from bevkd2.modeling.knowledge import Knowledge
+from bevkd2.modeling.necks import FPN, Neck
+from bevkd2.modeling.pixels import PixelNormalizer
 
 Sample = Mapping[str, Any]
 """One sample as the mapper emits it."""
+
+InputsT = TypeVar("InputsT")
+TargetsT = TypeVar("TargetsT")
+KnowledgeT = TypeVar("KnowledgeT", bound=Knowledge)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,18 +33,56 @@ class FeatureShapes:
     """Finest first."""
 
 
-class Detector(nn.Module):
+def detector_arguments(cfg: CfgNode) -> dict[str, Any]:
+    """Builds image backbone, feature pyramid and pixel normaliser.
+
+    Args:
+        cfg: the whole config; reads MODEL.BACKBONE, MODEL.FPN, MODEL.PIXEL_* and MODEL.SIZE_DIVISIBILITY.
+
+    Returns:
+        The keyword arguments of :class:`Detector`.
+
+    Raises:
+        ValueError: the pyramid reads what the backbone lacks, or wrong pixel statistics.
+    """
+    backbone = build_backbone(cfg)
+    return {
+        "image_backbone": backbone,
+        "neck": FPN.from_config(cfg, backbone.output_shape()),
+        "pixels": PixelNormalizer.from_config(cfg),
+    }
+
+
+class Detector(nn.Module, ABC, Generic[InputsT, TargetsT, KnowledgeT]):
     """Base of all meta-architectures that can teach or learn.
 
-    ``forward(batched_inputs)`` returns losses by name in training and detections in eval mode.
+    A subclass names its ``knowledge`` class and implements ``preprocess``, ``targets``, ``extract``,
+    ``losses`` and ``inference``. ``forward`` is Detectron2's: losses by name in training, detections in eval
+    mode.
     """
 
+    knowledge: ClassVar[type[Knowledge]]
+    """The class that ``extract`` returns."""
+    image_backbone: Backbone
+    neck: Neck
+
+    def __init__(self, *, image_backbone: Backbone, neck: Neck, pixels: PixelNormalizer) -> None:
+        """Keeps the shared parts.
+
+        Args:
+            image_backbone: images (R, 3, H, W) to features by name.
+            neck: those to a list of levels with known ``strides``.
+            pixels: images to what the backbone was trained on.
+        """
+        super().__init__()
+        self.image_backbone, self.neck, self.pixels = image_backbone, neck, pixels
+
     @abstractmethod
-    def preprocess(self, batched_inputs: Sequence[Sample]) -> Any:
+    def preprocess(self, batched_inputs: Sequence[Sample]) -> InputsT:
         """Moves samples to the device, normalises, pads and batches; geometry is kept beside the pixels."""
 
     @abstractmethod
-    def targets(self, batched_inputs: Sequence[Sample], inputs: Any) -> Any:
+    def targets(self, batched_inputs: Sequence[Sample], inputs: InputsT) -> TargetsT:
         """Returns what the losses compare with.
 
         Args:
@@ -45,22 +91,21 @@ class Detector(nn.Module):
         """
 
     @abstractmethod
-    def extract(self, inputs: Any, wants: frozenset[str] = frozenset(), state: Any = None) -> Knowledge:
-        """The forward pass.
+    def extract(self, inputs: InputsT, wants: frozenset[str] = frozenset(), state: Any = None) -> KnowledgeT:
+        """Runs the model up to its raw predictions.
 
         Args:
             inputs: of :meth:`preprocess`.
-            wants: costly fields to fill, of :data:`bevkd2.modeling.knowledge.WANTS`.
+            wants: costly fields to fill, among ``self.knowledge.costly_fields()``.
             state: what a temporal detector put into the knowledge of the frame before.
+
+        Raises:
+            ValueError: an unknown want.
         """
 
     @abstractmethod
-    def feature_shapes(self) -> FeatureShapes:
-        """Returns the channels and strides of backbone and neck, known before the first forward pass."""
-
-    @abstractmethod
-    def losses(self, knowledge: Any, targets: Any) -> dict[str, Tensor]:
-        """Returns scalar losses by name.
+    def losses(self, knowledge: KnowledgeT, targets: TargetsT) -> dict[str, Tensor]:
+        """Returns weighted scalar losses by name.
 
         Args:
             knowledge: of :meth:`extract`.
@@ -68,10 +113,77 @@ class Detector(nn.Module):
         """
 
     @abstractmethod
-    def inference(self, knowledge: Any, inputs: Any) -> list[dict[str, Any]]:
-        """Returns one dict a sample: ``boxes``, ``scores`` (k,) and ``labels`` (k,).
+    def inference(self, knowledge: KnowledgeT, inputs: InputsT) -> list[dict[str, Any]]:
+        """Returns one dict per sample: ``boxes``, ``scores`` (k,) and ``labels`` (k,).
 
         Args:
             knowledge: of :meth:`extract`.
             inputs: of :meth:`preprocess`.
         """
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """Returns losses by name in training, one dict of detections per sample in eval mode.
+
+        Args:
+            batched_inputs: samples as the mapper emits them, with annotations in training.
+        """
+        if not self.training:
+            with torch.no_grad():
+                return self.detect(batched_inputs)
+        samples = self.augment(batched_inputs)
+        inputs = self.preprocess(samples)
+        return self.losses(self.extract(inputs), self.targets(samples, inputs))
+
+    def augment(self, batched_inputs: Sequence[Sample]) -> list[Sample]:
+        """Draws the random numbers of the model's own augmentation of a training batch.
+
+        They go into copies of the samples, so that in distillation teacher and student get the same ones. A
+        detector without augmentation of its own returns the samples as they are.
+        """
+        return list(batched_inputs)
+
+    def detect(self, batched_inputs: Sequence[Sample]) -> list[dict[str, Any]]:
+        """Returns the detections of each sample; a temporal detector overrides it to keep its state."""
+        inputs = self.preprocess(batched_inputs)
+        return self.inference(self.extract(inputs), inputs)
+
+    def run_backbone(
+        self, images: Tensor, image_sizes: Tensor, wants: frozenset[str]
+    ) -> tuple[list[Tensor], KnowledgeT]:
+        """Checks the wants, and runs backbone and neck: the first step of every ``extract``.
+
+        Args:
+            images: (R, 3, H, W), normalised and padded.
+            image_sizes: (R, 2) height and width in pixels before padding.
+            wants: of :meth:`extract`.
+
+        Returns:
+            The neck's levels (R, C, h, w), finest first, and a knowledge with the shared fields filled.
+
+        Raises:
+            ValueError: an unknown want.
+        """
+        self.knowledge.check_wants(wants)
+        backbone = self.image_backbone(images)
+        levels = self.neck(backbone)
+        knowledge: Any = self.knowledge(
+            backbone=backbone if "backbone" in wants else None,
+            fpn=levels if "fpn" in wants else None,
+            fpn_strides=self.neck.strides,
+            image_sizes=image_sizes,
+        )
+        return levels, knowledge
+
+    @property
+    def device(self) -> torch.device:
+        """Returns the device of the model."""
+        return self.pixels.device
+
+    def feature_shapes(self) -> FeatureShapes:
+        """Returns the channels and strides of backbone and neck, known before the first forward pass."""
+        levels = [ShapeSpec(channels=self.neck.out_channels, stride=stride) for stride in self.neck.strides]
+        return FeatureShapes(backbone=self.image_backbone.output_shape(), fpn=levels)
+
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters whose learning rate SOLVER.BACKBONE_MULTIPLIER multiplies."""
+        return list(self.image_backbone.parameters())

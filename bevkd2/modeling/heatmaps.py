@@ -12,10 +12,10 @@ MIN_RADIUS = 1.0  # cells
 
 
 class HeatmapHead(nn.Sequential):
-    """Two convolutions to one logit a class and cell."""
+    """Two convolutions to one logit per class and cell."""
 
     def __init__(self, channels: int, num_classes: int) -> None:
-        """Make the layers.
+        """Makes the layers.
 
         Args:
             channels: of the features.
@@ -29,9 +29,9 @@ class HeatmapHead(nn.Sequential):
 
 
 def gaussian_radius(height: Tensor, width: Tensor, min_overlap: float) -> Tensor:
-    """How far both corners of a box may move for it still to overlap the box by ``min_overlap``.
+    """Computes how far both corners of a box may move while it overlaps the original by ``min_overlap``.
 
-    The least of three cases (both corners inwards, both outwards, one each): CornerNet, section 3.2.
+    The smallest of three cases (both corners inwards, both outwards, one each): CornerNet, section 3.2.
 
     Args:
         height: (n,) cells.
@@ -56,7 +56,7 @@ def draw_heatmap(
     shape: tuple[int, int],
     windowed: bool = False,
 ) -> Tensor:
-    """Gaussians around centres; the larger one wins where two of a class overlap.
+    """Draws Gaussians around centres; where two of a class overlap, the maximum is taken.
 
     Args:
         centers: (n, 2) x, y in cells, all inside the map.
@@ -64,8 +64,8 @@ def draw_heatmap(
         labels: (n,) int64.
         num_classes: K.
         shape: (H, W).
-        windowed: 0 beyond the radius, as CenterNet's code draws them, and the radius may be 0; else a
-            Gaussian reaches on, and its radius is MIN_RADIUS at least.
+        windowed: Gaussians are 0 beyond the radius, as in CenterNet's code, and the radius may be 0; else
+            they are not cut off, and the radius is MIN_RADIUS at least.
 
     Returns:
         (K, H, W) in [0, 1], exactly 1 in the cells of the centres.
@@ -87,7 +87,7 @@ def draw_heatmap(
 
 
 def heatmap_loss(logits: Tensor, target: Tensor, num_centers: int | Tensor) -> Tensor:
-    """Penalty-reduced pixel-wise focal loss (CenterNet, Eq. 1), alpha 2, beta 4.
+    """Computes the penalty-reduced pixel-wise focal loss (CenterNet, Eq. 1), alpha 2, beta 4.
 
     Args:
         logits: (..., K, H, W).

@@ -1,11 +1,18 @@
-"""What a detector knows after its forward pass: the typed fields that distillation methods may read."""
+"""The typed result of a detector's forward pass, which distillation methods and figures read."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from bevkd2.modeling.mono.grid import DenseGrid
+
+
+COSTLY = {"costly": True}
+"""Metadata of a field that ``extract`` fills only where ``wants`` names it."""
 
 
 @dataclasses.dataclass
@@ -14,19 +21,54 @@ class Knowledge:
 
     B samples, N cameras (1 for monocular), Q queries or locations, K classes.
 
-    A field is None unless it is cheap or was named in ``wants``.
+    A field is None where the detector has no such thing, or where it is costly (declared with :data:`COSTLY`)
+    and was not named in ``wants``.
     """
 
-    backbone: dict[str, Tensor] | None = None
-    """Features of the image backbone, name -> (B*N, C, H, W). Wanted by "backbone"."""
-    fpn: list[Tensor] | None = None
-    """Features of the neck, finest first, each (B*N, C, H, W). Wanted by "fpn"."""
+    backbone: dict[str, Tensor] | None = dataclasses.field(default=None, metadata=COSTLY)
+    """Features of the image backbone, name -> (B*N, C, H, W)."""
+    fpn: list[Tensor] | None = dataclasses.field(default=None, metadata=COSTLY)
+    """Features of the neck, finest first, each (B*N, C, H, W)."""
     fpn_strides: list[int] | None = None
-    """Pixels of the input image to a cell of each level of ``fpn``."""
+    """Stride of each level of ``fpn``, in pixels of the input image."""
     image_sizes: Tensor | None = None
     """(B*N, 2) float32: height and width in pixels before padding."""
     logits: Tensor | None = None
     """Class logits before the sigmoid, (B, Q, K): of the last layer's queries, or of all locations."""
+
+    @classmethod
+    def costly_fields(cls) -> frozenset[str]:
+        """Returns the names that ``wants`` may contain."""
+        return frozenset(field.name for field in dataclasses.fields(cls) if field.metadata.get("costly"))
+
+    @classmethod
+    def check_wants(cls, wants: frozenset[str]) -> None:
+        """Checks that all wanted names are costly fields of this class.
+
+        Raises:
+            ValueError: others; they are named.
+        """
+        if unknown := wants - cls.costly_fields():
+            raise ValueError(
+                f"extract: {cls.__name__} has no costly field {sorted(unknown)}; expected names among "
+                f"{sorted(cls.costly_fields())}"
+            )
+
+    def filled(self, name: str) -> Any:
+        """Returns the field ``name``, which must not be None.
+
+        Raises:
+            ValueError: it is None; the message says how it would be filled.
+        """
+        value = getattr(self, name)
+        if value is None:
+            remedy = (
+                "name it in the wants of extract (a distillation method: in requires)"
+                if name in self.costly_fields()
+                else "this detector does not fill it"
+            )
+            raise ValueError(f"{type(self).__name__}.{name} is not filled: {remedy}")
+        return value
 
 
 @dataclasses.dataclass
@@ -56,14 +98,22 @@ class BEVKnowledge(Knowledge):
     """(B, H*W, C): the encoder's output."""
     bev_shape: tuple[int, int] | None = None
     """(H, W)."""
+    bev_range: tuple[float, float, float, float] | None = None
+    """x0, y0, x1, y1 of the grid in metres, LIDAR_TOP frame."""
     bev_mask: Tensor | None = None
     """(B, N, H*W) bool: camera n sees at least one reference point of the pillar."""
-    temporal_attention: list[Tensor] | None = None
+    temporal_attention: list[Tensor] | None = dataclasses.field(default=None, metadata=COSTLY)
     """For every encoder layer, (B, H*W, M, 2, 1, P) float32 after softmax; dimension 3 is the queue:
-    previous, current. Wanted by "temporal_attention"."""
-    spatial_attention: list[Tensor] | None = None
+    previous, current."""
+    spatial_attention: list[Tensor] | None = dataclasses.field(default=None, metadata=COSTLY)
     """For every encoder layer, (B, H*W, M, L, P) float32 after softmax over L*P. It depends on the cell
-    alone, so it is the same for every camera that sees the cell. Wanted by "spatial_attention"."""
+    alone, so it is the same for every camera that sees the cell."""
+    sampling_offsets: list[Tensor] | None = dataclasses.field(default=None, metadata=COSTLY)
+    """For every encoder layer, (B, H*W, M, L, P, 2) x, y in cells of each level: where the spatial attention
+    samples around the reference points; point p belongs to reference point p % Z."""
+    reference_points: Tensor | None = dataclasses.field(default=None, metadata=COSTLY)
+    """(B, N, H*W, Z, 2) the Z points of every cell's pillar in every camera: x, y as fractions of the padded
+    image; meaningless behind the camera."""
     class_logits: Tensor | None = None
     """(D, B, Q, K)."""
     box_codes: Tensor | None = None
@@ -78,8 +128,8 @@ class BEVKnowledge(Knowledge):
 
     def seen_by_any_camera(self) -> Tensor:
         """Returns (B, H*W) bool: cells that at least one camera sees. Others do not count in distillation."""
-        assert self.bev_mask is not None
-        return self.bev_mask.any(dim=1)
+        mask: Tensor = self.filled("bev_mask")
+        return mask.any(dim=1)
 
 
 @dataclasses.dataclass
@@ -95,13 +145,19 @@ class MonoKnowledge(Knowledge):
     """(B, Q) metres: the regressed depth alone; equals ``depth`` where the head has nothing to fuse."""
     probabilistic_depth: Tensor | None = None
     """(B, Q) metres: the expectation over the depth bins; None where the head has none."""
-    locations: Tensor | None = None
-    """(Q, 2) x, y in pixels of the network's input: where each location stands."""
-    level_shapes: list[tuple[int, int]] | None = None
-    """Rows and columns of every level; their products sum to Q."""
+    grid: DenseGrid | None = None
+    """Shapes and strides of the levels, and the positions of the Q locations."""
     outputs: Any = None
-    """The head's own maps, typed by the head, for its losses and its inference."""
+    """The head's own maps, of the head's own type, for its losses and its inference."""
 
+    @property
+    def locations(self) -> Tensor:
+        """Returns (Q, 2) x, y of every location in pixels of the network's input."""
+        grid: DenseGrid = self.filled("grid")
+        return grid.locations
 
-WANTS = frozenset({"backbone", "fpn", "temporal_attention", "spatial_attention"})
-"""Names of the costly fields that ``extract`` fills on request."""
+    @property
+    def level_shapes(self) -> list[tuple[int, int]]:
+        """Returns rows and columns of every level; their products sum to Q."""
+        grid: DenseGrid = self.filled("grid")
+        return grid.shapes

@@ -1,4 +1,4 @@
-"""Detection losses over all decoder layers."""
+"""Normalisers of losses in distributed training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bevkd2.d2 import comm
 
 
 def average_over_ranks(count: float | Tensor, device: torch.device) -> Tensor:
-    """Mean of a count over all processes, at least 1, so that every rank divides by the same number."""
+    """Returns the mean of a count over all processes, at least 1: the same divisor on every rank."""
     total = torch.as_tensor(count, dtype=torch.float32, device=device).clone()
     if comm.get_world_size() > 1:
         dist.all_reduce(total)

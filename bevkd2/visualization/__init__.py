@@ -4,7 +4,6 @@ from bevkd2.visualization.ap_view import draw_ap_by_distance, scores_by_distance
 from bevkd2.visualization.attention import (
     attention_entropy,
     draw_cell_attention,
-    record_sampling_offsets,
     sampling_pixels,
 )
 from bevkd2.visualization.bev_response import bev_response, draw_bev_responses, draw_cells
@@ -52,7 +51,6 @@ __all__ = [
     "mosaic",
     "perspective_maps",
     "project_edges",
-    "record_sampling_offsets",
     "sampling_pixels",
     "save_image",
     "scores_by_distance",

@@ -1,53 +1,16 @@
-"""Where a BEV cell looks in the cameras, and how sharply (spatial cross attention; BEVFormer, Eq. 3)."""
+"""Pictures of the spatial cross-attention: the points that a BEV cell samples (BEVFormer, Eq. 3)."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor, nn
 
-from bevkd2.modeling.bev.spatial_attention import SpatialCrossAttention
 from bevkd2.visualization.camera_view import mosaic
 from bevkd2.visualization.canvas import heat_map, resize
 from bevkd2.visualization.objects import Array, Image
-
-
-@contextlib.contextmanager
-def record_sampling_offsets(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Keep the sampling offsets of the spatial attention of every encoder layer.
-
-    Knowledge does not carry them, as no distillation method reads them.
-
-    Args:
-        model: a BEV detector.
-
-    Yields:
-        A list with one (B, Q, M, L, P, 2) tensor a layer after a forward pass: x, y in cells of each feature
-        level. Of several passes (history frames) the last counts.
-    """
-    layers = [m for m in model.modules() if isinstance(m, SpatialCrossAttention)]
-    recorded: dict[int, Tensor] = {}
-    offsets: list[Tensor] = []
-
-    def keep(index: int, layer: SpatialCrossAttention) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            shape = (layer.num_heads, layer.num_levels, layer.num_points, 2)
-            recorded[index] = output.detach().unflatten(-1, shape)
-            offsets[:] = [recorded[i] for i in sorted(recorded)]
-
-        return hook
-
-    handles = [layer.sampling_offsets.register_forward_hook(keep(i, layer)) for i, layer in enumerate(layers)]
-    try:
-        yield offsets
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def sampling_pixels(
@@ -56,7 +19,7 @@ def sampling_pixels(
     spatial_shapes: Sequence[tuple[int, int]],
     image_size: tuple[int, int],
 ) -> Array:
-    """Pixels that one BEV cell samples in every camera.
+    """Computes the pixels that one BEV cell samples in every camera.
 
     Args:
         reference_points: (N, Z, 2) the cell's pillar points: x, y as fractions of the padded image.
@@ -75,7 +38,7 @@ def sampling_pixels(
 
 
 def draw_samples(image: Image, pixels: Array, weights: Array, scale: float = 1.0) -> Image:
-    """Draw sampling points, the heavier the larger and the brighter.
+    """Draws sampling points, larger and brighter the larger their weight.
 
     Args:
         image: (H, W, 3) RGB, drawn darker so that the points stand out.
@@ -107,11 +70,11 @@ def draw_cell_attention(
     seen: npt.NDArray[np.bool_],
     scale: float = 1.0,
 ) -> Image:
-    """Draw where one BEV cell looks in all cameras.
+    """Draws the points that one BEV cell samples in all cameras.
 
     Args:
         images: camera name -> (H, W, 3) RGB, in the order of the N cameras.
-        pixels: (N, M, L, P, 2) of `sampling_pixels`.
+        pixels: (N, M, L, P, 2) of ``sampling_pixels``.
         weights: (M, L, P) attention weights of the cell, the same for every camera.
         seen: (N,) whether the camera sees the cell; others are drawn without points.
         scale: images are resized by it.
@@ -129,7 +92,7 @@ def draw_cell_attention(
 
 
 def attention_entropy(weights: npt.NDArray[np.floating]) -> Array:
-    """Entropy of attention weights, averaged over the heads: low where a cell looks at few points.
+    """Computes the entropy of attention weights, averaged over the heads; few points make it low.
 
     Args:
         weights: (Q, M, ...) softmax weights that sum to 1 over the dimensions after the heads.

@@ -42,7 +42,7 @@ def choose_frames(scenes: Sequence[Sequence[int]], num: int) -> list[list[int]]:
 def attention_figure(
     view: ModelView, images: Mapping[str, Image], truth: DrawnObjects, scale: float, score: float
 ) -> Image | None:
-    """Draws the attention of the cell under the nearest object (white), and the entropy of all cells.
+    """Draws the points that the cell of the nearest object (white) samples, and the entropy of all cells.
 
     Args:
         view: of the frame.
@@ -52,20 +52,23 @@ def attention_figure(
         score: least score of a detection.
 
     Returns:
-        The picture; None where there is no object on the grid.
+        The picture; None where there is no object on the grid, or the model has no spatial attention.
     """
+    attention = view.attention
+    if attention is None:
+        return None
     objects = truth if len(truth) else view.detections.above(score)
     centers = objects.boxes.center[:, :2].double().numpy()
     cells = [view.cell_at(x, y) for x, y in centers]
-    candidates = [i for i, cell in enumerate(cells) if cell is not None and view.seen[:, cell].any()]
+    candidates = [i for i, cell in enumerate(cells) if cell is not None and attention.seen[:, cell].any()]
     if not candidates:
         return None
     nearest = min(candidates, key=lambda i: float(np.hypot(*centers[i])))
     cell = cells[nearest]
     assert cell is not None
-    cameras = view.draw_attention(cell, images, scale)
+    cameras = attention.draw(cell, images, scale)
     frame = BEVFrame(view.extent, max(cameras.shape[0], 300))
-    above = draw_bev(frame, predictions=truth, base=draw_cells(view.entropy, frame))
+    above = draw_bev(frame, predictions=truth, base=draw_cells(attention.entropy.reshape(view.shape), frame))
     chosen = DrawnObjects(objects.boxes[nearest], objects.labels[[nearest]])
     draw_outlines(above, frame, chosen, (255, 255, 255))
     put_text(above, "entropy of attention, dark: sharp", (0, 0), height=10)
@@ -107,6 +110,7 @@ def frame_figures(
         if attention is not None:
             pictures[f"attention_{name}"] = attention
     frame = BEVFrame(next(iter(views.values())).extent, 480)
-    responses = draw_bev_responses({name: view.response for name, view in views.items()}, frame, truth)
-    pictures["bev_response"] = with_title(responses, "BEV response")
+    responses = {name: view.response for name, view in views.items() if view.response is not None}
+    if responses:
+        pictures["bev_response"] = with_title(draw_bev_responses(responses, frame, truth), "BEV response")
     return pictures

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from fvcore.common.config import CfgNode as FvcoreNode
 
-from bevkd2.modeling.mono.detector import MonoDetector
+from bevkd2.modeling import Detector
 from bevkd2.structures import project_points
 from bevkd2.visualization.canvas import with_title
 from bevkd2.visualization.feature_view import draw_feature_maps, feature_response
@@ -34,11 +34,11 @@ class MonoView:
 
 
 @torch.no_grad()
-def see_image(model: MonoDetector, sample: Mapping[str, Any]) -> MonoView:
-    """Run one image.
+def see_image(model: Detector[Any, Any, Any], sample: Mapping[str, Any]) -> MonoView:
+    """Runs one image.
 
     Args:
-        model: with its weights loaded, in eval mode.
+        model: monocular, with its weights loaded, in eval mode.
         sample: of the test mapper.
 
     Returns:
@@ -46,8 +46,7 @@ def see_image(model: MonoDetector, sample: Mapping[str, Any]) -> MonoView:
     """
     inputs = model.preprocess([sample])
     knowledge = model.extract(inputs, wants=frozenset({"fpn"}))
-    assert knowledge.fpn is not None and knowledge.fpn_strides is not None
-    levels = zip(knowledge.fpn_strides, knowledge.fpn, strict=True)
+    levels = zip(knowledge.filled("fpn_strides"), knowledge.filled("fpn"), strict=True)
     responses = {s: feature_response(features[0].float().cpu().numpy()) for s, features in levels}
     return MonoView(model.inference(knowledge, inputs)[0], responses)
 

@@ -34,7 +34,7 @@ def small_model() -> BEVFormer:
     resnets, bev = cfg.MODEL.RESNETS, cfg.MODEL.BEVFORMER
     resnets.DEPTH, resnets.RES2_OUT_CHANNELS, resnets.STEM_OUT_CHANNELS = 50, 16, 8
     resnets.DEFORM_ON_PER_STAGE = [False, False, False, True]
-    cfg.MODEL.FPN.OUT_CHANNELS = bev.EMBED_DIM = 16
+    cfg.MODEL.FPN.OUT_CHANNELS = 16
     cfg.MODEL.FPN.NORM, cfg.MODEL.FPN.NUM_OUTS = "BN", 2
     bev.NUM_HEADS, bev.FFN_DIM, bev.BEV_SHAPE, bev.NUM_QUERIES = 2, 32, [4, 5], 6
     return BEVFormer(cfg)

@@ -25,7 +25,7 @@ SMALL = (
     *("MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2"),
     *("SOLVER.WARMUP_ITERS", "2"),
     *("TEST.PRINT_PERIOD", "1", "MODEL.BEVFORMER.BEV_SHAPE", "[8, 8]", "MODEL.BEVFORMER.NUM_QUERIES", "16"),
-    *("MODEL.BEVFORMER.EMBED_DIM", "32", "MODEL.FPN.OUT_CHANNELS", "32", "MODEL.BEVFORMER.DROPOUT", "0.1"),
+    *("MODEL.FPN.OUT_CHANNELS", "32", "MODEL.BEVFORMER.DROPOUT", "0.1"),
 )
 Run = Callable[..., Any]
 
@@ -59,7 +59,7 @@ def teacher(main: Run, world: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def distillation(teacher: Path) -> tuple[str, ...]:
     opts = ["MODEL.BEVFORMER.BEV_SHAPE", [8, 8], "MODEL.BEVFORMER.NUM_QUERIES", 16]
-    opts += ["MODEL.BEVFORMER.EMBED_DIM", 32, "MODEL.FPN.OUT_CHANNELS", 32]
+    opts += ["MODEL.FPN.OUT_CHANNELS", 32]
     weights = str(teacher / "model_final.pth")
     return (
         *("DISTILL.TEACHER.WEIGHTS", weights, "DISTILL.TEACHER.OPTS", repr(opts)),

@@ -14,6 +14,7 @@ import pytest
 import bevkd2.distill  # noqa: F401  (registers the methods)
 from bevkd2.config import class_names, load_config
 from bevkd2.distill.methods import DISTILL_REGISTRY
+from bevkd2.modeling.mono.fcos3d.config import pgd_arguments
 from tests.configs.shipped import (
     CONFIGS,
     DISTILLATIONS,
@@ -152,12 +153,11 @@ def test_half_channels_are_half_in_neck_towers_and_branches(backbone: str) -> No
     full, half = (detector(f"pgd_{backbone}{kind}_kitti").MODEL for kind in ("", "_half"))
     assert (full.FPN.OUT_CHANNELS, half.FPN.OUT_CHANNELS) == (256, 128)
     assert (full.FCOS3D.FEATURE_CHANNELS, half.FCOS3D.FEATURE_CHANNELS) == (256, 128)
-    for ours, theirs in (
-        (half.FCOS3D.BRANCHES, full.FCOS3D.BRANCHES),
-        (half.PGD.BRANCHES, full.PGD.BRANCHES),
-    ):
-        assert ours == {name: [width // 2 for width in widths] for name, widths in theirs.items()}
-    half.FPN, half.FCOS3D.BRANCHES, half.PGD.BRANCHES = full.FPN, full.FCOS3D.BRANCHES, full.PGD.BRANCHES
+    cfg = detector(f"pgd_{backbone}_half_kitti")
+    head = pgd_arguments(cfg)["head"]
+    for branch in (head.class_branch, *head.regressors.values(), *head.extra_branches.values()):
+        assert [conv.conv.out_channels for conv in branch.convs] == [128]
+    half.FPN = full.FPN
     half.FCOS3D.FEATURE_CHANNELS = 256
     assert half == full
 

@@ -24,7 +24,7 @@ def test_there_are_configs() -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_published_schedule(size: str) -> None:
-    """The released configs: 24 epochs of 28,130 key frames, 8 per step, AdamW with a cosine to a thousandth."""
+    """The released configs: 24 epochs of 28,130 key frames, 8 per step, AdamW, a cosine to a thousandth."""
     solver = config(f"bevformer/bevformer_{size}.yaml").SOLVER
     assert (solver.OPTIMIZER, solver.BASE_LR, solver.IMS_PER_BATCH) == ("ADAMW", 2e-4, 8)
     steps_per_epoch = -(-28130 // 8)

@@ -25,7 +25,10 @@ def tiny_cfg():
                 *("MODEL.RESNETS.RES2_OUT_CHANNELS", 8, "MODEL.BACKBONE.FREEZE_AT", 0),
                 *("MODEL.RESNETS.OUT_FEATURES", ["res4"], "MODEL.FPN.IN_FEATURES", ["res4"]),
                 *("MODEL.FPN.OUT_CHANNELS", 16, "MODEL.GRID_MASK.ENABLED", False),
-                *("MODEL.BEVFORMER.EMBED_DIM", 16, "MODEL.BEVFORMER.NUM_HEADS", 2),
+                *(
+                    "MODEL.BEVFORMER.NUM_HEADS",
+                    2,
+                ),
                 *("MODEL.BEVFORMER.FFN_DIM", 16, "MODEL.BEVFORMER.DROPOUT", 0.0),
                 *("MODEL.BEVFORMER.BEV_SHAPE", [6, 8], "MODEL.BEVFORMER.NUM_QUERIES", 12),
                 *("MODEL.BEVFORMER.ENCODER_LAYERS", 2, "MODEL.BEVFORMER.DECODER_LAYERS", 2),

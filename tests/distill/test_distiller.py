@@ -66,6 +66,21 @@ def test_an_identical_student_has_nothing_to_learn(teacher_files, samples):
     assert all(v > 0 for k, v in losses.items() if k.startswith("loss_cls"))
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_teacher_and_student_get_one_grid_mask_where_it_is_shared(teacher_files, samples, shared):
+    mask = ["MODEL.GRID_MASK.ENABLED", True, "MODEL.GRID_MASK.PROB", 1.0]
+    model = build(teacher_files(*mask, "DISTILL.TEACHER.OPTS", mask, "DISTILL.SHARE_AUGMENTATION", shared))
+    model.student.load_state_dict(model.teacher.state_dict())
+    model.train()
+    for module in model.student.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    torch.manual_seed(0)
+    with EventStorage():
+        losses = model(samples(0, 1))
+    assert (losses["loss_distill_bev_response"].item() == 0) is shared
+
+
 def test_one_step_moves_every_trainable_parameter_and_no_inherited_one(teacher_files, samples):
     model = build(teacher_files())
     before = {k: v.clone() for k, v in model.named_parameters()}

@@ -39,16 +39,17 @@ from tests.docs.pages import KEYS, ROOT
 SECONDS = 240
 SHORT = (
     *("MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "1", "SOLVER.WARMUP_ITERS", "1"),
-    *("SOLVER.STEPS", "(1,)", "DATALOADER.NUM_WORKERS", "0"),
+    *("SOLVER.STEPS", "(1,)", "MODEL.BACKBONE.FREEZE_AT", "0", "DATALOADER.NUM_WORKERS", "0"),
 )
 # Depths, kinds of layers and feature levels stay those of the config.
 SMALL = (
     *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 32),
-    *("MODEL.RESNETS.WIDTH_PER_GROUP", 8, "MODEL.FPN.OUT_CHANNELS", 32, "MODEL.BEVFORMER.EMBED_DIM", 32),
+    *("MODEL.RESNETS.WIDTH_PER_GROUP", 8, "MODEL.FPN.OUT_CHANNELS", 32),
     *("MODEL.BEVFORMER.BEV_SHAPE", [8, 8], "MODEL.BEVFORMER.NUM_QUERIES", 16),
     *("MODEL.FCOS3D.FEATURE_CHANNELS", 32, "MODEL.SMOKE.FEATURE_CHANNELS", 32),
     *("INPUT.RESIZE_TRAIN", [], "INPUT.RESIZE_TEST", [], "INPUT.AFFINE.SIZE", [416, 128]),
 )
+SMALL_WORDS = tuple(map(str, SMALL))
 # Scripts with a config, and the options that they get.
 CONFIGURED = {
     "tools/train_net.py": SHORT,
@@ -109,18 +110,6 @@ def python_path() -> str:
 def first_option(words: list[str]) -> int:
     """Index of the first KEY VALUE option of the config, or of the end."""
     return next((i for i, word in enumerate(words) if word in KEYS), len(words))
-
-
-def small_options(cfg: CfgNode) -> tuple[str, ...]:
-    """Options that make the models of a config small; heads have as many branches as before."""
-    branches = {f"MODEL.{head}.BRANCHES": cfg.MODEL[head].BRANCHES for head in ("FCOS3D", "PGD")}
-    widths = {
-        f"{node}.{name}": [32] * len(widths)
-        for node, all_widths in branches.items()
-        for name, widths in all_widths.items()
-    }
-    options = [*SMALL, *(word for pair in widths.items() for word in pair)]
-    return tuple(map(str, options))
 
 
 class Sandbox:
@@ -220,10 +209,8 @@ class Sandbox:
         plain = load_config(config)
         words += CONFIGURED[script]
         if not config.resolve().parent.name.startswith("demo"):
-            words += small_options(plain)
-            words += (
-                ("DISTILL.TEACHER.OPTS", repr(list(small_options(plain)))) if is_distillation(plain) else ()
-            )
+            words += SMALL_WORDS
+            words += ("DISTILL.TEACHER.OPTS", repr(list(SMALL_WORDS))) if is_distillation(plain) else ()
         cfg = load_config(config, words[first:])
         if script in READ_DATA:
             self._make_data(cfg, words)

@@ -252,10 +252,11 @@ def test_progress_line_has_eta_and_losses(tmp_path: Path, caplog: pytest.LogCapt
     assert "eta: " in lines[-1] and "peak memory" in caplog.text and "Overall training speed" in caplog.text
 
 
-@pytest.mark.parametrize(("freeze_at", "warned"), [(2, True), (0, False)])
-def test_a_frozen_backbone_without_weights_is_warned_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, freeze_at: int, warned: bool
-) -> None:
-    cfg = toy_cfg(tmp_path, "MODEL.BACKBONE.FREEZE_AT", freeze_at)
+def test_frozen_stages_with_random_weights_are_an_error_before_the_first_step(tmp_path: Path) -> None:
+    cfg = toy_cfg(tmp_path, "MODEL.BACKBONE.FREEZE_AT", 2)
+    with pytest.raises(
+        ValueError, match=r"FREEZE_AT is 2, .*random weights.*BACKBONE\.WEIGHTS.*FREEZE_AT to 0"
+    ):
+        build_trainer(cfg, build_model(cfg), build_loader=build_toy_loader, evaluate=toy_evaluate)
+    cfg.MODEL.BACKBONE.WEIGHTS = "loaded by build_model"
     build_trainer(cfg, build_model(cfg), build_loader=build_toy_loader, evaluate=toy_evaluate)
-    assert ("FREEZE_AT is 2, so 2 stages of the backbone are never trained" in caplog.text) is warned

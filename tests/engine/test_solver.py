@@ -42,6 +42,25 @@ def test_backbone_is_slower_and_frozen_parameters_are_left_out(tmp_path: Path, m
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.3}
 
 
+class OtherNames(nn.Module):
+    """A detector whose backbone has another name, and which has a layer by the customary one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.image_backbone = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        return list(self.trunk.parameters())
+
+
+def test_the_detector_says_what_its_backbone_is() -> None:
+    model = nn.ModuleDict({"student": OtherNames()})
+    optimizer = build_optimizer(solver(BASE_LR=0.02, BACKBONE_MULTIPLIER=0.1), model)
+    rate = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rate[model["student"].trunk.weight] == pytest.approx(0.002)
+    assert rate[model["student"].image_backbone.weight] == pytest.approx(0.02)
+
+
 def test_teacher_is_not_optimized(tmp_path: Path) -> None:
     model = ToyDistiller(toy_cfg(tmp_path))
     optimized = {p for group in build_optimizer(get_cfg(), model).param_groups for p in group["params"]}

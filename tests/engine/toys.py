@@ -15,6 +15,7 @@ from bevkd2.d2 import META_ARCH_REGISTRY, DatasetEvaluator, comm
 SIZE = 4  # features of a sample
 TOY_OPTIONS = (
     *("SEED", 3, "MODEL.DEVICE", "cpu", "MODEL.META_ARCHITECTURE", "ToyDetector"),
+    *("MODEL.BACKBONE.FREEZE_AT", 0),
     *("SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 6, "SOLVER.BASE_LR", 0.05, "SOLVER.WARMUP_ITERS", 2),
     *("SOLVER.CHECKPOINT_PERIOD", 3, "TEST.PRINT_PERIOD", 1, "TEST.BEST_METRIC", "toy/score"),
 )
@@ -30,6 +31,9 @@ class ToyDetector(nn.Module):
         self.image_backbone.bias.requires_grad_(False)
         self.dropout = nn.Dropout(cfg.MODEL.BEVFORMER.DROPOUT)
         self.head = nn.Linear(8, cfg.MODEL.BEVFORMER.NUM_CLASSES)
+
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        return list(self.image_backbone.parameters())
 
     def forward(self, batch: list[dict[str, Any]]) -> Any:
         x = torch.stack([sample["x"] for sample in batch]).to(self.head.weight.device)

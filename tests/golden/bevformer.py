@@ -15,9 +15,19 @@ from torch import Tensor
 
 from bevkd2.checkpoint.import_bevformer import to_published
 from bevkd2.modeling import BEVFormer
-from bevkd2.modeling.bev.box_coder import decode_detections, encode_boxes, from_mmdet3d, to_mmdet3d
-from bevkd2.modeling.bev.projection import pillar_points, project_pillars
-from bevkd2.modeling.bev.queries import grid_shift, rotation_source_index
+from bevkd2.modeling.bev.box_coder import (
+    DecodeOptions,
+    decode_detections,
+    encode_boxes,
+    from_mmdet3d,
+    to_mmdet3d,
+)
+from bevkd2.modeling.bev.geometry import (
+    grid_shift,
+    pillar_points,
+    project_pillars,
+    rotation_source_index,
+)
 from bevkd2.structures import wrap_angle
 from tests.golden.bevformer_case import Case, FrameRun, build, load_case, run_frame
 from tests.golden.report import Differences, Row
@@ -144,11 +154,11 @@ def compare_attention(case: Case, index: int, run: FrameRun, diff: Differences) 
             continue
         layer, what, b = int(match[1] or 0), match[2], int(match[3])
         if what == "tsa_attn":
-            ours = run.encoded.temporal_attention[layer][b].permute(2, 0, 1, 3, 4)
+            ours = run.encoded.costly["temporal_attention"][layer][b].permute(2, 0, 1, 3, 4)
             diff.add("temporal attention weights", ours, golden)
         elif what == "sca_attn":
             cells = case.attn[f"f{index}/sca_index/b{b}"].long()
-            ours = run.encoded.spatial_attention[layer][b][cells.clamp(min=0)]
+            ours = run.encoded.costly["spatial_attention"][layer][b][cells.clamp(min=0)]
             used = cells >= 0
             diff.add("spatial attention weights", ours[used], golden[used])
         elif what == "cross_attn":
@@ -219,13 +229,13 @@ def compare_decoding(case: Case, diff: Differences) -> None:
     logits, codes = case.out["out/f1/all_cls_scores"][-1], case.out["out/f1/all_bbox_preds"][-1]
     for variant, setting in case.meta["decode_variants"].items():
         for b in range(len(logits)):
-            boxes, scores, labels = decode_detections(
-                logits[b],
-                codes[b],
+            options = DecodeOptions(
                 max_detections=case.meta["decode_max_num"],
                 score_threshold=setting["thr"] or 0.0,
                 post_center_range=setting["post"],
             )
+            detections = decode_detections(logits[b], codes[b], options)
+            boxes, scores, labels = (detections[key] for key in ("boxes", "scores", "labels"))
             prefix = f"decode_{variant}/b{b}/"
             diff.add("decoded scores", scores, case.out[f"{prefix}scores"])
             diff.add("decoded labels", labels, case.out[f"{prefix}labels"])

@@ -18,8 +18,8 @@ from bevkd2.config import CfgNode, get_cfg
 from bevkd2.modeling import BEVFormer
 from bevkd2.modeling.bev.decoder import DecoderOutput
 from bevkd2.modeling.bev.encoder import EncoderOutput
+from bevkd2.modeling.bev.geometry import VisiblePairs
 from bevkd2.modeling.bev.inputs import Frames
-from bevkd2.modeling.bev.projection import VisiblePairs
 
 PARTS = ("weights", "in", "out", "attn")
 
@@ -65,8 +65,9 @@ def config_of(case: Case) -> CfgNode:
     resnets, fpn, bev = cfg.MODEL.RESNETS, cfg.MODEL.FPN, cfg.MODEL.BEVFORMER
     resnets.DEPTH, resnets.STEM_OUT_CHANNELS, resnets.RES2_OUT_CHANNELS = 10, 8, 8
     fpn.NUM_OUTS, fpn.OUT_CHANNELS = len(case.inputs["in/spatial_shapes"]), meta["embed_dims"]
-    bev.NUM_CLASSES, bev.NUM_CAMERAS = meta["num_classes"], meta["sca"]["num_cams"]
-    bev.EMBED_DIM, bev.NUM_HEADS, bev.FFN_DIM = meta["embed_dims"], meta["num_heads"], size["ffn"]
+    bev.NUM_CLASSES = meta["num_classes"]
+    cfg.INPUT.CAMERAS = [f"camera {n}" for n in range(meta["sca"]["num_cams"])]
+    bev.NUM_HEADS, bev.FFN_DIM = meta["num_heads"], size["ffn"]
     bev.BEV_SHAPE, bev.NUM_QUERIES = [size["bev_h"], size["bev_w"]], size["nq"]
     cfg.INPUT.POINT_RANGE = [float(x) for x in size["pc"]]
     bev.ENCODER_LAYERS, bev.DECODER_LAYERS = size["enc"], size["dec"]

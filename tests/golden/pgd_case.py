@@ -13,9 +13,9 @@ from torch import Tensor
 from bevkd2.checkpoint.import_fcos3d import from_published
 from bevkd2.modeling.mono.assign import assign_locations
 from bevkd2.modeling.mono.fcos3d.box_prior import BoxPrior
-from bevkd2.modeling.mono.fcos3d.head import DenseHead, DenseHeadOptions
+from bevkd2.modeling.mono.fcos3d.head import DenseHead, DenseHeadOptions, DenseOutputs
 from bevkd2.modeling.mono.fcos3d.losses import DenseCriterion
-from bevkd2.modeling.mono.fcos3d.outputs import DenseOutputs
+from bevkd2.modeling.mono.grid import DenseGrid
 from bevkd2.modeling.mono.inputs import MonoTargets
 from bevkd2.structures import CameraBoxes3D
 
@@ -160,19 +160,19 @@ class PGDCase:
             image_sizes=self.inputs["img_hw"].float().expand(images, 2),
             cam2img=self.cam2img.expand(images, 4, 4),
             affine_augmented=torch.zeros(images, dtype=torch.bool),
+            grid=DenseGrid.of_levels(self.shapes, self.strides, self.cam2img.device),
         )
         first = _FIRST_RANGES[self.is_kitti]
         ranges = list(zip((-1, *first), (*first, 1e8), strict=True))
-        targets.assigned = assign_locations(targets, self.shapes, self.strides, ranges)
+        targets.assigned = assign_locations(targets, ranges)
         return targets
 
     def criterion(self, code_weights: str) -> DenseCriterion:
         """The published losses, by the recordings' name of the code weights."""
         if self.is_kitti:
-            return DenseCriterion(strides=self.strides, box_code_weights=[1] * 7, depth_beta=3)
+            return DenseCriterion(box_code_weights=[1] * 7, depth_beta=3)
         depth = {"cw_base": 0.2, "cw_finetune": 1.0}[code_weights]
         return DenseCriterion(
-            strides=self.strides,
             box_code_weights=[1, 1, depth, 1, 1, 1, 1, 0.05, 0.05],
             box2d_weight=0.2,
             consistency_depth="fused",

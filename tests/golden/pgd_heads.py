@@ -16,7 +16,8 @@ from bevkd2.modeling.mono.fcos3d.decode import (
     fused_depth,
     select_detections,
 )
-from bevkd2.modeling.mono.fcos3d.outputs import DenseOutputs
+from bevkd2.modeling.mono.fcos3d.head import DenseOutputs
+from bevkd2.modeling.mono.grid import DenseGrid
 from bevkd2.structures import CameraBoxes3D
 from tests.golden.pgd_case import (
     BIN_SIZE,
@@ -144,7 +145,7 @@ def _compare(case: PGDCase, golden: Mapping[str, Tensor]) -> list[Row]:
         depth,
         cam2img=case.cam2img.expand(images, 4, 4),
         image_sizes=case.inputs["img_hw"].float().expand(images, 2),
-        strides=case.strides,
+        grid=DenseGrid.of_levels(case.shapes, case.strides, depth.device),
         options=options,
     )
     for index, candidates in enumerate(found):

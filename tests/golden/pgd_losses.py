@@ -14,9 +14,8 @@ from torch import Tensor
 from bevkd2.checkpoint.import_fcos3d import to_published
 from bevkd2.modeling.mono.depth import depth_from_bins
 from bevkd2.modeling.mono.fcos3d.consistency import decoded_boxes2d, projected_extent
-from bevkd2.modeling.mono.fcos3d.positives import outputs_at
-from bevkd2.modeling.mono.fcos3d.targets import DenseTargets, dense_targets
-from bevkd2.modeling.mono.grid import locations_of
+from bevkd2.modeling.mono.fcos3d.targets import DenseTargets, dense_targets, outputs_at
+from bevkd2.modeling.mono.grid import DenseGrid
 from bevkd2.modeling.mono.inputs import MonoTargets
 from tests.golden.pgd_case import (
     BIN_SIZE,
@@ -110,11 +109,13 @@ def _compare(case: PGDCase) -> list[Row]:
 
 def _compare_locations(differences: Differences, case: PGDCase) -> None:
     points = torch.cat([case.train[f"points/{level}"] for level in range(len(case.strides))])
-    differences.add("locations", locations_of(case.shapes, case.strides, points.device), points)
+    differences.add(
+        "locations", DenseGrid.of_levels(case.shapes, case.strides, points.device).locations, points
+    )
 
 
 def _wanted(case: PGDCase, targets: MonoTargets) -> DenseTargets:
-    return dense_targets(targets, case.shapes, case.strides, DIRECTION_OFFSET)
+    return dense_targets(targets, DIRECTION_OFFSET)
 
 
 def _regression_targets(wanted: DenseTargets) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bevkd2.checkpoint.import_smoke import from_published, to_published
 from bevkd2.data.mono.affine import window_affine
+from bevkd2.modeling.mono.grid import DenseGrid
 from bevkd2.modeling.mono.inputs import MonoTargets
 from bevkd2.modeling.mono.smoke.decode import SmokeCoder, detect
 from bevkd2.modeling.mono.smoke.head import SmokeHead, SmokeOutputs
@@ -150,6 +151,7 @@ def _targets(inputs: Arrays, differences: Differences) -> MonoTargets:
         attributes=None,
         image_sizes=inputs["pad_shape"].float().expand(len(images), 2),
         cam2img=torch.stack(cameras),
+        grid=DenseGrid.of_image(tuple(inputs["pad_shape"].tolist()), [CODER.stride], "cpu"),
         affine_augmented=torch.stack([inputs[f"img{i}/affine_aug"] for i in images]),
     )
 
@@ -169,7 +171,7 @@ def _compare_targets(objects: SmokeObjects, golden: Arrays, differences: Differe
     real = golden["target/indices"]
     differences.add("cells", objects.cells, golden["target/gt_centers_2d"][real])
     differences.add("cells", objects.labels, golden["target/gt_labels_3d"].flatten()[real])
-    differences.add("objects that teach boxes", objects.teaches_boxes, golden["target/reg_indices"])
+    differences.add("objects that teach boxes", objects.box_loss_mask, golden["target/reg_indices"])
     published = objects.boxes.to_bottom()
     differences.add_close("target boxes", published[:, :3], golden["target/gt_locs"][real], _FLOOR)
     differences.add_close("target boxes", published[:, 3:6], golden["target/gt_dims"], _FLOOR)

@@ -21,11 +21,11 @@ def tiny_cfg() -> CfgNode:
     cfg.MODEL.DEVICE = "cpu"
     resnets = cfg.MODEL.RESNETS
     resnets.DEPTH, resnets.STEM_OUT_CHANNELS, resnets.RES2_OUT_CHANNELS = 10, 8, 8
-    resnets.NORM, resnets.OUT_FEATURES = "GN", ["res3", "res4"]
-    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    resnets.OUT_FEATURES = ["res3", "res4"]
+    cfg.MODEL.BACKBONE.NORM, cfg.MODEL.BACKBONE.FREEZE_AT = "GN", 0
     cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.FPN.NUM_OUTS, cfg.MODEL.FPN.OUT_CHANNELS = ["res3", "res4"], 2, 16
     bev = cfg.MODEL.BEVFORMER
-    bev.EMBED_DIM, bev.NUM_HEADS, bev.FFN_DIM, bev.NUM_CAMERAS = 16, 2, 32, 2
+    bev.NUM_HEADS, bev.FFN_DIM, cfg.INPUT.CAMERAS = 2, 32, ["CAM_FRONT", "CAM_BACK"]
     bev.BEV_SHAPE, bev.ENCODER_LAYERS, bev.DECODER_LAYERS, bev.NUM_QUERIES = [9, 12], 2, 2, 12
     return cfg
 

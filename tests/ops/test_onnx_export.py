@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from bevkd2.modeling.bev.projection import VisiblePairs, bev_reference_points, find_visible_pairs
+from bevkd2.modeling.bev.geometry import VisiblePairs, bev_reference_points, find_visible_pairs
 from bevkd2.modeling.bev.spatial_attention import SpatialCrossAttention
 from bevkd2.modeling.bev.temporal_attention import History, TemporalSelfAttention
 from bevkd2.ops import ms_deform_attn, ms_deform_attn_fused

@@ -1,15 +1,10 @@
 import math
 
 import numpy as np
-import pytest
-import torch
 
-from bevkd2.modeling.bev.projection import find_visible_pairs
-from bevkd2.modeling.bev.spatial_attention import SpatialCrossAttention
 from bevkd2.visualization import (
     attention_entropy,
     draw_cell_attention,
-    record_sampling_offsets,
     sampling_pixels,
 )
 from bevkd2.visualization.attention import draw_samples
@@ -29,42 +24,6 @@ def test_points_are_offset_from_their_pillar_point_in_cells_of_their_level():
     np.testing.assert_allclose(pixels[0, 0, 0, 1], [50 + 10, 75 - 20])
     # Point 2 belongs to pillar point 0 again; a cell of the second level is 20 pixels.
     np.testing.assert_allclose(pixels[0, 0, 1, 2], [100 + 20, 50 + 20])
-
-
-@pytest.fixture
-def attention():
-    torch.manual_seed(0)
-    return SpatialCrossAttention(
-        embed_dim=8, num_heads=HEADS, num_levels=LEVELS, num_points=POINTS, dropout=0.0
-    )
-
-
-def run(attention, batch=1):
-    cells, shapes = 6, [(4, 4), (2, 2)]
-    reference = torch.rand(batch, 3, cells, 2, 2)
-    pairs = find_visible_pairs(reference, torch.ones(batch, 3, cells, 2, dtype=torch.bool))
-    query, features = torch.randn(batch, cells, 8), torch.randn(batch * 3, 20, 8)
-    attention(query, features, shapes, pairs)
-    return query
-
-
-def test_offsets_of_every_layer_are_recorded_and_the_hooks_removed(attention):
-    layers = torch.nn.ModuleList(
-        [
-            attention,
-            attention.__class__(embed_dim=8, num_heads=1, num_levels=LEVELS, num_points=2, dropout=0.0),
-        ]
-    )
-    with record_sampling_offsets(layers) as offsets:
-        run(layers[0])
-        query = run(layers[0])
-        run(layers[1], batch=2)
-    assert [tuple(o.shape) for o in offsets] == [(1, 6, HEADS, LEVELS, POINTS, 2), (2, 6, 1, LEVELS, 2, 2)]
-    expected = layers[0].sampling_offsets(query).reshape(offsets[0].shape)
-    torch.testing.assert_close(offsets[0], expected.detach())
-    before = offsets[0]
-    run(layers[0])
-    assert offsets[0] is before
 
 
 def test_heavier_points_are_larger_and_outside_ones_left_out():

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from bevkd2.structures import CAMERA_NAMES, Boxes3D
 from bevkd2.visualization import DrawnObjects, ModelView, choose_frames, frame_figures
 from bevkd2.visualization.frame_figures import attention_figure
+from bevkd2.visualization.model_view import SpatialAttentionView
 
 HEADS, LEVELS, POINTS = 2, 1, 4
 
@@ -18,17 +21,21 @@ def objects(*centers, scores=None):
 
 def make_view(detections):
     cells = 16
-    return ModelView(
-        detections=detections,
-        response=np.arange(cells, dtype=float).reshape(4, 4),
-        entropy=np.arange(cells, dtype=float).reshape(4, 4),
-        extent=(-32.0, -32.0, 32.0, 32.0),
+    attention = SpatialAttentionView(
         seen=np.ones((6, cells), dtype=bool),
+        entropy=np.arange(cells, dtype=float),
         reference_points=np.full((6, cells, 2, 2), 0.5),
         offsets=np.zeros((cells, HEADS, LEVELS, POINTS, 2)),
         weights=np.full((cells, HEADS, LEVELS, POINTS), 1 / 4),
         spatial_shapes=[(4, 11)],
         padded_size=(64, 176),
+    )
+    return ModelView(
+        detections=detections,
+        extent=(-32.0, -32.0, 32.0, 32.0),
+        shape=(4, 4),
+        response=np.arange(cells, dtype=float).reshape(4, 4),
+        attention=attention,
     )
 
 
@@ -68,6 +75,11 @@ def test_detections_take_the_place_of_missing_annotations():
 
 def test_objects_off_the_grid_have_no_cell():
     assert attention_figure(make_view(SURE), IMAGES, objects((100.0, 0.0)), 2.0, 0.3) is None
+
+
+def test_a_model_without_attention_has_no_such_figure():
+    view = dataclasses.replace(make_view(SURE), attention=None)
+    assert attention_figure(view, IMAGES, objects((5.0, 5.0)), 2.0, 0.3) is None
 
 
 @pytest.mark.parametrize("annotated", [True, False])

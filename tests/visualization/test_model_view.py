@@ -36,12 +36,12 @@ def test_a_view_holds_what_the_model_computes(model, frames):
     height, width = model.bev_shape
     response = knowledge.bev_embed[0].abs().mean(dim=1).reshape(height, width)
     np.testing.assert_allclose(view.response, response.numpy(), atol=1e-5)
-    np.testing.assert_allclose(view.weights, knowledge.spatial_attention[-1][0].numpy(), atol=1e-6)
+    np.testing.assert_allclose(view.attention.weights, knowledge.spatial_attention[-1][0].numpy(), atol=1e-6)
     np.testing.assert_allclose(view.detections.scores, expected["scores"].numpy(), atol=1e-6)
     seen = knowledge.seen_by_any_camera()[0].reshape(height, width).numpy()
-    assert (np.isnan(view.entropy) == ~seen).all()
-    assert view.reference_points.shape[:2] == (6, height * width)
-    assert view.offsets.shape == (*view.weights.shape, 2)
+    assert (np.isnan(view.attention.entropy.reshape(height, width)) == ~seen).all()
+    assert view.attention.reference_points.shape[:2] == (6, height * width)
+    assert view.attention.offsets.shape == (*view.attention.weights.shape, 2)
 
 
 def test_the_memory_lasts_as_long_as_the_scene(model, frames):
@@ -61,7 +61,7 @@ def test_cells_are_numbered_row_by_row_from_the_least_x_and_y(model, frames):
     assert view.cell_at(x1 - 1e-3, y0) == width - 1
     assert view.cell_at(x0, y1 - 1e-3) == (height - 1) * width
     assert view.cell_at(x1, y0) is None
-    oblong = dataclasses.replace(view, response=np.zeros((2, 3)), extent=(0.0, 0.0, 6.0, 4.0))
+    oblong = dataclasses.replace(view, shape=(2, 3), extent=(0.0, 0.0, 6.0, 4.0))
     assert [oblong.cell_at(5.0, 1.0), oblong.cell_at(1.0, 3.0)] == [2, 3]
 
 
@@ -72,10 +72,10 @@ def test_an_object_is_looked_at_where_it_shows(model, frames):
     near = int(boxes.center[:, :2].norm(dim=1).argmin())
     x, y, z = boxes.center[near].tolist()
     cell = view.cell_at(x, y)
-    camera = int(np.flatnonzero(view.seen[:, cell])[0])
+    camera = int(np.flatnonzero(view.attention.seen[:, cell])[0])
     point = frames[0]["lidar2img"][camera] @ torch.tensor([x, y, z, 1.0])
     u = float(point[0] / point[2])
-    pillar = view.reference_points[camera, cell, :, 0] * view.padded_size[1]
+    pillar = view.attention.reference_points[camera, cell, :, 0] * view.attention.padded_size[1]
     # A cell of 2 m at the object's distance spans so many pixels to either side.
     tolerance = 2.0 * float(frames[0]["lidar2img"][camera][:3, :3].norm(dim=1)[0]) / float(point[2])
     assert np.abs(pillar - u).min() < tolerance

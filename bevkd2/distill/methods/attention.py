@@ -23,6 +23,7 @@ class _AttentionDistillation(DistillMethod):
         cfg: the method's node: REDUCTION (see :func:`bevkd2.ops.attention_l2`) and LAYER_MAP.
     """
 
+    knowledge = BEVKnowledge
     field: ClassVar[str]
 
     def __init__(self, cfg: FvcoreNode, student: FeatureShapes, teacher: FeatureShapes) -> None:

@@ -12,7 +12,7 @@ from bevkd2.config import CfgNode
 from bevkd2.config.plugins import add_config_extension
 from bevkd2.d2 import Registry
 from bevkd2.modeling.detector import FeatureShapes
-from bevkd2.modeling.knowledge import WANTS, Knowledge
+from bevkd2.modeling.knowledge import Knowledge
 
 DISTILL_REGISTRY = Registry("DISTILL")
 DISTILL_REGISTRY.__doc__ = "Distillation methods by class name, as DISTILL.METHODS lists them."
@@ -29,16 +29,19 @@ class DistillMethod(nn.Module):
 
     node: ClassVar[str]
     """Name of the method's node under ``DISTILL``."""
+    knowledge: ClassVar[type[Knowledge]] = Knowledge
+    """The class of knowledge that it needs of both detectors."""
     reads: ClassVar[frozenset[str]] = frozenset()
-    """The costly fields of :class:`Knowledge` that it needs, of those that ``WANTS`` lists."""
+    """The costly fields of :class:`Knowledge` that it needs, of those that ``costly_fields()`` lists."""
 
     def __init__(self, cfg: FvcoreNode, student: FeatureShapes, teacher: FeatureShapes) -> None:
         super().__init__()
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
-        if unknown := cls.reads - WANTS:
-            raise TypeError(f"{cls.__name__}.reads names {sorted(unknown)}; expected of {sorted(WANTS)}")
+        costly = cls.knowledge.costly_fields()
+        if unknown := cls.reads - costly:
+            raise TypeError(f"{cls.__name__}.reads names {sorted(unknown)}; expected of {sorted(costly)}")
 
     @classmethod
     def add_config(cls, node: FvcoreNode) -> None:

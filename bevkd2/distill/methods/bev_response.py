@@ -24,6 +24,7 @@ class BEVResponse(DistillMethod):
     """
 
     node = "BEV_RESPONSE"
+    knowledge = BEVKnowledge
 
     def __init__(self, cfg: FvcoreNode, student: FeatureShapes, teacher: FeatureShapes) -> None:
         super().__init__(cfg, student, teacher)

@@ -12,7 +12,7 @@ from bevkd2.distill.methods.base import DistillMethod, register_method
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import Knowledge, MonoKnowledge
 from bevkd2.modeling.mono.inputs import MonoTargets
-from bevkd2.ops import Distance, Rho, content_mask, depth_guidance, prediction_loss
+from bevkd2.ops import DepthWeights, Distance, Rho, content_mask, prediction_loss
 
 _DEPTHS = {"decoded": "depth", "direct": "direct_depth", "probabilistic": "probabilistic_depth"}
 
@@ -38,6 +38,7 @@ class DepthGuidedPrediction(DistillMethod):
     """
 
     node = "DEPTH_GUIDED"
+    knowledge = MonoKnowledge
 
     def __init__(self, cfg: FvcoreNode, student: FeatureShapes, teacher: FeatureShapes) -> None:
         super().__init__(cfg, student, teacher)
@@ -85,13 +86,12 @@ class DepthGuidedPrediction(DistillMethod):
                 f"{teacher.level_shapes}; give both heads the same levels and classes"
             )
         assert isinstance(targets, MonoTargets) and targets.assigned is not None
-        objects, content = targets.assigned >= 0, _content(student, targets)
         losses = prediction_loss(
             student.logits,
             teacher.logits,
-            objects,
-            self._guidance(student, teacher, targets, objects & content),
-            content,
+            targets.assigned >= 0,
+            self._depths(student, teacher, targets),
+            _content(student, targets),
             distance=self.distance,
             temperature=self.temperature,
             object_weight=self.object_weight,
@@ -99,17 +99,14 @@ class DepthGuidedPrediction(DistillMethod):
         )
         return {"depth_guided": losses.objects + losses.background}
 
-    def _guidance(
-        self, student: MonoKnowledge, teacher: MonoKnowledge, targets: MonoTargets, counted: Tensor
-    ) -> Tensor:
-        """Returns D of Eq. 5 at the locations that are counted."""
+    def _depths(self, student: MonoKnowledge, teacher: MonoKnowledge, targets: MonoTargets) -> DepthWeights:
+        """What D of Eq. 5 is made of."""
         ours = getattr(student, self.depth_field) if self.depth_attention else None
-        return depth_guidance(
-            ours.detach() if ours is not None and self.detach else ours,
-            getattr(teacher, self.depth_field) if self.depth_attention else None,
-            targets.depth_of_locations(),
-            targets.max_depth,
-            counted=counted,
+        return DepthWeights(
+            true_depth=targets.depth_of_locations(),
+            max_depth=targets.max_depth,
+            student_depth=ours.detach() if ours is not None and self.detach else ours,
+            teacher_depth=getattr(teacher, self.depth_field) if self.depth_attention else None,
             frozen=targets.affine_augmented,
             slope=self.slope,
             offset=self.offset,

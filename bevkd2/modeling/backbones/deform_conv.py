@@ -8,20 +8,20 @@ from torchvision.ops import deform_conv2d
 
 
 class DeformConv2d(nn.Conv2d):
-    """A 3x3 convolution whose taps move and are weighted by what they see.
+    """A 3x3 convolution whose taps are shifted and weighted as its input says.
 
-    The offsets start at zero and the modulation at one half, so it starts as half a plain convolution.
+    The offsets start at zero and the modulation at one half, so initially it is half of a plain convolution.
     """
 
     def __init__(
         self, in_channels: int, out_channels: int, *, stride: int = 1, groups: int = 1, bias: bool = False
     ) -> None:
-        """Make both convolutions.
+        """Makes both convolutions.
 
         Args:
             in_channels: channels read.
             out_channels: channels written.
-            stride: pixels a step.
+            stride: in pixels.
             groups: of the main convolution.
             bias: of the main convolution.
         """
@@ -33,7 +33,7 @@ class DeformConv2d(nn.Conv2d):
         nn.init.zeros_(self.conv_offset.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C', H', W'), computed in float32 at least whatever autocast does."""
+        """Maps (N, C, H, W) to (N, C', H', W'), computed in float32 at least whatever autocast does."""
         with torch.autocast(x.device.type, enabled=False):
             x = x if x.dtype == torch.float64 else x.float()
             offset, modulation = self.conv_offset(x).split((18, 9), dim=1)

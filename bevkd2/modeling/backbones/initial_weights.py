@@ -1,15 +1,15 @@
-"""Weights that an image backbone starts from, read from a local file."""
+"""Initial weights of an image backbone, from a local file or a library's cache."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from bevkd2.checkpoint import CheckpointFileError, load_file, load_strict
+from bevkd2.modeling.backbones.library_weights import find_weights
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ _BACKBONE_PREFIXES = ("img_backbone.", "image_backbone.", "backbone.")
 _WRAPPERS = ("state_dict", "model")
 
 
-def load_backbone_weights(backbone: nn.Module, path: str, unused: tuple[str, ...] = ()) -> None:
+def load_backbone_weights(backbone: nn.Module, weights: str, unused: tuple[str, ...] = ()) -> None:
     """Fills a backbone from a file in its own layout (torchvision's or timm's).
 
     A classifier's keys are left out. Of a file of a whole detector the part under ``img_backbone.``,
@@ -29,23 +29,23 @@ def load_backbone_weights(backbone: nn.Module, path: str, unused: tuple[str, ...
 
     Args:
         backbone: filled in place.
-        path: a local .safetensors or .pth file.
-        unused: prefixes of keys in the file that the backbone has no use for, such as later stages.
+        weights: a local .safetensors or .pth file, or what :func:`find_weights` finds in a library's cache.
+        unused: prefixes of keys in the file that the backbone does not have, such as later stages.
 
     Raises:
-        FileNotFoundError: no such file.
-        CheckpointFileError: a file that cannot be read safely, or that holds no tensors.
+        FileNotFoundError: no such file, or one that cannot be downloaded.
+        CheckpointFileError: a file that cannot be read safely, or that has no tensors.
         StateDictMismatchError: keys or shapes that do not match, by name.
     """
-    source = f"MODEL.BACKBONE.WEIGHTS {path}"
-    found = _backbone_part(_tensors(load_file(Path(path)), source))
+    source, path = f"MODEL.BACKBONE.WEIGHTS {weights}", find_weights(weights)
+    found = _backbone_part(_tensors(load_file(path), source))
     skipped = (*_CLASSIFIERS, *unused)
     found = {key: value for key, value in found.items() if not key.startswith(skipped)}
     own = backbone.state_dict()
-    statistics = _statistics_without_place(found, own)
+    statistics = _unused_statistics(found, own)
     found = {key: value for key, value in found.items() if key not in statistics}
     if statistics:
-        logger.info("%s: %d running statistics have no place in this backbone", source, len(statistics))
+        logger.info("%s: %d running statistics are not used by this backbone", source, len(statistics))
     offsets = [key for key in own if ".conv_offset." in key]
     plain = not any(key in found for key in offsets)
     if offsets and plain:
@@ -58,8 +58,8 @@ def load_backbone_weights(backbone: nn.Module, path: str, unused: tuple[str, ...
     logger.info("image backbone: %d tensors from %s", len(found), path)
 
 
-def _statistics_without_place(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> set[str]:
-    """Running statistics of layers that the backbone has in a form without any."""
+def _unused_statistics(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> set[str]:
+    """Returns running statistics of layers that have none in this backbone."""
     names = ("running_mean", "running_var", "num_batches_tracked")
     split = [(key, *key.rpartition(".")[::2]) for key in found if key not in own]
     return {key for key, layer, name in split if name in names and f"{layer}.weight" in own}
@@ -71,7 +71,7 @@ def _tensors(content: dict[str, Any], source: str) -> dict[str, Tensor]:
             content = content[wrapper]
     state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not state:
-        raise CheckpointFileError(f"{source} holds no tensors, only the keys {list(content)[:10]}")
+        raise CheckpointFileError(f"{source} has no tensors, only the keys {list(content)[:10]}")
     return state
 
 

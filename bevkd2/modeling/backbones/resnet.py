@@ -41,7 +41,7 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(in_channels, out_channels, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C', H / stride, W / stride)."""
+        """Maps (N, C, H, W) to (N, C', H / stride, W / stride)."""
         out = self.bn1(self.conv1(x)).relu()
         out = self.bn2(self.conv2(out))
         return (out + self.downsample(x)).relu()
@@ -76,7 +76,7 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(in_channels, out_channels, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C', H / stride, W / stride)."""
+        """Maps (N, C, H, W) to (N, C', H / stride, W / stride)."""
         out = self.bn1(self.conv1(x)).relu()
         out = self.bn2(self.conv2(out)).relu()
         out = self.bn3(self.conv3(out))
@@ -100,12 +100,12 @@ class ResNet(Backbone):
         width_per_group: int = 64,
         stride_in_1x1: bool = False,
         deform_on_per_stage: Sequence[bool] = (False, False, False, False),
-        norm: str = "FrozenBN",
+        norm: str = "FrozenStatsBN",
         out_features: Sequence[str] = ("res5",),
         freeze_at: int = 0,
         checkpointing: bool = False,
     ) -> None:
-        """Build a backbone with random weights.
+        """Builds a backbone with random weights.
 
         Args:
             depth: 10 | 18 | 34 | 50 | 101 | 152.
@@ -116,7 +116,7 @@ class ResNet(Backbone):
             width_per_group: of the 3x3 convolutions, for res2_channels = 256.
             stride_in_1x1: stages stride in their first 1x1 convolution, as caffe's models do.
             deform_on_per_stage: res2 to res5: DCNv2 in every 3x3 convolution.
-            norm: "FrozenBN" | "FixedBN" | "BN" | "GN"; frozen stages always use running statistics.
+            norm: of :func:`make_norm`; frozen stages always use running statistics.
             out_features: names to return.
             freeze_at: how many stages are frozen, the stem counted as the first.
             checkpointing: recompute blocks in the backward pass.
@@ -128,7 +128,7 @@ class ResNet(Backbone):
         basic = depth in BASIC_DEPTHS
         _check(depth, out_features, deform_on_per_stage, groups, basic)
         self.checkpointing = checkpointing
-        norms = ["FrozenBN" if norm == "BN" and i < freeze_at else norm for i in range(5)]
+        norms = ["FrozenStatsBN" if norm == "BN" and i < freeze_at else norm for i in range(5)]
         self.conv1 = nn.Conv2d(in_channels, stem_channels, 7, 2, padding=3, bias=False)
         self.bn1 = make_norm(norms[0], stem_channels)
         channels = [stem_channels] + [res2_channels * 2**i for i in range(4)]
@@ -153,7 +153,7 @@ class ResNet(Backbone):
         self._freeze(freeze_at)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(N, 3, H, W) normalised images -> feature name -> (N, C_f, H / stride_f, W / stride_f)."""
+        """Maps (N, 3, H, W) normalised images to features, name -> (N, C_f, H / stride_f, W / stride_f)."""
         x = F.max_pool2d(self.bn1(self.conv1(x)).relu(), 3, stride=2, padding=1)
         features = {"stem": x}
         for name, stage in zip(FEATURES[1:], self._stages(), strict=False):
@@ -194,7 +194,7 @@ def build_bevkd2_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet
         width_per_group=resnets.WIDTH_PER_GROUP,
         stride_in_1x1=resnets.STRIDE_IN_1X1,
         deform_on_per_stage=resnets.DEFORM_ON_PER_STAGE,
-        norm=resnets.NORM,
+        norm=node.NORM,
         out_features=resnets.OUT_FEATURES,
         freeze_at=node.FREEZE_AT,
         checkpointing=node.CHECKPOINTING,

@@ -9,13 +9,22 @@ from typing import Any
 
 import timm
 import torch
+from fvcore.common.config import CfgNode as FvcoreNode
 from timm.models.dla import DlaTree
 from torch import Tensor, nn
 
-from bevkd2.config import CfgNode
+from bevkd2.config import CfgNode, add_config_extension
 from bevkd2.d2 import BACKBONE_REGISTRY, Backbone, ShapeSpec
 from bevkd2.modeling.backbones.initial_weights import load_backbone_weights
-from bevkd2.modeling.backbones.norms import NORMS, freeze_batch_norms, make_norm
+from bevkd2.modeling.backbones.norms import check_norm, freeze_batch_norms, make_norm
+
+
+@add_config_extension
+def add_timm_config(cfg: FvcoreNode) -> None:
+    """Adds MODEL.TIMM."""
+    node = cfg.MODEL.TIMM = CfgNode()
+    node.NAME = ""  # for NAME: build_timm_backbone; any timm model that has features_only
+    node.OUT_INDICES = [3]  # which of its features; models differ in whether 0 has stride 2 or 4
 
 
 class TimmBackbone(Backbone):
@@ -25,7 +34,7 @@ class TimmBackbone(Backbone):
     exchanged for group normalisation.
     """
 
-    backbone: Any  # timm's, whose attributes nn.Module does not declare
+    body: Any  # timm's, whose attributes nn.Module does not declare
 
     def __init__(
         self,
@@ -33,21 +42,21 @@ class TimmBackbone(Backbone):
         *,
         out_indices: Sequence[int],
         in_channels: int = 3,
-        norm: str = "FrozenBN",
+        norm: str = "FrozenStatsBN",
         checkpointing: bool = False,
         weights: str = "",
     ) -> None:
-        """Build the backbone; nothing is downloaded.
+        """Builds the backbone.
 
         Args:
             name: of the timm model.
             out_indices: which of its features to return; backbones differ in whether 0 has stride 2 or 4.
             in_channels: of the images.
-            norm: what becomes of the model's batch normalisation: "FrozenBN" uses the running statistics even
-                in training, "BN" is as it is, "GN" is :func:`make_norm`'s group normalisation. A model
+            norm: what replaces the model's batch normalisation: "FrozenStatsBN" uses the running statistics
+                even in training, "BN" is as it is, "GN" is :func:`make_norm`'s group normalisation. A model
                 without batch normalisation keeps its own.
             checkpointing: recompute blocks in the backward pass.
-            weights: local file that fills it; "": random weights.
+            weights: MODEL.BACKBONE.WEIGHTS, see :func:`load_backbone_weights`; "": random weights.
 
         Raises:
             ValueError: no such model, an unknown norm, or features that share a stride.
@@ -55,9 +64,8 @@ class TimmBackbone(Backbone):
         super().__init__()
         if name not in timm.list_models():
             near = timm.list_models(f"*{name.split('_')[0]}*")[:5] if name else []
-            raise ValueError(f"MODEL.TIMM.NAME: timm has no model {name!r}; near it stand: {', '.join(near)}")
-        if norm not in NORMS:
-            raise ValueError(f"MODEL.RESNETS.NORM is {norm!r}, expected one of {', '.join(NORMS)}")
+            raise ValueError(f"MODEL.TIMM.NAME: timm has no model {name!r}; did you mean: {', '.join(near)}")
+        check_norm(norm, ("FrozenStatsBN", "BN", "GN"), "a timm backbone")
         self.body = timm.create_model(
             name, pretrained=False, features_only=True, out_indices=tuple(out_indices), in_chans=in_channels
         )
@@ -67,14 +75,14 @@ class TimmBackbone(Backbone):
             full = timm.create_model(name, pretrained=False, in_chans=in_channels)
             if norm == "GN":
                 _group_normalize(full)
-            load_backbone_weights(full, weights, unused=_idle_projections(full))
+            load_backbone_weights(full, weights, unused=_unused_projections(full))
             _copy_features(full, self.body)
         pretrained = timm.get_pretrained_cfg(name)
         assert pretrained is not None, name
         _freeze_unused(self.body, pretrained.input_size[1:], in_channels)
         if checkpointing:
             self.body.set_grad_checkpointing()
-        self.frozen_bn = norm == "FrozenBN"
+        self.frozen_bn = norm == "FrozenStatsBN"
         info: Any = self.body.feature_info  # timm's FeatureInfo
         strides = info.reduction()
         self._out_features = [f"res{int(math.log2(stride))}" for stride in strides]
@@ -89,11 +97,11 @@ class TimmBackbone(Backbone):
         self.train(self.training)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(N, 3, H, W) normalised images -> feature name -> (N, C_f, H / stride_f, W / stride_f)."""
+        """Maps (N, 3, H, W) normalised images to features, name -> (N, C_f, H / stride_f, W / stride_f)."""
         return dict(zip(self._out_features, self.body(x), strict=True))
 
     def train(self, mode: bool = True) -> TimmBackbone:
-        """Sets the mode, but for frozen batch normalisation."""
+        """Sets the mode of everything but frozen batch normalisation."""
         super().train(mode)
         if self.frozen_bn:
             freeze_batch_norms(self)
@@ -101,30 +109,32 @@ class TimmBackbone(Backbone):
 
 
 def _group_normalize(module: nn.Module) -> None:
-    """Exchanges every batch normalisation for a fresh group normalisation."""
+    """Replaces every batch normalisation by a new group normalisation."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             if type(child) is not nn.BatchNorm2d:
                 raise ValueError(
-                    f"MODEL.RESNETS.NORM is 'GN', but the model's {type(child).__name__} is more than a "
-                    "batch normalisation; use FrozenBN or BN, or a model with plain ones (dla34, dla60)"
+                    f"MODEL.BACKBONE.NORM is 'GN', but the model's {type(child).__name__} is more than a "
+                    "batch normalisation; use FrozenStatsBN or BN, or a model with plain ones (dla34, dla60)"
                 )
             setattr(module, name, make_norm("GN", child.num_features))
         else:
             _group_normalize(child)
 
 
-def _idle_projections(full: nn.Module) -> tuple[str, ...]:
-    """Prefixes of what the published files of DLA hold and no forward pass reads: projections of trees of
-    trees, whose inner trees have their own."""
+def _unused_projections(full: nn.Module) -> tuple[str, ...]:
+    """Returns prefixes of parameters in the published files of DLA that no forward pass reads.
+
+    They are the projections of trees of trees, whose inner trees have their own.
+    """
     trees = [(name, module) for name, module in full.named_modules() if isinstance(module, DlaTree)]
     return tuple(f"{name}.project." for name, tree in trees if tree.levels > 1)
 
 
 def _freeze_unused(backbone: nn.Module, image_size: Sequence[int], in_channels: int) -> None:
-    """Freezes layers beyond the last feature, which some backbones keep: nothing would ever reach them.
+    """Freezes layers beyond the last feature, which some models keep.
 
-    DistributedDataParallel would wait for their gradients.
+    They get no gradients, and DistributedDataParallel would wait for those.
     """
     probe = copy.deepcopy(backbone).to("meta").eval()
     features = probe(torch.empty(1, in_channels, *image_size, device="meta"))
@@ -158,7 +168,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
         cfg.MODEL.TIMM.NAME,
         out_indices=cfg.MODEL.TIMM.OUT_INDICES,
         in_channels=input_shape.channels,
-        norm=cfg.MODEL.RESNETS.NORM,
+        norm=cfg.MODEL.BACKBONE.NORM,
         checkpointing=cfg.MODEL.BACKBONE.CHECKPOINTING,
         weights=cfg.MODEL.BACKBONE.WEIGHTS,
     )

@@ -6,30 +6,41 @@ import math
 from collections.abc import Sequence
 
 import torch
+from fvcore.common.config import CfgNode as FvcoreNode
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from bevkd2.config import CfgNode
+from bevkd2.config import CfgNode, add_config_extension
 from bevkd2.d2 import BACKBONE_REGISTRY, Backbone, ShapeSpec
 from bevkd2.modeling.backbones.initial_weights import load_backbone_weights
-from bevkd2.modeling.backbones.norms import freeze_batch_norms
+from bevkd2.modeling.backbones.norms import check_norm, freeze_batch_norms
 
 _PROBE = 128  # pixels: a side that every stride up to 64 divides
+
+
+@add_config_extension
+def add_torchvision_config(cfg: FvcoreNode) -> None:
+    """Adds MODEL.TORCHVISION."""
+    node = cfg.MODEL.TORCHVISION = CfgNode()
+    node.NAME = ""  # for NAME: build_torchvision_backbone; a classification model of torchvision
+    node.NODES = []  # names of the nodes whose outputs are the features, finest first
 
 
 class TorchvisionBackbone(Backbone):
     """A torchvision model cut off after its features; a feature of stride 2**k is called ``res{k}``."""
 
-    def __init__(self, name: str, *, nodes: Sequence[str], norm: str = "FrozenBN", weights: str = "") -> None:
-        """Build the backbone; nothing is downloaded.
+    def __init__(
+        self, name: str, *, nodes: Sequence[str], norm: str = "FrozenStatsBN", weights: str = ""
+    ) -> None:
+        """Builds the backbone.
 
         Args:
             name: of the model, such as "shufflenet_v2_x1_0".
             nodes: whose outputs are the features, finest first, as torchvision's feature extraction names
                 them.
-            norm: "FrozenBN" uses the running statistics even in training, "BN" does not.
-            weights: local file that fills it; "": random weights.
+            norm: "FrozenStatsBN" uses the running statistics even in training, "BN" does not.
+            weights: MODEL.BACKBONE.WEIGHTS, see :func:`load_backbone_weights`; "": random weights.
 
         Raises:
             ValueError: no such model or node, another norm, or features that are no pyramid.
@@ -40,11 +51,9 @@ class TorchvisionBackbone(Backbone):
                 f"MODEL.TORCHVISION.NAME: torchvision has no classification model {name!r}; one is "
                 "'shufflenet_v2_x1_0'"
             )
-        if norm not in ("FrozenBN", "BN"):
-            raise ValueError(
-                f"MODEL.RESNETS.NORM is {norm!r}; a torchvision backbone keeps its batch normalisation: "
-                "expected FrozenBN or BN"
-            )
+        check_norm(
+            norm, ("FrozenStatsBN", "BN"), "a torchvision backbone, which keeps its batch normalisation"
+        )
         model = models.get_model(name, weights=None)
         if weights:
             load_backbone_weights(model, weights)
@@ -55,7 +64,7 @@ class TorchvisionBackbone(Backbone):
                 f"no {unknown}; its modules are {', '.join(child for child, _ in model.named_children())}"
             )
         self.body = create_feature_extractor(model, {node: node for node in nodes})
-        self.frozen_bn = norm == "FrozenBN"
+        self.frozen_bn = norm == "FrozenStatsBN"
         strides, channels = _probe(self.body, nodes)
         self._out_features = [f"res{int(math.log2(stride))}" for stride in strides]
         if strides != sorted(set(strides)):
@@ -68,11 +77,11 @@ class TorchvisionBackbone(Backbone):
         self.train(self.training)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(N, 3, H, W) normalised images -> feature name -> (N, C_f, H / stride_f, W / stride_f)."""
+        """Maps (N, 3, H, W) normalised images to features, name -> (N, C_f, H / stride_f, W / stride_f)."""
         return dict(zip(self._out_features, self.body(x).values(), strict=True))
 
     def train(self, mode: bool = True) -> TorchvisionBackbone:
-        """Sets the mode, but for frozen batch normalisation."""
+        """Sets the mode of everything but frozen batch normalisation."""
         super().train(mode)
         if self.frozen_bn:
             freeze_batch_norms(self)
@@ -80,12 +89,12 @@ class TorchvisionBackbone(Backbone):
 
 
 def _is_node(model: nn.Module, node: str) -> bool:
-    """Whether a node of the traced graph has this name, or a module whose last node stands for it."""
+    """Returns whether a node or a module of the traced graph has this name."""
     return any(name == node or name.startswith(f"{node}.") for name in get_graph_node_names(model)[1])
 
 
 def _probe(backbone: nn.Module, nodes: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Strides and channels of the features."""
+    """Returns strides and channels of the features."""
     was_training = backbone.training
     with torch.no_grad():
         features = backbone.eval()(torch.zeros(1, 3, _PROBE, _PROBE))
@@ -109,6 +118,6 @@ def build_torchvision_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Torchvis
     return TorchvisionBackbone(
         cfg.MODEL.TORCHVISION.NAME,
         nodes=cfg.MODEL.TORCHVISION.NODES,
-        norm=cfg.MODEL.RESNETS.NORM,
+        norm=node.NORM,
         weights=node.WEIGHTS,
     )

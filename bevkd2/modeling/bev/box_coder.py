@@ -6,8 +6,10 @@ yaw is that of mmdet3d before 1.0, in which the published models were trained: -
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from bevkd2.structures import Boxes3D, wrap_angle
 
 
 def encode_boxes(boxes: Boxes3D) -> Tensor:
-    """Codes of boxes.
+    """Returns the codes of boxes.
 
     Args:
         boxes: n boxes with velocity.
@@ -39,7 +41,7 @@ def encode_boxes(boxes: Boxes3D) -> Tensor:
 
 
 def decode_codes(codes: Tensor) -> Boxes3D:
-    """Boxes of codes.
+    """Returns the boxes of codes.
 
     Args:
         codes: (n, 10).
@@ -58,7 +60,7 @@ def decode_codes(codes: Tensor) -> Boxes3D:
 
 
 def to_mmdet3d(boxes: Boxes3D, *, bottom: bool) -> Tensor:
-    """Boxes in the layout of mmdet3d before 1.0.
+    """Returns boxes in the layout of mmdet3d before 1.0.
 
     Args:
         boxes: n boxes with velocity.
@@ -74,22 +76,27 @@ def to_mmdet3d(boxes: Boxes3D, *, bottom: bool) -> Tensor:
 
 
 def from_mmdet3d(tensor: Tensor, *, bottom: bool) -> Boxes3D:
-    """Inverse of :func:`to_mmdet3d`, (n, 9) -> n boxes."""
+    """Inverts :func:`to_mmdet3d`: (n, 9) to n boxes."""
     x, y, z, width, length, height, yaw, vx, vy = tensor.unbind(1)
     z = z + height / 2 if bottom else z
     yaw = wrap_angle(-yaw - math.pi / 2)
     return Boxes3D(torch.stack([x, y, z, length, width, height, yaw, vx, vy], dim=1))
 
 
-def decode_detections(
-    class_logits: Tensor,
-    box_codes: Tensor,
-    *,
-    max_detections: int,
-    score_threshold: float = 0.0,
-    post_center_range: Sequence[float],
-) -> tuple[Boxes3D, Tensor, Tensor]:
-    """Detections of one sample: the best (query, class) pairs, without NMS.
+@dataclasses.dataclass(frozen=True)
+class DecodeOptions:
+    """Options of the test-time decoding."""
+
+    max_detections: int
+    """Most detections per sample."""
+    post_center_range: Sequence[float]
+    """x0, y0, z0, x1, y1, z1 in metres; detections whose gravity centre is outside are dropped."""
+    score_threshold: float = 0.0
+    """A score must be greater; 0: no threshold."""
+
+
+def decode_detections(class_logits: Tensor, box_codes: Tensor, options: DecodeOptions) -> dict[str, Any]:
+    """Returns the detections of one sample: the best (query, class) pairs, without NMS.
 
     Where no score exceeds the threshold, it is lowered by tenths until one does, as published; below 0.01
     all pass.
@@ -97,23 +104,21 @@ def decode_detections(
     Args:
         class_logits: (Q, K).
         box_codes: (Q, 10).
-        max_detections: most detections.
-        score_threshold: a score must be greater; 0: no threshold.
-        post_center_range: x0, y0, z0, x1, y1, z1 in metres; gravity centres on or within it are kept.
+        options: see there.
 
     Returns:
-        Boxes, scores (k,) in descending order and labels (k,) int64.
+        ``boxes`` (Boxes3D), ``scores`` (k,) in descending order and ``labels`` (k,) int64.
     """
     num_classes = class_logits.shape[1]
     probabilities = class_logits.float().sigmoid().flatten()
-    scores, index = probabilities.topk(min(max_detections, len(probabilities)))
+    scores, index = probabilities.topk(min(options.max_detections, len(probabilities)))
     labels, queries = index % num_classes, index // num_classes
     boxes = decode_codes(box_codes.float()[queries])
-    low, high = boxes.tensor.new_tensor(post_center_range).chunk(2)
+    low, high = boxes.tensor.new_tensor(options.post_center_range).chunk(2)
     keep = ((boxes.center >= low) & (boxes.center <= high)).all(1)
-    if score_threshold > 0:
-        keep &= _above(scores, score_threshold)
-    return boxes[keep], scores[keep], labels[keep]
+    if options.score_threshold > 0:
+        keep &= _above(scores, options.score_threshold)
+    return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep]}
 
 
 def _above(scores: Tensor, threshold: float) -> Tensor:

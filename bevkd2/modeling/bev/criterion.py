@@ -25,7 +25,7 @@ class SetCriterion:
         focal_gamma: float,
         code_weights: Sequence[float],
     ) -> None:
-        """Set the weights.
+        """Sets the weights.
 
         Args:
             matcher: assigns queries to objects.

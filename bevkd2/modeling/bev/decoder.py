@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bevkd2.modeling.bev.deformable_attention import DeformableAttention
-from bevkd2.modeling.bev.encoder import FeedForward
+from bevkd2.modeling.bev.layers import FeedForward
 from bevkd2.ops import ms_deform_attn_fused
 
 CODE_SIZE = 10
@@ -25,13 +25,13 @@ class DecoderOutput:
     box_codes: Tensor
     """(D, B, Q, 10) float32: see :mod:`bevkd2.modeling.bev.box_coder`."""
     states: list[Tensor]
-    """(B, Q, C), one a layer."""
+    """(B, Q, C), one per layer."""
     reference_points: list[Tensor]
     """(B, Q, 3) float32 x, y, z as fractions of the range: the initial ones, then after every layer."""
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Logit of probabilities, both x and 1 - x kept at least ``eps``."""
+    """Returns the logit of probabilities, both x and 1 - x kept at least ``eps``."""
     x = x.clamp(0, 1)
     return (x.clamp(min=eps) / (1 - x).clamp(min=eps)).log()
 
@@ -52,7 +52,7 @@ class DeformableCrossAttention(DeformableAttention):
     def forward(
         self, query: Tensor, position: Tensor, bev: Tensor, reference_xy: Tensor, bev_shape: tuple[int, int]
     ) -> Tensor:
-        """(B, Q, C) queries and positions, (B, H*W, C) grid, (B, Q, 2) references -> (B, Q, C)."""
+        """Maps (B, Q, C) queries and positions, (B, H*W, C) grid, (B, Q, 2) references to (B, Q, C)."""
         located = query + position
         points = (self.num_heads, 1, self.num_points)
         attended, _ = ms_deform_attn_fused(
@@ -86,7 +86,7 @@ class DecoderLayer(nn.Module):
     def forward(
         self, query: Tensor, position: Tensor, bev: Tensor, reference_xy: Tensor, bev_shape: tuple[int, int]
     ) -> Tensor:
-        """(B, Q, C) -> (B, Q, C)."""
+        """Maps (B, Q, C) to (B, Q, C)."""
         located = query + position
         attended, _ = self.self_attention(located, located, query, need_weights=False)
         query = self.self_norm(query + self.dropout(attended))
@@ -112,7 +112,7 @@ class ObjectDecoder(nn.Module):
         num_classes: int,
         pc_range: Sequence[float],
     ) -> None:
-        """Build the layers and the prediction branches.
+        """Builds the layers and the prediction branches.
 
         Args:
             embed_dim: C.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def direction_bias(num_heads: int, repeats: int, num_points: int) -> Tensor:
-    """Offsets that point one way a head, the k-th point k + 1 cells away.
+    """Returns offsets in one direction per head, the k-th point k + 1 cells away.
 
     Args:
         num_heads: M.
@@ -28,9 +28,9 @@ def direction_bias(num_heads: int, repeats: int, num_points: int) -> Tensor:
 
 
 class DeformableAttention(nn.Module):
-    """What every deformable attention has: four projections, and the residual's dropout.
+    """Base of the deformable attentions: four projections, and the residual's dropout.
 
-    It starts with uniform attention on a fixed star of points, whatever the query says.
+    At initialisation it attends uniformly to a fixed star of points, whatever the query is.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class DeformableAttention(nn.Module):
         num_points: int,
         dropout: float,
     ) -> None:
-        """Make the projections.
+        """Makes the projections.
 
         Args:
             query_dim: channels that offsets and weights are made of.

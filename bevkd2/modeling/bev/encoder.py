@@ -1,14 +1,16 @@
-"""The BEV encoder: camera features and history in, bird's-eye-view embedding out."""
+"""The BEV encoder: from camera features and history to the bird's-eye-view embedding."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bevkd2.modeling.bev.projection import VisiblePairs
+from bevkd2.modeling.bev.geometry import VisiblePairs
+from bevkd2.modeling.bev.layers import FeedForward
 from bevkd2.modeling.bev.spatial_attention import SpatialCrossAttention
 from bevkd2.modeling.bev.temporal_attention import History, TemporalSelfAttention
 
@@ -19,26 +21,8 @@ class EncoderOutput:
 
     bev_embed: Tensor
     """(B, Q, C)."""
-    temporal_attention: list[Tensor] | None
-    """One (B, Q, M, 2, 1, P) a layer, where asked for."""
-    spatial_attention: list[Tensor] | None
-    """One (B, Q, M, L, P) a layer, where asked for."""
-
-
-class FeedForward(nn.Module):
-    """Two linear layers with a residual."""
-
-    def __init__(self, embed_dim: int, hidden_dim: int, dropout: float) -> None:
-        super().__init__()
-        self.linear1 = nn.Linear(embed_dim, hidden_dim)
-        self.linear2 = nn.Linear(hidden_dim, embed_dim)
-        self.dropout = nn.Dropout(dropout)
-        for linear in (self.linear1, self.linear2):
-            nn.init.xavier_uniform_(linear.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., C)."""
-        return x + self.dropout(self.linear2(self.dropout(self.linear1(x).relu())))
+    costly: dict[str, list[Tensor]]
+    """The wanted costly fields of :class:`bevkd2.modeling.knowledge.BEVKnowledge`, one tensor per layer."""
 
 
 class EncoderLayer(nn.Module):
@@ -67,8 +51,8 @@ class EncoderLayer(nn.Module):
         spatial_shapes: list[tuple[int, int]],
         pairs: VisiblePairs,
         history: History,
-        wants: tuple[bool, bool] = (False, False),
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        wants: frozenset[str] = frozenset(),
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Runs the layer.
 
         Args:
@@ -78,15 +62,15 @@ class EncoderLayer(nn.Module):
             spatial_shapes: (h, w) of every level.
             pairs: what every camera sees.
             history: previous BEV and initial queries.
-            wants: whether to return temporal and spatial attention weights.
+            wants: costly fields of :class:`bevkd2.modeling.knowledge.BEVKnowledge`.
 
         Returns:
-            The new query, the temporal and the spatial attention weights (or None).
+            The new query, and the wanted fields of both attentions by name.
         """
-        query, temporal = self.temporal_attention(query, position, history, return_weights=wants[0])
+        query, temporal = self.temporal_attention(query, position, history, wants)
         query = self.temporal_norm(query)
-        query, spatial = self.spatial_attention(query, tokens, spatial_shapes, pairs, return_weights=wants[1])
-        return self.ffn_norm(self.ffn(self.spatial_norm(query))), temporal, spatial
+        query, spatial = self.spatial_attention(query, tokens, spatial_shapes, pairs, wants)
+        return self.ffn_norm(self.ffn(self.spatial_norm(query))), temporal | spatial
 
 
 class BEVEncoder(nn.Module):
@@ -107,7 +91,7 @@ class BEVEncoder(nn.Module):
         temporal_points: int,
         spatial_points: int,
     ) -> None:
-        """Build the layers.
+        """Builds the layers.
 
         Args:
             embed_dim: C.
@@ -120,7 +104,7 @@ class BEVEncoder(nn.Module):
             num_levels: L, feature levels that are read.
             num_level_embeddings: rows of the level table, at least L.
             temporal_points: sampling points of each queue.
-            spatial_points: sampling points a level.
+            spatial_points: sampling points per level.
         """
         super().__init__()
         self.camera_embeddings = nn.Parameter(torch.randn(num_cameras, embed_dim))
@@ -143,31 +127,26 @@ class BEVEncoder(nn.Module):
         features: list[Tensor],
         pairs: VisiblePairs,
         history: History,
-        *,
-        want_temporal: bool = False,
-        want_spatial: bool = False,
+        wants: frozenset[str] = frozenset(),
     ) -> EncoderOutput:
         """Runs all layers.
 
         Args:
             queries: (B, Q, C), without position.
             position: (Q, C).
-            features: (B, N, C, h, w), one a level, finest first.
+            features: (B, N, C, h, w), one per level, finest first.
             pairs: what every camera sees.
             history: previous BEV and queries.
-            want_temporal: keep every layer's temporal attention weights.
-            want_spatial: keep every layer's spatial attention weights.
+            wants: costly fields of :class:`bevkd2.modeling.knowledge.BEVKnowledge`.
         """
         tokens, spatial_shapes = self._flatten(features)
-        temporal, spatial = [], []
         bev = queries
+        costly: defaultdict[str, list[Tensor]] = defaultdict(list)
         for layer in self.layers:
-            bev, temporal_weights, spatial_weights = layer(
-                bev, position, tokens, spatial_shapes, pairs, history, (want_temporal, want_spatial)
-            )
-            temporal.append(temporal_weights)
-            spatial.append(spatial_weights)
-        return EncoderOutput(bev, temporal if want_temporal else None, spatial if want_spatial else None)
+            bev, fields = layer(bev, position, tokens, spatial_shapes, pairs, history, wants)
+            for name, value in fields.items():
+                costly[name].append(value)
+        return EncoderOutput(bev, dict(costly))
 
     def _flatten(self, features: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
         """Adds camera and level embeddings; returns (B*N, S, C) and the levels' shapes."""

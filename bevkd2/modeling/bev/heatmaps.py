@@ -1,11 +1,12 @@
 """Dense auxiliary supervision in training: centre heat maps on the bird's-eye view and in the images.
 
 The heat maps and their loss are CenterNet's (Zhou et al., arXiv 1904.07850, Eq. 1). BEVFormer's set losses
-alone need long schedules; heat maps teach the features where objects are from the first step.
+alone need long schedules; heat maps supervise the features densely from the first step.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -19,10 +20,18 @@ BEV_OVERLAP = 0.1  # CenterPoint's
 IMAGE_OVERLAP = 0.7  # CenterNet's
 
 
+@dataclasses.dataclass(frozen=True)
+class HeatmapWeights:
+    """Weights of the auxiliary losses; a head whose weight is 0 is not built."""
+
+    bev: float = 0.0
+    image: float = 0.0
+
+
 def bev_heatmap_targets(
     boxes: Boxes3D, labels: Tensor, num_classes: int, shape: tuple[int, int], pc_range: Sequence[float]
 ) -> tuple[Tensor, int]:
-    """Heat map of one sample's box centres on the bird's-eye view.
+    """Draws the heat map of one sample's box centres on the bird's-eye view.
 
     Returns:
         (K, H, W), and how many centres are inside the range.
@@ -46,7 +55,7 @@ def image_heatmap_targets(
     shape: tuple[int, int],
     stride: int,
 ) -> tuple[Tensor, int]:
-    """Heat map of the projected box centres in one camera.
+    """Draws the heat map of the projected box centres in one camera.
 
     Args:
         boxes: of the sample.
@@ -55,7 +64,7 @@ def image_heatmap_targets(
         image_size: (2,) height and width in pixels before padding.
         num_classes: K.
         shape: (h, w) of the map.
-        stride: pixels a cell.
+        stride: in pixels.
 
     Returns:
         (K, h, w), and how many centres are in the image.
@@ -72,7 +81,7 @@ def image_heatmap_targets(
 
 
 def bev_heatmap_loss(logits: Tensor, targets: BEVTargets, pc_range: Sequence[float]) -> Tensor:
-    """Loss of the BEV head, (B, K, H, W)."""
+    """Computes the loss of the BEV head, (B, K, H, W)."""
     shape = (logits.shape[2], logits.shape[3])
     maps = [
         bev_heatmap_targets(boxes, labels, logits.shape[1], shape, pc_range)
@@ -82,7 +91,7 @@ def bev_heatmap_loss(logits: Tensor, targets: BEVTargets, pc_range: Sequence[flo
 
 
 def image_heatmap_loss(logits: Tensor, targets: BEVTargets, stride: int) -> Tensor:
-    """Loss of the image head, (B*N, K, h, w) with ``stride`` pixels a cell."""
+    """Loss of the image head, (B*N, K, h, w) with ``stride`` in pixels."""
     shape = (logits.shape[2], logits.shape[3])
     with torch.autocast(logits.device.type, enabled=False):  # a projection in 16 bits misses by pixels
         maps = [

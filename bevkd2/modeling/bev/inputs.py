@@ -1,4 +1,4 @@
-"""What a bird's-eye-view detector reads: frames as tensors, their geometry kept beside the pixels."""
+"""Inputs and targets of multi-view detectors: frames as tensors, their geometry kept beside the pixels."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from bevkd2.modeling.bev.box_coder import encode_boxes
 from bevkd2.modeling.pixels import PixelNormalizer
 from bevkd2.structures import Boxes3D
 
+MASK_KEY = "grid_mask"
+"""Key of what :meth:`bevkd2.modeling.bev.grid_mask.GridMask.draw` drew for a sample."""
 FRAME_KEYS = ("images", "lidar2img", "can_bus", "scene_token", "timestamp")
 
 
@@ -33,10 +35,12 @@ class Frames:
     """Microseconds."""
     rows: list[int]
     """Which samples of the batch the R rows belong to."""
+    grid_mask: Tensor | None = None
+    """(R, 4) of :meth:`bevkd2.modeling.bev.grid_mask.GridMask.draw`, on the CPU; None: no mask."""
 
     @property
     def padded_size(self) -> tuple[int, int]:
-        """Height and width of ``images``."""
+        """Returns height and width of ``images``."""
         return self.images.shape[-2], self.images.shape[-1]
 
 
@@ -51,7 +55,7 @@ class BEVInputs:
 
 @dataclasses.dataclass
 class BEVTargets:
-    """Annotations of the current frames, one entry a sample."""
+    """Annotations of the current frames, one entry per sample."""
 
     boxes: list[Boxes3D]
     """(n, 9) each, LIDAR_TOP frame."""
@@ -71,7 +75,7 @@ def collate_frames(
     """Batches one time step.
 
     Args:
-        frames: one mapping a row with ``FRAME_KEYS``, as the mapper emits it.
+        frames: one mapping per row with ``FRAME_KEYS``, as the mapper emits it.
         rows: which sample of the batch each belongs to.
         normalize: of the model that will read them.
         num_cameras: N that the model was built for.
@@ -82,7 +86,7 @@ def collate_frames(
     """
     for frame in frames:
         _check_frame(frame, num_cameras)
-    device = normalize.mean.device
+    device = normalize.device
     sizes = [torch.tensor(frame["images"].shape[-2:]).expand(num_cameras, 2) for frame in frames]
     return Frames(
         images=normalize([frame["images"] for frame in frames]),
@@ -92,6 +96,9 @@ def collate_frames(
         scene_tokens=[frame["scene_token"] for frame in frames],
         timestamps=[int(frame["timestamp"]) for frame in frames],
         rows=rows,
+        grid_mask=torch.stack([frame[MASK_KEY] for frame in frames])
+        if all(MASK_KEY in frame for frame in frames)
+        else None,
     )
 
 
@@ -146,7 +153,7 @@ def _codes(sample: Mapping[str, Any], num_classes: int) -> Tensor:
     labels = sample["labels"]
     if len(labels) != len(sample["boxes"]) or bool(((labels < 0) | (labels >= num_classes)).any()):
         raise ValueError(
-            f"{name}: labels are {labels.tolist()} for {len(sample['boxes'])} boxes, expected one a box in "
+            f"{name}: labels are {labels.tolist()} for {len(sample['boxes'])} boxes, expected one per box in "
             f"0..{num_classes - 1} (MODEL.BEVFORMER.NUM_CLASSES)"
         )
     try:
@@ -164,5 +171,5 @@ def _check_frame(frame: Mapping[str, Any], num_cameras: int) -> None:
     if images.ndim != 4 or images.shape[:2] != (num_cameras, 3) or images.dtype != torch.uint8:
         raise ValueError(
             f"sample {name}: images are {tuple(images.shape)} {images.dtype}, expected uint8 "
-            f"({num_cameras}, 3, H, W); INPUT.CAMERAS and MODEL.BEVFORMER.NUM_CAMERAS must agree"
+            f"({num_cameras}, 3, H, W); the model was built for the cameras of INPUT.CAMERAS"
         )

@@ -1,4 +1,4 @@
-"""Which query is responsible for which object: Hungarian matching."""
+"""Hungarian matching of queries to objects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MATCHED_CODES = 8  # the published cost leaves the velocity out
 
 
 def focal_cost(class_logits: Tensor, labels: Tensor, *, alpha: float, gamma: float) -> Tensor:
-    """What the focal loss would change if a query took an object.
+    """Computes how the focal loss would change if a query were matched to an object.
 
     Args:
         class_logits: (..., Q, K).
@@ -34,7 +34,7 @@ class HungarianMatcher:
     def __init__(
         self, *, class_weight: float, box_weight: float, focal_alpha: float, focal_gamma: float
     ) -> None:
-        """Set the weights.
+        """Sets the weights.
 
         Args:
             class_weight: of the focal cost.
@@ -47,7 +47,7 @@ class HungarianMatcher:
 
     @torch.no_grad()
     def cost(self, class_logits: Tensor, box_codes: Tensor, labels: Tensor, codes: Tensor) -> Tensor:
-        """The matching cost.
+        """Computes the matching cost.
 
         Args:
             class_logits: (..., Q, K).

@@ -1,4 +1,4 @@
-"""Bookkeeping of temporal state: which rows of a batch have a past, and which row of the past is theirs."""
+"""Temporal state of batches and streams: which rows of a batch have a previous frame, and its state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NO_SCENE = ""
 def rows_with_history(
     state: TemporalState | None, scene_tokens: Sequence[str], timestamps: Sequence[int]
 ) -> list[bool]:
-    """Which rows continue the scene that the state's row is of, strictly later in time."""
+    """Returns which rows continue the scene of the state's row, strictly later in time."""
     if state is None:
         return [False] * len(scene_tokens)
     past = zip(state.scene_tokens, state.timestamps, strict=True)
@@ -25,7 +25,7 @@ def rows_with_history(
 
 
 def select_rows(state: TemporalState, rows: Sequence[int]) -> TemporalState:
-    """The state with the rows named, in that order."""
+    """Returns the state with the named rows, in that order."""
     index = list(rows)
     return TemporalState(
         bev_embed=state.bev_embed[index],
@@ -38,11 +38,11 @@ def select_rows(state: TemporalState, rows: Sequence[int]) -> TemporalState:
 def update_rows(
     state: TemporalState | None, new: TemporalState, rows: Sequence[int], batch_size: int
 ) -> TemporalState:
-    """The state of a whole batch after some of its rows moved on.
+    """Returns the state of a whole batch after some of its rows have a new frame.
 
     Args:
         state: of the batch before; None: no row has a past.
-        new: of the rows that moved.
+        new: of the rows with a new frame.
         rows: which rows of the batch those are.
         batch_size: B.
     """
@@ -65,13 +65,13 @@ def update_rows(
 
 
 class SceneMemory:
-    """States of a stream of frames, by scene; it forgets scenes that the latest batch is not of."""
+    """States of a stream of frames, by scene; scenes that are not in the latest batch are dropped."""
 
     def __init__(self) -> None:
         self._states: dict[str, TemporalState] = {}
 
     def recall(self, scene_tokens: Sequence[str]) -> TemporalState | None:
-        """The state whose rows are of these scenes; rows of unknown scenes have no past."""
+        """Returns the state whose rows are of these scenes; rows of unknown scenes have no past."""
         state = None
         for row, scene in enumerate(scene_tokens):
             if scene in self._states:
@@ -79,12 +79,12 @@ class SceneMemory:
         return state
 
     def store(self, state: TemporalState) -> None:
-        """Replaces what is known of the state's scenes."""
+        """Replaces the stored states of the scenes."""
         for row, scene in enumerate(state.scene_tokens):
             self._states[scene] = select_rows(state, [row])
 
     def forget_others(self, scene_tokens: Sequence[str]) -> None:
-        """Keeps these scenes only."""
+        """Drops the states of all other scenes."""
         self._states = {scene: self._states[scene] for scene in scene_tokens if scene in self._states}
 
 

@@ -1,11 +1,11 @@
-"""Spatial cross-attention: every cell looks into the cameras that see its pillar."""
+"""Spatial cross-attention: every BEV cell attends to the cameras that see its pillar."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from bevkd2.modeling.bev.deformable_attention import DeformableAttention
-from bevkd2.modeling.bev.projection import VisiblePairs
+from bevkd2.modeling.bev.geometry import VisiblePairs
 from bevkd2.ops import ms_deform_attn_ragged
 
 
@@ -19,13 +19,13 @@ class SpatialCrossAttention(DeformableAttention):
     def __init__(
         self, *, embed_dim: int, num_heads: int, num_levels: int, num_points: int, dropout: float
     ) -> None:
-        """Make the projections.
+        """Makes the projections.
 
         Args:
             embed_dim: C.
             num_heads: M.
             num_levels: L, feature levels.
-            num_points: P, sampling points a level; a multiple of the pillar's reference points.
+            num_points: P, sampling points per level; a multiple of the pillar's reference points.
             dropout: probability, of the output.
         """
         super().__init__(
@@ -44,8 +44,8 @@ class SpatialCrossAttention(DeformableAttention):
         features: Tensor,
         spatial_shapes: list[tuple[int, int]],
         pairs: VisiblePairs,
-        return_weights: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
+        wants: frozenset[str] = frozenset(),
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Attends and adds the residual.
 
         Args:
@@ -53,11 +53,12 @@ class SpatialCrossAttention(DeformableAttention):
             features: (B*N, S, C): every camera's levels, flattened and concatenated.
             spatial_shapes: (h, w) of every level.
             pairs: of this frame.
-            return_weights: also return the attention weights.
+            wants: costly fields of :class:`bevkd2.modeling.knowledge.BEVKnowledge`.
 
         Returns:
             output: (B, Q, C).
-            weights: (B, Q, M, L, P) float32 after softmax over L*P, or None.
+            costly: where wanted, ``spatial_attention`` (B, Q, M, L, P) float32 after softmax over L*P, and
+                ``sampling_offsets`` (B, Q, M, L, P, 2) in cells of each level.
         """
         batch, cells, _ = query.shape
         points = (self.num_heads, self.num_levels, self.num_points)
@@ -72,9 +73,12 @@ class SpatialCrossAttention(DeformableAttention):
             logits,
             pairs.row_splits,
             pairs.row_value,
-            return_weights=return_weights,
+            return_weights="spatial_attention" in wants,
         )
         output = self.output_proj(attended.unflatten(0, (batch, cells)))
+        costly = {}
         if weights is not None:
-            weights = weights.unflatten(0, (batch, cells))
-        return query + self.dropout(output), weights
+            costly["spatial_attention"] = weights.unflatten(0, (batch, cells))
+        if "sampling_offsets" in wants:
+            costly["sampling_offsets"] = offsets.unflatten(0, (batch, cells))
+        return query + self.dropout(output), costly

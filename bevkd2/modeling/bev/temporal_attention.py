@@ -33,7 +33,7 @@ class History:
         self.mask = torch.tensor(self.exists, device=device)[:, None, None, None]
 
     def queue_for(self, query: Tensor) -> Tensor:
-        """(B, 2, Q, C) to attend to: without history, twice the running ``query`` (B, Q, C)."""
+        """Returns (B, 2, Q, C) to attend to: without history, twice the running ``query`` (B, Q, C)."""
         running = query.unsqueeze(1).expand(-1, NUM_QUEUES, -1, -1)
         if self.queue is None:
             return running
@@ -52,7 +52,7 @@ class TemporalSelfAttention(DeformableAttention):
     def __init__(
         self, *, embed_dim: int, num_heads: int, num_points: int, bev_shape: tuple[int, int], dropout: float
     ) -> None:
-        """Make the projections.
+        """Makes the projections.
 
         Args:
             embed_dim: C.
@@ -72,19 +72,19 @@ class TemporalSelfAttention(DeformableAttention):
         self.bev_shape = bev_shape
 
     def forward(
-        self, query: Tensor, position: Tensor, history: History, return_weights: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+        self, query: Tensor, position: Tensor, history: History, wants: frozenset[str] = frozenset()
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Attends and adds the residual.
 
         Args:
             query: (B, Q, C).
             position: (Q, C).
             history: of this forward pass.
-            return_weights: also return the attention weights.
+            wants: costly fields of :class:`bevkd2.modeling.knowledge.BEVKnowledge`.
 
         Returns:
             output: (B, Q, C).
-            weights: (B, Q, M, 2, 1, P) float32 after softmax over P, or None.
+            costly: where wanted, ``temporal_attention`` (B, Q, M, 2, 1, P) float32 after softmax over P.
         """
         queue = history.queue_for(query)
         context = torch.cat([queue[:, 0], query + position], dim=-1)
@@ -96,13 +96,15 @@ class TemporalSelfAttention(DeformableAttention):
             self._by_queue(self.sampling_offsets(context), 2),
             self._by_queue(self.attention_weights(context)).squeeze(-1),
             num_queues=NUM_QUEUES,
-            return_weights=return_weights,
+            return_weights="temporal_attention" in wants,
         )
+        costly = {}
         if weights is not None:
             weights = weights.unflatten(0, (-1, NUM_QUEUES)).permute(0, 2, 3, 1, 4, 5)
-        return query + self.dropout(self.output_proj(attended)), weights
+            costly["temporal_attention"] = weights
+        return query + self.dropout(self.output_proj(attended)), costly
 
     def _by_queue(self, projected: Tensor, last: int = 1) -> Tensor:
-        """(B, Q, M*2*P*last), laid out head, queue, point -> (B*2, Q, M, 1, P, last)."""
+        """Splits (B, Q, M*2*P*last), in the order head, queue, point, to (B*2, Q, M, 1, P, last)."""
         shaped = projected.unflatten(-1, (self.num_heads, NUM_QUEUES, 1, self.num_points, last))
         return shaped.permute(0, 3, 1, 2, 4, 5, 6).flatten(0, 1)

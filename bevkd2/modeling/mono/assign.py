@@ -1,4 +1,4 @@
-"""Which object a location of the pyramid stands for (FCOS3D, arXiv 2104.10956, section 3.3)."""
+"""Assignment of objects to locations of a pyramid (FCOS3D, arXiv 2104.10956, section 3.3)."""
 
 from __future__ import annotations
 
@@ -7,31 +7,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bevkd2.modeling.mono.grid import locations_of, strides_of_locations
+from bevkd2.modeling.mono.grid import BACKGROUND
 from bevkd2.modeling.mono.inputs import MonoTargets
-
-BACKGROUND = -1
 
 
 def assign_locations(
     targets: MonoTargets,
-    shapes: Sequence[tuple[int, int]],
-    strides: Sequence[int],
     regress_ranges: Sequence[tuple[float, float]],
     center_radius: float = 1.5,
 ) -> Tensor:
-    """Gives every location the object that it has to find.
+    """Assigns to every location the object that it has to predict.
 
-    A location stands for an object where it is nearer than ``center_radius`` strides, in x and in y, to the
-    projected 3D centre, and the farthest side of the 2D box from it lies in the level's range (both ends
+    A location is assigned to an object where it is nearer than ``center_radius`` strides, in x and in y, to
+    the projected 3D centre, and the farthest side of the 2D box from it lies in the level's range (both ends
     included; the location may lie outside of the box). Of several objects the one with the nearest projected
     centre is taken, and of those with the same centre the first.
 
     Args:
-        targets: annotations of B images; each image is assigned for itself.
-        shapes: rows and columns of the L levels.
-        strides: pixels to a cell, level by level.
-        regress_ranges: the least and the largest distance in pixels, level by level.
+        targets: annotations of B images; each image is assigned on its own.
+        regress_ranges: the smallest and the largest distance in pixels, per level.
         center_radius: half the side of the square around a centre, in strides of the level.
 
     Returns:
@@ -39,30 +33,25 @@ def assign_locations(
         ``MonoTargets.assigned``.
 
     Raises:
-        ValueError: as many ranges as levels are needed.
+        ValueError: the number of ranges is not that of the levels.
     """
-    if not len(shapes) == len(strides) == len(regress_ranges):
+    grid = targets.grid
+    if len(grid.shapes) != len(regress_ranges):
         raise ValueError(
-            f"assign_locations: {len(shapes)} levels, {len(strides)} strides, {len(regress_ranges)} regress "
-            "ranges, expected as many of each"
+            f"assign_locations: {len(grid.shapes)} levels, {len(regress_ranges)} regress ranges, expected "
+            "one per level"
         )
-    device = targets.cam2img.device
-    locations = locations_of(shapes, strides, device)
-    radii = center_radius * strides_of_locations(shapes, strides, device)
-    cells = torch.tensor([rows * columns for rows, columns in shapes], device=device)
-    ranges = torch.tensor(regress_ranges, dtype=torch.float32, device=device)
-    # Without the size, CUDA would have to be waited for.
-    ranges = ranges.repeat_interleave(cells, dim=0, output_size=len(locations))
+    radii, ranges = center_radius * grid.location_strides, grid.per_location(regress_ranges)
     return torch.stack(
         [
-            _assign_image(locations, radii, ranges, centers, boxes)
+            _assign_image(grid.locations, radii, ranges, centers, boxes)
             for centers, boxes in zip(targets.centers2d, targets.boxes2d, strict=True)
         ]
     )
 
 
 def distances_to_sides(locations: Tensor, boxes2d: Tensor) -> Tensor:
-    """How far the sides of boxes are; negative beyond a side.
+    """Computes the distances to the sides of boxes; negative beyond a side.
 
     Args:
         locations: (..., 2) x, y in pixels.
@@ -77,7 +66,7 @@ def distances_to_sides(locations: Tensor, boxes2d: Tensor) -> Tensor:
 def _assign_image(
     locations: Tensor, radii: Tensor, ranges: Tensor, centers2d: Tensor, boxes2d: Tensor
 ) -> Tensor:
-    """(Q,) int64 of one image with n objects."""
+    """Returns (Q,) int64 of one image with n objects."""
     if not len(centers2d):
         return torch.full((len(locations),), BACKGROUND, device=locations.device)
     offsets = locations[:, None] - centers2d[None]

@@ -7,22 +7,22 @@ from torch import Tensor
 
 
 def depth_from_bins(logits: Tensor, unit: float) -> Tensor:
-    """The expectation of a distribution over evenly spaced depths (PGD, Eq. 1).
+    """Computes the expectation of a distribution over evenly spaced depths (PGD, Eq. 1).
 
     Args:
-        logits: (..., bins) before the softmax; bin k stands for the depth k * unit.
+        logits: (..., bins) before the softmax; bin k is the depth k * unit.
         unit: metres between bins.
 
     Returns:
         (...) metres.
     """
     values = unit * torch.arange(logits.shape[-1], dtype=logits.dtype, device=logits.device)
-    # Not a matrix product, which autocast would make one of 16 bits: 70 m would be read to half a metre.
+    # Not a matrix product: autocast would compute it in 16 bits, where 70 m is exact to half a metre only.
     return (logits.softmax(dim=-1) * values).sum(dim=-1)
 
 
 def depth_confidence(logits: Tensor) -> Tensor:
-    """How sharp the distribution is: the mean of its two largest probabilities.
+    """Computes the sharpness of the distribution: the mean of its two largest probabilities.
 
     Args:
         logits: (..., bins) before the softmax, two bins at least.
@@ -34,7 +34,7 @@ def depth_confidence(logits: Tensor) -> Tensor:
 
 
 def fuse_depth(direct: Tensor, probabilistic: Tensor, fuse_lambda: Tensor) -> Tensor:
-    """Weighs both estimates by one learned number (PGD, Eq. 2).
+    """Averages both estimates with one learned weight (PGD, Eq. 2).
 
     Args:
         direct: (...) regressed depth in metres.

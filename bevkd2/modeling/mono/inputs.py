@@ -1,4 +1,4 @@
-"""What a monocular detector reads, and what its losses compare with."""
+"""Inputs and targets of monocular detectors."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bevkd2.modeling.mono.grid import DenseGrid
 from bevkd2.modeling.pixels import PixelNormalizer
 from bevkd2.structures import CameraBoxes3D, project_points
 
@@ -26,16 +27,18 @@ class MonoInputs:
     cam2img: Tensor
     """(B, 4, 4) float32: metres in the camera frame to pixels of ``images``."""
     image_ids: list[str]
+    grid: DenseGrid
+    """Of the detector's levels on ``images``."""
 
     @property
     def padded_size(self) -> tuple[int, int]:
-        """Height and width of ``images``."""
+        """Returns height and width of ``images``."""
         return self.images.shape[-2], self.images.shape[-1]
 
 
 @dataclasses.dataclass
 class MonoTargets:
-    """Annotations, one list entry an image with n objects."""
+    """Annotations, one list entry per image with n objects."""
 
     boxes: list[CameraBoxes3D]
     """(n, 7 or 9) each."""
@@ -54,33 +57,50 @@ class MonoTargets:
     cam2img: Tensor
     """(B, 4, 4)."""
     affine_augmented: Tensor
-    """(B,) bool: images that were shifted or scaled, which teach SMOKE classes only."""
+    """(B,) bool: images that were shifted or scaled, from which SMOKE learns classes only."""
+    grid: DenseGrid
+    """The Q locations that objects are assigned to."""
     assigned: Tensor | None = None
-    """(B, Q) int64: which object of its image a location stands for, -1 for background; filled by detectors
-    whose assignment does not depend on predictions."""
+    """(B, Q) int64: the object of its image that a location is assigned to, -1 for background; filled by
+    detectors whose assignment does not depend on predictions."""
+
+    def assignment(self) -> Tensor:
+        """Returns ``assigned``, which the detector must have filled.
+
+        Raises:
+            ValueError: it is None.
+        """
+        if self.assigned is None:
+            raise ValueError(
+                "MonoTargets.assigned is not filled: the detector's targets() has to set it, e.g. by "
+                "assign_locations"
+            )
+        return self.assigned
 
     @property
     def max_depth(self) -> Tensor:
-        """The largest annotated depth of the batch (m), a scalar; 1 where there is no object."""
+        """Returns the largest annotated depth of the batch (m), a scalar; 1 where there is no object."""
         depths = torch.cat(self.depths)
         return depths.max() if len(depths) else depths.new_ones(())
 
     def depth_of_locations(self) -> Tensor:
-        """(B, Q) annotated depth (m) of the object that each location stands for; 0 for background."""
-        assert self.assigned is not None
+        """Returns (B, Q) annotated depth (m) of the object of each location; 0 for background."""
         rows = []
-        for depths, assigned in zip(self.depths, self.assigned, strict=True):
+        for depths, assigned in zip(self.depths, self.assignment(), strict=True):
             padded = torch.cat([depths, depths.new_zeros(1)])  # index -1: background
             rows.append(padded[assigned])
         return torch.stack(rows)
 
 
-def collate_images(samples: Sequence[Mapping[str, Any]], normalize: PixelNormalizer) -> MonoInputs:
+def collate_images(
+    samples: Sequence[Mapping[str, Any]], normalize: PixelNormalizer, strides: Sequence[int]
+) -> MonoInputs:
     """Batches images of any sizes.
 
     Args:
         samples: as the mapper emits them, with ``IMAGE_KEYS``.
         normalize: of the model that will read them.
+        strides: of its levels.
 
     Raises:
         KeyError: a sample lacks a key.
@@ -88,13 +108,15 @@ def collate_images(samples: Sequence[Mapping[str, Any]], normalize: PixelNormali
     """
     for sample in samples:
         _check_image(sample)
-    device = normalize.mean.device
+    device = normalize.device
+    images = normalize([sample["image"][None] for sample in samples])[:, 0]
     sizes = [tuple(sample["image"].shape[-2:]) for sample in samples]
     return MonoInputs(
-        images=normalize([sample["image"][None] for sample in samples])[:, 0],
+        images=images,
         image_sizes=torch.tensor(sizes, dtype=torch.float32, device=device),
         cam2img=torch.stack([torch.as_tensor(sample["cam2img"]) for sample in samples]).float().to(device),
         image_ids=[sample["image_id"] for sample in samples],
+        grid=DenseGrid.of_image((images.shape[-2], images.shape[-1]), strides, device),
     )
 
 
@@ -129,6 +151,7 @@ def collate_targets(
         attributes=[sample["attributes"].to(device) for sample in samples] if with_attributes else None,
         image_sizes=inputs.image_sizes,
         cam2img=inputs.cam2img,
+        grid=inputs.grid,
         affine_augmented=torch.tensor(
             [bool(sample.get("affine_augmented", False)) for sample in samples], device=device
         ),
@@ -167,7 +190,7 @@ def _check_annotations(sample: Mapping[str, Any], num_classes: int) -> None:
 
 
 def _check_depths(samples: Sequence[Mapping[str, Any]], depths: Sequence[Tensor]) -> None:
-    if bool((torch.cat(list(depths)) > 0).all()):  # one wait for the device, not one an image
+    if bool((torch.cat(list(depths)) > 0).all()):  # one wait for the device instead of one per image
         return
     for sample, depth in zip(samples, depths, strict=True):
         if not bool((depth > 0).all()):

@@ -11,7 +11,7 @@ from bevkd2.structures import unproject_points, wrap_angle
 
 
 def direction_of(local_yaw: Tensor, direction_offset: float) -> Tensor:
-    """The half turn that a local yaw lies in.
+    """Returns the direction bin (half turn) of a local yaw.
 
     Args:
         local_yaw: (...) radians.
@@ -24,7 +24,7 @@ def direction_of(local_yaw: Tensor, direction_offset: float) -> Tensor:
 
 
 def full_local_yaw(half: Tensor, direction: Tensor, direction_offset: float) -> Tensor:
-    """The local yaw from its value modulo pi and the half turn that it lies in.
+    """Computes the local yaw from its value modulo pi and its direction bin.
 
     Args:
         half: (...) radians; whole multiples of pi do not matter.
@@ -41,7 +41,7 @@ def full_local_yaw(half: Tensor, direction: Tensor, direction_offset: float) -> 
 def lift_boxes(
     centers2d: Tensor, depths: Tensor, published_sizes: Tensor, local_yaws: Tensor, cam2img: Tensor
 ) -> Tensor:
-    """Boxes in the camera's frame from what is seen in the image (FCOS3D, section 3.2).
+    """Computes boxes in the camera's frame from image-plane predictions (FCOS3D, section 3.2).
 
     The heading is the local yaw plus the azimuth of the pixel's ray, which takes the camera's centre for the
     origin, as published; a calibration with a translation makes that a few milliradians wrong.

@@ -12,10 +12,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from bevkd2.config import CfgNode, add_config_extension
 from bevkd2.d2 import ShapeSpec
 from bevkd2.modeling.backbones.deform_conv import DeformConv2d
 from bevkd2.modeling.backbones.norms import make_norm
 from bevkd2.modeling.necks.neck import Neck
+
+
+@add_config_extension
+def add_dla_up_config(cfg: CfgNode) -> None:
+    """Adds MODEL.DLA_UP."""
+    node = cfg.MODEL.DLA_UP = CfgNode()
+    node.IN_FEATURES = ["res2", "res3", "res4", "res5"]  # finest first, each of twice the stride before
+    node.OUT_CHANNELS = 0  # 0: those of the finest feature, as published (DLA-34: 64, DLA-60: 128)
 
 
 class DeformNode(nn.Module):
@@ -27,19 +36,19 @@ class DeformNode(nn.Module):
         self.gn = make_norm("GN", out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C', H, W)."""
+        """Maps (N, C, H, W) to (N, C', H, W)."""
         return self.gn(self.conv(x)).relu()
 
 
 class Upsample(nn.ConvTranspose2d):
-    """A transposed convolution of every channel by itself, at first bilinear interpolation."""
+    """A depthwise transposed convolution that starts as bilinear interpolation."""
 
     def __init__(self, channels: int, factor: int) -> None:
-        """Make the layer.
+        """Makes the layer.
 
         Args:
             channels: read and written.
-            factor: cells out to a cell in, even.
+            factor: of upsampling, even.
         """
         super().__init__(channels, channels, 2 * factor, factor, factor // 2, groups=channels, bias=False)
         position = (torch.arange(2 * factor) + 0.5) / factor - 1  # of the taps from the centre, in cells
@@ -52,7 +61,7 @@ class IDAUp(nn.Module):
     """Iterative aggregation: every coarser level is projected, upsampled and merged into the one before."""
 
     def __init__(self, in_channels: Sequence[int], out_channels: int, factors: Sequence[int]) -> None:
-        """Make the layers.
+        """Makes the layers.
 
         Args:
             in_channels: of the levels, finest first; the finest has ``out_channels``.
@@ -66,7 +75,7 @@ class IDAUp(nn.Module):
         self.nodes = nn.ModuleList(DeformNode(out_channels, out_channels) for _ in in_channels[1:])
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """Levels (N, C_l, h_l, w_l), finest first, to as many maps of the finest size; the last saw all."""
+        """Maps levels (N, C_l, h_l, w_l), finest first, to as many maps of the finest size."""
         merged = [levels[0]]
         for level, project, upsample, node in zip(
             levels[1:], self.projections, self.upsamplings, self.nodes, strict=True
@@ -85,7 +94,7 @@ class DLAUp(Neck):
         in_features: Sequence[str],
         out_channels: int = 0,
     ) -> None:
-        """Build the layers.
+        """Builds the layers.
 
         Args:
             input_shape: of the backbone's features, by name.
@@ -115,7 +124,7 @@ class DLAUp(Neck):
         self.in_features = list(in_features)
         self.strides = [strides[0]]
         self.out_channels = out_channels or channels[0]
-        # A stage a level but for the coarsest, coarse to fine: it merges what is coarser into its level.
+        # One stage per level but the coarsest, coarse to fine: it merges what is coarser into its level.
         self.stages = nn.ModuleList(
             IDAUp(
                 [channels[level], *[channels[level + 1]] * (count - level - 1)],
@@ -130,11 +139,17 @@ class DLAUp(Neck):
             [self.out_channels, *channels[1:-1]], self.out_channels, [2**i for i in range(count - 1)]
         )
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> DLAUp:
+        """Builds the neck of MODEL.DLA_UP on a backbone whose features are ``input_shape``."""
+        node = cfg.MODEL.DLA_UP
+        return cls(input_shape, in_features=node.IN_FEATURES, out_channels=node.OUT_CHANNELS)
+
     def forward(self, features: dict[str, Tensor]) -> list[Tensor]:
-        """Backbone features, name -> (N, C_f, h, w), to one level (N, C, h, w) in a list."""
+        """Maps backbone features, name -> (N, C_f, h, w), to one level (N, C, h, w) in a list."""
         levels = [features[name] for name in self.in_features]
         merged = [levels.pop()]
-        aggregated: list[Tensor] = []  # one map a level, finest first
+        aggregated: list[Tensor] = []  # one map per level, finest first
         for stage, level in zip(self.stages, reversed(levels), strict=True):
             merged = stage([level, *merged])
             aggregated.insert(0, merged[-1])

@@ -7,9 +7,22 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bevkd2.config import CfgNode, add_config_extension
 from bevkd2.d2 import ShapeSpec
 from bevkd2.modeling.backbones.norms import make_norm
 from bevkd2.modeling.necks.neck import Neck
+
+
+@add_config_extension
+def add_fpn_config(cfg: CfgNode) -> None:
+    """Adds MODEL.FPN; IN_FEATURES, OUT_CHANNELS and NORM are Detectron2's."""
+    if "FPN" not in cfg.MODEL:
+        cfg.MODEL.FPN = CfgNode()
+    fpn = cfg.MODEL.FPN
+    fpn.IN_FEATURES = ["res5"]
+    fpn.OUT_CHANNELS = 256
+    fpn.NUM_OUTS = 1  # levels beyond IN_FEATURES are made by stride-2 convolutions on the coarsest output
+    fpn.NORM = ""  # "" | "BN" | "GN"
 
 
 class ConvNorm(nn.Module):
@@ -24,7 +37,7 @@ class ConvNorm(nn.Module):
         self.norm = make_norm(norm, out_channels) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C', H', W')."""
+        """Maps (N, C, H, W) to (N, C', H', W')."""
         return self.norm(self.conv(x))
 
 
@@ -40,7 +53,7 @@ class FPN(Neck):
         num_outs: int,
         norm: str = "",
     ) -> None:
-        """Build the convolutions.
+        """Builds the convolutions.
 
         Args:
             input_shape: of the backbone's features, by name.
@@ -75,8 +88,20 @@ class FPN(Neck):
         for _ in range(extra):
             self.strides.append(self.strides[-1] * 2)
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> FPN:
+        """Builds the pyramid of MODEL.FPN on a backbone whose features are ``input_shape``."""
+        fpn = cfg.MODEL.FPN
+        return cls(
+            input_shape,
+            in_features=fpn.IN_FEATURES,
+            out_channels=fpn.OUT_CHANNELS,
+            num_outs=fpn.NUM_OUTS,
+            norm=fpn.NORM,
+        )
+
     def forward(self, features: dict[str, Tensor]) -> list[Tensor]:
-        """Backbone features, name -> (N, C_f, h, w), to ``num_outs`` levels (N, C, h, w), finest first."""
+        """Maps features, name -> (N, C_f, h, w), to ``num_outs`` levels (N, C, h, w), finest first."""
         laterals = [
             conv(features[name]) for name, conv in zip(self.in_features, self.lateral_convs, strict=True)
         ]

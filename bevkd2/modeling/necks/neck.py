@@ -1,4 +1,4 @@
-"""What detectors know of any neck."""
+"""The base class of necks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ class Neck(nn.Module):
     """Base of modules from backbone features, name -> (N, C_f, h, w), to a list of levels (N, C, h, w)."""
 
     strides: list[int]
-    """Pixels to a cell of each level, finest first."""
+    """Stride of each level in pixels, finest first."""
     out_channels: int
     """C of every level."""

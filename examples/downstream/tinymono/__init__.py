@@ -1,10 +1,8 @@
-"""Importing this package registers its detector, its method, its data format and their config keys."""
+"""Importing this package registers its detectors, its method, its data format and their config keys."""
 
-from bevkd2.config.plugins import add_config_extension
 from tinymono.depth_hint import DepthHint
-from tinymono.detector import TinyMono, add_tinymono
+from tinymono.detector import TinyMono
 from tinymono.format import BoxesJson
+from tinymono.multi_view import TinyBEV
 
-__all__ = ["BoxesJson", "DepthHint", "TinyMono"]
-
-add_config_extension(add_tinymono)
+__all__ = ["BoxesJson", "DepthHint", "TinyBEV", "TinyMono"]

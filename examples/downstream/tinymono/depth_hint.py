@@ -1,28 +1,37 @@
 """DepthHint: a distillation method of its own, from any dense monocular teacher to any such student."""
 
+from __future__ import annotations
+
+from torch import Tensor
+
 from bevkd2.distill import DistillMethod, register_method
+from bevkd2.modeling import MonoKnowledge, MonoTargets
 
 
 @register_method
 class DepthHint(DistillMethod):
-    """The student's depths where an object is, against the teacher's one inside the object's 2D box.
+    """Compares the student's depths at an object's cells with the teacher's depth of that object.
 
-    The teacher speaks where it scores the object's class highest, with that score as the weight; so the two
-    may have different levels and strides.
+    The teacher's depth is the one at the location in the object's 2D box where it scores the object's class
+    highest, with that score as the weight; so the two may have different levels and strides.
     """
 
     node = "DEPTH_HINT"
+    knowledge = MonoKnowledge
 
-    def forward(self, student, teacher, targets):
-        """Mean absolute difference of log depths over the student's assigned cells."""
-        total, count = student.depth.new_zeros(()), 0
-        for i, assigned in enumerate(targets.assigned):
+    def forward(
+        self, student: MonoKnowledge, teacher: MonoKnowledge, targets: MonoTargets
+    ) -> dict[str, Tensor]:
+        """Returns the mean absolute difference of log depths over the student's assigned cells."""
+        ours, theirs, logits = student.filled("depth"), teacher.filled("depth"), teacher.filled("logits")
+        total, count = ours.new_zeros(()), 0
+        for i, assigned in enumerate(targets.assignment()):
             for n in assigned[assigned >= 0].unique():
                 box, where = targets.boxes2d[i][n], teacher.locations
                 inside = ((where >= box[:2]) & (where < box[2:])).all(1)
-                scores = teacher.logits[i, :, targets.labels[i][n]].sigmoid() * inside
+                scores = logits[i, :, targets.labels[i][n]].sigmoid() * inside
                 score, best = scores.max(0)
                 cells = assigned == n
-                error = (student.depth[i, cells] / teacher.depth[i, best].clamp(min=0.1)).log().abs()
+                error = (ours[i, cells] / theirs[i, best].clamp(min=0.1)).log().abs()
                 total, count = total + score * error.sum(), count + int(cells.sum())
         return {"depth_hint": total / max(count, 1)}

@@ -1,19 +1,35 @@
-"""TinyMono: on one feature map, a heat map of objects' centres and a box in every cell."""
+"""TinyMono: a monocular detector with one feature map, a heat map of centres and a box per cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from bevkd2.config import CfgNode, class_names
+from bevkd2.config import CfgNode, add_config_extension, class_names
 from bevkd2.d2 import META_ARCH_REGISTRY, configurable
-from bevkd2.modeling.heatmaps import HeatmapHead, draw_heatmap, gaussian_radius, heatmap_loss
-from bevkd2.modeling.losses import average_over_ranks
-from bevkd2.modeling.mono.assign import assign_locations
-from bevkd2.modeling.mono.config import pixel_arguments, pyramid_arguments
-from bevkd2.modeling.mono.detector import MonoDetector
-from bevkd2.modeling.mono.grid import flatten_levels, level_shapes, locations_of
+from bevkd2.modeling import (
+    HeatmapHead,
+    MonoDetector,
+    MonoInputs,
+    MonoKnowledge,
+    MonoTargets,
+    Sample,
+    assign_locations,
+    average_over_ranks,
+    detector_arguments,
+    draw_heatmap,
+    flatten_levels,
+    gaussian_radius,
+    heatmap_loss,
+)
 from bevkd2.structures import CameraBoxes3D, unproject_points, wrap_angle
 
 
-def add_tinymono(cfg):
+@add_config_extension
+def add_tinymono_config(cfg: CfgNode) -> None:
     """Adds the detector's own keys; backbone, pyramid (of one level) and pixels have bevkd2's."""
     cfg.MODEL.TINYMONO = CfgNode({"PIXELS_PER_METRE": 20.0, "MAX_DETECTIONS": 30})
 
@@ -23,7 +39,7 @@ class TinyMono(MonoDetector):
     """Codes of a cell: log depth, x, y to the centre (cells), log length, width, height, local sin, cos."""
 
     @configurable
-    def __init__(self, *, pixels_per_metre, max_detections, **shared):
+    def __init__(self, *, pixels_per_metre: float, max_detections: int, **shared: Any) -> None:
         super().__init__(**shared)
         if len(self.neck.strides) != 1:
             raise ValueError(f"MODEL.FPN.NUM_OUTS makes {len(self.neck.strides)} levels, expected 1")
@@ -34,42 +50,47 @@ class TinyMono(MonoDetector):
         self.box_head = torch.nn.Sequential(hidden, torch.nn.ReLU(), torch.nn.Conv2d(channels, 8, 1))
 
     @classmethod
-    def from_config(cls, cfg):
-        """Config to constructor arguments."""
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
         own = {key.lower(): value for key, value in cfg.MODEL.TINYMONO.items()}
-        return {**pyramid_arguments(cfg), **pixel_arguments(cfg), **own, "num_classes": len(class_names(cfg))}
+        return {**detector_arguments(cfg), **own, "num_classes": len(class_names(cfg))}
 
-    def extract(self, inputs, wants=frozenset(), state=None):
-        """Images to logits, codes and depths of all cells."""
+    def extract(
+        self, inputs: MonoInputs, wants: frozenset[str] = frozenset(), state: Any = None
+    ) -> MonoKnowledge:
+        """Predicts logits, codes and depths of all cells."""
         (level,), knowledge = self.features(inputs, wants)
         knowledge.logits = flatten_levels([self.class_head(level)])
         knowledge.outputs = codes = flatten_levels([self.box_head(level)]).float()
         typical = inputs.cam2img[:, :1, 0] / self.pixels_per_metre  # (m): a longer lens enlarges
         knowledge.depth = knowledge.direct_depth = typical * codes[..., 0].clamp(-3, 3).exp()
-        knowledge.locations = locations_of(knowledge.level_shapes, [self.stride], level.device)
         return knowledge
 
-    def targets(self, batched_inputs, inputs):
-        """Annotations, with the object that each cell near a centre stands for."""
-        targets, strides = super().targets(batched_inputs, inputs), [self.stride]
-        shapes = level_shapes(inputs.padded_size, strides)
-        targets.assigned = assign_locations(targets, shapes, strides, [(-1.0, 1e8)])
+    def targets(self, batched_inputs: Sequence[Sample], inputs: MonoInputs) -> MonoTargets:
+        """Returns annotations, with the object that each cell near a centre is assigned to."""
+        targets = super().targets(batched_inputs, inputs)
+        targets.assigned = assign_locations(targets, [(-1.0, 1e8)])
         return targets
 
-    def losses(self, knowledge, targets):
-        """A focal loss of the heat map, and the L1 distance of the assigned cells' codes."""
+    def losses(self, knowledge: MonoKnowledge, targets: MonoTargets) -> dict[str, Tensor]:
+        """Returns a focal loss of the heat map, and the L1 distance of the assigned cells' codes."""
         shape, images = knowledge.level_shapes[0], range(len(targets.boxes))
         heatmap = torch.stack([self._heatmap(targets, i, shape) for i in images])
-        logits = knowledge.logits.transpose(1, 2).unflatten(2, shape)
-        wanted = torch.cat([self._codes(targets, i, knowledge.locations) for i in images])
-        error = (knowledge.outputs[targets.assigned >= 0] - wanted).abs()
+        logits = knowledge.filled("logits").transpose(1, 2).unflatten(2, shape)
+        wanted = torch.cat([self._codes(targets, i) for i in images])
+        error = (knowledge.outputs[targets.assignment() >= 0] - wanted).abs()
         error = error.sum(0) / average_over_ranks(len(wanted), error.device)
-        loss_heatmap = heatmap_loss(logits, heatmap, int((heatmap == 1).sum()))
+        loss_heatmap = heatmap_loss(logits, heatmap, (heatmap == 1).sum())
         return {"loss_heatmap": loss_heatmap, "loss_depth": error[0], "loss_box": error[1:].sum()}
 
-    def inference(self, knowledge, inputs):
-        """The highest peaks of the heat map, lifted into the camera's frame."""
-        heatmap = knowledge.logits.sigmoid().transpose(1, 2).unflatten(2, knowledge.level_shapes[0])
+    def inference(self, knowledge: MonoKnowledge, inputs: MonoInputs) -> list[dict[str, Any]]:
+        """Returns the highest peaks of the heat map, lifted into the camera's frame."""
+        shape, logits, depth = (
+            knowledge.level_shapes[0],
+            knowledge.filled("logits"),
+            knowledge.filled("depth"),
+        )
+        heatmap = logits.sigmoid().transpose(1, 2).unflatten(2, shape)
         peaks = heatmap.where(heatmap == torch.max_pool2d(heatmap, 3, 1, 1), 0).flatten(2)
         results = []
         for i, (scores, labels) in enumerate(zip(*peaks.max(dim=1), strict=True)):
@@ -77,23 +98,23 @@ class TinyMono(MonoDetector):
             scores, best = (scores * inside).topk(min(self.max_detections, len(scores)))
             codes, locations = knowledge.outputs[i, best], knowledge.locations[best]
             pixels = locations + codes[:, 1:3] * self.stride
-            centers = unproject_points(pixels, knowledge.depth[i, best], inputs.cam2img[i])
+            centers = unproject_points(pixels, depth[i, best], inputs.cam2img[i])
             heading = wrap_angle(torch.atan2(*codes[:, 6:].T) + torch.atan2(centers[:, 0], centers[:, 2]))
             boxes = CameraBoxes3D(torch.cat([centers, codes[:, 3:6].exp(), heading[:, None]], 1))
             results.append({"boxes": boxes, "scores": scores, "labels": labels[best]})
         return results
 
-    def _heatmap(self, targets, i, shape):
+    def _heatmap(self, targets: MonoTargets, i: int, shape: tuple[int, int]) -> Tensor:
         centers, boxes = targets.centers2d[i], targets.boxes2d[i]
         inside = ((centers >= 0) & (centers < targets.image_sizes[i].flip(0))).all(1)
         width, height = ((boxes[inside, 2:] - boxes[inside, :2]) / self.stride).unbind(1)
         radii, cells = gaussian_radius(height, width, 0.7), centers[inside] / self.stride
         return draw_heatmap(cells, radii, targets.labels[i][inside], self.num_classes, shape)
 
-    def _codes(self, targets, i, locations):
-        cells = targets.assigned[i] >= 0
-        objects = targets.assigned[i][cells]
+    def _codes(self, targets: MonoTargets, i: int) -> Tensor:
+        cells = targets.assignment()[i] >= 0
+        objects = targets.assignment()[i][cells]
         boxes, alpha = targets.boxes[i][objects], targets.boxes[i][objects].alpha()[:, None]
         depth = targets.depths[i][objects] * self.pixels_per_metre / targets.cam2img[i, 0, 0]
-        offset = (targets.centers2d[i][objects] - locations[cells]) / self.stride
+        offset = (targets.centers2d[i][objects] - targets.grid.locations[cells]) / self.stride
         return torch.cat([depth.log()[:, None], offset, boxes.size.log(), alpha.sin(), alpha.cos()], 1)

@@ -175,7 +175,7 @@ def test_models_take_the_samples(index, full):
     empty = int(np.diff(index.box_starts).argmin())
     samples = [mapper(flip_prob=1.0)(index, i, rng()) for i in (full, empty)]
     assert len(samples[1]["boxes"]) == 0
-    inputs = collate_images(samples, PixelNormalizer(torch.zeros(3), torch.ones(3), False, 32))
+    inputs = collate_images(samples, PixelNormalizer([0.0] * 3, [1.0] * 3), [8])
     targets = collate_targets(samples, inputs, len(CLASSES))
     center, box = targets.centers2d[0], targets.boxes2d[0]
     whole = (box[:, 0] > 0) & (box[:, 2] < IMAGE_SIZE[1])

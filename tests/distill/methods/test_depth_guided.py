@@ -9,11 +9,13 @@ from bevkd2.config import get_cfg
 from bevkd2.distill.methods import DepthGuidedPrediction
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import BEVKnowledge, MonoKnowledge
+from bevkd2.modeling.mono.grid import DenseGrid
 from bevkd2.modeling.mono.inputs import MonoTargets
 from bevkd2.structures import CameraBoxes3D
 
 B, Q, K = 2, 5, 3
 SHAPES = FeatureShapes(backbone={}, fpn=[])
+GRID = DenseGrid.of_levels([(1, Q)], [8], "cpu")
 
 
 def build(**options):
@@ -30,7 +32,7 @@ def knowledge(seed):
         logits=torch.randn(B, Q, K, generator=generator),
         depth=torch.rand(B, Q, generator=generator) * 40,
         direct_depth=torch.rand(B, Q, generator=generator) * 40,
-        level_shapes=[(1, Q)],
+        grid=GRID,
         fpn_strides=[8],
     )
 
@@ -40,7 +42,7 @@ def targets(assigned=((0, -1, -1, 1, -1), (-1, -1, 0, -1, -1))):
         boxes=[CameraBoxes3D.empty()] * B, labels=[], boxes2d=[], centers2d=[],
         depths=[torch.tensor([10.0, 40.0]), torch.tensor([20.0])], attributes=None,
         image_sizes=torch.tensor([[8.0, 8.0 * Q]] * B), cam2img=torch.eye(4), assigned=torch.tensor(assigned),
-        affine_augmented=torch.zeros(B, dtype=torch.bool),
+        affine_augmented=torch.zeros(B, dtype=torch.bool), grid=GRID,
     )  # fmt: skip
 
 
@@ -133,6 +135,6 @@ def test_what_does_not_fit_is_named():
     with pytest.raises(ValueError, match="student's head has no probabilistic_depth; use decoded or direct"):
         build(DEPTH="probabilistic")(knowledge(0), knowledge(1), targets())
     other = knowledge(1)
-    other.level_shapes = [(5, 1)]
+    other.grid = DenseGrid.of_levels([(Q, 1)], [8], "cpu")
     with pytest.raises(ValueError, match="the same levels and classes"):
         build()(knowledge(0), other, targets())

@@ -9,6 +9,7 @@ from bevkd2.d2 import ShapeSpec
 from bevkd2.distill.methods import PerspectiveFeature
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import MonoKnowledge
+from bevkd2.modeling.mono.grid import DenseGrid
 from bevkd2.modeling.mono.inputs import MonoTargets
 from bevkd2.ops import perspective_matrix
 from bevkd2.structures import CameraBoxes3D
@@ -44,7 +45,7 @@ def targets(boxes2d, depths):
     return MonoTargets(
         boxes=[CameraBoxes3D.empty() for _ in boxes2d], labels=[empty for _ in boxes2d], boxes2d=boxes2d,
         centers2d=[], depths=depths, attributes=None, image_sizes=torch.tensor(SIZES), cam2img=torch.eye(4),
-        affine_augmented=torch.zeros(2, dtype=torch.bool),
+        affine_augmented=torch.zeros(2, dtype=torch.bool), grid=DenseGrid.of_levels([(8, 12)], [8], "cpu"),
     )  # fmt: skip
 
 

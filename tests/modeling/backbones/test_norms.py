@@ -9,7 +9,7 @@ from bevkd2.modeling.backbones.norms import make_norm
 
 @pytest.mark.parametrize(
     ("name", "learns", "running"),
-    [("FrozenBN", True, True), ("FixedBN", False, True), ("BN", True, False), ("GN", True, False)],
+    [("FrozenStatsBN", True, True), ("FrozenBN", False, True), ("BN", True, False), ("GN", True, False)],
 )
 def test_what_learns_and_what_runs(name: str, learns: bool, running: bool):
     norm = make_norm(name, 8).train()

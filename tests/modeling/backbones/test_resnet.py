@@ -89,7 +89,7 @@ def test_freezing_and_norms():
     assert not backbone.bn1.training
     assert not backbone.layer1[0].bn1.training
     assert backbone.layer2[0].bn1.training
-    running = small(norm="FrozenBN").train()
+    running = small(norm="FrozenStatsBN").train()
     assert not running.layer4[0].bn1.training
     assert running.layer4[0].bn1.weight.requires_grad
     before = running.bn1.running_mean.clone()

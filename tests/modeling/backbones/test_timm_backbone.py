@@ -40,7 +40,7 @@ def test_weights_of_the_classifier_model_fill_the_backbone(tmp_path: Path, name:
 def test_detector_with_a_timm_backbone_trains(tiny_cfg: CfgNode, make_sample):
     tiny_cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
     tiny_cfg.MODEL.TIMM.NAME, tiny_cfg.MODEL.TIMM.OUT_INDICES = "mobilenetv3_small_050", [2, 3]
-    tiny_cfg.MODEL.RESNETS.NORM = "FrozenBN"
+    tiny_cfg.MODEL.BACKBONE.NORM = "FrozenStatsBN"
     model = build_model(tiny_cfg).train()
     norms = [m for m in model.image_backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert norms

@@ -65,7 +65,7 @@ def test_from_config():
         ("shufflenet_v9", NODES, "BN", "no classification model 'shufflenet_v9'"),
         ("shufflenet_v2_x1_0", ["stage7"], "BN", r"no \['stage7'\]; its modules are conv1, maxpool, stage2"),
         ("shufflenet_v2_x1_0", ["stage3", "stage2"], "BN", r"strides \[16, 8\]"),
-        ("shufflenet_v2_x1_0", NODES, "GN", "RESNETS.NORM is 'GN'"),
+        ("shufflenet_v2_x1_0", NODES, "GN", "BACKBONE.NORM is 'GN', expected FrozenStatsBN or BN"),
     ],
 )
 def test_what_cannot_be_is_named(name, nodes, norm, message):

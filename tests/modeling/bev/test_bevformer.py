@@ -9,7 +9,7 @@ import torch
 
 from bevkd2.config import CfgNode
 from bevkd2.d2 import build_model
-from bevkd2.modeling import WANTS, BEVFormer
+from bevkd2.modeling import BEVFormer, BEVKnowledge
 from bevkd2.modeling.bev.geometry import BEVGeometry
 from bevkd2.structures import Boxes3D
 from tests.tolerance import float64_twin, ulps
@@ -30,7 +30,7 @@ def randomized(cfg: CfgNode, seed: int = 0) -> BEVFormer:
 
 def outputs(model: BEVFormer, samples: list[dict[str, Any]]) -> tuple[torch.Tensor, ...]:
     with torch.no_grad():
-        known = model.extract(model.preprocess(samples), WANTS)
+        known = model.extract(model.preprocess(samples), BEVKnowledge.costly_fields())
     return (
         known.bev_embed,
         known.class_logits.transpose(0, 1),
@@ -148,15 +148,13 @@ def test_history_has_no_gradient_and_no_dropout(tiny_cfg: CfgNode, make_sample: 
     tiny_cfg.MODEL.BEVFORMER.DROPOUT = 0.0
     tiny_cfg.MODEL.GRID_MASK.PROB = 1.0
     model = randomized(tiny_cfg).train()
-    seen = []
-    model.grid_mask.register_forward_hook(
-        lambda module, args, output: seen.append((module.training, output.requires_grad))
-    )
+    masked = []
+    model.grid_mask.register_forward_hook(lambda module, *_: masked.append(module.training))
     modes = {name: module.training for name, module in model.named_modules()}
     grad_enabled = []
     model.neck.register_forward_hook(lambda *_: grad_enabled.append(torch.is_grad_enabled()))
     model([make_sample(1, history=2)])
-    assert [training for training, _ in seen] == [False, False, True]
+    assert masked == [True]  # the current frame alone
     assert grad_enabled == [False, False, True]
     assert modes == {name: module.training for name, module in model.named_modules()}
 
@@ -237,7 +235,7 @@ def test_bfloat16_autocast(tiny_cfg: CfgNode, make_sample: Make, train: bool):
     samples = [make_sample(1, history=1), make_sample(2)]
     with torch.autocast("cpu", torch.bfloat16):
         inputs = model.preprocess(samples)
-        known = model.extract(inputs, WANTS)
+        known = model.extract(inputs, BEVKnowledge.costly_fields())
         losses = model.losses(known, model.targets(samples, inputs))
     for tensor in (*known.temporal_attention, *known.spatial_attention, known.class_logits, known.box_codes):
         assert tensor.dtype == torch.float32
@@ -249,7 +247,7 @@ def test_bfloat16_autocast(tiny_cfg: CfgNode, make_sample: Make, train: bool):
 def test_attention_shapes_and_wants(tiny_cfg: CfgNode, make_sample: Make):
     model = build_model(tiny_cfg).eval()
     inputs = model.preprocess([make_sample(1), make_sample(2)])
-    known = model.extract(inputs, WANTS)
+    known = model.extract(inputs, BEVKnowledge.costly_fields())
     assert [w.shape for w in known.temporal_attention] == [(2, 108, 2, 2, 1, 4)] * 2
     assert [w.shape for w in known.spatial_attention] == [(2, 108, 2, 2, 8)] * 2
     torch.testing.assert_close(known.temporal_attention[0].sum((-1, -2)), torch.ones(2, 108, 2, 2))
@@ -309,7 +307,7 @@ def test_bad_samples_are_named(tiny_cfg: CfgNode, make_sample: Make):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("EMBED_DIM", 24, "EMBED_DIM 24 must equal"),
+        ("NUM_HEADS", 3, "OUT_CHANNELS 16 must be a multiple of 2"),
         ("SPATIAL_POINTS", 6, "SPATIAL_POINTS 6 must be a multiple"),
         ("NUM_FEATURE_LEVELS", 1, "NUM_FEATURE_LEVELS 1 must be at least"),
         ("QUERY_INIT", "magic", "QUERY_INIT is 'magic'"),
@@ -336,3 +334,16 @@ def test_grid_queries_start_on_a_grid(tiny_cfg: CfgNode):
     x = ((torch.arange(12) % 4) + 0.5) / 4
     y = (torch.arange(12) // 4 + 0.5) / 3
     torch.testing.assert_close(reference, torch.stack([x, y, torch.full((12,), 0.5)], 1))
+
+
+def test_the_grid_mask_is_drawn_once_and_followed_in_eval_mode_too(tiny_cfg: CfgNode, make_sample: Make):
+    tiny_cfg.MODEL.GRID_MASK.PROB = 1.0
+    teacher, student = randomized(tiny_cfg), build_model(tiny_cfg).train()
+    samples = student.augment([make_sample(1), make_sample(2)])
+    assert all(again is first for again, first in zip(student.augment(samples), samples, strict=True))
+    drawn = teacher.preprocess(samples).current
+    images = teacher._masked(drawn).images
+    assert torch.equal(images, student._masked(student.preprocess(samples).current).images)
+    assert not torch.equal(images, drawn.images)
+    plain = teacher.preprocess([make_sample(1), make_sample(2)]).current
+    assert teacher._masked(plain) is plain  # no mask in evaluation

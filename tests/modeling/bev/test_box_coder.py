@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bevkd2.modeling.bev.box_coder import (
+    DecodeOptions,
     decode_codes,
     decode_detections,
     encode_boxes,
@@ -71,7 +72,8 @@ def logits_and_codes() -> tuple[torch.Tensor, torch.Tensor]:
 
 def decode(**options: float) -> tuple[list[float], list[int], list[float]]:
     settings = {"max_detections": 4, "score_threshold": 0.0, **options}
-    boxes, scores, labels = decode_detections(*logits_and_codes(), **settings, post_center_range=RANGE)
+    found = decode_detections(*logits_and_codes(), DecodeOptions(**settings, post_center_range=RANGE))
+    boxes, scores, labels = found["boxes"], found["scores"], found["labels"]
     return [round(float(s), 4) for s in scores], labels.tolist(), boxes.tensor[:, 0].tolist()
 
 
@@ -89,7 +91,5 @@ def test_threshold_relaxes_until_something_passes():
 
 def test_all_pass_where_all_scores_are_tiny():
     logits, codes = torch.full((3, 2), -8.0), torch.zeros(3, 10)
-    _, scores, _ = decode_detections(
-        logits, codes, max_detections=5, score_threshold=0.3, post_center_range=RANGE
-    )
-    assert len(scores) == 5
+    options = DecodeOptions(max_detections=5, score_threshold=0.3, post_center_range=RANGE)
+    assert len(decode_detections(logits, codes, options)["scores"]) == 5

@@ -1,7 +1,7 @@
 import torch
 
 from bevkd2.modeling.bev.encoder import BEVEncoder
-from bevkd2.modeling.bev.projection import VisiblePairs, bev_reference_points
+from bevkd2.modeling.bev.geometry import VisiblePairs, bev_reference_points
 from bevkd2.modeling.bev.temporal_attention import History
 
 SHAPE = (2, 3)

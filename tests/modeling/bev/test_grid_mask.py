@@ -4,31 +4,41 @@ import torch
 from bevkd2.modeling.bev.grid_mask import GridMask
 
 
-def test_eval_mode_and_probability_zero_change_nothing():
+def masked(module: GridMask, images: torch.Tensor) -> torch.Tensor:
+    return module(images, torch.stack([module.draw(images.shape[-2]) for _ in images]))
+
+
+def test_probability_zero_changes_nothing() -> None:
     images = torch.rand(2, 3, 3, 16, 20)
-    assert GridMask(prob=1.0, ratio=0.5, mode=1).eval()(images) is images
-    assert torch.equal(GridMask(prob=0.0, ratio=0.5, mode=1)(images), images)
+    assert torch.equal(masked(GridMask(prob=0.0, ratio=0.5, mode=1), images), images)
 
 
 @pytest.mark.parametrize("mode", [0, 1])
-def test_mask_is_a_grid_shared_by_the_cameras(mode: int):
+def test_mask_is_a_grid_shared_by_the_cameras(mode: int) -> None:
     torch.manual_seed(0)
-    masked = GridMask(prob=1.0, ratio=0.5, mode=mode)(torch.ones(4, 3, 3, 32, 40))
-    assert set(masked.unique().tolist()) == {0.0, 1.0}
-    assert torch.equal(masked, masked[:, :1, :1].expand_as(masked))
-    for mask in masked[:, 0, 0]:
+    result = masked(GridMask(prob=1.0, ratio=0.5, mode=mode), torch.ones(4, 3, 3, 32, 40))
+    assert set(result.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(result, result[:, :1, :1].expand_as(result))
+    for mask in result[:, 0, 0]:
         blank = mask == 0 if mode == 1 else mask == 1
         # the squares between bars are the outer product of the free rows and the free columns
         assert torch.equal(blank, blank.any(1)[:, None] & blank.any(0)[None])
 
 
-def test_about_the_right_share_is_blanked():
+def test_padding_does_not_change_the_mask_of_the_image() -> None:
     torch.manual_seed(0)
     module = GridMask(prob=1.0, ratio=0.5, mode=1)
-    kept = torch.stack([module.draw_mask(64, 64) for _ in range(300)]).mean()
+    drawn = module.draw(30)
+    assert torch.equal(module.mask(drawn, 32, 64)[:30, :40], module.mask(drawn, 48, 48)[:30, :40])
+
+
+def test_about_the_right_share_is_blanked() -> None:
+    torch.manual_seed(0)
+    module = GridMask(prob=1.0, ratio=0.5, mode=1)
+    kept = torch.stack([module.mask(module.draw(64), 64, 64) for _ in range(300)]).mean()
     assert 0.65 < float(kept) < 0.85  # 1 - (1 - ratio)^2 for large periods
 
 
-def test_unknown_mode_is_an_error():
+def test_unknown_mode_is_an_error() -> None:
     with pytest.raises(ValueError, match="MODE is 2"):
         GridMask(prob=1.0, ratio=0.5, mode=2)

@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from bevkd2.modeling.bev.projection import (
+from bevkd2.modeling.bev.geometry import (
     bev_reference_points,
     find_visible_pairs,
     pillar_points,

@@ -4,13 +4,8 @@ import pytest
 import torch
 from torchvision.transforms.functional import rotate
 
-from bevkd2.modeling.bev.queries import (
-    BEVPosition,
-    ego_motion,
-    gather_cells,
-    grid_shift,
-    rotation_source_index,
-)
+from bevkd2.modeling.bev.geometry import ego_motion, gather_cells, grid_shift, rotation_source_index
+from bevkd2.modeling.bev.layers import BEVPosition
 
 PC_RANGE = (-51.2, -38.4, -5.0, 51.2, 44.8, 3.0)
 

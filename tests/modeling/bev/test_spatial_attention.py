@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bevkd2.modeling.bev.projection import VisiblePairs, find_visible_pairs
+from bevkd2.modeling.bev.geometry import VisiblePairs, find_visible_pairs
 from bevkd2.modeling.bev.spatial_attention import SpatialCrossAttention
 from tests.ops.references import ms_deform_attn_fused_reference
 
@@ -29,10 +29,13 @@ def test_output_is_the_mean_over_the_cameras_that_see_the_cell():
     attention = make_attention()
     references, visible, pairs = make_pairs()
     query, features = torch.randn(BATCH, CELLS, 8), torch.randn(BATCH * CAMERAS, 30, 8)
-    out, weights = attention(query, features, LEVELS, pairs, return_weights=True)
+    wants = frozenset({"spatial_attention", "sampling_offsets"})
+    out, costly = attention(query, features, LEVELS, pairs, wants)
+    weights = costly["spatial_attention"]
 
     offsets = attention.sampling_offsets(query).view(BATCH, CELLS, 2, 2, 4, 2)
     logits = attention.attention_weights(query).view(BATCH, CELLS, 2, 2, 4)
+    assert torch.equal(costly["sampling_offsets"], offsets)
     values = attention.value_proj(features).view(BATCH, CAMERAS, 30, 2, 4)
     total = torch.zeros(BATCH, CELLS, 8)
     for camera in range(CAMERAS):
@@ -59,13 +62,13 @@ class Operators(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("return_weights", [False, True])
-def test_a_layer_projects_a_cell_once_and_neither_waits_for_the_device_nor_scatters(return_weights: bool):
+@pytest.mark.parametrize("wants", [frozenset(), frozenset({"spatial_attention"})])
+def test_a_layer_projects_a_cell_once_and_neither_waits_for_the_device_nor_scatters(wants: frozenset[str]):
     attention = make_attention()
     _, _, pairs = make_pairs()
     query, features = torch.randn(BATCH, CELLS, 8), torch.randn(BATCH * CAMERAS, 30, 8, requires_grad=True)
     with Operators() as operators:
-        out, _ = attention(query, features, LEVELS, pairs, return_weights)
+        out, _ = attention(query, features, LEVELS, pairs, wants)
         out.sum().backward()
     names = {name for name, _ in operators.seen}
     waits = {"nonzero", "_local_scalar_dense", "item", "masked_select", "unique"}

@@ -2,11 +2,12 @@ import pytest
 import torch
 
 from bevkd2.modeling.bev import temporal_attention
-from bevkd2.modeling.bev.projection import bev_reference_points
+from bevkd2.modeling.bev.geometry import bev_reference_points
 from bevkd2.modeling.bev.temporal_attention import History, TemporalSelfAttention
 
 SHAPE = (3, 4)
 CELLS = SHAPE[0] * SHAPE[1]
+WANTS = frozenset({"temporal_attention"})
 
 
 def make_attention() -> TemporalSelfAttention:
@@ -51,17 +52,17 @@ def test_weights_depend_on_the_previous_grid_and_the_located_query(part: str):
     attention.sampling_offsets = torch.nn.Linear(16, 2 * 2 * 4 * 2)
     attention.attention_weights = torch.nn.Linear(16, 2 * 2 * 4)
     query, position = torch.randn(1, CELLS, 8), torch.randn(CELLS, 8)
-    _, before = attention(query, position, history, return_weights=True)
+    before = attention(query, position, history, WANTS)[1]["temporal_attention"]
     assert before.shape == (1, CELLS, 2, 2, 1, 4)
     torch.testing.assert_close(before.sum((-1, -2)), torch.ones(1, CELLS, 2, 2))
     context = torch.cat([history.queue[:, 0], query + position], -1)
     logits = attention.attention_weights(context).view(1, CELLS, 2, 2, 1, 4)
     torch.testing.assert_close(before, logits.softmax(-1))  # heads, queues, points in this order
     history.queue[:, 1] += 1.0  # the initial queries are sampled, not asked
-    _, same = attention(query, position, history, return_weights=True)
+    same = attention(query, position, history, WANTS)[1]["temporal_attention"]
     assert torch.equal(same, before)
     {"previous": history.queue[:, 0], "query": query, "position": position}[part].add_(1.0)
-    _, after = attention(query, position, history, return_weights=True)
+    after = attention(query, position, history, WANTS)[1]["temporal_attention"]
     assert not torch.allclose(after, before)
 
 

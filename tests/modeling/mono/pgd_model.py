@@ -19,15 +19,12 @@ def small_cfg(architecture: str = "PGD", width: int = 16, nuscenes: bool = False
     model = cfg.MODEL
     model.DEVICE, model.META_ARCHITECTURE = "cpu", architecture
     model.RESNETS.DEPTH, model.RESNETS.STEM_OUT_CHANNELS, model.RESNETS.RES2_OUT_CHANNELS = 10, 8, 8
-    model.RESNETS.NORM, model.RESNETS.OUT_FEATURES = "GN", ["res3", "res4"]
-    model.BACKBONE.FREEZE_AT = 0
+    model.RESNETS.OUT_FEATURES = ["res3", "res4"]
+    model.BACKBONE.NORM, model.BACKBONE.FREEZE_AT = "GN", 0
     model.FPN.IN_FEATURES, model.FPN.NUM_OUTS, model.FPN.OUT_CHANNELS = ["res3", "res4"], 2, width
     cfg.DATASETS.FORMAT = "nuscenes_mono" if nuscenes else "kitti"
     head = model.FCOS3D
     head.FEATURE_CHANNELS, head.REGRESS_BOUNDS = width, [48.0]
-    for node in (head.BRANCHES, model.PGD.BRANCHES):
-        for name in node:
-            node[name] = [] if name == "VELOCITY" else [width]
     if nuscenes:
         head.ATTRIBUTES, head.VELOCITY, head.DEPTH_PRIORS, head.SIZE_PRIORS = 9, True, [], []
         head.LOSS.CODE_WEIGHTS = [1.0] * 9

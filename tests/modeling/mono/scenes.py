@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from bevkd2.modeling.mono.assign import assign_locations
-from bevkd2.modeling.mono.fcos3d.outputs import DenseOutputs
-from bevkd2.modeling.mono.grid import level_shapes
+from bevkd2.modeling.mono.fcos3d.head import DenseOutputs
+from bevkd2.modeling.mono.grid import DenseGrid
 from bevkd2.modeling.mono.inputs import MonoTargets
 from bevkd2.structures import CameraBoxes3D, project_points, projected_boxes2d
 
 IMAGE_SIZE = (64, 96)
 STRIDES = [8, 16]
 RANGES = [(-1.0, 24.0), (24.0, 1e8)]
-SHAPES = level_shapes(IMAGE_SIZE, STRIDES)
+GRID = DenseGrid.of_image(IMAGE_SIZE, STRIDES, "cpu")
+SHAPES = GRID.shapes
 # x, y, z of the gravity centre, l, w, h, ry, vx, vz: two near objects and a far one.
 NEAR = [-1.0, 0.4, 10.0, 3.9, 1.6, 1.5, 0.3, 1.0, -2.0]
 LARGE = [1.5, 0.2, 7.0, 6.0, 2.2, 3.0, 0.1, 0.5, 4.0]
@@ -53,9 +54,10 @@ def annotations(
         attributes=[torch.arange(len(b)) for b in boxes] if attributes else None,
         image_sizes=torch.tensor([IMAGE_SIZE] * len(images), dtype=torch.float32),
         cam2img=cam2img.expand(len(images), 4, 4),
+        grid=GRID,
         affine_augmented=torch.zeros(len(images), dtype=torch.bool),
     )
-    targets.assigned = assign_locations(targets, SHAPES, STRIDES, RANGES)
+    targets.assigned = assign_locations(targets, RANGES)
     return targets
 
 

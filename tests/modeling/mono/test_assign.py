@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bevkd2.modeling.mono.assign import assign_locations, distances_to_sides
-from bevkd2.modeling.mono.grid import level_shapes
+from bevkd2.modeling.mono.grid import DenseGrid
 from bevkd2.modeling.mono.inputs import MonoTargets
 from tests.modeling.mono import scenes
 
@@ -23,7 +23,8 @@ def _targets(centers2d: list, boxes2d: list) -> MonoTargets:
 
 
 def _grid(targets: MonoTargets, shape: tuple[int, int], stride: int, ranges: tuple[float, float]) -> list:
-    return assign_locations(targets, [shape], [stride], [ranges]).reshape(shape).tolist()
+    targets.grid = DenseGrid.of_levels([shape], [stride], "cpu")
+    return assign_locations(targets, [ranges]).reshape(shape).tolist()
 
 
 def test_locations_nearer_than_one_and_a_half_strides_are_positive():
@@ -85,7 +86,7 @@ def test_a_batch_of_two_is_two_batches_of_one():
 
 
 def test_levels_round_up_as_convolutions_of_stride_two_do():
-    assert level_shapes((928, 1600), [8, 16, 32, 64, 128]) == [
+    assert DenseGrid.of_image((928, 1600), [8, 16, 32, 64, 128], "cpu").shapes == [
         (116, 200),
         (58, 100),
         (29, 50),
@@ -100,5 +101,5 @@ def test_distances_beyond_a_side_are_negative():
 
 
 def test_levels_and_ranges_of_different_number_are_refused():
-    with pytest.raises(ValueError, match=r"2 levels, 2 strides, 1 regress ranges"):
-        assign_locations(scenes.annotations([[]]), scenes.SHAPES, scenes.STRIDES, [(-1, 1e8)])
+    with pytest.raises(ValueError, match=r"2 levels, 1 regress ranges"):
+        assign_locations(scenes.annotations([[]]), [(-1, 1e8)])

@@ -14,11 +14,11 @@ from bevkd2.modeling.pixels import PixelNormalizer
 from bevkd2.structures import project_points
 from tests.modeling.mono.pgd_model import HEIGHT, WIDTH, make_image
 
-NORMALIZE = PixelNormalizer(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 2.0, 4.0]), True, 32)
+NORMALIZE = PixelNormalizer([1.0, 2.0, 3.0], [2.0, 2.0, 4.0], pixel_format="BGR", size_divisibility=32)
 
 
 def batch(*samples: dict[str, Any]) -> MonoInputs:
-    return collate_images(samples, NORMALIZE)
+    return collate_images(samples, NORMALIZE, [8, 16])
 
 
 def test_images_are_normalised_and_padded_and_keep_their_sizes():

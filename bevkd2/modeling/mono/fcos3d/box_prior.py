@@ -1,4 +1,4 @@
-"""From a head's raw numbers to metres: what a class's typical depth and size contribute."""
+"""Raw depths and sizes of a head to metres, by typical depths and sizes of the classes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class BoxPrior(nn.Module):
         depth_priors: Sequence[Sequence[float]] = (),
         size_priors: Sequence[Sequence[float]] = (),
     ) -> None:
-        """Check and keep the priors.
+        """Checks and keeps the priors.
 
         Args:
             num_classes: K.
@@ -44,7 +44,7 @@ class BoxPrior(nn.Module):
         self.register_buffer("size", size, persistent=False)
 
     def forward(self, depth: Tensor, size: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Turns raw maps into metres.
+        """Converts raw maps to metres.
 
         Args:
             depth: (B, 1, h, w).

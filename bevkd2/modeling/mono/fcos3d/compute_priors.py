@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class BoxPriors:
-    """What heads add to or multiply with their raw numbers, in the order of the classes."""
+    """Priors that heads add to or multiply with their raw outputs, in the order of the classes."""
 
     counts: list[int]
     """Objects of each class."""
@@ -26,7 +26,7 @@ class BoxPriors:
 def compute_priors(
     depths: Tensor, published_sizes: Tensor, labels: Tensor, class_names: Sequence[str]
 ) -> BoxPriors:
-    """Averages annotations by class; the deviations are those of the objects given.
+    """Averages annotations per class; deviations are population deviations.
 
     Args:
         depths: (M,) metres.
@@ -55,7 +55,7 @@ def compute_priors(
 
 
 def _moments(values: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation; zeros where there is nothing."""
+    """Returns mean and standard deviation; zeros where there are no values."""
     if not len(values):
         return 0.0, 0.0
     deviation, mean = torch.std_mean(values.double(), correction=0)

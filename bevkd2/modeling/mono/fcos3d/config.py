@@ -1,12 +1,14 @@
-"""The only place that reads MODEL.FCOS3D and MODEL.PGD."""
+"""The keys of MODEL.FCOS3D and MODEL.PGD, and the parts that are built from them."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
-from bevkd2.config import CfgNode, class_names
-from bevkd2.modeling.mono.config import check_prior_classes, pixel_arguments, pyramid_arguments
+from bevkd2.config import CfgNode, add_config_extension, class_names
+from bevkd2.modeling.detector import detector_arguments
+from bevkd2.modeling.mono.config import check_prior_classes
 from bevkd2.modeling.mono.fcos3d.box_prior import BoxPrior
 from bevkd2.modeling.mono.fcos3d.decode import DecodeOptions
 from bevkd2.modeling.mono.fcos3d.head import DenseHead, DenseHeadOptions
@@ -16,6 +18,85 @@ from bevkd2.modeling.mono.fcos3d.losses import DenseCriterion
 _NEAREST, _FARTHEST = -1.0, 1e8
 # nuScenes's eight attributes, and one for none: the labels of the only data that have any.
 _ATTRIBUTES = 9
+
+
+@add_config_extension
+def add_fcos3d_config(cfg: CfgNode) -> None:
+    """Adds MODEL.FCOS3D and MODEL.PGD; the values are those of the published PGD on KITTI.
+
+    The number of classes is that of DATASETS.CLASSES, and the priors are in its order.
+
+    Args:
+        cfg: the whole config.
+    """
+    cfg.MODEL.FCOS3D = CfgNode()
+    _add_shared(cfg.MODEL.FCOS3D)
+    cfg.MODEL.PGD = CfgNode()
+    _add_pgd(cfg.MODEL.PGD)
+
+
+def _add_shared(head: CfgNode) -> None:
+    head.FEATURE_CHANNELS = 256  # of both towers
+    head.STACKED_CONVS = 2  # of each tower
+    head.DCN_ON_LAST_CONV = True  # the last of them is DCNv2
+    head.ATTRIBUTES = 0  # attribute classes; nuScenes: 9, the last is "none"
+    head.VELOCITY = False  # predict vx, vz
+    # Mean and deviation (m) of the depth, one pair or one per class; []: the exponential of the raw number.
+    head.DEPTH_PRIORS = [[28.01, 16.32]]
+    # Length, height, width (m) of every class, multiplied by an exponential; []: the exponential alone.
+    head.SIZE_PRIORS = [[0.8, 1.73, 0.6], [1.76, 1.73, 0.6], [3.9, 1.56, 1.6]]
+    # Classes of the rows; needed for other classes than the format's default ones, but as many.
+    head.PRIOR_CLASSES = []
+    head.DIRECTION_OFFSET = 0.7854  # where the first half of local yaws begins (rad; published: rounded pi/4)
+
+    # Channels of the 3x3 convolutions of each branch, before the 1x1 convolution that predicts its numbers.
+    # []: one convolution of FEATURE_CHANNELS; [0]: none.
+    branches = head.BRANCHES = CfgNode()
+    for name in ("CLASS", "ATTRIBUTES", "OFFSET", "DEPTH", "SIZE", "ROTATION", "DIRECTION", "CENTERNESS"):
+        branches[name] = []
+    branches.VELOCITY = [0]
+
+    # Farthest side of the 2D box (px) above which an object belongs to the next level; one less than levels.
+    head.REGRESS_BOUNDS = [64.0, 128.0, 256.0]
+    head.CENTER_RADIUS = 1.5  # strides around a projected centre within which locations get the object
+
+    loss = head.LOSS = CfgNode()
+    loss.FOCAL_ALPHA = 0.25
+    loss.FOCAL_GAMMA = 2.0
+    loss.BETA = 1.0 / 9  # smooth L1 of boxes turns linear there
+    loss.DEPTH_BETA = 3.0  # that of depths (m)
+    # of dx dy depth length height width yaw [vx vz]
+    loss.CODE_WEIGHTS = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    loss.CLASS_WEIGHT = 1.0
+    loss.DIRECTION_WEIGHT = 1.0
+    loss.CENTERNESS_WEIGHT = 1.0
+    loss.ATTRIBUTE_WEIGHT = 1.0
+
+    test = head.TEST = CfgNode()
+    test.CANDIDATES_PER_LEVEL = 100  # locations per level that are passed to the suppression
+    test.NMS_THRESHOLD = 0.05  # IoU of footprints, within a class
+    # Suppress at equality too, as mmcv's CPU kernel does; its CUDA kernel and published evaluations do not.
+    test.NMS_INCLUSIVE = False
+    test.SCORE_THRESHOLD = 0.001
+    test.MAX_DETECTIONS = 20
+
+
+def _add_pgd(head: CfgNode) -> None:
+    head.DEPTH_BINS = 8  # depths of the distribution: 0, DEPTH_UNIT, 2 DEPTH_UNIT...
+    head.DEPTH_UNIT = 10.0  # metres
+    head.UNCERTAINTY = True  # predict the log scale of the depth, which weighs its loss and the scores
+    head.KEYPOINTS = True  # learn the eight projected corners too
+    head.BOXES2D = True  # predict the 2D box too
+    branches = head.BRANCHES = CfgNode()
+    for name in ("DEPTH_BINS", "UNCERTAINTY", "KEYPOINTS", "BOXES2D"):
+        branches[name] = []  # as in MODEL.FCOS3D.BRANCHES
+
+    loss = head.LOSS = CfgNode()
+    loss.UNCERTAINTY_WEIGHT = 1.0
+    loss.KEYPOINT_WEIGHT = 0.2  # of each of the 16 numbers
+    loss.BOX2D_WEIGHT = 1.0  # of each of the four distances, and of the consistency
+    loss.CONSISTENCY_WEIGHT = 1.0  # between the 2D box and the projected 3D box; 0: off
+    loss.CONSISTENCY_DEPTH = "direct"  # | "fused" (published on nuScenes): depth that places the 3D box
 
 
 def fcos3d_arguments(cfg: CfgNode) -> dict[str, Any]:
@@ -77,15 +158,14 @@ def _arguments(
     cfg: CfgNode, options: DenseHeadOptions, criterion: dict[str, Any], decoding: dict[str, Any]
 ) -> dict[str, Any]:
     node, num_classes = cfg.MODEL.FCOS3D, len(class_names(cfg, single_images=True))
-    pyramid = pyramid_arguments(cfg)
-    strides = pyramid["neck"].strides
+    shared = detector_arguments(cfg)
+    strides = shared["neck"].strides
     _check(node, strides)
     _refuse_random_windows(cfg)
     if max(len(node.DEPTH_PRIORS), len(node.SIZE_PRIORS)) > 1:
         check_prior_classes(cfg, "FCOS3D")
     return {
-        **pyramid,
-        **pixel_arguments(cfg),
+        **shared,
         "num_classes": num_classes,
         "head": _head(cfg, num_classes, len(strides), options),
         "criterion": _criterion(node, strides, criterion),
@@ -113,10 +193,15 @@ def _head(cfg: CfgNode, num_classes: int, num_levels: int, options: DenseHeadOpt
         feature_channels=node.FEATURE_CHANNELS,
         stacked_convs=node.STACKED_CONVS,
         deformable_last=node.DCN_ON_LAST_CONV,
-        widths={name.lower(): widths for name, widths in branches.items()},
+        widths={name.lower(): _widths(widths, node.FEATURE_CHANNELS) for name, widths in branches.items()},
         prior=BoxPrior(num_classes, node.DEPTH_PRIORS, node.SIZE_PRIORS),
         options=options,
     )
+
+
+def _widths(widths: Sequence[int], feature_channels: int) -> list[int]:
+    """Returns the channels of a branch's convolutions: [] means one of the towers' width, [0] none."""
+    return [width for width in widths or [feature_channels] if width]
 
 
 def _criterion(node: CfgNode, strides: list[int], pgd: dict[str, Any]) -> DenseCriterion:
@@ -128,7 +213,6 @@ def _criterion(node: CfgNode, strides: list[int], pgd: dict[str, Any]) -> DenseC
         "attribute": loss.ATTRIBUTE_WEIGHT,
     }
     shared = {
-        "strides": strides,
         "box_code_weights": loss.CODE_WEIGHTS,
         "direction_offset": node.DIRECTION_OFFSET,
         "center_radius": node.CENTER_RADIUS,
@@ -136,7 +220,7 @@ def _criterion(node: CfgNode, strides: list[int], pgd: dict[str, Any]) -> DenseC
         "depth_beta": loss.DEPTH_BETA,
         "focal_alpha": loss.FOCAL_ALPHA,
         "focal_gamma": loss.FOCAL_GAMMA,
-        # 1 stands for the finest level's longest distance, in its strides.
+        # A keypoint of 1 is the finest level's longest distance, in strides.
         "keypoint_range": [*node.REGRESS_BOUNDS, _FARTHEST][0] / strides[0],
     }
     return DenseCriterion(**shared | pgd | {"loss_weights": weights | pgd.get("loss_weights", {})})

@@ -1,26 +1,25 @@
-"""The 2D box that a head predicts should be the one around its own projected 3D box (PGD's released code)."""
+"""Consistency of a head's 2D box and its own projected 3D box (PGD's released code)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from bevkd2.modeling.mono.fcos3d.positives import PositiveOutputs
-from bevkd2.modeling.mono.fcos3d.targets import NEAREST_CORNER, DenseTargets
+from bevkd2.modeling.mono.fcos3d.targets import NEAREST_CORNER, DenseTargets, PositiveOutputs
 from bevkd2.modeling.mono.lift import full_local_yaw, lift_boxes
 from bevkd2.structures import CameraBoxes3D, project_points
 
-# Square pixels below which an area counts as this much.
+# Smallest area in square pixels; smaller ones are replaced by it.
 _SMALLEST_AREA = 1e-6
 
 
 def consistency_loss(
     found: PositiveOutputs, wanted: DenseTargets, depth: Tensor, direction_offset: float
 ) -> Tensor:
-    """Generalised IoU loss between both boxes, summed over the positive locations.
+    """Computes the generalised IoU loss between both boxes, summed over the positive locations.
 
     A projected box with a corner behind the camera, or nearer than 0.1 m, has no extent in the image and
-    counts nothing.
+    is left out.
 
     Args:
         found: the head's outputs at P locations, with ``boxes2d``.
@@ -37,13 +36,13 @@ def consistency_loss(
 
 
 def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU of pairs (arXiv 1902.09630).
+    """Computes the generalised IoU of pairs (arXiv 1902.09630).
 
     Unlike torchvision's loss, it has a gradient where a box has no width or no height: distances after a
     ReLU make such boxes, and they should be able to grow.
 
     Args:
-        a: (P, 4) x1, y1, x2, y2, not turned inside out.
+        a: (P, 4) x1, y1, x2, y2, x1 <= x2, y1 <= y2.
         b: likewise.
 
     Returns:
@@ -64,7 +63,8 @@ def _area(low: Tensor, high: Tensor) -> Tensor:
 
 def decoded_boxes2d(found: PositiveOutputs, wanted: DenseTargets) -> Tensor:
     """(P, 4) predicted x1, y1, x2, y2 in pixels."""
-    assert found.boxes2d is not None
+    if found.boxes2d is None:
+        raise ValueError("consistency_loss: the head predicts no 2D boxes")
     distances = found.boxes2d * wanted.strides[:, None]
     return torch.cat([wanted.points - distances[:, :2], wanted.points + distances[:, 2:]], dim=1)
 
@@ -72,7 +72,7 @@ def decoded_boxes2d(found: PositiveOutputs, wanted: DenseTargets) -> Tensor:
 def projected_extent(
     found: PositiveOutputs, wanted: DenseTargets, depth: Tensor, direction_offset: float
 ) -> tuple[Tensor, Tensor]:
-    """The rectangle around the predicted 3D box, as seen from the annotated distance.
+    """Computes the rectangle around the predicted 3D box, projected at the annotated distance.
 
     Args:
         found: the head's outputs at P locations.

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from bevkd2.modeling.mono.depth import depth_confidence, depth_from_bins, fuse_depth
-from bevkd2.modeling.mono.fcos3d.outputs import DenseOutputs
-from bevkd2.modeling.mono.grid import flatten_levels, locations_of, strides_of_locations
+from bevkd2.modeling.mono.fcos3d.head import DenseOutputs
+from bevkd2.modeling.mono.grid import DenseGrid, flatten_levels
+from bevkd2.modeling.mono.head import check_scores
 from bevkd2.modeling.mono.lift import full_local_yaw, lift_boxes
 from bevkd2.ops.box3d import batched_rotated_nms
 from bevkd2.structures import CameraBoxes3D
@@ -18,20 +19,20 @@ from bevkd2.structures import CameraBoxes3D
 
 @dataclasses.dataclass(frozen=True)
 class DecodeOptions:
-    """Numbers of the test-time decoding."""
+    """Options of the test-time decoding."""
 
     direction_offset: float
     """Where the first half of local yaws begins (rad)."""
     candidates_per_level: int
-    """Locations that each level sends to the suppression, the best by score."""
+    """Locations per level that are passed to the suppression, the best by score."""
     nms_threshold: float
     """IoU of footprints."""
     nms_inclusive: bool
-    """A box goes where the IoU equals the threshold too."""
+    """Suppress boxes whose IoU equals the threshold too."""
     score_threshold: float
     max_detections: int
     depth_unit: float = 0.0
-    """Metres between the depths that the distribution knows (PGD)."""
+    """Metres between bins of the depth distribution (PGD)."""
 
 
 @dataclasses.dataclass
@@ -43,19 +44,19 @@ class Candidates:
     scores: Tensor
     """(P, K) of every class."""
     direction: Tensor
-    """(P,) int64: the half turn that the local yaw lies in."""
+    """(P,) int64 direction bin of the local yaw."""
     boxes2d: Tensor | None
     """(P, 4) x1, y1, x2, y2 in pixels, not beyond the image."""
     attributes: Tensor | None
     """(P,) int64."""
 
     def __len__(self) -> int:
-        """P."""
+        """Returns P."""
         return len(self.scores)
 
 
 def class_scores(outputs: DenseOutputs) -> Tensor:
-    """How much each location believes in each class.
+    """Computes the score of every class at every location.
 
     The probability of the class times the centre-ness, and with PGD times the sharpness of the depth's
     distribution and the exponential of minus the uncertainty, so that it may exceed 1.
@@ -80,7 +81,7 @@ def candidates_of(
     *,
     cam2img: Tensor,
     image_sizes: Tensor,
-    strides: Sequence[int],
+    grid: DenseGrid,
     options: DecodeOptions,
 ) -> list[Candidates]:
     """Picks the best locations of every level and lifts them into the camera's frame.
@@ -90,23 +91,20 @@ def candidates_of(
         depth: (B, Q) metres.
         cam2img: (B, 4, 4).
         image_sizes: (B, 2) height and width in pixels before padding.
-        strides: pixels to a cell, level by level.
+        grid: of the levels.
         options: see there.
 
     Returns:
-        One entry an image.
+        One entry per image.
     """
-    shapes = [(level.shape[-2], level.shape[-1]) for level in outputs.logits]
-    device = depth.device
-    locations = locations_of(shapes, strides, device)
-    stride_of = strides_of_locations(shapes, strides, device)
+    locations, stride_of = grid.locations, grid.location_strides
     scores = class_scores(outputs)
     boxes, direction = flatten_levels(outputs.boxes), flatten_levels(outputs.direction).argmax(dim=-1)
     sides = None if outputs.boxes2d is None else flatten_levels(outputs.boxes2d)
     attributes = None if outputs.attributes is None else flatten_levels(outputs.attributes).argmax(dim=-1)
     found = []
     for row in range(len(depth)):
-        kept = _best_of_levels(scores[row].amax(dim=-1), shapes, options.candidates_per_level)
+        kept = _best_of_levels(scores[row].amax(dim=-1), grid.shapes, options.candidates_per_level)
         at, stride, raw, half = locations[kept], stride_of[kept, None], boxes[row, kept], direction[row, kept]
         yaw = full_local_yaw(raw[:, 6], half, options.direction_offset)
         centers2d = at - raw[:, :2] * stride
@@ -134,8 +132,8 @@ def select_detections(candidates: Candidates, options: DecodeOptions) -> dict[st
         options: see there.
 
     Returns:
-        ``boxes`` (k of them), ``scores`` (k,) falling, ``labels`` (k,), and where there are any ``boxes2d``
-        (k, 4) and ``attributes`` (k,).
+        ``boxes`` (k of them), ``scores`` (k,) in descending order, ``labels`` (k,), and where there are any
+        ``boxes2d`` (k, 4) and ``attributes`` (k,).
 
     Raises:
         ValueError: a score is NaN.
@@ -160,31 +158,15 @@ def select_detections(candidates: Candidates, options: DecodeOptions) -> dict[st
     return result
 
 
-def check_scores(scores: Tensor) -> None:
-    """Refuses scores that are no numbers, which no threshold would let pass: they would be no detections.
-
-    Args:
-        scores: of any shape.
-
-    Raises:
-        ValueError: one is NaN.
-    """
-    if bool(scores.isnan().any()):
-        raise ValueError(
-            "the model's scores contain NaN: its weights or its training have diverged; use an earlier "
-            "checkpoint"
-        )
-
-
 def fused_depth(
     outputs: DenseOutputs, fuse_lambda: Tensor | None, unit: float
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The depths of all locations.
+    """Computes the depths of all locations.
 
     Args:
         outputs: of a head.
         fuse_lambda: of the same head; None where it has no depth distribution.
-        unit: metres between the depths that the distribution knows.
+        unit: metres between bins of the depth distribution.
 
     Returns:
         (B, Q) metres each: the depth to decode with, the direct one, and the distribution's expectation or
@@ -198,7 +180,7 @@ def fused_depth(
 
 
 def _best_of_levels(scores: Tensor, shapes: Sequence[tuple[int, int]], count: int) -> Tensor:
-    """Indices of the best ``count`` locations of every level: by falling score where a level has more."""
+    """Returns the best ``count`` locations of every level, by descending score where a level has more."""
     kept, start = [], 0
     for rows, columns in shapes:
         cells = rows * columns
@@ -212,7 +194,7 @@ def _best_of_levels(scores: Tensor, shapes: Sequence[tuple[int, int]], count: in
 
 
 def _boxes2d(locations: Tensor, sides: Tensor, image_size: Tensor) -> Tensor:
-    """(P, 4) from (P, 2) pixels and (P, 4) pixels to the left, top, right and bottom."""
+    """Computes (P, 4) from (P, 2) pixels and (P, 4) pixels to the left, top, right and bottom."""
     boxes = torch.cat([locations - sides[:, :2], locations + sides[:, 2:]], dim=1)
     border = image_size.flip(0).repeat(2).to(boxes)
     return boxes.clamp(min=0).minimum(border)

@@ -1,4 +1,4 @@
-"""FCOS3D (Wang et al., arXiv 2104.10956): a 3D box at every cell of a feature pyramid."""
+"""FCOS3D (Wang et al., arXiv 2104.10956) and PGD (arXiv 2107.14160): a 3D box at every cell of a pyramid."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ import torch
 from torch import Tensor
 
 from bevkd2.config import CfgNode
-from bevkd2.d2 import META_ARCH_REGISTRY, Backbone, configurable
+from bevkd2.d2 import META_ARCH_REGISTRY, configurable
 from bevkd2.modeling.detector import Sample
 from bevkd2.modeling.knowledge import MonoKnowledge
 from bevkd2.modeling.mono.assign import assign_locations
 from bevkd2.modeling.mono.detector import MonoDetector
-from bevkd2.modeling.mono.fcos3d.config import fcos3d_arguments
+from bevkd2.modeling.mono.fcos3d.config import fcos3d_arguments, pgd_arguments
 from bevkd2.modeling.mono.fcos3d.decode import DecodeOptions, candidates_of, fused_depth, select_detections
 from bevkd2.modeling.mono.fcos3d.head import DenseHead
 from bevkd2.modeling.mono.fcos3d.losses import DenseCriterion
-from bevkd2.modeling.mono.grid import flatten_levels, level_shapes, locations_of
+from bevkd2.modeling.mono.grid import flatten_levels
 from bevkd2.modeling.mono.inputs import MonoInputs, MonoTargets
-from bevkd2.modeling.necks.neck import Neck
 
 
 @META_ARCH_REGISTRY.register()
@@ -37,8 +36,6 @@ class FCOS3D(MonoDetector):
     def __init__(
         self,
         *,
-        image_backbone: Backbone,
-        neck: Neck,
         head: DenseHead,
         criterion: DenseCriterion,
         decoding: DecodeOptions,
@@ -46,19 +43,17 @@ class FCOS3D(MonoDetector):
         center_radius: float,
         **shared: Any,
     ) -> None:
-        """Put the parts together.
+        """Keeps the parts.
 
         Args:
-            image_backbone: images (B, 3, H, W) to features by name.
-            neck: those to the levels that the head reads.
-            head: levels to maps.
+            head: the neck's levels to maps.
             criterion: the losses.
             decoding: how maps become detections.
             regress_ranges: smallest and largest distance (px) to a 2D box's sides, level by level.
-            center_radius: strides around a projected centre within which locations stand for an object.
-            **shared: of MonoDetector.
+            center_radius: strides around a projected centre within which locations are assigned to an object.
+            **shared: of :class:`MonoDetector`.
         """
-        super().__init__(image_backbone=image_backbone, neck=neck, **shared)
+        super().__init__(**shared)
         self.head, self.criterion, self.decoding = head, criterion, decoding
         self.regress_ranges, self.center_radius = list(regress_ranges), center_radius
 
@@ -68,26 +63,24 @@ class FCOS3D(MonoDetector):
         return fcos3d_arguments(cfg)
 
     def targets(self, batched_inputs: Sequence[Sample], inputs: MonoInputs) -> MonoTargets:
-        """Annotations on the device, with the object that each location stands for.
+        """Moves annotations to the device, and assigns objects to locations.
 
         Raises:
             KeyError: a sample without annotations.
             ValueError: a label that is no class, or a box behind the camera.
         """
         targets = super().targets(batched_inputs, inputs)
-        strides = self.neck.strides
-        shapes = level_shapes(inputs.padded_size, strides)
-        targets.assigned = assign_locations(targets, shapes, strides, self.regress_ranges, self.center_radius)
+        targets.assigned = assign_locations(targets, self.regress_ranges, self.center_radius)
         return targets
 
     def extract(
         self, inputs: MonoInputs, wants: frozenset[str] = frozenset(), state: Any = None
     ) -> MonoKnowledge:
-        """The forward pass.
+        """Runs backbone, neck and head.
 
         Args:
             inputs: of :meth:`preprocess`.
-            wants: costly fields to fill, among :data:`bevkd2.modeling.knowledge.WANTS`.
+            wants: costly fields to fill, of :class:`MonoKnowledge`.
             state: not used: every image is on its own.
 
         Returns:
@@ -98,22 +91,20 @@ class FCOS3D(MonoDetector):
         """
         levels, knowledge = self.features(inputs, wants)
         outputs = self.head(levels)
-        assert knowledge.level_shapes is not None
         knowledge.outputs = outputs
         knowledge.logits = flatten_levels(outputs.logits)
         knowledge.depth, knowledge.direct_depth, knowledge.probabilistic_depth = fused_depth(
             outputs, self.head.fuse_lambda, self.decoding.depth_unit
         )
-        knowledge.locations = locations_of(knowledge.level_shapes, self.neck.strides, self.device)
         return knowledge
 
     def losses(self, knowledge: MonoKnowledge, targets: MonoTargets) -> dict[str, Tensor]:
-        """Weighted losses of the head's maps."""
+        """Returns weighted losses of the head's maps."""
         return self.criterion(knowledge.outputs, targets, self.head.fuse_lambda)
 
     @torch.no_grad()
     def inference(self, knowledge: MonoKnowledge, inputs: MonoInputs) -> list[dict[str, Any]]:
-        """Detections, one dict an image.
+        """Returns detections, one dict per image.
 
         Args:
             knowledge: of :meth:`extract`.
@@ -123,13 +114,25 @@ class FCOS3D(MonoDetector):
             ``boxes`` (CameraBoxes3D), ``scores`` (k,) and ``labels`` (k,), and where the head has them
             ``boxes2d`` (k, 4) in pixels of the input and ``attributes`` (k,).
         """
-        assert knowledge.depth is not None
         candidates = candidates_of(
             knowledge.outputs,
-            knowledge.depth,
+            knowledge.filled("depth"),
             cam2img=inputs.cam2img,
             image_sizes=inputs.image_sizes,
-            strides=self.neck.strides,
+            grid=inputs.grid,
             options=self.decoding,
         )
         return [select_detections(image, self.decoding) for image in candidates]
+
+
+@META_ARCH_REGISTRY.register()
+class PGD(FCOS3D):
+    """FCOS3D with a depth distribution, fused with the regressed depth, and with geometric side tasks.
+
+    As in the released code there is no graph that propagates depths between objects.
+    """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Translates the config into constructor arguments."""
+        return pgd_arguments(cfg)

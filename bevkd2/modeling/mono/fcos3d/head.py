@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from bevkd2.modeling.backbones.deform_conv import DeformConv2d
-from bevkd2.modeling.backbones.norms import make_norm
 from bevkd2.modeling.mono.fcos3d.box_prior import BoxPrior
-from bevkd2.modeling.mono.fcos3d.outputs import DenseOutputs
+from bevkd2.modeling.mono.head import Branch, ConvGroupNorm
 
-# Deviation of the initial weights, and the probability that the initial biases of classifiers stand for.
-_WEIGHT_STD = 0.01
+# The probability that the initial biases of classifiers predict.
 _PRIOR_PROBABILITY = 0.01
 _INITIAL_FUSE_LAMBDA = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
 class DenseHeadOptions:
-    """What a head predicts beside classes, boxes, directions and centre-ness."""
+    """Predictions of a head besides classes, boxes, directions and centre-ness."""
 
     num_attributes: int = 0
     """nuScenes: 9."""
     velocity: bool = False
     depth_bins: int = 0
-    """PGD: how many depths the distribution knows."""
+    """PGD: number of bins of the depth distribution."""
     uncertainty: bool = False
     """PGD on KITTI: the log scale of the depth."""
     keypoints: bool = False
@@ -38,13 +34,13 @@ class DenseHeadOptions:
     """PGD: distances to the sides of the 2D box."""
 
     def regressors(self) -> dict[str, int]:
-        """Numbers that each regressor puts out, in the order of the published layout."""
+        """Returns the output channels of each regression branch, in the order of the published layout."""
         channels = {"offset": 2, "depth": 1, "size": 3, "rotation": 1}
         optional = {"velocity": 2, "keypoints": 16, "boxes2d": 4}
         return channels | {name: count for name, count in optional.items() if getattr(self, name)}
 
     def extras(self) -> dict[str, int]:
-        """Numbers that each optional branch puts out beside the regressors."""
+        """Returns the output channels of each optional branch beside the regressors."""
         optional = {
             "attributes": self.num_attributes,
             "depth_bins": self.depth_bins,
@@ -53,42 +49,35 @@ class DenseHeadOptions:
         return {name: count for name, count in optional.items() if count}
 
 
-class ConvGroupNorm(nn.Module):
-    """A 3x3 convolution with bias, group normalisation, ReLU."""
+@dataclasses.dataclass
+class DenseOutputs:
+    """Lists with one map per level, finest first; B images, h x w cells, K classes.
 
-    def __init__(self, in_channels: int, out_channels: int, deformable: bool = False) -> None:
-        super().__init__()
-        if deformable:
-            # As published, it keeps its uniform initial weights.
-            self.conv: nn.Conv2d = DeformConv2d(in_channels, out_channels, bias=True)
-            assert self.conv.bias is not None
-            nn.init.zeros_(self.conv.bias)
-        else:
-            self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-            _initialize(self.conv)
-        self.norm = make_norm("GN", out_channels)
+    The location of a cell (x, y) of a level with stride s is the pixel (x * s + s // 2, y * s + s // 2).
+    Distances in the image plane are in strides of the level.
+    """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C', h, w)."""
-        return self.norm(self.conv(x)).relu()
-
-
-class Branch(nn.Module):
-    """Convolutions of one branch and the 1x1 that puts out its numbers, in float32 at least."""
-
-    def __init__(self, in_channels: int, widths: Sequence[int], out_channels: int, bias: float = 0.0) -> None:
-        super().__init__()
-        channels = [in_channels, *widths]
-        self.convs = nn.Sequential(
-            *(ConvGroupNorm(before, after) for before, after in itertools.pairwise(channels))
-        )
-        self.out = nn.Conv2d(channels[-1], out_channels, 1)
-        _initialize(self.out, bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, numbers, h, w)."""
-        out = self.out(self.convs(x))
-        return out if out.dtype == torch.float64 else out.float()
+    logits: list[Tensor]
+    """(B, K, h, w) before the sigmoid."""
+    boxes: list[Tensor]
+    """(B, 7 or 9, h, w): dx, dy (location minus projected centre), direct depth (m), length, height, width
+    (m: the published order), local yaw (rad, modulo pi: ``direction`` is the half turn), then vx, vz
+    (m/s)."""
+    direction: list[Tensor]
+    """(B, 2, h, w) logits of the half turn that the yaw lies in."""
+    centerness: list[Tensor]
+    """(B, 1, h, w) logits."""
+    depth_bins: list[Tensor] | None = None
+    """(B, bins, h, w) logits of the depth distribution (PGD)."""
+    uncertainty: list[Tensor] | None = None
+    """(B, 1, h, w) log of the depth's scale (PGD on KITTI)."""
+    keypoints: list[Tensor] | None = None
+    """(B, 16, h, w) x, y of the eight projected corners minus the location, squashed by tanh: 1 is the finest
+    level's longest distance, scaled with the stride (PGD on KITTI)."""
+    boxes2d: list[Tensor] | None = None
+    """(B, 4, h, w) distances to left, top, right, bottom of the 2D box, not negative (PGD)."""
+    attributes: list[Tensor] | None = None
+    """(B, 9, h, w) logits (nuScenes)."""
 
 
 class DenseHead(nn.Module):
@@ -114,12 +103,12 @@ class DenseHead(nn.Module):
         prior: BoxPrior,
         options: DenseHeadOptions,
     ) -> None:
-        """Build towers and branches.
+        """Builds towers and branches.
 
         Args:
             in_channels: of every level.
             num_classes: K.
-            num_levels: levels that will be given.
+            num_levels: number of levels.
             feature_channels: of the towers.
             stacked_convs: convolutions of each tower, one at least.
             deformable_last: the last of them is DCNv2.
@@ -206,9 +195,3 @@ def _tower(in_channels: int, channels: int, convs: int, deformable_last: bool) -
             for i in range(convs)
         )
     )
-
-
-def _initialize(conv: nn.Conv2d, bias: float = 0.0) -> None:
-    nn.init.normal_(conv.weight, std=_WEIGHT_STD)
-    assert conv.bias is not None
-    nn.init.constant_(conv.bias, bias)

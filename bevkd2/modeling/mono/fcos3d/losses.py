@@ -11,9 +11,14 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from bevkd2.modeling.mono.fcos3d.consistency import consistency_loss
-from bevkd2.modeling.mono.fcos3d.outputs import DenseOutputs
-from bevkd2.modeling.mono.fcos3d.positives import PositiveOutputs, full_precision, outputs_at
-from bevkd2.modeling.mono.fcos3d.targets import DenseTargets, dense_targets
+from bevkd2.modeling.mono.fcos3d.head import DenseOutputs
+from bevkd2.modeling.mono.fcos3d.targets import (
+    DenseTargets,
+    PositiveOutputs,
+    dense_targets,
+    full_precision,
+    outputs_at,
+)
 from bevkd2.modeling.mono.grid import flatten_levels
 from bevkd2.modeling.mono.inputs import MonoTargets
 
@@ -45,7 +50,6 @@ class DenseCriterion(nn.Module):
     def __init__(
         self,
         *,
-        strides: Sequence[int],
         box_code_weights: Sequence[float],
         direction_offset: float = 0.7854,
         center_radius: float = 1.5,
@@ -61,19 +65,18 @@ class DenseCriterion(nn.Module):
         focal_gamma: float = 2.0,
         loss_weights: Mapping[str, float] | None = None,
     ) -> None:
-        """Set the weights.
+        """Sets the weights.
 
         Args:
-            strides: pixels to a cell, level by level.
             box_code_weights: seven or nine factors: dx, dy, depth, length, height, width, yaw[, vx, vz].
             direction_offset: where the first half turn begins, radians.
             center_radius: of the assignment, in strides.
-            box_beta: where the smooth L1 of all box terms but the depth turns linear.
+            box_beta: where the smooth L1 of all box terms but the depth becomes linear.
             depth_beta: likewise, of the depth (m).
             depth_bin_size: metres between the bins of the depth distribution.
             uncertainty_weight: of the predicted log scale of the depth.
             keypoint_weight: factor of the sixteen corner coordinates.
-            keypoint_range: strides that a predicted 1 stands for: the finest level's longest distance over
+            keypoint_range: strides of a predicted 1: the finest level's longest distance over
                 its stride.
             box2d_weight: factor of the four distances and of the consistency.
             consistency_depth: "direct" | "fused": which depth places the projected 3D box sideways.
@@ -86,7 +89,6 @@ class DenseCriterion(nn.Module):
         """
         super().__init__()
         _check_settings(box_code_weights, consistency_depth, loss_weights or {})
-        self.strides = list(strides)
         self.direction_offset, self.center_radius = direction_offset, center_radius
         self.box_beta, self.depth_beta = box_beta, depth_beta
         self.depth_bin_size, self.uncertainty_weight = depth_bin_size, uncertainty_weight
@@ -100,7 +102,7 @@ class DenseCriterion(nn.Module):
     def forward(
         self, outputs: DenseOutputs, targets: MonoTargets, fuse_lambda: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Computes the losses in float32, whatever autocast says.
+        """Computes the losses in float32, whatever autocast does.
 
         Args:
             outputs: the head's maps.
@@ -116,8 +118,7 @@ class DenseCriterion(nn.Module):
                 learns.
         """
         with torch.autocast(outputs.logits[0].device.type, enabled=False):
-            shapes = [(level.shape[-2], level.shape[-1]) for level in outputs.logits]
-            wanted = dense_targets(targets, shapes, self.strides, self.direction_offset, self.center_radius)
+            wanted = dense_targets(targets, self.direction_offset, self.center_radius)
             found = outputs_at(outputs, wanted, fuse_lambda, self.depth_bin_size)
             self._check(found, wanted)
             losses = {"cls": self._class_loss(outputs, wanted)}
@@ -134,7 +135,7 @@ class DenseCriterion(nn.Module):
         return loss / (len(wanted.images) + len(logits))
 
     def _box_losses(self, found: PositiveOutputs, wanted: DenseTargets) -> dict[str, Tensor]:
-        """Losses of the 3D box: smooth L1, summed and divided by the number of positives."""
+        """Computes the losses of the 3D box: smooth L1, summed and divided by the number of positives."""
         weights, positives = self.box_code_weights, max(len(wanted.images), 1)
         # sin(a - b), the published sin a cos b - cos a sin b: a turn by pi costs nothing.
         turn = torch.sin(found.boxes[:, 6] - wanted.yaw)
@@ -152,7 +153,7 @@ class DenseCriterion(nn.Module):
         return {name: loss / positives for name, loss in losses.items()}
 
     def _branch_losses(self, found: PositiveOutputs, wanted: DenseTargets) -> dict[str, Tensor]:
-        """Losses of the image plane, of the half turn, of centre-ness and attributes."""
+        """Computes the losses of the image plane, direction, centre-ness and attributes."""
         positives = max(len(wanted.images), 1)
         losses = {}
         if found.keypoints is not None:
@@ -185,8 +186,8 @@ class DenseCriterion(nn.Module):
         columns, weights = found.boxes.shape[1], len(self.box_code_weights)
         if columns != weights:
             raise ValueError(
-                f"DenseCriterion: the head puts out {columns} numbers a box, box_code_weights has {weights}: "
-                "expected as many: 7, or 9 with a velocity"
+                f"DenseCriterion: the head predicts {columns} numbers per box, box_code_weights has "
+                f"{weights}: expected as many: 7, or 9 with a velocity"
             )
         if columns == 9 and wanted.velocity is None:
             raise ValueError(

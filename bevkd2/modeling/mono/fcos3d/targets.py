@@ -1,4 +1,4 @@
-"""What the positive locations of a dense monocular head have to predict (FCOS3D, section 3.2 and 3.3)."""
+"""Targets and outputs of a dense head at its positive locations (FCOS3D, section 3.2 and 3.3)."""
 
 from __future__ import annotations
 
@@ -9,29 +9,31 @@ import torch
 from torch import Tensor
 
 from bevkd2.modeling.mono.assign import distances_to_sides
-from bevkd2.modeling.mono.grid import locations_of, strides_of_locations
+from bevkd2.modeling.mono.depth import depth_from_bins, fuse_depth
+from bevkd2.modeling.mono.fcos3d.head import DenseOutputs
+from bevkd2.modeling.mono.grid import flatten_levels
 from bevkd2.modeling.mono.inputs import MonoTargets
 from bevkd2.modeling.mono.lift import direction_of, lift_boxes
 from bevkd2.structures import CameraBoxes3D, project_points
 
-# How fast the centre-ness falls: exp(-2.5 * distance / reach) (FCOS3D, Eq. 1).
+# Decay of the centre-ness: exp(-2.5 * distance / reach) (FCOS3D, Eq. 1).
 _CENTERNESS_ALPHA = 2.5
 # The published code writes the root of two with three decimals.
 _DIAGONAL = 1.414
-# Metres before the camera within which a corner has no image worth learning from.
+# Depth in metres below which the projection of a corner is not used.
 NEAREST_CORNER = 0.1
 
 
 @dataclasses.dataclass
 class DenseTargets:
-    """P positive locations, image by image, rising within an image."""
+    """P positive locations, ordered by image and location."""
 
     images: Tensor
     """(P,) int64: index of the image in its batch."""
     locations: Tensor
     """(P,) int64: index of the location among the Q of its image."""
     points: Tensor
-    """(P, 2) pixels: where the location stands."""
+    """(P, 2) x, y of the location in pixels."""
     strides: Tensor
     """(P,) pixels: stride of the location's level."""
     cam2img: Tensor
@@ -47,7 +49,7 @@ class DenseTargets:
     yaw: Tensor
     """(P,) local yaw in radians, by the azimuth of the 3D centre, not wrapped."""
     direction: Tensor
-    """(P,) int64: the half turn that the yaw lies in."""
+    """(P,) int64 direction bin of the yaw."""
     velocity: Tensor | None
     """(P, 2) vx, vz in m/s; None where the boxes have none."""
     boxes2d: Tensor
@@ -58,7 +60,7 @@ class DenseTargets:
     """(P,) int64; None where the data has none."""
 
     def lifted_boxes(self) -> CameraBoxes3D:
-        """The objects as decoding would put them together from these targets.
+        """Returns the objects as decoding would make them from these targets.
 
         They differ from the annotated boxes where the calibration has a translation: see
         :func:`bevkd2.modeling.mono.lift.lift_boxes`. The published keypoints are those of these boxes.
@@ -67,15 +69,15 @@ class DenseTargets:
         return CameraBoxes3D(lift_boxes(centers2d, self.depth, self.size, self.yaw, self.cam2img))
 
     def keypoints(self, keypoint_range: float) -> tuple[Tensor, Tensor]:
-        """The projected corners.
+        """Projects the corners.
 
         Args:
-            keypoint_range: strides that count as 1.
+            keypoint_range: strides of a keypoint of 1.
 
         Returns:
             keypoints: (P, 16) x, y of the eight corners minus the location, in ``keypoint_range`` strides.
             visible: (P, 16) bool: False for corners behind the camera or nearer than 0.1 m, whose
-                projection means nothing.
+                projection is meaningless.
         """
         uv, depth = project_points(self.lifted_boxes().corners(), self.cam2img)
         scale = keypoint_range * self.strides[:, None]
@@ -83,30 +85,24 @@ class DenseTargets:
         return keypoints, (depth >= NEAREST_CORNER).repeat_interleave(2, dim=1)
 
 
-def dense_targets(
-    targets: MonoTargets,
-    shapes: Sequence[tuple[int, int]],
-    strides: Sequence[int],
-    direction_offset: float,
-    center_radius: float = 1.5,
-) -> DenseTargets:
-    """Collects the targets of all locations that stand for an object; annotations are left as they are.
+def dense_targets(targets: MonoTargets, direction_offset: float, center_radius: float = 1.5) -> DenseTargets:
+    """Collects the targets of all locations that have an object; annotations are left as they are.
 
     Args:
         targets: annotations of B images, with ``assigned``.
-        shapes: rows and columns of the L levels.
-        strides: pixels to a cell, level by level.
         direction_offset: where the first half turn begins, radians.
         center_radius: of the assignment, in strides.
 
     Returns:
         The targets of all images' positive locations.
+
+    Raises:
+        ValueError: the targets have no assignment.
     """
-    assert targets.assigned is not None, "assign_locations first"
-    images, locations = (targets.assigned >= 0).nonzero(as_tuple=True)
-    objects = targets.assigned[images, locations] + _first_objects(targets)[images]
-    points = locations_of(shapes, strides, images.device)[locations]
-    stride = strides_of_locations(shapes, strides, images.device)[locations]
+    assigned = targets.assignment()
+    images, locations = (assigned >= 0).nonzero(as_tuple=True)
+    objects = assigned[images, locations] + _first_objects(targets)[images]
+    points, stride = targets.grid.locations[locations], targets.grid.location_strides[locations]
     boxes = CameraBoxes3D.cat(targets.boxes)
     offset = points - torch.cat(targets.centers2d)[objects]
     yaw = boxes.alpha()[objects]
@@ -130,6 +126,75 @@ def dense_targets(
 
 
 def _first_objects(targets: MonoTargets) -> Tensor:
-    """(B,) int64: how many objects the images before have."""
+    """Returns (B,) int64: the number of objects of the images before."""
     counts = torch.tensor([len(labels) for labels in targets.labels], device=targets.cam2img.device)
     return counts.cumsum(0) - counts
+
+
+@dataclasses.dataclass
+class PositiveOutputs:
+    """The maps of :class:`DenseOutputs` at P locations, in float32 at least."""
+
+    boxes: Tensor
+    """(P, 7 or 9)."""
+    depth: Tensor
+    """(P,) metres: the fused depth, or the direct one where the head has no depth bins."""
+    direction: Tensor
+    """(P, 2)."""
+    centerness: Tensor
+    """(P,)."""
+    uncertainty: Tensor | None
+    """(P,)."""
+    keypoints: Tensor | None
+    """(P, 16)."""
+    boxes2d: Tensor | None
+    """(P, 4)."""
+    attributes: Tensor | None
+    """(P, attributes)."""
+
+
+def full_precision(values: Tensor) -> Tensor:
+    """Returns values as float32, or as float64 where they are."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def outputs_at(
+    outputs: DenseOutputs, targets: DenseTargets, fuse_lambda: Tensor | None, depth_bin_size: float
+) -> PositiveOutputs:
+    """Picks the maps' values at the positive locations.
+
+    Args:
+        outputs: the head's maps.
+        targets: with the indices of the positive locations.
+        fuse_lambda: scalar of the depths' fusion; needed where ``outputs`` has depth bins.
+        depth_bin_size: metres between bins.
+
+    Returns:
+        The maps' values; where nothing is positive, empty tensors that depend on the maps.
+    """
+
+    def pick(maps: Sequence[Tensor]) -> Tensor:
+        return full_precision(flatten_levels(maps)[targets.images, targets.locations])
+
+    def pick_optional(maps: Sequence[Tensor] | None) -> Tensor | None:
+        return None if maps is None else pick(maps)
+
+    boxes = pick(outputs.boxes)
+    depth = boxes[:, 2]
+    if outputs.depth_bins is not None:
+        if fuse_lambda is None:
+            raise ValueError(
+                "outputs_at: the head has depth bins, so its fuse_lambda is needed to fuse the depths"
+            )
+        depth = fuse_depth(depth, depth_from_bins(pick(outputs.depth_bins), depth_bin_size), fuse_lambda)
+    uncertainty = pick_optional(outputs.uncertainty)
+    return PositiveOutputs(
+        boxes=boxes,
+        depth=depth,
+        direction=pick(outputs.direction),
+        centerness=pick(outputs.centerness)[:, 0],
+        uncertainty=None if uncertainty is None else uncertainty[:, 0],
+        keypoints=pick_optional(outputs.keypoints),
+        boxes2d=pick_optional(outputs.boxes2d),
+        attributes=pick_optional(outputs.attributes),
+    )

@@ -1,4 +1,4 @@
-"""From SMOKE's maps to boxes (Liu et al., arXiv 2002.10111, section 3.2.2, Eqs. 1 to 4)."""
+"""Decodes SMOKE's maps to boxes (Liu et al., arXiv 2002.10111, section 3.2.2, Eqs. 1 to 4)."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bevkd2.modeling.mono.fcos3d.decode import check_scores
+from bevkd2.modeling.mono.head import check_scores
 from bevkd2.modeling.mono.smoke.head import SmokeOutputs
 from bevkd2.structures import CameraBoxes3D, unproject_points, wrap_angle
 
 
 @dataclasses.dataclass(frozen=True)
 class SmokeCoder:
-    """What turns codes into metres and radians."""
+    """Converts codes to metres and radians."""
 
     depth_prior: tuple[float, float]
     """Mean and deviation of depths, metres."""
     size_priors: tuple[tuple[float, float, float], ...]
     """Typical length, height, width of every class, metres."""
     stride: int
-    """Pixels to a cell."""
+    """Stride of the map in pixels."""
 
     def depth(self, code: Tensor) -> Tensor:
-        """Metres, as the projection gives them, of the codes' first numbers (Eq. 1)."""
+        """Returns the depth in metres, as the projection defines it, of the codes' first numbers (Eq. 1)."""
         mean, deviation = self.depth_prior
         return mean + deviation * code
 
@@ -47,7 +47,7 @@ class SmokeCoder:
         Args:
             codes: (P, 8), as in :class:`SmokeOutputs`.
             cells: (P, 2) int64 x, y.
-            labels: (P,) int64, which typical size counts.
+            labels: (P,) int64, which choose the typical size.
             cam2img: (P, 4, 4).
             heading_centers: (P, 3) centres whose azimuth turns a local heading into rotation_y (Eq. 4); None:
                 the decoded ones. The published training takes the annotated ones.
@@ -77,18 +77,18 @@ def detect(
     max_detections: int,
     score_threshold: float,
 ) -> list[dict[str, Tensor | CameraBoxes3D]]:
-    """The highest peaks of the heat map, lifted; there is no suppression but of non-peaks.
+    """Returns the highest peaks of the heat map, lifted; only cells that are not peaks are suppressed.
 
     Args:
         outputs: of the head.
         coder: of the model.
         cam2img: (B, 4, 4).
         image_sizes: (B, 2) height and width in pixels before padding; cells in the padding are no peaks.
-        max_detections: most of an image.
-        score_threshold: what is not above it is dropped.
+        max_detections: most detections per image.
+        score_threshold: detections must be above it.
 
     Returns:
-        One entry an image: ``boxes`` (k of them), ``scores`` (k,) falling, ``labels`` (k,).
+        One entry per image: ``boxes`` (k of them), ``scores`` (k,) in descending order, ``labels`` (k,).
 
     Raises:
         ValueError: a score is NaN.
@@ -112,7 +112,7 @@ def detect(
 
 
 def _peaks(scores: Tensor, image_sizes: Tensor, stride: int) -> Tensor:
-    """Scores of the cells that are the largest of their 3 x 3 neighbours, and 0 elsewhere."""
+    """Returns the scores of the cells that are the largest of their 3 x 3 neighbours, and 0 elsewhere."""
     y, x = (torch.arange(n, device=scores.device) * stride for n in scores.shape[2:])
     inside = (y < image_sizes[:, :1])[:, None, :, None] & (x < image_sizes[:, 1:])[:, None, None, :]
     scores = scores.where(inside, 0)

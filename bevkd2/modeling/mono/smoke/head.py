@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bevkd2.modeling.mono.fcos3d.head import Branch
+from bevkd2.modeling.mono.head import Branch
 
 CODE_SIZE = 8
 
@@ -29,7 +29,7 @@ class SmokeHead(nn.Module):
     """Two branches, each a 3x3 convolution and a 1x1."""
 
     def __init__(self, in_channels: int, num_classes: int, feature_channels: int = 256) -> None:
-        """Make the layers.
+        """Makes the layers.
 
         Args:
             in_channels: of the neck.
@@ -42,7 +42,7 @@ class SmokeHead(nn.Module):
         self.box_branch = Branch(in_channels, (feature_channels,), CODE_SIZE)
 
     def forward(self, x: Tensor) -> SmokeOutputs:
-        """(B, C, h, w) of the neck to maps of the same size."""
+        """Maps (B, C, h, w) of the neck to maps of the same size."""
         raw = self.box_branch(x)
         codes = torch.cat([raw[:, :3], raw[:, 3:6].sigmoid() - 0.5, F.normalize(raw[:, 6:], dim=1)], dim=1)
         return SmokeOutputs(self.class_branch(x), codes)

@@ -32,7 +32,7 @@ def smoke_losses(
     coder: SmokeCoder,
     weights: SmokeLossWeights,
 ) -> dict[str, Tensor]:
-    """All losses.
+    """Computes all losses.
 
     Args:
         outputs: of the head, B images.
@@ -48,9 +48,9 @@ def smoke_losses(
     """
     losses = {"loss_heatmap": weights.heatmap * heatmap_loss(outputs.logits, heatmap, (heatmap == 1).sum())}
     rows, cells, labels = (
-        part[objects.teaches_boxes] for part in (objects.rows, objects.cells, objects.labels)
+        part[objects.box_loss_mask] for part in (objects.rows, objects.cells, objects.labels)
     )
-    truth = objects.boxes[objects.teaches_boxes]
+    truth = objects.boxes[objects.box_loss_mask]
     codes = outputs.codes[rows, :, cells[:, 1], cells[:, 0]]
     predicted = coder.decode(codes, cells, labels, cam2img[rows], heading_centers=truth.center)
     for name, boxes in disentangled_boxes(predicted, truth).items():
@@ -61,10 +61,10 @@ def smoke_losses(
 
 
 def disentangled_boxes(predicted: CameraBoxes3D, truth: CameraBoxes3D) -> dict[str, CameraBoxes3D]:
-    """Annotated boxes, each with one part exchanged for the predicted one.
+    """Returns annotated boxes, each with one part replaced by the predicted one.
 
-    As in the published code, boxes stand on their bottom: the exchanged location is the predicted centre
-    lowered by half of the predicted height, so this loss teaches the height too.
+    As in the published code, locations are those of the bottom: the replaced location is the predicted centre
+    lowered by half of the predicted height, so this loss trains the height too.
 
     Args:
         predicted: P boxes.

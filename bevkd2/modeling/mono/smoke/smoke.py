@@ -1,4 +1,4 @@
-"""SMOKE (Liu et al., arXiv 2002.10111): one keypoint an object, and its box regressed from there."""
+"""SMOKE (Liu et al., arXiv 2002.10111): one keypoint per object, from which its box is regressed."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ import torch
 from torch import Tensor
 
 from bevkd2.config import CfgNode
-from bevkd2.d2 import META_ARCH_REGISTRY, Backbone, configurable
+from bevkd2.d2 import META_ARCH_REGISTRY, configurable
 from bevkd2.modeling.detector import Sample
 from bevkd2.modeling.knowledge import MonoKnowledge
 from bevkd2.modeling.mono.detector import MonoDetector
-from bevkd2.modeling.mono.grid import flatten_levels, level_shapes, locations_of
+from bevkd2.modeling.mono.grid import flatten_levels
 from bevkd2.modeling.mono.inputs import MonoInputs, MonoTargets
 from bevkd2.modeling.mono.smoke.config import smoke_arguments
 from bevkd2.modeling.mono.smoke.decode import SmokeCoder, detect
 from bevkd2.modeling.mono.smoke.head import SmokeHead
 from bevkd2.modeling.mono.smoke.losses import SmokeLossWeights, smoke_losses
 from bevkd2.modeling.mono.smoke.targets import assign_cells, heatmap_targets, objects_of
-from bevkd2.modeling.necks.neck import Neck
 
 
 @META_ARCH_REGISTRY.register()
@@ -35,8 +34,6 @@ class SMOKE(MonoDetector):
     def __init__(
         self,
         *,
-        image_backbone: Backbone,
-        neck: Neck,
         head: SmokeHead,
         coder: SmokeCoder,
         loss_weights: SmokeLossWeights,
@@ -45,20 +42,18 @@ class SMOKE(MonoDetector):
         score_threshold: float = 0.25,
         **shared: Any,
     ) -> None:
-        """Put the parts together.
+        """Keeps the parts.
 
         Args:
-            image_backbone: images (B, 3, H, W) to features by name.
-            neck: those to one level.
-            head: that to a heat map and box codes.
+            head: the neck's one level to a heat map and box codes.
             coder: box codes to boxes.
             loss_weights: factors of the losses.
             min_overlap: decides the radius of the heat map's Gaussians.
-            max_detections: most detections an image.
+            max_detections: most detections per image.
             score_threshold: detections must be above it.
-            **shared: of MonoDetector.
+            **shared: of :class:`MonoDetector`.
         """
-        super().__init__(image_backbone=image_backbone, neck=neck, **shared)
+        super().__init__(**shared)
         self.head, self.coder, self.loss_weights = head, coder, loss_weights
         self.min_overlap = min_overlap
         self.max_detections, self.score_threshold = max_detections, score_threshold
@@ -69,14 +64,14 @@ class SMOKE(MonoDetector):
         return smoke_arguments(cfg)
 
     def targets(self, batched_inputs: Sequence[Sample], inputs: MonoInputs) -> MonoTargets:
-        """Annotations on the device, with the cell of every object's centre assigned to it.
+        """Moves annotations to the device, and assigns to every object the cell of its centre.
 
         Raises:
             KeyError: a sample without annotations.
             ValueError: a label that is no class, or a box behind the camera.
         """
         targets = super().targets(batched_inputs, inputs)
-        (shape,) = level_shapes(inputs.padded_size, self.neck.strides)
+        (shape,) = inputs.grid.shapes
         objects = objects_of(targets, self.coder.stride)
         targets.assigned = assign_cells(objects, len(inputs.images), shape)
         return targets
@@ -84,11 +79,11 @@ class SMOKE(MonoDetector):
     def extract(
         self, inputs: MonoInputs, wants: frozenset[str] = frozenset(), state: None = None
     ) -> MonoKnowledge:
-        """The forward pass.
+        """Runs backbone, neck and head.
 
         Args:
             inputs: of :meth:`preprocess`.
-            wants: "backbone" and "fpn" are kept in the knowledge.
+            wants: costly fields to fill, of :class:`MonoKnowledge`.
             state: none; single images have no past.
 
         Raises:
@@ -100,12 +95,10 @@ class SMOKE(MonoDetector):
         knowledge.logits = flatten_levels([outputs.logits])
         knowledge.direct_depth = self.coder.depth(outputs.codes[:, 0].flatten(1))
         knowledge.depth = knowledge.direct_depth
-        assert knowledge.level_shapes is not None
-        knowledge.locations = locations_of(knowledge.level_shapes, self.neck.strides, level.device)
         return knowledge
 
     def losses(self, knowledge: MonoKnowledge, targets: MonoTargets) -> dict[str, Tensor]:
-        """Losses of the heat map and of the disentangled corners."""
+        """Returns losses of the heat map and of the disentangled corners."""
         objects = objects_of(targets, self.coder.stride)
         outputs = knowledge.outputs
         images, classes, *shape = outputs.logits.shape
@@ -114,7 +107,7 @@ class SMOKE(MonoDetector):
 
     @torch.no_grad()
     def inference(self, knowledge: MonoKnowledge, inputs: MonoInputs) -> list[dict[str, Any]]:
-        """Detections, one dict an image with ``boxes``, ``scores``, ``labels``."""
+        """Returns detections, one dict per image with ``boxes``, ``scores``, ``labels``."""
         return detect(
             knowledge.outputs,
             self.coder,

@@ -1,4 +1,4 @@
-"""What SMOKE's heat map and box codes are compared with (Liu et al., arXiv 2002.10111, section 3.2)."""
+"""Targets of SMOKE's heat map and box codes (Liu et al., arXiv 2002.10111, section 3.2)."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ import torch
 from torch import Tensor
 
 from bevkd2.modeling.heatmaps import draw_heatmap, gaussian_radius
+from bevkd2.modeling.mono.grid import BACKGROUND
 from bevkd2.modeling.mono.inputs import MonoTargets
 from bevkd2.structures import CameraBoxes3D
-
-BACKGROUND = -1
 
 
 @dataclasses.dataclass
 class SmokeObjects:
     """The P objects of a batch whose projected centre lies inside their image, image by image.
 
-    Others teach nothing, as published: no cell stands for them. So cars that the border cuts are missed.
+    Other objects are not used, as published: they have no cell. So cars that the border cuts are missed.
     """
 
     rows: Tensor
-    """(P,) int64: which image."""
+    """(P,) int64: index of the image."""
     indices: Tensor
-    """(P,) int64: which object of its image."""
+    """(P,) int64: index of the object in its image."""
     cells: Tensor
     """(P, 2) int64 x, y of the cell that the projected centre lies in."""
     labels: Tensor
@@ -36,23 +35,23 @@ class SmokeObjects:
     """(P, 4) x1, y1, x2, y2 in pixels of the network's input."""
     depths: Tensor
     """(P,) metres along the optical axis."""
-    teaches_boxes: Tensor
-    """(P,) bool: False where the image was shifted or scaled, which changes what a depth looks like."""
+    box_loss_mask: Tensor
+    """(P,) bool: False where the image was shifted or scaled, which changes the apparent depth."""
 
 
 def objects_of(targets: MonoTargets, stride: int) -> SmokeObjects:
-    """Picks the objects that have a cell.
+    """Selects the objects that have a cell.
 
     Args:
         targets: annotations of a batch.
-        stride: pixels to a cell.
+        stride: of the map in pixels.
     """
     device, counts = targets.cam2img.device, [len(labels) for labels in targets.labels]
     rows = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(device)
     indices = torch.cat([torch.arange(count) for count in counts]).to(device)
     centers = torch.cat(targets.centers2d)
     inside = (centers >= 0) & (centers < targets.image_sizes[rows].flip(1))
-    kept = inside.all(dim=1).nonzero()[:, 0]  # one wait for the device, not one an image
+    kept = inside.all(dim=1).nonzero()[:, 0]  # one wait for the device instead of one per image
 
     def pick(parts: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(parts))[kept]
@@ -65,7 +64,7 @@ def objects_of(targets: MonoTargets, stride: int) -> SmokeObjects:
         boxes=CameraBoxes3D(pick([boxes.tensor[:, :7] for boxes in targets.boxes])),
         boxes2d=pick(targets.boxes2d),
         depths=pick(targets.depths),
-        teaches_boxes=~targets.affine_augmented[rows[kept]],
+        box_loss_mask=~targets.affine_augmented[rows[kept]],
     )
 
 
@@ -77,14 +76,14 @@ def heatmap_targets(
     stride: int,
     overlap: float,
 ) -> Tensor:
-    """CenterNet's Gaussians, cut off at their radius.
+    """Draws CenterNet's Gaussians, cut off at their radius.
 
     Args:
         objects: of a batch.
         num_images: B.
         num_classes: K.
         shape: (h, w) of the map.
-        stride: pixels to a cell.
+        stride: of the map in pixels.
         overlap: a 2D box whose corners move by the radius still overlaps itself by so much.
 
     Returns:
@@ -92,14 +91,14 @@ def heatmap_targets(
     """
     width, height = ((objects.boxes2d[:, 2:] - objects.boxes2d[:, :2]) / stride).unbind(dim=1)
     radii = gaussian_radius(height, width, overlap).clamp(min=0).floor()
-    # One map an image and class: those of image b are the classes b * K to (b + 1) * K - 1.
+    # One map per image and class: those of image b are the classes b * K to (b + 1) * K - 1.
     planes = objects.rows * num_classes + objects.labels
     maps = draw_heatmap(objects.cells.float(), radii, planes, num_images * num_classes, shape, windowed=True)
     return maps.unflatten(0, (num_images, num_classes))
 
 
 def assign_cells(objects: SmokeObjects, num_images: int, shape: tuple[int, int]) -> Tensor:
-    """Which object a cell stands for; the nearest where several share it, of equally near ones the first.
+    """Assigns to each cell its object: the nearest of several, and of equally near ones the first.
 
     Args:
         objects: of a batch.

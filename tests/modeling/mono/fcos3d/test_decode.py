@@ -15,7 +15,8 @@ from bevkd2.modeling.mono.fcos3d.decode import (
     fused_depth,
     select_detections,
 )
-from bevkd2.modeling.mono.fcos3d.outputs import DenseOutputs
+from bevkd2.modeling.mono.fcos3d.head import DenseOutputs
+from bevkd2.modeling.mono.grid import DenseGrid
 from bevkd2.structures import CameraBoxes3D
 
 OPTIONS = DecodeOptions(
@@ -54,7 +55,7 @@ def decode(outputs: DenseOutputs, options: DecodeOptions = OPTIONS) -> list[Cand
         depth,
         cam2img=camera.expand(batch, 4, 4),
         image_sizes=torch.tensor([32.0, 48.0]).expand(batch, 2),
-        strides=[8, 16],
+        grid=DenseGrid.of_levels([level.shape[-2:] for level in outputs.logits], [8, 16], "cpu"),
         options=options,
     )
 

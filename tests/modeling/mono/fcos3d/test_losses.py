@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from bevkd2.modeling.mono.fcos3d.head import DenseOutputs
 from bevkd2.modeling.mono.fcos3d.losses import DenseCriterion
-from bevkd2.modeling.mono.fcos3d.outputs import DenseOutputs
 from bevkd2.modeling.mono.fcos3d.targets import dense_targets
 from bevkd2.modeling.mono.grid import flatten_levels
 from bevkd2.modeling.mono.inputs import MonoTargets
@@ -25,7 +25,7 @@ NUSCENES_WEIGHTS = [1, 1, 0.2, 1, 1, 1, 1, 0.05, 0.05]
 
 
 def _criterion(kitti: bool, **settings) -> DenseCriterion:
-    shared = {"strides": scenes.STRIDES, "direction_offset": OFFSET}
+    shared = {"direction_offset": OFFSET}
     if kitti:
         return DenseCriterion(**shared | {"box_code_weights": [1] * 7, "depth_beta": 3.0} | settings)
     nuscenes = {
@@ -42,7 +42,7 @@ def _targets(kitti: bool, images: list, **settings) -> MonoTargets:
 
 def _perfect(targets: MonoTargets, kitti: bool) -> DenseOutputs:
     """Outputs that say at every positive location what its target says."""
-    wanted = dense_targets(targets, scenes.SHAPES, scenes.STRIDES, OFFSET)
+    wanted = dense_targets(targets, OFFSET)
     outputs = scenes.random_outputs(len(targets.boxes), kitti=kitti)
     cells = [rows * columns for rows, columns in scenes.SHAPES]
 
@@ -145,7 +145,7 @@ def test_classes_are_divided_by_positives_and_images():
 def test_attributes_are_weighted_by_centerness():
     targets = _targets(False, [[scenes.NEAR, scenes.FAR]])
     outputs = _perfect(targets, False)
-    wanted = dense_targets(targets, scenes.SHAPES, scenes.STRIDES, OFFSET)
+    wanted = dense_targets(targets, OFFSET)
     logits = flatten_levels(outputs.attributes)[wanted.images, wanted.locations]
     each = -logits.log_softmax(dim=1)[torch.arange(len(logits)), wanted.attributes]
     expected = (each * wanted.centerness).sum() / wanted.centerness.sum()
@@ -174,7 +174,7 @@ def test_gradients_in_double(kitti: bool):
     targets = _targets(kitti, [[scenes.FAR]], dtype=torch.float64)
     outputs = scenes.random_outputs(1, kitti=kitti, dtype=torch.float64)
     criterion = _criterion(kitti).double()
-    wanted = dense_targets(targets, scenes.SHAPES, scenes.STRIDES, OFFSET)
+    wanted = dense_targets(targets, OFFSET)
     fuse = FUSE.double().requires_grad_()
     leaves = scenes.leaves(outputs)
     total = sum(criterion(outputs, targets, fuse).values())
@@ -320,5 +320,5 @@ def test_data_without_what_a_branch_learns_is_refused():
         _criterion(False)(outputs, without_attributes, FUSE)
     with pytest.raises(ValueError, match="velocities"):
         _criterion(False)(outputs, scenes.annotations([[scenes.NEAR]], columns=7), FUSE)
-    with pytest.raises(ValueError, match="puts out 9 numbers a box, box_code_weights has 7"):
+    with pytest.raises(ValueError, match="predicts 9 numbers per box, box_code_weights has 7"):
         _criterion(True)(outputs, scenes.annotations([[scenes.NEAR]]), FUSE)

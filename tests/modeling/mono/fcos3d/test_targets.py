@@ -16,7 +16,7 @@ OFFSET = 0.7854
 
 
 def _wanted(targets: MonoTargets) -> DenseTargets:
-    return dense_targets(targets, scenes.SHAPES, scenes.STRIDES, OFFSET)
+    return dense_targets(targets, OFFSET)
 
 
 def _object_rows(targets: MonoTargets, wanted: DenseTargets) -> torch.Tensor:

@@ -25,9 +25,9 @@ def cfg() -> CfgNode:
     """A thin residual backbone in place of DLA."""
     cfg = get_cfg()
     cfg.MODEL.DEVICE, cfg.MODEL.META_ARCHITECTURE, cfg.DATASETS.FORMAT = "cpu", "SMOKE", "kitti"
-    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.BACKBONE.NORM, cfg.MODEL.BACKBONE.FREEZE_AT = "GN", 0
     resnets = cfg.MODEL.RESNETS
-    resnets.DEPTH, resnets.STEM_OUT_CHANNELS, resnets.RES2_OUT_CHANNELS, resnets.NORM = 10, 8, 8, "GN"
+    resnets.DEPTH, resnets.STEM_OUT_CHANNELS, resnets.RES2_OUT_CHANNELS = 10, 8, 8
     resnets.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     cfg.MODEL.SMOKE.FEATURE_CHANNELS = 16
     return cfg
@@ -93,7 +93,7 @@ def test_knowledge_is_of_the_locations(model: SMOKE):
     assert [level.shape[1] for level in knowledge.fpn] == [level.channels for level in shapes.fpn]
     assert knowledge.fpn_strides == [level.stride for level in shapes.fpn] == [4]
     assert set(knowledge.backbone) == set(shapes.backbone)
-    with pytest.raises(ValueError, match="unknown wants"):
+    with pytest.raises(ValueError, match="no costly field"):
         model.extract(inputs, frozenset({"attention"}))
 
 

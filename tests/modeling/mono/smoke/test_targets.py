@@ -83,4 +83,4 @@ def test_images_do_not_mix(row: int):
 def test_augmented_images_are_marked():
     targets = annotations([[NEAR], [LARGE, FAR]], columns=7)
     targets.affine_augmented[1] = True
-    assert objects_of(targets, 4).teaches_boxes.tolist() == [True, False, False]
+    assert objects_of(targets, 4).box_loss_mask.tolist() == [True, False, False]

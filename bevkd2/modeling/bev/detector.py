@@ -1,0 +1,104 @@
+"""The base class of multi-view detectors, with a memory of each scene's last frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from bevkd2.modeling.bev.inputs import (
+    BEVInputs,
+    BEVTargets,
+    Frames,
+    collate_frames,
+    collate_history,
+    collate_targets,
+)
+from bevkd2.modeling.bev.memory import SceneMemory, split_by_time
+from bevkd2.modeling.detector import Detector, Sample
+from bevkd2.modeling.knowledge import BEVKnowledge
+
+
+class MultiViewDetector(Detector[BEVInputs, BEVTargets, BEVKnowledge]):
+    """Base of detectors that read the cameras of a rig together.
+
+    A subclass implements ``extract``, ``losses`` and ``inference``. Samples have the keys ``images`` (N, 3,
+    H, W) uint8 RGB, ``lidar2img`` (N, 4, 4), ``can_bus`` (18,), ``scene_token``, ``timestamp``, optionally
+    ``history`` (a list of such frames, oldest first), and in training ``boxes`` and ``labels``.
+
+    In eval mode, a detector whose knowledge has a ``state`` gets back the state of the scene's last frame:
+    frames of a scene are to be given in order.
+    """
+
+    knowledge = BEVKnowledge
+
+    def __init__(self, *, num_cameras: int, num_classes: int, **shared: Any) -> None:
+        """Keeps the shared parts.
+
+        Args:
+            num_cameras: N.
+            num_classes: K.
+            **shared: of :class:`Detector`.
+        """
+        super().__init__(**shared)
+        self.num_cameras, self.num_classes = num_cameras, num_classes
+        self._memory = SceneMemory()
+
+    def train(self, mode: bool = True) -> MultiViewDetector:
+        """Sets the mode, and drops the states of the frames that were evaluated before."""
+        self._memory = SceneMemory()
+        super().train(mode)
+        return self
+
+    def preprocess(self, batched_inputs: Sequence[Sample]) -> BEVInputs:
+        """Moves to the device, normalises, pads and batches.
+
+        Raises:
+            KeyError: a sample lacks a key.
+            ValueError: images of the wrong shape, type or number.
+        """
+        rows = list(range(len(batched_inputs)))
+        return BEVInputs(
+            current=collate_frames(batched_inputs, rows, self.pixels, self.num_cameras),
+            history=collate_history(batched_inputs, self.pixels, self.num_cameras),
+        )
+
+    def targets(self, batched_inputs: Sequence[Sample], inputs: BEVInputs) -> BEVTargets:
+        """Moves annotations to the device.
+
+        Raises:
+            KeyError: a sample without annotations.
+            ValueError: a box that no detector could predict, or a label that is no class.
+        """
+        return collate_targets(batched_inputs, inputs.current, self.num_classes)
+
+    def features(self, frames: Frames, wants: frozenset[str]) -> tuple[list[Tensor], BEVKnowledge]:
+        """Runs backbone and neck on all cameras.
+
+        Args:
+            frames: one time step of R samples.
+            wants: of ``extract``.
+
+        Returns:
+            The neck's levels (R, N, C, h, w), finest first, and a knowledge with the shared fields filled.
+
+        Raises:
+            ValueError: an unknown want.
+        """
+        sizes = frames.image_sizes.flatten(0, 1)
+        levels, knowledge = self.run_backbone(frames.images.flatten(0, 1), sizes, wants)
+        return [level.unflatten(0, frames.images.shape[:2]) for level in levels], knowledge
+
+    def detect(self, batched_inputs: Sequence[Sample]) -> list[dict[str, Any]]:
+        """Returns the detections of each sample; frames of a scene, given in order, use the one before."""
+        scenes = [sample["scene_token"] for sample in batched_inputs]
+        results: dict[int, dict[str, Any]] = {}
+        for rows in split_by_time(scenes):
+            inputs = self.preprocess([batched_inputs[row] for row in rows])
+            knowledge = self.extract(inputs, state=self._memory.recall(inputs.current.scene_tokens))
+            if knowledge.state is not None:
+                self._memory.store(knowledge.state)
+            results.update(zip(rows, self.inference(knowledge, inputs), strict=True))
+        self._memory.forget_others(scenes)
+        return [results[row] for row in range(len(batched_inputs))]
