@@ -1,4 +1,4 @@
-"""Between the key layout of the published BEVFormer weights and this package's."""
+"""Converts between the key layout of the published BEVFormer weights and this package's."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from bevkd2.checkpoint.importers import register_importer
 from bevkd2.checkpoint.key_rules import ImportReport, KeyRules
 
 # Published name, our name.
@@ -51,6 +52,7 @@ _DROPPED = {_HEAD + "code_weights": "a constant of the loss: MODEL.BEVFORMER.LOS
 _KEYS = KeyRules("BEVFormer", _RULES, _DROPPED)
 
 
+@register_importer("bevformer")
 def from_published(published: Mapping[str, Tensor]) -> ImportReport:
     """Renames the keys of a published BEVFormer.
 

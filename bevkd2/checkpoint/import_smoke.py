@@ -1,4 +1,4 @@
-"""Between the key layout of mmdetection3d's SMOKE (DLA-34) and this package's."""
+"""Converts between the key layout of mmdetection3d's SMOKE (DLA-34) and this package's."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from bevkd2.checkpoint.importers import register_importer
 from bevkd2.checkpoint.key_rules import ImportReport, KeyRules
 
 _BACKBONE = "image_backbone.body."
@@ -51,6 +52,7 @@ _RULES = KeyRules(
 )
 
 
+@register_importer("smoke")
 def from_published(published: Mapping[str, Tensor]) -> ImportReport:
     """Renames the keys of a published SMOKE.
 
