@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -30,6 +30,9 @@ class Detector(nn.Module):
 
     ``forward(batched_inputs)`` returns losses by name in training and detections in eval mode.
     """
+
+    knowledge: ClassVar[type[Knowledge]] = Knowledge
+    """Class of what :meth:`extract` returns; distillation methods state which they read."""
 
     @abstractmethod
     def preprocess(self, batched_inputs: Sequence[Sample]) -> Any:

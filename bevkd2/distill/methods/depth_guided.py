@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bevkd2.distill.methods.base import DistillMethod, register_method
 from bevkd2.modeling.detector import FeatureShapes
-from bevkd2.modeling.knowledge import Knowledge, MonoKnowledge
+from bevkd2.modeling.knowledge import MonoKnowledge
 from bevkd2.modeling.mono.inputs import MonoTargets
 from bevkd2.ops import Distance, Rho, content_mask, depth_guidance, prediction_loss
 
@@ -18,8 +18,8 @@ _DEPTHS = {"decoded": "depth", "direct": "direct_depth", "probabilistic": "proba
 
 
 @register_method
-class DepthGuidedPrediction(DistillMethod):
-    """Distance of class predictions, object and background apart, weighted by depth where there are objects.
+class DepthGuidedPrediction(DistillMethod[MonoKnowledge]):
+    """Computes the distance of class predictions, weighted by depth where there are objects.
 
     L_p = a_obj / K_obj * sum over objects' locations of D * l + a_bg / K_bg * sum over the others of l, where
     l is the distance of the two class predictions at a location, summed over the classes, and D the
@@ -38,17 +38,16 @@ class DepthGuidedPrediction(DistillMethod):
     """
 
     node = "DEPTH_GUIDED"
+    knowledge = MonoKnowledge
+    requires = frozenset({"logits", "level_shapes", "fpn_strides"})
 
     def __init__(self, cfg: FvcoreNode, student: FeatureShapes, teacher: FeatureShapes) -> None:
         super().__init__(cfg, student, teacher)
-        for key, legal in (("DISTANCE", get_args(Distance)), ("RHO", get_args(Rho)), ("DEPTH", (*_DEPTHS,))):
-            if cfg[key] not in legal:
-                raise ValueError(
-                    f"DISTILL.{self.node}.{key}: {cfg[key]!r}; expected one of {', '.join(legal)}"
-                )
-        self.distance, self.temperature = cfg.DISTANCE, cfg.TEMPERATURE
+        self.distance = self.one_of(cfg, "DISTANCE", get_args(Distance))
+        self.rho = self.one_of(cfg, "RHO", get_args(Rho))
+        self.depth_field = _DEPTHS[self.one_of(cfg, "DEPTH", _DEPTHS)]
+        self.temperature, self.detach = cfg.TEMPERATURE, cfg.DETACH_DEPTH
         self.depth_attention, self.slope, self.offset = cfg.DEPTH_ATTENTION, cfg.PHI_SLOPE, cfg.PHI_OFFSET
-        self.rho, self.depth_field, self.detach = cfg.RHO, _DEPTHS[cfg.DEPTH], cfg.DETACH_DEPTH
         self.object_weight, self.background_weight = cfg.OBJECT_WEIGHT, cfg.BACKGROUND_WEIGHT
 
     @classmethod
@@ -70,13 +69,14 @@ class DepthGuidedPrediction(DistillMethod):
         node.OBJECT_WEIGHT = 1.0
         node.BACKGROUND_WEIGHT = 1.0
 
-    def forward(self, student: Knowledge, teacher: Knowledge, targets: Any) -> dict[str, Tensor]:
-        """Returns ``{"depth_guided": loss}``.
+    def forward(self, student: MonoKnowledge, teacher: MonoKnowledge, targets: Any) -> Tensor:
+        """Returns the loss.
 
         Raises:
-            ValueError: the two do not predict at the same locations, or a head has not the depth.
+            ValueError: the two do not predict at the same locations, or a head has no such depth.
         """
-        student, teacher = self._dense("student", student), self._dense("teacher", teacher)
+        self._check_depth("student", student)
+        self._check_depth("teacher", teacher)
         assert student.logits is not None and teacher.logits is not None
         if student.logits.shape != teacher.logits.shape or student.level_shapes != teacher.level_shapes:
             raise ValueError(
@@ -97,15 +97,15 @@ class DepthGuidedPrediction(DistillMethod):
             object_weight=self.object_weight,
             background_weight=self.background_weight,
         )
-        return {"depth_guided": losses.objects + losses.background}
+        return losses.objects + losses.background
 
     def _guidance(
         self, student: MonoKnowledge, teacher: MonoKnowledge, targets: MonoTargets, counted: Tensor
     ) -> Tensor:
         """Returns D of Eq. 5 at the locations that are counted."""
-        ours = getattr(student, self.depth_field) if self.depth_attention else None
+        depth = getattr(student, self.depth_field) if self.depth_attention else None
         return depth_guidance(
-            ours.detach() if ours is not None and self.detach else ours,
+            depth.detach() if depth is not None and self.detach else depth,
             getattr(teacher, self.depth_field) if self.depth_attention else None,
             targets.depth_of_locations(),
             targets.max_depth,
@@ -116,18 +116,9 @@ class DepthGuidedPrediction(DistillMethod):
             rho=self.rho,
         )
 
-    def _dense(self, who: str, knowledge: Knowledge) -> MonoKnowledge:
-        if not isinstance(knowledge, MonoKnowledge):
-            raise ValueError(
-                f"DISTILL.{self.node}: the {who} is not a dense monocular detector (it gives "
-                f"{type(knowledge).__name__}); leave {type(self).__name__} out of DISTILL.METHODS"
-            )
-        if self.depth_attention and getattr(knowledge, self.depth_field) is None:
-            raise ValueError(
-                f"DISTILL.{self.node}.DEPTH: the {who}'s head has no {self.depth_field}; use decoded or "
-                "direct"
-            )
-        return knowledge
+    def _check_depth(self, who: str, knowledge: MonoKnowledge) -> None:
+        there = not self.depth_attention or getattr(knowledge, self.depth_field) is not None
+        self.check(there, "DEPTH", f"the {who}'s head has no {self.depth_field}; use decoded or direct")
 
 
 def _content(knowledge: MonoKnowledge, targets: MonoTargets) -> Tensor:

@@ -51,6 +51,7 @@ class BEVFormer(Detector):
     what else is in the batch.
     """
 
+    knowledge = BEVKnowledge
     image_backbone: Backbone
     neck: Neck
     pixel_mean: Tensor
@@ -148,11 +149,19 @@ class BEVFormer(Detector):
 
     def inheritable(self) -> dict[str, nn.Parameter]:
         """Parameters that a student can take over from a teacher, by the name that configs use."""
+        modules = {"bev_position": self.bev_position, "reference_points": self.decoder.reference_points}
+        if self.can_bus_mlp is not None:
+            modules["can_bus_mlp"] = self.can_bus_mlp
         return {
             "bev_queries": self.bev_queries,
-            "bev_position.row": self.bev_position.row,
-            "bev_position.column": self.bev_position.column,
             "object_queries": self.object_queries,
+            "level_embeddings": self.encoder.level_embeddings,
+            "camera_embeddings": self.encoder.camera_embeddings,
+            **{
+                f"{name}.{key}": parameter
+                for name, module in modules.items()
+                for key, parameter in module.named_parameters()
+            },
         }
 
     def feature_shapes(self) -> FeatureShapes:

@@ -23,6 +23,7 @@ class MonoDetector(Detector):
     assignment of objects to locations does not depend on predictions.
     """
 
+    knowledge = MonoKnowledge
     image_backbone: Backbone
     neck: Neck
     pixel_mean: Tensor

@@ -1,20 +1,23 @@
 """DepthHint: a distillation method of its own, from any dense monocular teacher to any such student."""
 
 from bevkd2.distill import DistillMethod, register_method
+from bevkd2.modeling.knowledge import MonoKnowledge
 
 
 @register_method
 class DepthHint(DistillMethod):
-    """The student's depths where an object is, against the teacher's one inside the object's 2D box.
+    """Compares the student's depths of an object with the teacher's depth inside the object's 2D box.
 
-    The teacher speaks where it scores the object's class highest, with that score as the weight; so the two
-    may have different levels and strides.
+    The teacher's depth is taken where it scores the object's class highest, with that score as the weight; so
+    the two may have different levels and strides.
     """
 
     node = "DEPTH_HINT"
+    knowledge = MonoKnowledge
+    requires = frozenset({"logits", "depth", "locations"})
 
     def forward(self, student, teacher, targets):
-        """Mean absolute difference of log depths over the student's assigned cells."""
+        """Returns the mean absolute difference of log depths over the student's assigned cells."""
         total, count = student.depth.new_zeros(()), 0
         for i, assigned in enumerate(targets.assigned):
             for n in assigned[assigned >= 0].unique():
@@ -25,4 +28,4 @@ class DepthHint(DistillMethod):
                 cells = assigned == n
                 error = (student.depth[i, cells] / teacher.depth[i, best].clamp(min=0.1)).log().abs()
                 total, count = total + score * error.sum(), count + int(cells.sum())
-        return {"depth_hint": total / max(count, 1)}
+        return total / max(count, 1)

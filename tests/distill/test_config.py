@@ -1,12 +1,19 @@
-"""The teacher's config inside the student's."""
+"""The student's and the teacher's configs inside a distillation's."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from bevkd2.config import get_cfg, load_config, resolve_teacher, teacher_config
+from bevkd2.config import get_cfg, load_config
+from bevkd2.distill import is_distillation, resolve_teacher, student_config, teacher_config
+
+ROOT = Path(__file__).parents[2]
 
 
 def student(folder: Path, teacher_text: str, extra: str = "") -> Path:
@@ -15,6 +22,58 @@ def student(folder: Path, teacher_text: str, extra: str = "") -> Path:
     path = folder / "student.yaml"
     path.write_text(f"DISTILL: {{TEACHER: {{CONFIG: teachers/big.yaml, WEIGHTS: t.pth{extra}}}}}\n")
     return path
+
+
+def write(folder: Path, **files: str) -> None:
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+
+
+def test_student_is_named_once_in_its_own_file(tmp_path: Path) -> None:
+    distil = "MODEL: {META_ARCHITECTURE: Distiller}\n"
+    write(
+        tmp_path,
+        fcos3d="MODEL: {META_ARCHITECTURE: FCOS3D}\n",
+        student="_BASE_: fcos3d.yaml\nMODEL: {META_ARCHITECTURE: PGD}\n",
+        default="SEED: 1\n",
+        structured=distil,
+        child="_BASE_: student.yaml\n" + distil,
+        grandchild="_BASE_: child.yaml\n" + distil,
+        listed="_BASE_: [student.yaml, structured.yaml]\n",
+        of_default="_BASE_: [default.yaml, structured.yaml]\n",
+    )
+    found = {}
+    for name in ("child", "grandchild", "listed", "of_default"):
+        cfg = load_config(tmp_path / f"{name}.yaml")
+        assert cfg.MODEL.META_ARCHITECTURE == "Distiller" and is_distillation(cfg)
+        found[name] = student_config(cfg).MODEL.META_ARCHITECTURE
+    assert found == {"child": "PGD", "grandchild": "PGD", "listed": "PGD", "of_default": "BEVFormer"}
+    plain = load_config(tmp_path / "student.yaml")
+    assert plain.DISTILL.STUDENT.META_ARCHITECTURE == "" and not is_distillation(plain)
+
+
+def test_student_survives_a_dump_the_command_line_and_a_frozen_config(tmp_path: Path) -> None:
+    write(tmp_path, student="MODEL: {META_ARCHITECTURE: SMOKE}\n")
+    cfg = load_config(tmp_path / "student.yaml", ["MODEL.META_ARCHITECTURE", "Distiller"])
+    assert cfg.DISTILL.STUDENT.META_ARCHITECTURE == "SMOKE"
+    write(tmp_path, dumped=cfg.dump())
+    assert load_config(tmp_path / "dumped.yaml") == cfg
+    frozen = load_config(tmp_path / "student.yaml")
+    frozen.freeze()
+    with pytest.raises(AttributeError):
+        frozen.merge_from_list(["MODEL.META_ARCHITECTURE", "Distiller"])
+    assert frozen.DISTILL.STUDENT.META_ARCHITECTURE == ""
+
+
+def test_a_distilled_student_can_teach(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        plain="MODEL: {META_ARCHITECTURE: PGD}\n",
+        teacher="_BASE_: plain.yaml\nMODEL: {META_ARCHITECTURE: Distiller}\n",
+        pair="_BASE_: plain.yaml\nMODEL: {META_ARCHITECTURE: Distiller}\n"
+        "DISTILL: {TEACHER: {CONFIG: teacher.yaml}}\n",
+    )
+    assert teacher_config(load_config(tmp_path / "pair.yaml")).MODEL.META_ARCHITECTURE == "PGD"
 
 
 def test_teacher_is_found_relative_to_the_file_that_names_it(
@@ -97,3 +156,29 @@ def test_classes_in_another_order_are_refused(tmp_path: Path) -> None:
     cfg.DATASETS.CLASSES = ["Car", "Pedestrian"]
     resolve_teacher(cfg)
     assert teacher_config(cfg).DATASETS.CLASSES == ["Car", "Pedestrian"]
+
+
+PROGRAM = """
+from bevkd2.config import load_config
+from bevkd2.d2 import build_model
+
+cfg = load_config("configs/demo/distill.yaml")
+model = build_model(cfg)
+print(type(model).__name__, type(model.student).__name__, type(model.teacher).__name__, cfg.MODEL.DEVICE)
+print(cfg.DISTILL.TEACHER.CONFIG.endswith("teacher.yaml"), len(model.methods), len(model.inherited))
+"""
+
+
+def test_a_distillation_is_built_in_three_lines_of_python() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert done.stdout.splitlines()[-2:] == [f"Distiller BEVFormer BEVFormer {device}", "True 3 3"]
