@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 import bevkd2
 from bevkd2.d2 import PROVIDER
+from bevkd2.errors import LOG_HANDLER
 
-# The engine logs as detectron2 whichever provider stands behind bevkd2.d2.
+# The engine logs as detectron2, whichever provider bevkd2.d2 has chosen.
 _LOGGERS = ("bevkd2", "detectron2", "fvcore", "iopath")
 _DATE_FORMAT = "%m/%d %H:%M:%S"
 
@@ -59,7 +60,7 @@ def log_to(output_dir: str | Path, rank: int = 0) -> None:
         logging.getLogger(name).setLevel(logging.INFO)
     file = logging.FileHandler(Path(output_dir) / (f"log.txt.rank{rank}" if rank else "log.txt"))
     file.setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", _DATE_FORMAT))
-    file.name = "bevkd2.file"
+    file.name = LOG_HANDLER
     root.addHandler(file)
     if rank == 0:
         console = _ConsoleHandler()
