@@ -11,8 +11,7 @@ from bevkd2.distill.methods.base import DistillMethod, register_method
 from bevkd2.distill.methods.layers import map_layers
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import BEVKnowledge
-from bevkd2.ops import attention_l2
-from bevkd2.ops.l2_reductions import Reduction
+from bevkd2.ops import Reduction, attention_l2
 
 
 class _AttentionDistillation(DistillMethod[BEVKnowledge]):

@@ -10,8 +10,7 @@ from torch import Tensor
 from bevkd2.distill.methods.base import DistillMethod, register_method
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import BEVKnowledge
-from bevkd2.ops import bev_response_l2
-from bevkd2.ops.l2_reductions import Reduction
+from bevkd2.ops import Reduction, bev_response_l2
 
 
 @register_method
