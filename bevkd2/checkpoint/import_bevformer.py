@@ -64,7 +64,7 @@ def from_published(published: Mapping[str, Tensor]) -> ImportReport:
         The renamed tensors, with an account of every key.
 
     Raises:
-        KeyError: keys that no rule knows; they are named.
+        KeyError: keys that no rule fits; the message names them.
         ValueError: two keys for one tensor.
     """
     return _KEYS.from_published(published)
@@ -78,7 +78,7 @@ def to_published(state: Mapping[str, Tensor], code_weights: Tensor | None = None
         code_weights: (10,) stored beside the weights, as published; None: left out.
 
     Raises:
-        KeyError: keys that the published layout has no place for; they are named.
+        KeyError: keys that the published layout lacks; the message names them.
     """
     result = _KEYS.to_published(state)
     if code_weights is not None:

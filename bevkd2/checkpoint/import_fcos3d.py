@@ -75,7 +75,7 @@ def from_published(published: Mapping[str, Tensor]) -> ImportReport:
         The renamed tensors, with an account of every key.
 
     Raises:
-        KeyError: keys that no rule knows; they are named.
+        KeyError: keys that no rule fits; the message names them.
         ValueError: two keys for one tensor.
     """
     fourth = [value for key, value in published.items() if key.endswith(_HEAD + "conv_regs.4.weight")]
@@ -89,6 +89,6 @@ def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state: state dict of an FCOS3D or PGD of this package.
 
     Raises:
-        KeyError: keys that the published layout has no place for; they are named.
+        KeyError: keys that the published layout lacks; the message names them.
     """
     return _KEYS["head.regressors.keypoints.out.weight" in state].to_published(state)

@@ -64,7 +64,7 @@ def from_published(published: Mapping[str, Tensor]) -> ImportReport:
         The renamed tensors, with an account of every key.
 
     Raises:
-        KeyError: keys that no rule knows; they are named.
+        KeyError: keys that no rule fits; the message names them.
         ValueError: two keys for one tensor.
     """
     return _RULES.from_published(published)
@@ -77,6 +77,6 @@ def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state: state dict of a SMOKE of this package.
 
     Raises:
-        KeyError: keys that the published layout has no place for; they are named.
+        KeyError: keys that the published layout lacks; the message names them.
     """
     return _RULES.to_published(state)

@@ -156,7 +156,7 @@ def _assign(source: fvcore_config.CfgNode, target: fvcore_config.CfgNode) -> Non
 
 
 def _decode(old: Any, new: Any) -> Any:
-    """Returns what a string stands for, such as "(1, 2)", unless a string is what is wanted."""
+    """Returns the value that a string is of, such as "(1, 2)", unless a string is expected."""
     if isinstance(old, str) and isinstance(new, str):
         return new
     return CfgNode._decode_cfg_value(new)

@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from fvcore.common.config import CfgNode
 
 # The package's own distillation methods come in by the same way as a downstream package's: each registers a
-# function that adds its keys. Named, not imported, since they stand in a package above this one.
+# function that adds its keys. Named, not imported, since their package is above this one.
 _BUILT_IN = ("bevkd2.distill.methods",)
 ENTRY_POINT_GROUP = "bevkd2.plugins"
 

@@ -26,7 +26,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 @META_ARCH_REGISTRY.register()
 class Distiller(nn.Module):
-    """Trains a student on its own losses and on what a frozen teacher knows.
+    """Trains a student on its own losses and on the knowledge of a frozen teacher.
 
     total = detection losses + ``factor`` * sum over methods of ``weight`` * loss
 
@@ -124,7 +124,7 @@ class Distiller(nn.Module):
 
     @property
     def teacher(self) -> Detector:
-        """The frozen teacher."""
+        """Returns the frozen teacher."""
         return self._unregistered[0]
 
     @property

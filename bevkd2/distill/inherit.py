@@ -88,8 +88,8 @@ def inherit(
 def inherited_value(name: str, student: Inheritable, teacher: Inheritable, resize: str) -> Tensor:
     """Returns the value that the student's parameter must have: the teacher's, on the student's grid.
 
-    Interpolation runs on the CPU wherever the models are: a GPU rounds differently, and inheriting happens
-    before the models move and is verified bit by bit afterwards.
+    Interpolation runs on the CPU, whichever device the models are on: a GPU rounds differently, and
+    inheriting happens before the models move and is verified bit by bit afterwards.
     """
     target, source = student.inheritable()[name].detach(), teacher.inheritable()[name].detach()
     if target.shape == source.shape:

@@ -113,7 +113,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if args.eval_only and is_distillation(cfg):
         cfg = student_config(cfg)  # the student is evaluated; the teacher need not even be there
     if args.eval_only:
-        cfg.MODEL.BACKBONE.WEIGHTS = ""  # what is evaluated holds the backbone too
+        cfg.MODEL.BACKBONE.WEIGHTS = ""  # MODEL.WEIGHTS has the backbone too
     default_setup(cfg, args)
     if not args.eval_only:
         cfg = resolve_solver(cfg)
@@ -148,7 +148,7 @@ def default_setup(cfg: FvcoreNode, args: argparse.Namespace) -> None:
 
 
 def resolve_device(device: str) -> str:
-    """Returns the device that MODEL.DEVICE stands for.
+    """Returns the device that MODEL.DEVICE names.
 
     Args:
         device: ``auto``, ``cuda``, ``cuda:N`` or ``cpu``.

@@ -43,7 +43,7 @@ class VerifyInherited(HookBase):
 
         Args:
             model: the model.
-            periods: iterations between two checkpoints, evaluations, ...; 0 stands for never.
+            periods: iterations between two checkpoints, evaluations, ...; 0: never.
         """
         self._model = model
         self._periods = [period for period in periods if period > 0]

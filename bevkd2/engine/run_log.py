@@ -31,7 +31,7 @@ class _ConsoleHandler(logging.Handler):
 
 
 class _ConsoleFormatter(logging.Formatter):
-    """Colours the prefix on a terminal and marks what is more than information."""
+    """Colours the prefix on a terminal and marks warnings and errors."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's name)
         prefix = colored(f"[{record.asctime} {record.name}]:", "green")

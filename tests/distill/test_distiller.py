@@ -210,6 +210,31 @@ def test_trainer_logs_the_unweighted_values(teacher_files, samples, tmp_path):
     assert latest["loss_distill_bev_response"] == pytest.approx(expected, rel=1e-6)
 
 
+def test_a_forward_pass_waits_for_the_device_once_and_a_step_once_more(
+    teacher_files, samples, monkeypatch, tmp_path
+):
+    """The matcher copies its costs; then the trainer copies losses, logged values and the norm."""
+    model = build(teacher_files("OUTPUT_DIR", str(tmp_path)))
+    waits = []
+    for name in ("cpu", "item", "tolist"):
+        original = getattr(torch.Tensor, name)
+
+        def counted(self, *args, name=name, original=original, **kwargs):
+            if self.requires_grad or self.numel() > 1 or name == "cpu":
+                waits.append(name)
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    model.train()(samples(0, 1))
+    assert waits == ["cpu"]
+    waits.clear()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.01)
+    trainer = DistillTrainer(model, lambda start: iter([samples(0, 1)]), optimizer)
+    monkeypatch.setattr(DistillTrainer, "_write_metrics", lambda *args: None)  # reads what is on the CPU
+    trainer.train(0, 1)
+    assert waits == ["cpu", "cpu"]
+
+
 class Untrained(DistillMethod):
     """Returns one loss of a name that is given."""
 

@@ -25,7 +25,7 @@ class DepthGuidedPrediction(DistillMethod[MonoKnowledge]):
     l is the distance of the two class predictions at a location, summed over the classes, and D the
     depth-guided weight (:func:`bevkd2.ops.depth_guidance`). Objects' locations are those that the student's
     assignment gives an object; K counts them over the batch of this process. Locations in the padding are
-    neither. In images that were shifted or scaled, from which nobody learns depths (SMOKE's augmentation),
+    neither. In images that were shifted or scaled, from which no depth is learned (SMOKE's augmentation),
     the two depths count as equal, so that phi is its offset; rho is as anywhere.
 
     Args:
