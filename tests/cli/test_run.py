@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,89 +16,11 @@ from bevkd2.cli.run import run_cli
 from bevkd2.data.synthetic import WorldConfig, generate
 
 ROOT = Path(__file__).parents[2]
-TRAIN_NET = ROOT / "tools" / "train_net.py"
-STUDENT, DISTILL = (
-    ("--config-file", "configs/demo/student.yaml"),
-    ("--config-file", "configs/demo/distill.yaml"),
-)
+TRAIN_NET = str(ROOT / "tools" / "train_net.py")
+STUDENT = ("--config-file", str(ROOT / "configs/demo/student.yaml"))
+DISTILL = ("--config-file", str(ROOT / "configs/demo/distill.yaml"))
 CPU = ("MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "1", "DATALOADER.NUM_WORKERS", "0")
-needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = WorldConfig(num_train_scenes=1, num_val_scenes=1, frames_per_scene=2, image_size=(88, 32))
-    return generate(config, tmp_path_factory.mktemp("errors") / "world", progress=False)
-
-
-def train_net(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.run(
-        [sys.executable, str(TRAIN_NET), *words],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
-CASES = {
-    "unknown key": ((*STUDENT, "SOLVER.BASE_LRR", "1"), "unknown config key 'SOLVER.BASE_LRR'"),
-    "no such config": (("--config-file", "nowhere.yaml"), "config file nowhere.yaml does not exist"),
-    "no such plugin": ((*STUDENT, "--import", "no_such_package"), "--import no_such_package"),
-    "no data": ((*STUDENT, *CPU, "DATASETS.ROOT", "/nowhere/at/all"), "/nowhere/at/all"),
-    "no weights": ((*STUDENT, *CPU, "MODEL.WEIGHTS", "nowhere.pth"), "nowhere.pth"),
-    "no teacher": ((*DISTILL, *CPU, "DISTILL.TEACHER.WEIGHTS", "nowhere.pth"), "nowhere.pth does not exist"),
-    "no such method": ((*DISTILL, *CPU, "DISTILL.METHODS", "['Telepathy']"), "Telepathy"),
-    "wrong value": ((*STUDENT, *CPU, "SOLVER.OPTIMIZER", "LION"), "SOLVER.OPTIMIZER: 'LION' is unknown"),
-    "several processes": (
-        (*STUDENT, *CPU, "--num-gpus", "2", "SOLVER.OPTIMIZER", "LION"),
-        "SOLVER.OPTIMIZER: 'LION' is unknown",
-    ),
-}
-OPENED_A_LOG = {"no data", "no weights", "no teacher", "no such method", "wrong value", "several processes"}
-
-
-def arranged(words: Sequence[str], *options: str) -> list[str]:
-    """Flags before options, which argparse takes to be the rest of the line."""
-    flags = [w for pair in zip(words[::2], words[1::2], strict=True) if pair[0][0] == "-" for w in pair]
-    rest = [w for pair in zip(words[::2], words[1::2], strict=True) if pair[0][0] != "-" for w in pair]
-    return [*flags, *options, *rest]
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_a_users_error_is_one_message(case: str, world: Path, tmp_path: Path) -> None:
-    words, message = CASES[case]
-    root = [] if case == "no data" else ["DATASETS.ROOT", str(world)]
-    done = train_net(*arranged([*words, *root, "OUTPUT_DIR", str(tmp_path)]))
-    assert done.returncode == 1
-    assert done.stderr.count("error: ") == 1 and message in done.stderr
-    assert "Traceback" not in done.stderr + done.stdout and "--traceback prints it" in done.stderr
-    assert "running with the config" not in done.stdout and not (tmp_path / "config.yaml").exists()
-    assert (tmp_path / "log.txt").exists() is (case in OPENED_A_LOG)
-    if case in OPENED_A_LOG:
-        log = (tmp_path / "log.txt").read_text()
-        assert "Traceback (most recent call last)" in log and message in log
-
-
-@needs_no_gpu
-def test_no_gpu(tmp_path: Path) -> None:
-    done = train_net(*STUDENT, "MODEL.DEVICE", "cuda", "OUTPUT_DIR", str(tmp_path))
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "add MODEL.DEVICE cpu to run on the CPU" in done.stderr
-
-
-@pytest.mark.parametrize(("flags", "environment"), [(["--traceback"], "0"), ([], "1")])
-def test_the_traceback_is_printed_on_request(flags: list[str], environment: str, tmp_path: Path) -> None:
-    words = [*STUDENT, *flags, "MODEL.DEVICE", "gpu", "OUTPUT_DIR", str(tmp_path)]
-    done = train_net(*words, BEVKD2_TRACEBACK=environment)
-    assert done.returncode == 1
-    assert "Traceback (most recent call last)" in done.stderr and "resolve_device" in done.stderr
-    assert "error: MODEL.DEVICE is 'gpu'" in done.stderr.splitlines()[-1]
-
-
+TRACEBACK = "Traceback (most recent call last)"
 BROKEN_METHOD = """
 from bevkd2.distill import DistillMethod, register_method
 
@@ -110,15 +33,107 @@ class Broken(DistillMethod):
         raise ValueError("a mistake in the method")
 """
 
+# What is typed (flags, options), and what the message must say.
+EARLY = {
+    "unknown key": ((*STUDENT, "SOLVER.BASE_LRR", "1"), "unknown config key 'SOLVER.BASE_LRR'"),
+    "no such config": (("--config-file", "nowhere.yaml"), "config file nowhere.yaml does not exist"),
+    "no such plugin": ((*STUDENT, "--import", "no_such_package"), "--import no_such_package"),
+}
+LATER = {
+    "no data": ((*STUDENT, *CPU, "DATASETS.ROOT", "/nowhere/at/all"), "/nowhere/at/all"),
+    "no weights": ((*STUDENT, *CPU, "MODEL.WEIGHTS", "nowhere.pth"), "nowhere.pth"),
+    "no teacher": ((*DISTILL, *CPU, "DISTILL.TEACHER.WEIGHTS", "nowhere.pth"), "nowhere.pth does not exist"),
+    "no such method": ((*DISTILL, *CPU, "DISTILL.METHODS", "['Telepathy']"), "Telepathy"),
+    "wrong value": ((*STUDENT, *CPU, "SOLVER.OPTIMIZER", "LION"), "SOLVER.OPTIMIZER: 'LION' is unknown"),
+}
+if not torch.cuda.is_available():
+    LATER["no GPU"] = ((*STUDENT, "MODEL.DEVICE", "cuda"), "add MODEL.DEVICE cpu to run on the CPU")
+WRONG_DEVICE = (*STUDENT, "MODEL.DEVICE", "gpu")
+OTHERS = {
+    "flag": ((*STUDENT, "--traceback", "MODEL.DEVICE", "gpu"), {}),
+    "variable": (WRONG_DEVICE, {"BEVKD2_TRACEBACK": "1"}),
+    "broken": ((*DISTILL, "--import", "broken_plugin", *CPU, "DISTILL.METHODS", "['Broken']"), {}),
+}
+Done = dict[str, dict[str, object]]
 
-def test_the_same_type_inside_a_step_is_a_programming_error(world: Path, tmp_path: Path) -> None:
-    (tmp_path / "broken_plugin.py").write_text(BROKEN_METHOD)
-    words = [*DISTILL, "--import", "broken_plugin", *CPU, "DATASETS.ROOT", str(world)]
-    words += ["DISTILL.METHODS", "['Broken']", "OUTPUT_DIR", str(tmp_path / "output")]
-    done = train_net(*words, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
-    assert done.returncode == 1 and "error: " not in done.stderr.splitlines()[-1].lower().split("runtime")[0]
-    assert "Traceback" in done.stderr and "broken_plugin.py" in done.stderr
-    assert "RuntimeError: the training failed at iteration 0: a mistake in the method" in done.stderr
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("errors")
+    config = WorldConfig(num_train_scenes=1, num_val_scenes=1, frames_per_scene=2, image_size=(88, 32))
+    generate(config, folder / "world", progress=False)
+    (folder / "broken_plugin.py").write_text(BROKEN_METHOD)
+    (folder / "assets").symlink_to(ROOT / "assets")
+    return folder
+
+
+def start(folder: Path, words: Sequence[str], stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def done(folder: Path) -> Done:
+    """What every command line left."""
+    cases = {name: (words, {}) for name, (words, _) in {**EARLY, **LATER}.items()} | OTHERS
+    lines = []
+    for name, (words, environment) in cases.items():
+        root = () if "DATASETS.ROOT" in words else ("DATASETS.ROOT", str(folder / "world"))
+        lines.append([[*words, *root, "OUTPUT_DIR", str(folder / name)], environment])
+    process = start(folder, [str(Path(__file__).with_name("run_cases.py")), TRAIN_NET], json.dumps(lines))
+    assert process.returncode == 0, process.stderr[-3000:]
+    return dict(zip(cases, json.loads(process.stdout), strict=True))
+
+
+def check(message: str, stdout: str, stderr: str, output: Path) -> None:
+    assert stderr.count("error: ") == 1 and message in stderr
+    assert "Traceback" not in stderr + stdout and "--traceback prints it" in stderr
+    assert "running with the config" not in stdout and not (output / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("name", [*EARLY, *LATER])
+def test_a_users_error_is_one_message(done: Done, folder: Path, name: str) -> None:
+    found, message = done[name], {**EARLY, **LATER}[name][1]
+    assert found["returncode"] == 1
+    check(message, str(found["stdout"]), str(found["stderr"]), folder / name)
+    log = folder / name / "log.txt"
+    assert log.exists() is (name in LATER)
+    if name in LATER:
+        assert str(log) in str(found["stderr"])
+        assert TRACEBACK in log.read_text() and message in log.read_text()
+
+
+def test_an_error_in_several_processes_is_one_message(folder: Path) -> None:
+    options = ["DATASETS.ROOT", str(folder / "world"), "SOLVER.OPTIMIZER", "LION", "OUTPUT_DIR", "several"]
+    process = start(folder, [TRAIN_NET, *STUDENT, "--num-gpus", "2", *CPU, *options])
+    assert process.returncode == 1
+    message = "SOLVER.OPTIMIZER: 'LION' is unknown"
+    check(message, process.stdout, process.stderr, folder / "several")
+    assert TRACEBACK in (folder / "several" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("name", ["flag", "variable"])
+def test_the_traceback_is_printed_on_request(done: Done, name: str) -> None:
+    found, stderr = done[name], str(done[name]["stderr"])
+    assert found["returncode"] == 1
+    assert TRACEBACK in stderr and "resolve_device" in stderr
+    assert stderr.splitlines()[-1].startswith("error: MODEL.DEVICE is 'gpu'")
+
+
+def test_the_same_type_inside_a_step_is_a_programming_error(done: Done, folder: Path) -> None:
+    found, stderr = done["broken"], str(done["broken"]["stderr"])
+    assert found["returncode"] == 1 and not any(line.startswith("error: ") for line in stderr.splitlines())
+    assert TRACEBACK in stderr and "broken_plugin.py" in stderr
+    assert "RuntimeError: the training failed at iteration 0: a mistake in the method" in stderr
+    assert (folder / "broken" / "config.yaml").is_file()
 
 
 def test_other_types_are_raised() -> None:
