@@ -36,5 +36,6 @@ def run(script: str, words: list[str], environment: dict[str, str]) -> dict[str,
 
 
 if __name__ == "__main__":
-    results = [run(sys.argv[1], words, environment) for words, environment in json.load(sys.stdin)]
+    script = sys.argv[1]  # every run replaces sys.argv
+    results = [run(script, words, environment) for words, environment in json.load(sys.stdin)]
     sys.__stdout__.write(json.dumps(results))
