@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from fvcore.common.config import CfgNode
@@ -111,9 +111,13 @@ class Distiller(nn.Module):
             "inherit_resize": node.INHERIT.RESIZE,
         }
 
+    def _named_methods(self) -> Iterator[tuple[str, DistillMethod[Any]]]:
+        for name, method in self.methods.items():
+            yield name, cast("DistillMethod[Any]", method)
+
     def _check_knowledge(self) -> None:
         """Checks that every method can read what student and teacher return."""
-        for name, method in self.methods.items():
+        for name, method in self._named_methods():
             for role, detector in (("student", self.student), ("teacher", self.teacher)):
                 if not issubclass(detector.knowledge, method.knowledge):
                     raise ValueError(
@@ -154,7 +158,7 @@ class Distiller(nn.Module):
         """Returns the weighted losses of all methods, and keeps the unweighted values for the log."""
         self._values_to_log = {}
         weighted: dict[str, Tensor] = {}
-        for name, method in self.methods.items():
+        for name, method in self._named_methods():
             _check_filled(name, method, "student", student)
             _check_filled(name, method, "teacher", teacher)
             losses = method(student, teacher, targets)

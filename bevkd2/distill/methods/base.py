@@ -58,7 +58,7 @@ class DistillMethod(nn.Module, Generic[KnowledgeT]):
         node.WEIGHT = 1.0  # multiplied by DISTILL.FACTOR
 
     @classmethod
-    def one_of(cls, cfg: FvcoreNode, key: str, legal: Iterable[str]) -> str:
+    def one_of(cls, cfg: FvcoreNode, key: str, legal: Iterable[str]) -> Any:
         """Returns ``cfg[key]``.
 
         Raises:
