@@ -27,28 +27,25 @@ NVCC_FLAGS = ["-O3", "-Xcompiler=-fvisibility=hidden", STABLE_ABI, "-DUSE_CUDA"]
 CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
 CPU_SOURCES = [
     "csrc/bindings.cpp",
-    "csrc/box3d/cpu.cpp",
-    "csrc/box3d/kernels.cpp",
-    "csrc/box3d/nms_cpu.cpp",
-    "csrc/distill_loss/bev_response.cpp",
-    "csrc/distill_loss/pixel_weights.cpp",
-    "csrc/distill_loss/prediction.cpp",
-    "csrc/distill_loss/softmax_kl.cpp",
-    "csrc/distill_loss/weighted_l2.cpp",
-    "csrc/ms_deform_attn/cpu.cpp",
+    "csrc/box3d/box3d_cpu.cpp",
+    "csrc/distill_loss/bev_response_cpu.cpp",
+    "csrc/distill_loss/pixel_weights_cpu.cpp",
+    "csrc/distill_loss/prediction_loss_cpu.cpp",
+    "csrc/distill_loss/softmax_kl_cpu.cpp",
+    "csrc/distill_loss/weighted_l2_cpu.cpp",
+    "csrc/ms_deform_attn/ms_deform_attn_cpu.cpp",
 ]
 CUDA_SOURCES = [
-    "csrc/box3d/cuda.cu",
-    "csrc/box3d/nms_cuda.cu",
+    "csrc/box3d/box3d_cuda.cu",
     "csrc/distill_loss/bev_response_cuda.cu",
     "csrc/distill_loss/pixel_weights_cuda.cu",
-    "csrc/distill_loss/scale_gradients.cu",
-    "csrc/distill_loss/prediction_cuda.cu",
+    "csrc/distill_loss/prediction_loss_cuda.cu",
+    "csrc/distill_loss/scale_gradients_cuda.cu",
     "csrc/distill_loss/softmax_kl_cuda.cu",
     "csrc/distill_loss/weighted_l2_cuda.cu",
-    "csrc/ms_deform_attn/cuda.cu",
-    "csrc/ms_deform_attn/cuda_backward.cu",
-    "csrc/ms_deform_attn/cuda_forward.cu",
+    "csrc/ms_deform_attn/ms_deform_attn_cuda.cu",
+    "csrc/ms_deform_attn/ms_deform_attn_cuda_backward.cu",
+    "csrc/ms_deform_attn/ms_deform_attn_cuda_forward.cu",
 ]
 # Folders of files without code that a wheel carries inside the package (bevkd2/config/shipped.py).
 SHIPPED = {"bevkd2.configs": "configs", "bevkd2.assets": "assets"}

@@ -36,10 +36,11 @@ from torch.profiler import ProfilerActivity, profile
 
 import bevkd2.modeling  # registers the meta-architectures  # noqa: F401
 from bevkd2.checkpoint import save_file
-from bevkd2.config import CfgNode, load_config, resolve_teacher, student_config, teacher_config
+from bevkd2.config import CfgNode, load_config
 from bevkd2.d2 import EventStorage, build_model
 from bevkd2.data import build_train_loader
 from bevkd2.data.synthetic import WorldConfig, generate
+from bevkd2.distill import is_distillation, resolve_teacher, student_config, teacher_config
 from bevkd2.engine.defaults import resolve_device
 from bevkd2.engine.solver import build_optimizer
 
@@ -196,7 +197,7 @@ def prepare(args: argparse.Namespace) -> tuple[CfgNode, list]:
 def make_step(part: str, cfg: CfgNode, folder: Path) -> Callable[[list], None]:
     """Returns what is timed, as a function of a batch."""
     torch.manual_seed(0)
-    if cfg.MODEL.META_ARCHITECTURE == "Distiller":
+    if is_distillation(cfg):
         cfg.DISTILL.TEACHER.WEIGHTS = str(folder / "teacher.pth")
         resolve_teacher(cfg)
     if part == "teacher_forward":

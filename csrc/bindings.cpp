@@ -1,11 +1,11 @@
-// Every schema of bevkd2, in one place. The kernels register themselves per device (cpu.cpp, cuda.cu);
-// autograd formulas and fake kernels are Python, in bevkd2/ops.
+// The schemas of all ops. The kernels are registered per device (<op>_cpu.cpp, <op>_cuda.cu); autograd
+// formulas and fake kernels are Python, in bevkd2/ops.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(bevkd2, m) {
   // spatial_shapes is h0, w0, h1, w1, ...; level_start_index the first row of each level in value.
-  // A gradient that was not asked for comes back as an empty tensor of one dimension. `deterministic` asks
-  // for value's gradient bitwise the same in every run; the CPU's always is.
+  // A gradient that is not wanted is returned as an empty tensor of one dimension. `deterministic` makes
+  // value's gradient bitwise the same in every run; on the CPU it always is.
   m.def(
       "ms_deform_attn(Tensor value, int[] spatial_shapes, int[] level_start_index, "
       "Tensor sampling_locations, Tensor attention_weights) -> Tensor");
@@ -49,8 +49,9 @@ STABLE_TORCH_LIBRARY(bevkd2, m) {
       "rotated_nms(Tensor boxes, Tensor scores, Tensor labels, float iou_threshold, bool inclusive) "
       "-> Tensor");
 
-  // BEV responses. Embeddings are (B, N, C); weights (B, N); reduction 0 sum, 1 cell, 2 norm. The loss; then,
-  // with need_grad, what its backward wants: differences (B, N) and scales (B), else both of no sample.
+  // BEV responses. Embeddings are (B, N, C); weights (B, N); reduction 0 sum, 1 cell, 2 norm. Returns the
+  // loss and, for its backward op, differences (B, N) and scales (B), which have no samples without
+  // need_grad.
   m.def(
       "bev_response_l2(Tensor student, Tensor teacher, Tensor? weights, int reduction, float factor, "
       "bool need_grad) -> (Tensor, Tensor, Tensor)");
@@ -58,23 +59,19 @@ STABLE_TORCH_LIBRARY(bevkd2, m) {
       "bev_response_l2_backward(Tensor grad_loss, Tensor student, Tensor differences, Tensor scales) "
       "-> Tensor");
 
-  // Class predictions. Logits are (B, Q, K), depths, weights and objects (B, Q), frozen (B); distance 0
-  // probabilities, 1 logits, 2 Bernoulli KL, 3 softmax KL; rho 0 off, 1 exponential, 2 linear. The losses of
-  // objects and of the background (2), the gradients of logits and of student_depth; one that was not asked
-  // for is empty.
+  // Class predictions. Logits are (B, Q, K); weights, objects and guidance (B, Q); distance 0 probabilities,
+  // 1 logits, 2 Bernoulli KL, 3 softmax KL. Returns the losses of objects and of the background (2), and the
+  // gradients of the student's logits and of the guidance; one that is not wanted is empty.
   m.def(
-      "prediction_loss(Tensor student, Tensor teacher, Tensor? weights, Tensor? objects, "
-      "Tensor? student_depth, Tensor? teacher_depth, Tensor? true_depth, Tensor? max_depth, Tensor? frozen, "
-      "int distance, int rho, float temperature, float slope, float offset, float object_weight, "
-      "float background_weight, bool need_logits, bool need_depth) -> (Tensor, Tensor, Tensor)");
+      "prediction_loss(Tensor student, Tensor teacher, Tensor? weights, Tensor? objects, Tensor? guidance, "
+      "int distance, float temperature, float object_weight, float background_weight, "
+      "bool need_logits, bool need_guidance) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "prediction_loss_backward(Tensor grad_losses, Tensor student, Tensor teacher, Tensor? weights, Tensor? "
-      "objects, "
-      "Tensor? student_depth, Tensor? teacher_depth, Tensor? true_depth, Tensor? max_depth, Tensor? frozen, "
-      "int distance, int rho, float temperature, float slope, float offset, float object_weight, "
-      "float background_weight, bool need_logits, bool need_depth) -> (Tensor, Tensor)");
+      "prediction_loss_backward(Tensor grad_losses, Tensor student, Tensor teacher, Tensor? weights, "
+      "Tensor? objects, Tensor? guidance, int distance, float temperature, float object_weight, "
+      "float background_weight, bool need_logits, bool need_guidance) -> (Tensor, Tensor)");
 
-  // KL of softmaxes. Levels are (B, R, K), R softmaxes over K entries a sample; weights (B, R) or empty;
+  // KL of softmaxes. Levels are (B, R, K), R softmaxes over K entries per sample; weights (B, R) or empty;
   // totals (L), the losses' normalisers, B * R without. Losses are (L); without need_grad no gradients.
   m.def(
       "softmax_kl(Tensor[] student, Tensor[] teacher, Tensor[] weights, Tensor? totals, float factor, "
@@ -82,8 +79,9 @@ STABLE_TORCH_LIBRARY(bevkd2, m) {
   m.def(
       "softmax_kl_backward(Tensor grad_losses, Tensor[] student, Tensor[] teacher, Tensor[] weights, "
       "Tensor? totals, float factor, float temperature) -> Tensor[]");
-  // Distillation losses on levels (B, C, P). pixel_weights are (B, P), channel_weights (B, C), an absent one
-  // empty; scale is (L, B). Gradients are returned only where they are asked for.
+
+  // Weighted squared distance of levels (B, C, P). pixel_weights are (B, P), channel_weights (B, C), an
+  // absent one empty; scale is (L, B). Gradients are returned only with need_grad.
   m.def(
       "weighted_l2(Tensor[] student, Tensor[] teacher, Tensor[] pixel_weights, Tensor[] channel_weights, "
       "Tensor scale, bool norm, bool need_grad) -> (Tensor, Tensor, Tensor[])");

@@ -6,7 +6,8 @@ The code is in ``bevkd2/cli/visualize.py``; ``--help`` lists the options.
 
 import sys
 
+from bevkd2.cli.run import run_cli
 from bevkd2.cli.visualize import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_cli(main))

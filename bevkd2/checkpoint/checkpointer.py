@@ -45,7 +45,7 @@ class Checkpointer(_FvcoreCheckpointer):
         classes: Sequence[str] = (),
         **checkpointables: Any,
     ) -> None:
-        """Takes apart the model.
+        """Finds the parts of the model, see :class:`HasCheckpointParts`.
 
         Args:
             model: a model, in DistributedDataParallel or not; see :class:`HasCheckpointParts`.
@@ -55,7 +55,7 @@ class Checkpointer(_FvcoreCheckpointer):
                 resumes (MODEL.ALLOW_MISSING).
             tag_last: make every file that is saved the one that a resumed training starts from.
             classes: names of the classes in the order of the model's labels, stored with it; a file that was
-                stored with others is refused. Empty: they are fixed, or nobody knows them.
+                stored with others is refused. Empty: they are fixed, or unknown.
             checkpointables: objects with ``state_dict`` and ``load_state_dict``.
         """
         inner = model.module if isinstance(model, DistributedDataParallel) else model
@@ -103,7 +103,7 @@ class Checkpointer(_FvcoreCheckpointer):
         Args:
             path: a ``.pth`` or ``.safetensors`` file; empty: nothing is loaded.
             checkpointables: names of those to load; by default all, and then the file must have them, and
-                ``allow_missing`` does not hold.
+                ``allow_missing`` does not apply.
 
         Returns:
             Entries of the file that nothing asked for.

@@ -1,4 +1,4 @@
-"""Between the key layout of the published BEVFormer weights and this package's."""
+"""Converts between the key layout of the published BEVFormer weights and this package's."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from bevkd2.checkpoint.importers import register_importer
 from bevkd2.checkpoint.key_rules import ImportReport, KeyRules
 
 # Published name, our name.
@@ -51,6 +52,7 @@ _DROPPED = {_HEAD + "code_weights": "a constant of the loss: MODEL.BEVFORMER.LOS
 _KEYS = KeyRules("BEVFormer", _RULES, _DROPPED)
 
 
+@register_importer("bevformer")
 def from_published(published: Mapping[str, Tensor]) -> ImportReport:
     """Renames the keys of a published BEVFormer.
 
@@ -62,7 +64,7 @@ def from_published(published: Mapping[str, Tensor]) -> ImportReport:
         The renamed tensors, with an account of every key.
 
     Raises:
-        KeyError: keys that no rule knows; they are named.
+        KeyError: keys that no rule fits; the message names them.
         ValueError: two keys for one tensor.
     """
     return _KEYS.from_published(published)
@@ -76,7 +78,7 @@ def to_published(state: Mapping[str, Tensor], code_weights: Tensor | None = None
         code_weights: (10,) stored beside the weights, as published; None: left out.
 
     Raises:
-        KeyError: keys that the published layout has no place for; they are named.
+        KeyError: keys that the published layout lacks; the message names them.
     """
     result = _KEYS.to_published(state)
     if code_weights is not None:

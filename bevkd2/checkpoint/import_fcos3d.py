@@ -1,4 +1,4 @@
-"""Between the key layout of mmdetection3d's FCOS3D and PGD and this package's."""
+"""Converts between the key layout of mmdetection3d's FCOS3D and PGD and this package's."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from bevkd2.checkpoint.importers import register_importer
 from bevkd2.checkpoint.key_rules import ImportReport, KeyRules
 
 _HEAD = "bbox_head."
@@ -22,7 +23,7 @@ _KEYPOINT_CHANNELS = 16
 
 
 def _rules(with_keypoints: bool) -> list[tuple[str, str]]:
-    """All pairs; the published regressors and factors go by number, which depends on what there is."""
+    """Returns all pairs; published regressors and factors are numbered by which of them there are."""
     fourth = "keypoints" if with_keypoints else "velocity"
     regressors = ("offset", "depth", "size", "rotation", fourth, "boxes2d")
     scaled = [name for name in regressors if name not in ("rotation", "velocity")]
@@ -62,6 +63,7 @@ _KEYS = {
 }
 
 
+@register_importer("fcos3d", "pgd")
 def from_published(published: Mapping[str, Tensor]) -> ImportReport:
     """Renames the keys of a published FCOS3D or PGD.
 
@@ -73,7 +75,7 @@ def from_published(published: Mapping[str, Tensor]) -> ImportReport:
         The renamed tensors, with an account of every key.
 
     Raises:
-        KeyError: keys that no rule knows; they are named.
+        KeyError: keys that no rule fits; the message names them.
         ValueError: two keys for one tensor.
     """
     fourth = [value for key, value in published.items() if key.endswith(_HEAD + "conv_regs.4.weight")]
@@ -87,6 +89,6 @@ def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state: state dict of an FCOS3D or PGD of this package.
 
     Raises:
-        KeyError: keys that the published layout has no place for; they are named.
+        KeyError: keys that the published layout lacks; the message names them.
     """
     return _KEYS["head.regressors.keypoints.out.weight" in state].to_published(state)

@@ -1,4 +1,4 @@
-"""Between the key layout of mmdetection3d's SMOKE (DLA-34) and this package's."""
+"""Converts between the key layout of mmdetection3d's SMOKE (DLA-34) and this package's."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from bevkd2.checkpoint.importers import register_importer
 from bevkd2.checkpoint.key_rules import ImportReport, KeyRules
 
 _BACKBONE = "image_backbone.body."
@@ -51,6 +52,7 @@ _RULES = KeyRules(
 )
 
 
+@register_importer("smoke")
 def from_published(published: Mapping[str, Tensor]) -> ImportReport:
     """Renames the keys of a published SMOKE.
 
@@ -62,7 +64,7 @@ def from_published(published: Mapping[str, Tensor]) -> ImportReport:
         The renamed tensors, with an account of every key.
 
     Raises:
-        KeyError: keys that no rule knows; they are named.
+        KeyError: keys that no rule fits; the message names them.
         ValueError: two keys for one tensor.
     """
     return _RULES.from_published(published)
@@ -75,6 +77,6 @@ def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state: state dict of a SMOKE of this package.
 
     Raises:
-        KeyError: keys that the published layout has no place for; they are named.
+        KeyError: keys that the published layout lacks; the message names them.
     """
     return _RULES.to_published(state)

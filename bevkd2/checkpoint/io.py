@@ -18,7 +18,7 @@ from torch import Tensor
 
 SUFFIXES = (".pth", ".safetensors")
 
-# What stands beside the tensors of a bare state dict; in a .safetensors file, in its metadata.
+# Stored beside the tensors of a bare state dict; in a .safetensors file, in its metadata.
 _CLASSES = "classes"
 
 # What torch.load(weights_only=True) reads back besides containers and tensors.

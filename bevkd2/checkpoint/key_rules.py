@@ -15,7 +15,7 @@ _Compiled = tuple[tuple[re.Pattern[str], str], ...]
 
 @dataclasses.dataclass(frozen=True)
 class ImportReport:
-    """What became of every key of a published file."""
+    """The tensors of a published file by this package's names, and what was done with every key."""
 
     model: str
     """Which model the layout is of, for errors."""
@@ -29,7 +29,7 @@ class ImportReport:
     def check(
         self, expected: Mapping[str, Tensor], source: str, allow_missing: Sequence[str] = ()
     ) -> ImportReport:
-        """Holds the import against the model that it is for.
+        """Checks the import against the model that it is for.
 
         Args:
             expected: the model's state dict.
@@ -56,7 +56,7 @@ class ImportReport:
 
 
 class KeyRules:
-    """Pairs of a published name and ours; ``{i}`` is a number, ``{rest}`` anything.
+    """Renames keys by pairs of a published name and this package's; ``{i}`` is a number, ``{rest}`` anything.
 
     The first rule that fits counts, in both directions.
     """
@@ -64,7 +64,7 @@ class KeyRules:
     def __init__(
         self, model: str, rules: Sequence[tuple[str, str]], dropped: Mapping[str, str] | None = None
     ) -> None:
-        """Compile the rules.
+        """Compiles the rules.
 
         Args:
             model: which model the layout is of, for errors.
@@ -86,7 +86,7 @@ class KeyRules:
             The renamed tensors, with an account of every key.
 
         Raises:
-            KeyError: keys that no rule knows; they are named.
+            KeyError: keys that no rule fits; the message names them.
             ValueError: two keys for one tensor.
         """
         report = ImportReport(self.model, {}, {}, {})
@@ -115,7 +115,7 @@ class KeyRules:
             state: tensors by our names.
 
         Raises:
-            KeyError: keys that the published layout has no place for; they are named.
+            KeyError: keys that the published layout lacks; the message names them.
         """
         names = {key: _rename(key, self._to_published) for key in state}
         unknown = [key for key, name in names.items() if name is None]

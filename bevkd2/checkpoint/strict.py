@@ -90,7 +90,7 @@ def check_classes(stored: Sequence[str], expected: Sequence[str], source: str) -
 
     Args:
         stored: names that were stored with the weights; empty where none were.
-        expected: names in the order of the labels; empty where nobody knows them.
+        expected: names in the order of the labels; empty where they are unknown.
         source: where the weights come from, for the error.
 
     Raises:
@@ -99,7 +99,8 @@ def check_classes(stored: Sequence[str], expected: Sequence[str], source: str) -
     if stored and expected and list(stored) != list(expected):
         raise ValueError(
             f"{source} was trained with the classes {', '.join(stored)}, in this order; the config's are "
-            f"{', '.join(expected)}. A label is a class's place: set DATASETS.CLASSES to the weights' own"
+            f"{', '.join(expected)}. A label is an index into this list: set "
+            "DATASETS.CLASSES to the weights' own"
         )
 
 

@@ -37,18 +37,11 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 import bevkd2.modeling  # noqa: F401  (registers the models)
-from bevkd2.config import (
-    CfgNode,
-    import_plugin,
-    is_distillation,
-    load_config,
-    resolve_teacher,
-    student_config,
-    teacher_config,
-)
+from bevkd2.config import CfgNode, import_plugin, load_config
 from bevkd2.d2 import build_model
 from bevkd2.data.format import data_format
 from bevkd2.data.mono.transforms import fitting_size
+from bevkd2.distill import is_distillation, resolve_teacher, student_config, teacher_config
 from bevkd2.distill.methods import DISTILL_REGISTRY
 from bevkd2.engine.defaults import resolve_device
 from bevkd2.modeling import Detector, MonoDetector, MonoInputs

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import bevkd2
+from bevkd2.cli.run import run_cli
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = sys.argv[0]
     sys.argv[0] = f"bevkd2 {args.command}"  # what the tool's usage and examples call it
     try:
-        return int(run([*command.flags, *args.rest]))
+        return run_cli(run, [*command.flags, *args.rest])
     finally:
         sys.argv[0] = name

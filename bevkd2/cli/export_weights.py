@@ -1,6 +1,6 @@
-"""Write the student alone: the `model` part of a checkpoint, without teacher, adapters and optimizer.
+"""Writes the student alone: the ``model`` part of a checkpoint, without adapters and optimizer.
 
-The names of the classes stay with it.
+The names of the classes are kept.
 
 python tools/export_weights.py output/distill_r50/model_final.pth student.safetensors
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,30 +11,31 @@ from torch import Tensor
 
 import bevkd2.modeling  # noqa: F401  (registers the meta-architectures)
 from bevkd2.checkpoint import (
+    IMPORTER_REGISTRY,
     CheckpointFileError,
-    StateDictMismatchError,
     check_classes,
-    import_bevformer,
-    import_fcos3d,
-    import_smoke,
     load_file,
     save_file,
 )
-from bevkd2.config import load_config, stored_classes
+from bevkd2.config import import_plugin, load_config, stored_classes
 from bevkd2.d2 import META_ARCH_REGISTRY
-
-IMPORTERS = {
-    "bevformer": import_bevformer.from_published,
-    "fcos3d": import_fcos3d.from_published,
-    "pgd": import_fcos3d.from_published,
-    "smoke": import_smoke.from_published,
-}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--arch", choices=sorted(IMPORTERS), required=True)
+    known = ", ".join(sorted(name for name, _ in IMPORTER_REGISTRY))
+    parser.add_argument(
+        "--arch", required=True, help=f"architecture of the file: {known}, or what a package registers"
+    )
+    parser.add_argument(
+        "--import",
+        dest="plugins",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="import a package first, which may register an architecture; may be repeated",
+    )
     parser.add_argument("--config-file", required=True, help="config of the model that the weights are for")
     parser.add_argument("input", help="published file: .pth or .safetensors")
     parser.add_argument("output", help="file to write: .pth or .safetensors")
@@ -66,22 +66,22 @@ def classes_of(content: dict[str, Any]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Converts one file; returns the exit status."""
     args = parse_args(argv)
-    try:
-        cfg = load_config(args.config_file, args.opts)
-        cfg.MODEL.BACKBONE.WEIGHTS = ""
-        model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
-        file, classes = load_file(args.input), list(stored_classes(cfg))
-        check_classes(classes_of(file), classes, args.input)
-        published = state_dict_of(file, args.input)
-        report = IMPORTERS[args.arch](published).check(model.state_dict(), args.input)
-        named = {"classes": classes} if classes else {}
-        plain = Path(args.output).suffix == ".safetensors"
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        save_file({**(report.state if plain else {"model": report.state}), **named}, args.output)
-    except (CheckpointFileError, StateDictMismatchError, OSError, KeyError, ValueError) as error:
-        # A KeyError's own text is quoted; an OSError's says more than its first argument.
-        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
-        return 1
+    for package in args.plugins:
+        import_plugin(package)
+    cfg = load_config(args.config_file, args.opts)  # loads installed plugins, which may register importers
+    known = dict(IMPORTER_REGISTRY)
+    if args.arch not in known:
+        raise ValueError(f"--arch {args.arch!r} is unknown, expected one of {', '.join(sorted(known))}")
+    cfg.MODEL.BACKBONE.WEIGHTS = ""
+    model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    file, classes = load_file(args.input), list(stored_classes(cfg))
+    check_classes(classes_of(file), classes, args.input)
+    published = state_dict_of(file, args.input)
+    report = known[args.arch](published).check(model.state_dict(), args.input)
+    named = {"classes": classes} if classes else {}
+    plain = Path(args.output).suffix == ".safetensors"
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+    save_file({**(report.state if plain else {"model": report.state}), **named}, args.output)
     print(f"{len(published)} keys: {len(report.mapped)} mapped, {len(report.dropped)} dropped, 0 missing")
     for key, reason in report.dropped.items():
         print(f"dropped {key}: {reason}")

@@ -6,17 +6,22 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bevkd2.config import CfgNode
 from bevkd2.d2 import build_model, comm, verify_results
 from bevkd2.engine import (
+    DistillTrainer,
+    build_trainer,
     check_datasets,
     default_argument_parser,
     evaluate,
     launch,
     load_args,
     load_for_evaluation,
+    run_training,
     setup,
-    train,
+    write_config,
 )
+from bevkd2.errors import USER_ERRORS
 
 
 def run(args: argparse.Namespace) -> Mapping[str, Any]:
@@ -25,12 +30,22 @@ def run(args: argparse.Namespace) -> Mapping[str, Any]:
     check_datasets(cfg, training=not args.eval_only)
     model = build_model(cfg)
     if not args.eval_only:
-        return train(cfg, model, resume=args.resume)
+        trainer = build_trainer(cfg, model, resume=args.resume)
+        write_config(cfg)
+        return _run_training(cfg, trainer)
     load_for_evaluation(cfg, model, resume=args.resume)
+    write_config(cfg, "inference")
     results = evaluate(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
+
+
+def _run_training(cfg: CfgNode, trainer: DistillTrainer) -> Mapping[str, Any]:
+    try:
+        return run_training(cfg, trainer)
+    except USER_ERRORS as error:  # what the user can get wrong has been checked before
+        raise RuntimeError(f"the training failed at iteration {trainer.iter}: {error}") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bevkd2.checkpoint import Checkpointer
-from bevkd2.config import CfgNode, class_names, is_distillation, load_config, student_config
+from bevkd2.config import CfgNode, class_names, load_config
 from bevkd2.d2 import build_model
 from bevkd2.data import build_test_loader, data_format
 from bevkd2.data.loader import MappedDataset
+from bevkd2.distill import is_distillation, student_config
 from bevkd2.engine import default_argument_parser, load_args
 from bevkd2.engine.defaults import resolve_device
 from bevkd2.modeling import BEVKnowledge, Detector, MonoKnowledge

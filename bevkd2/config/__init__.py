@@ -1,11 +1,10 @@
 """The configuration: fvcore's CfgNode with Detectron2's key names, read safely, unknown keys refused."""
 
 from bevkd2.config.data_formats import class_names, default_classes, stored_classes
-from bevkd2.config.defaults import add_bevkd2_config, get_cfg, load_config
+from bevkd2.config.defaults import add_bevkd2_config, get_cfg, load_config, read_config
 from bevkd2.config.node import CfgNode, add_removed_key
 from bevkd2.config.plugins import add_config_extension, import_plugin
 from bevkd2.config.shipped import find_file
-from bevkd2.config.teacher import is_distillation, resolve_teacher, student_config, teacher_config
 
 __all__ = [
     "CfgNode",
@@ -17,10 +16,7 @@ __all__ = [
     "find_file",
     "get_cfg",
     "import_plugin",
-    "is_distillation",
     "load_config",
-    "resolve_teacher",
+    "read_config",
     "stored_classes",
-    "student_config",
-    "teacher_config",
 ]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import fvcore.common.config as fvcore_config
+import torch
 
 from bevkd2.config.node import CfgNode as CN  # noqa: N817  (Detectron2's customary alias)
 from bevkd2.config.plugins import extend_config
@@ -26,14 +27,30 @@ def get_cfg() -> CN:
 
 
 def load_config(path: str | Path, options: Sequence[Any] = ()) -> CN:
-    """Returns the default config merged with a YAML file and ``KEY VALUE`` options.
+    """Returns the default config merged with a YAML file and options, ready for ``build_model``.
+
+    MODEL.DEVICE ``auto`` becomes ``cuda`` where a GPU is visible, else ``cpu``.
 
     Args:
         path: the YAML file; ``configs/...`` also names a shipped one, from any working directory.
         options: alternating keys and values, as on the command line.
     """
+    cfg = read_config(path, options)
+    if cfg.MODEL.DEVICE == "auto":
+        cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    return cfg
+
+
+def read_config(path: str | Path, options: Sequence[Any] = ()) -> CN:
+    """Returns the default config merged as in :func:`load_config`, MODEL.DEVICE as it is written.
+
+    Args:
+        path: the YAML file; empty: none.
+        options: alternating keys and values.
+    """
     cfg = get_cfg()
-    cfg.merge_from_file(str(path))
+    if path:
+        cfg.merge_from_file(str(path))
     cfg.merge_from_list(list(options))
     return cfg
 
@@ -47,6 +64,7 @@ def add_bevkd2_config(cfg: fvcore_config.CfgNode) -> None:
     cfg.OUTPUT_DIR = "output"
     cfg.SEED = -1  # < 0: a fresh seed for every run, logged
     cfg.CUDNN_BENCHMARK = False
+    cfg.HOOKS = []  # names in HOOK_REGISTRY; they run in this order, after evaluation and before the writers
     for name in ("MODEL", "INPUT", "DATASETS", "DATALOADER", "SOLVER", "TEST"):
         if name not in cfg:
             cfg[name] = CN()
@@ -111,13 +129,19 @@ def _add_data(cfg: fvcore_config.CfgNode) -> None:
     # What is detected, in the order of the labels; []: the format's default. Other objects are background.
     data.CLASSES = []
 
-    cfg.DATALOADER.NUM_WORKERS = 4  # a rank
+    cfg.DATALOADER.NUM_WORKERS = 4  # per process
     cfg.DATALOADER.CACHE_IMAGES = False  # keep decoded, resized training images in memory: for small worlds
 
 
 def _add_solver(solver: fvcore_config.CfgNode) -> None:
-    solver.IMS_PER_BATCH = 8  # samples a step, over all ranks
-    solver.MAX_ITER = 84408  # 24 epochs of nuScenes at 8 samples a step (24 x 3,517)
+    solver.IMS_PER_BATCH = 8  # samples per step, over all processes
+    # How long to train, one of the two: iterations, or passes over the data. Where EPOCHS is set, STEPS,
+    # CHECKPOINT_PERIOD and TEST.EVAL_PERIOD are in epochs too; keys that end in ITERS stay in iterations.
+    solver.MAX_ITER = 0
+    solver.EPOCHS = 0.0
+    # The number of processes that this node's numbers are for; with another number they are scaled, as by
+    # Detectron2, so that a process's batch stays. 0: never scaled.
+    solver.REFERENCE_WORLD_SIZE = 0
     solver.OPTIMIZER = "ADAMW"  # | "ADAM" | "SGD"
     solver.BASE_LR = 2e-4
     solver.MOMENTUM = 0.9  # of SGD
@@ -126,14 +150,15 @@ def _add_solver(solver: fvcore_config.CfgNode) -> None:
     solver.WEIGHT_DECAY = 0.01  # on every parameter, as published (BEVFormer)
     solver.WEIGHT_DECAY_BIAS = -1.0  # on those biases; < 0: WEIGHT_DECAY
     solver.LR_SCHEDULER_NAME = "WarmupCosineLR"  # | "WarmupMultiStepLR"
-    solver.LR_HOLD_ITERS = 1  # the schedule moves every so many iterations; published: once an epoch (3517)
+    # The schedule changes every so many iterations; 1: always, 0: once per epoch, as published
+    solver.LR_HOLD_ITERS = 1
     solver.BASE_LR_END = 2e-7  # cosine's last value
-    solver.STEPS = (60000, 80000)
+    solver.STEPS = (60000, 80000)  # iterations (or epochs) at which WarmupMultiStepLR multiplies by GAMMA
     solver.GAMMA = 0.1
     solver.WARMUP_ITERS = 500
     solver.WARMUP_FACTOR = 1.0 / 3
     solver.WARMUP_METHOD = "linear"  # | "constant"
-    solver.CHECKPOINT_PERIOD = 3517
+    solver.CHECKPOINT_PERIOD = 3517  # iterations (or epochs) between two checkpoints
     solver.CHECKPOINTS_TO_KEEP = 3  # periodic ones; model_best and model_final stay
     clip = _node(solver, "CLIP_GRADIENTS")
     clip.ENABLED = True
@@ -145,7 +170,7 @@ def _add_solver(solver: fvcore_config.CfgNode) -> None:
 
 
 def _add_test(test: fvcore_config.CfgNode) -> None:
-    test.EVAL_PERIOD = 0  # iterations between evaluations; 0: at the end only
+    test.EVAL_PERIOD = 0  # iterations (or epochs) between two evaluations; 0: at the end only
     test.BEST_METRIC = "bbox/NDS"  # which checkpoint is kept as model_best
     test.EXPECTED_RESULTS = []  # [["bbox", "mAP", 0.252, 0.002]]: --eval-only fails beyond the tolerance
     test.PRINT_PERIOD = 50  # iterations between console lines
@@ -154,8 +179,9 @@ def _add_test(test: fvcore_config.CfgNode) -> None:
 def _add_distill(cfg: fvcore_config.CfgNode) -> None:
     cfg.DISTILL = CN()
     cfg.DISTILL.STUDENT = CN()
-    # of the model inside MODEL.META_ARCHITECTURE: Distiller
-    cfg.DISTILL.STUDENT.META_ARCHITECTURE = "BEVFormer"
+    # Where MODEL.META_ARCHITECTURE is a Distiller: the architecture of the student in it. A merge fills it
+    # with the name that the Distiller replaces; no YAML file has to repeat it.
+    cfg.DISTILL.STUDENT.META_ARCHITECTURE = ""
     teacher = cfg.DISTILL.TEACHER = CN()
     teacher.CONFIG = ""  # the teacher's YAML, relative to the YAML that names it
     teacher.WEIGHTS = ""  # its checkpoint, relative to the working directory; every key must match
@@ -169,5 +195,7 @@ def _add_distill(cfg: fvcore_config.CfgNode) -> None:
     cfg.DISTILL.SHARE_AUGMENTATION = True
     inherit = cfg.DISTILL.INHERIT = CN()
     inherit.MODE = "off"  # "freeze" (the paper's) | "init" (its ablation) | "off"
-    inherit.PARAMS = ["bev_queries", "bev_position", "object_queries"]
+    # What is inherited: the paper fixes BEV queries and positional encodings. Not the paper's, to be added:
+    # object_queries (together with reference_points), can_bus_mlp, level_embeddings, camera_embeddings
+    inherit.PARAMS = ["bev_queries", "bev_position"]
     inherit.RESIZE = ""  # "": different BEV grids are an error | "bilinear"

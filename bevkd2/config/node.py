@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import fvcore.common.config as fvcore_config
 import yaml
 
 from bevkd2.config.shipped import find_file
+from bevkd2.config.student import replaced_student
 
 BASE_KEY = "_BASE_"
 # Keys whose value is a path relative to the YAML file that names it, as _BASE_ is.
@@ -56,8 +57,14 @@ class CfgNode(fvcore_config.CfgNode):
     def merge_from_other_cfg(
         self, cfg_other: fvcore_config.CfgNode, source: str = "the other config"
     ) -> None:
-        """Merges ``cfg_other``; ``source`` names it in errors."""
-        _assign(_checked(cfg_other, self, source, prefix=""), self)
+        """Merges ``cfg_other``; ``source`` names it in errors.
+
+        A distillation's MODEL.META_ARCHITECTURE moves the student's, which it replaces, to
+        DISTILL.STUDENT.META_ARCHITECTURE.
+        """
+        checked = _checked(cfg_other, self, source, prefix="")
+        self._keep_student(checked)
+        _assign(checked, self)
 
     def merge_from_list(self, cfg_list: Sequence[Any]) -> None:
         """Merges ``[KEY, VALUE, KEY, VALUE, ...]``, the trailing options of the command line."""
@@ -67,8 +74,14 @@ class CfgNode(fvcore_config.CfgNode):
             )
         for key, value in zip(cfg_list[::2], cfg_list[1::2], strict=True):
             node, leaf = _find(self, str(key))
-            # setattr, since item assignment would pass by a frozen config
-            setattr(node, leaf, _coerce(node[leaf], _decode(node[leaf], value), f"command line option {key}"))
+            coerced = _coerce(node[leaf], _decode(node[leaf], value), f"command line option {key}")
+            if key == "MODEL.META_ARCHITECTURE":
+                self._keep_student({"MODEL": {"META_ARCHITECTURE": coerced}})
+            setattr(node, leaf, coerced)  # item assignment would change a frozen config
+
+    def _keep_student(self, new: Mapping[str, Any]) -> None:
+        if student := replaced_student(new, self):
+            self.DISTILL.STUDENT.META_ARCHITECTURE = student
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
@@ -97,11 +110,17 @@ def _load_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     base_names = content.pop(BASE_KEY, [])
     merged: dict[str, Any] = {}
     for name in [base_names] if isinstance(base_names, str) else base_names:
-        _merge_dicts(_load_yaml(_relative_to(path, name), (*seen, path.resolve())), merged)
+        _merge_files(_load_yaml(_relative_to(path, name), (*seen, path.resolve())), merged)
     for keys in _RELATIVE_TO_FILE:
         _resolve_path(content, keys, path)
-    _merge_dicts(content, merged)
+    _merge_files(content, merged)
     return merged
+
+
+def _merge_files(content: dict[str, Any], merged: dict[str, Any]) -> None:
+    if student := replaced_student(content, merged):
+        _merge_dicts({"DISTILL": {"STUDENT": {"META_ARCHITECTURE": student}}}, merged)
+    _merge_dicts(content, merged)
 
 
 def _relative_to(path: Path, name: str) -> Path:
@@ -153,7 +172,7 @@ def _assign(source: fvcore_config.CfgNode, target: fvcore_config.CfgNode) -> Non
 
 
 def _decode(old: Any, new: Any) -> Any:
-    """Returns what a string stands for, such as "(1, 2)", unless a string is what is wanted."""
+    """Returns the value that a string is of, such as "(1, 2)", unless a string is expected."""
     if isinstance(old, str) and isinstance(new, str):
         return new
     return CfgNode._decode_cfg_value(new)
@@ -202,4 +221,4 @@ def _unknown(key: str, known: list[str], prefix: str, source: str) -> str:
     if remedy := _REMOVED.get(f"{prefix}{leaf}"):
         return f"{source}: config key {prefix + leaf!r} does not exist any more: {remedy}"
     near = difflib.get_close_matches(leaf, known, n=3, cutoff=0.5) or sorted(known)
-    return f"{source}: unknown config key {key!r}; near it stand: {', '.join(prefix + name for name in near)}"
+    return f"{source}: unknown config key {key!r}; similar keys: {', '.join(prefix + name for name in near)}"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from fvcore.common.config import CfgNode
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from bevkd2.checkpoint import check_classes, load_file, load_strict
 from bevkd2.checkpoint.io import model_state
-from bevkd2.config import stored_classes, student_config, teacher_config
-from bevkd2.d2 import META_ARCH_REGISTRY, configurable, get_event_storage
+from bevkd2.config import stored_classes
+from bevkd2.d2 import META_ARCH_REGISTRY, configurable
+from bevkd2.distill.config import student_config, teacher_config
 from bevkd2.distill.inherit import Inheritable, inherit, verify_inherited
 from bevkd2.distill.methods import DISTILL_REGISTRY, DistillMethod
 from bevkd2.modeling.detector import Detector
@@ -25,25 +26,31 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 @META_ARCH_REGISTRY.register()
 class Distiller(nn.Module):
-    """Trains a student on its own losses and on what a frozen teacher knows.
+    """Trains a student on its own losses and on the knowledge of a frozen teacher.
 
     total = detection losses + ``factor`` * sum over methods of ``weight`` * loss
 
     This is Eq. 9 of structured distillation and Eq. 7 of depth-guided distillation.
 
-    The teacher stands outside module registration: it moves with ``.to``, but is in no state dict, no
-    optimizer and no DDP bucket; it is in eval mode and without gradient whatever ``.train()`` is called.
-    In eval mode the Distiller is the student.
+    The teacher is not a registered submodule: it moves with ``.to``, but is in no state dict, no optimizer
+    and no DDP bucket; it is in eval mode and without gradient whether ``.train()`` is called or not. In eval
+    mode the Distiller returns the student's detections.
+
+    A subclass that is registered in ``META_ARCH_REGISTRY`` is a distillation as this class is.
 
     Args:
         student: a detector.
-        teacher: another, its weights loaded.
+        teacher: another detector, its weights loaded.
         methods: distillation methods by name.
         weights: each method's weight.
         factor: multiplies all weights; 0.01 in structured distillation, 1 in depth-guided, which has none.
         teacher_dtype: autocast type of the teacher's forward pass; float32 switches autocast off.
         share_augmentation: the student's own augmentation, such as its GridMask, is the teacher's too.
         inherit_mode, inherit_params, inherit_resize: see :func:`bevkd2.distill.inherit.inherit`.
+
+    Raises:
+        ValueError: a method on a detector whose knowledge it cannot read, or parameters that cannot be
+            inherited.
     """
 
     @configurable
@@ -52,7 +59,7 @@ class Distiller(nn.Module):
         *,
         student: Detector,
         teacher: Detector,
-        methods: Mapping[str, DistillMethod],
+        methods: Mapping[str, DistillMethod[Any]],
         weights: Mapping[str, float],
         factor: float = 0.01,
         teacher_dtype: torch.dtype = torch.float32,
@@ -71,7 +78,11 @@ class Distiller(nn.Module):
         self.inherit_mode = inherit_mode
         self.inherit_resize = inherit_resize
         self._unregistered = (teacher.requires_grad_(False).eval(),)
-        self.wants = frozenset().union(*(method.reads for method in methods.values()))
+        self._check_knowledge()
+        self.wants = frozenset[str]().union(
+            *(method.requires & method.knowledge.costly_fields() for method in methods.values())
+        )
+        self._values_to_log: dict[str, Tensor] = {}
         self.inherited: tuple[str, ...] = ()
         if inherit_mode != "off":
             pair = _inheritable(student), _inheritable(teacher)
@@ -106,9 +117,24 @@ class Distiller(nn.Module):
             "inherit_resize": node.INHERIT.RESIZE,
         }
 
+    def _named_methods(self) -> Iterator[tuple[str, DistillMethod[Any]]]:
+        for name, method in self.methods.items():
+            yield name, cast("DistillMethod[Any]", method)
+
+    def _check_knowledge(self) -> None:
+        """Checks that every method can read what student and teacher return."""
+        for name, method in self._named_methods():
+            for role, detector in (("student", self.student), ("teacher", self.teacher)):
+                if not issubclass(detector.knowledge, method.knowledge):
+                    raise ValueError(
+                        f"DISTILL.METHODS: {name} reads {method.knowledge.__name__}, but the {role}, a "
+                        f"{type(detector).__name__}, returns {detector.knowledge.__name__}; leave {name} out "
+                        f"or use a detector that returns {method.knowledge.__name__}"
+                    )
+
     @property
     def teacher(self) -> Detector:
-        """The frozen teacher."""
+        """Returns the frozen teacher."""
         return self._unregistered[0]
 
     @property
@@ -136,23 +162,33 @@ class Distiller(nn.Module):
         return losses | self._distill(knowledge_s, knowledge_t, targets)
 
     def _distill(self, student: Knowledge, teacher: Knowledge, targets: Any) -> dict[str, Tensor]:
-        """Returns weighted losses of all methods; the raw values go to the EventStorage."""
-        raw: dict[str, Tensor] = {}
+        """Returns the weighted losses of all methods, and keeps the unweighted values for the log."""
+        self._values_to_log = {}
         weighted: dict[str, Tensor] = {}
-        for name, method in self.methods.items():
-            for key, loss in method(student, teacher, targets).items():
-                if key in raw:
+        for name, method in self._named_methods():
+            _check_filled(name, method, "student", student)
+            _check_filled(name, method, "teacher", teacher)
+            losses = method(student, teacher, targets)
+            if isinstance(losses, Tensor):
+                losses = {method.node.lower(): losses}
+            for key, loss in losses.items():
+                if f"loss_distill_{key}" in weighted:
                     raise ValueError(
                         f"DISTILL.METHODS: {name} returns a loss {key!r}, which another method has "
                         "returned already; a loss needs a name of its own"
                     )
-                raw[key] = loss.detach().float()
                 weighted[f"loss_distill_{key}"] = self.factor * self.weights[name] * loss
-        if raw:
-            values = torch.stack(list(raw.values())).tolist()  # one wait for the device, not one a loss
-            named = {f"distill_raw/{key}": v for key, v in zip(raw, values, strict=True)}
-            get_event_storage().put_scalars(smoothing_hint=True, **named)
+                self._values_to_log[f"distill_raw/{key}"] = loss.detach()
         return weighted
+
+    def pop_values_to_log(self) -> dict[str, Tensor]:
+        """Returns the unweighted losses of the last forward pass, detached and still on the device.
+
+        The trainer copies them to the CPU together with the losses of the step, so that the device is not
+        waited for twice.
+        """
+        values, self._values_to_log = self._values_to_log, {}
+        return values
 
     def _teacher_autocast(self) -> torch.autocast:
         enabled = self.teacher_dtype != torch.float32
@@ -202,11 +238,20 @@ def build_teacher(cfg: CfgNode) -> Detector:
     return teacher
 
 
+def _check_filled(name: str, method: DistillMethod[Any], role: str, knowledge: Knowledge) -> None:
+    empty = sorted(field for field in method.requires if getattr(knowledge, field) is None)
+    if empty:
+        raise ValueError(
+            f"DISTILL.METHODS: {name} requires {', '.join(empty)}, which the {role} left empty; leave {name} "
+            f"out, or let the {role}'s extract() fill it"
+        )
+
+
 def _inheritable(model: Detector) -> Inheritable:
     if not isinstance(model, Inheritable):
         raise ValueError(
-            f"DISTILL.INHERIT.MODE: {type(model).__name__} has no queries to inherit (no inheritable() and "
-            "bev_shape); set it to off"
+            f"DISTILL.INHERIT.MODE: {type(model).__name__} has no inheritable() and bev_shape, so it has no "
+            "queries to inherit; set it to off"
         )
     return model
 

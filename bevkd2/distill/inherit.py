@@ -1,4 +1,7 @@
-"""Weight inheriting (structured distillation, 3.2): the student takes the teacher's queries and positions.
+"""Weight inheriting (structured distillation, 3.2): the student takes over inputs that the teacher learned.
+
+The paper fixes the BEV queries and the positional encodings, so that both models get the same inputs. The
+object queries and the other learned inputs can be named too; that is not the paper's.
 
 ``freeze`` is the paper's scheme: the values are copied and never change. ``init`` is its ablation: they are
 copied and then trained.
@@ -16,6 +19,10 @@ from torch import Tensor, nn
 
 MODES = ("freeze", "init", "off")
 RESIZES = ("", "bilinear")
+# Object queries are positions only through the layer that turns them into reference points: one without the
+# other would give other reference points than the teacher's.
+_TOGETHER = ("object_queries", "reference_points")
+_ON_THE_GRID = ("bev_queries", "bev_position.row", "bev_position.column")  # RESIZE interpolates these
 
 
 @runtime_checkable
@@ -28,8 +35,13 @@ class Inheritable(Protocol):
         ...
 
     def inheritable(self) -> dict[str, nn.Parameter]:
-        """Returns parameters by name: bev_queries (H*W, C), bev_position.row (H, C/2), bev_position.column
-        (W, C/2), object_queries (Q, 2C)."""
+        """Returns parameters by name.
+
+        The names are those of DISTILL.INHERIT.PARAMS: ``bev_queries`` (H*W, C), ``bev_position.row``
+        (H, C/2), ``bev_position.column`` (W, C/2), and what else of these there is: ``object_queries``
+        (Q, 2C), ``reference_points.weight`` and ``.bias``, ``can_bus_mlp.<layer>.weight`` and ``.bias``,
+        ``level_embeddings``, ``camera_embeddings``.
+        """
         ...
 
 
@@ -49,7 +61,8 @@ def inherit(
         Inherited pairs (student's parameter, teacher's) by name; empty for "off".
 
     Raises:
-        ValueError: an unknown mode or name, or shapes that differ; both are named.
+        ValueError: an unknown mode or name, object queries without the layer of their reference points, or
+            shapes that differ; the message names both.
     """
     if mode not in MODES:
         raise ValueError(f"DISTILL.INHERIT.MODE: {mode!r} is not one of {', '.join(MODES)}")
@@ -57,53 +70,54 @@ def inherit(
         raise ValueError(f"DISTILL.INHERIT.RESIZE: {resize!r} is not one of {RESIZES}")
     if mode == "off":
         return {}
-    ours, theirs = student.inheritable(), teacher.inheritable()
-    pairs = {name: (ours[name], theirs[name]) for name in _select(ours, theirs, params)}
-    for name, (mine, source) in pairs.items():
+    students, teachers = student.inheritable(), teacher.inheritable()
+    names = _select(students, teachers, params)
+    _check_together(names, students)
+    pairs = {name: (students[name], teachers[name]) for name in names}
+    for name, (target, source) in pairs.items():
         value = inherited_value(name, student, teacher, resize)
         with torch.no_grad():
-            mine.copy_(value)
-        mine.requires_grad_(mode != "freeze")
+            target.copy_(value)
+        target.requires_grad_(mode != "freeze")
         logging.getLogger(__name__).info(
-            "%s: student %s <- teacher %s, %s", name, tuple(mine.shape), tuple(source.shape), mode
+            "%s: student %s <- teacher %s, %s", name, tuple(target.shape), tuple(source.shape), mode
         )
     return pairs
 
 
 def inherited_value(name: str, student: Inheritable, teacher: Inheritable, resize: str) -> Tensor:
-    """Returns what the student's parameter ``name`` must equal: the teacher's, on the student's grid.
+    """Returns the value that the student's parameter must have: the teacher's, on the student's grid.
 
-    Interpolation runs on the CPU wherever the models are: a GPU rounds otherwise, and inheriting, which
-    happens before the models move, is verified bit by bit afterwards.
+    Interpolation runs on the CPU, whichever device the models are on: a GPU rounds differently, and
+    inheriting happens before the models move and is verified bit by bit afterwards.
     """
-    mine, source = student.inheritable()[name].detach(), teacher.inheritable()[name].detach()
-    if mine.shape == source.shape:
+    target, source = student.inheritable()[name].detach(), teacher.inheritable()[name].detach()
+    if target.shape == source.shape:
         return source
-    if not resize or name.startswith("object_queries") or mine.shape[1] != source.shape[1]:
-        remedy = "use the same width and number of queries"
-        if mine.shape[1] == source.shape[1] and not name.startswith("object_queries"):
-            remedy = "use the same BEV grid, or set DISTILL.INHERIT.RESIZE: bilinear"
+    resizable = name in _ON_THE_GRID and target.shape[1] == source.shape[1]
+    if not resize or not resizable:
+        remedy = "use the same BEV grid, or set DISTILL.INHERIT.RESIZE: bilinear"
         raise ValueError(
             f"DISTILL.INHERIT.PARAMS: teacher {name} is {tuple(source.shape)}, student's is "
-            f"{tuple(mine.shape)}; {remedy}"
+            f"{tuple(target.shape)}; {remedy if resizable else 'use the same width and number of queries'}"
         )
     table = source.cpu()
     if name == "bev_queries":
         resized = _resize_grid(table, teacher.bev_shape, student.bev_shape)
     else:
-        resized = F.interpolate(table.t()[None], size=len(mine), mode="linear", align_corners=False)[0].t()
-    return resized.to(mine.device)
+        resized = F.interpolate(table.t()[None], size=len(target), mode="linear", align_corners=False)[0].t()
+    return resized.to(target.device)
 
 
 def verify_inherited(student: Inheritable, teacher: Inheritable, names: Sequence[str], resize: str) -> None:
-    """Checks that frozen, inherited parameters still are what the teacher's say.
+    """Checks that frozen, inherited parameters still equal the teacher's.
 
     Raises:
         RuntimeError: one has moved; the message names it and the largest difference.
     """
     for name in names:
-        mine = student.inheritable()[name].detach()
-        difference = (mine - inherited_value(name, student, teacher, resize)).abs().max().item()
+        value = student.inheritable()[name].detach()
+        difference = (value - inherited_value(name, student, teacher, resize)).abs().max().item()
         if difference != 0.0:
             raise RuntimeError(
                 f"inherited parameter {name} differs from the teacher's by up to {difference:.3g}, though "
@@ -113,18 +127,34 @@ def verify_inherited(student: Inheritable, teacher: Inheritable, names: Sequence
 
 
 def _select(
-    ours: dict[str, nn.Parameter], theirs: dict[str, nn.Parameter], params: Sequence[str]
+    students: dict[str, nn.Parameter], teachers: dict[str, nn.Parameter], params: Sequence[str]
 ) -> list[str]:
     names: list[str] = []
     for wanted in params:
-        found = [n for n in ours if n == wanted or n.startswith(f"{wanted}.")]
-        if not found or any(n not in theirs for n in found):
+        found = [n for n in students if n == wanted or n.startswith(f"{wanted}.")]
+        if not found or any(n not in teachers for n in found):
             raise ValueError(
-                f"DISTILL.INHERIT.PARAMS: {wanted!r} is not in both models; the student has {sorted(ours)}, "
-                f"the teacher {sorted(theirs)}"
+                f"DISTILL.INHERIT.PARAMS: {wanted!r} is not in both models; the student has "
+                f"{sorted(students)}, the teacher {sorted(teachers)}"
             )
         names += [n for n in found if n not in names]
     return names
+
+
+def _check_together(names: Sequence[str], students: dict[str, nn.Parameter]) -> None:
+    """Refuses object queries without the layer that turns them into reference points, and the reverse."""
+    parts = [part for part in _TOGETHER if any(_part_of(n) == part for n in students)]
+    missing = [part for part in parts if not any(_part_of(name) == part for name in names)]
+    if len(parts) == len(_TOGETHER) and len(missing) == 1:
+        (named,) = set(parts) - set(missing)
+        raise ValueError(
+            f"DISTILL.INHERIT.PARAMS has {named}, but not {missing[0]}; the two go together, since an object "
+            f"query is a position only through that layer: add {missing[0]}, or leave out {named}"
+        )
+
+
+def _part_of(name: str) -> str:
+    return name.split(".")[0]
 
 
 def _resize_grid(source: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:

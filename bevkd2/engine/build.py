@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bevkd2.checkpoint import Checkpointer, load_file
-from bevkd2.config import is_distillation, stored_classes, teacher_config
+from bevkd2.config import stored_classes
 from bevkd2.d2 import (
     BestCheckpointer,
     CommonMetricPrinter,
-    EvalHook,
     EventWriter,
     HookBase,
     IterationTimer,
@@ -32,15 +31,25 @@ from bevkd2.d2 import (
     verify_results,
 )
 from bevkd2.data.loader import build_train_loader
+from bevkd2.distill import is_distillation, teacher_config
 from bevkd2.engine.evaluator import evaluate
-from bevkd2.engine.hooks import EvaluateTeacher, InheritsWeights, PeakMemory, ProgressBar, VerifyInherited
+from bevkd2.engine.hooks import (
+    HOOK_REGISTRY,
+    Evaluate,
+    EvaluateTeacher,
+    InheritsWeights,
+    PeakMemory,
+    ProgressBar,
+    VerifyInherited,
+)
+from bevkd2.engine.schedule import resolve_solver
 from bevkd2.engine.solver import build_lr_schedule, build_optimizer
 from bevkd2.engine.trainer import DistillTrainer
 
 _logger = logging.getLogger(__name__)
 _AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
-Evaluate = Callable[..., Mapping[str, Any]]
+EvaluateFunction = Callable[..., Mapping[str, Any]]
 BuildLoader = Callable[..., Iterable[list[dict[str, Any]]]]
 
 
@@ -50,9 +59,10 @@ def train(
     *,
     resume: bool = False,
     build_loader: BuildLoader = build_train_loader,
-    evaluate: Evaluate = evaluate,
+    evaluate: EvaluateFunction = evaluate,
+    extra_hooks: Sequence[HookBase] = (),
 ) -> Mapping[str, Any]:
-    """Trains a model by its config, and holds the last scores to TEST.EXPECTED_RESULTS.
+    """Trains a model by its config, and compares the last scores with TEST.EXPECTED_RESULTS.
 
     Args:
         cfg: the config.
@@ -60,23 +70,31 @@ def train(
         resume: continue from the last checkpoint in OUTPUT_DIR, where there is one.
         build_loader: called as ``build_loader(cfg, start_iter=...)``; returns endless batches.
         evaluate: called as ``evaluate(cfg, model)``; scores a model, not in DistributedDataParallel.
+        extra_hooks: run before those that the config's HOOKS names; see :func:`build_hooks` for the order.
 
     Returns:
         The scores of the last evaluation.
     """
-    last: dict[str, Any] = {}
+    trainer = build_trainer(
+        cfg, model, resume=resume, build_loader=build_loader, evaluate=evaluate, extra_hooks=extra_hooks
+    )
+    return run_training(cfg, trainer)
 
-    def evaluate_and_keep(cfg: CfgNode, model: nn.Module, **kwargs: Any) -> Mapping[str, Any]:
-        results = evaluate(cfg, model, **kwargs)
-        last.clear()
-        last.update(results)
-        return results
 
-    trainer = build_trainer(cfg, model, resume=resume, build_loader=build_loader, evaluate=evaluate_and_keep)
-    trainer.train(trainer.start_iter, cfg.SOLVER.MAX_ITER)
+def run_training(cfg: CfgNode, trainer: DistillTrainer) -> Mapping[str, Any]:
+    """Trains from ``trainer.start_iter`` to the end, and compares the scores with TEST.EXPECTED_RESULTS.
+
+    Args:
+        cfg: the config that ``trainer`` was built with.
+        trainer: as :func:`build_trainer` returns it.
+
+    Returns:
+        The scores of the last evaluation.
+    """
+    trainer.train(trainer.start_iter, trainer.max_iter)
     if comm.is_main_process():
-        verify_results(cfg, last)
-    return last
+        verify_results(cfg, trainer.latest_results)
+    return trainer.latest_results
 
 
 def build_trainer(
@@ -85,20 +103,22 @@ def build_trainer(
     *,
     resume: bool = False,
     build_loader: BuildLoader = build_train_loader,
-    evaluate: Evaluate = evaluate,
+    evaluate: EvaluateFunction = evaluate,
+    extra_hooks: Sequence[HookBase] = (),
 ) -> DistillTrainer:
     """Builds optimizer, trainer and hooks, and loads MODEL.WEIGHTS or the last checkpoint.
 
     Args:
-        cfg, model, resume, build_loader, evaluate: see :func:`train`.
+        cfg, model, resume, build_loader, evaluate, extra_hooks: see :func:`train`.
 
     Returns:
-        A trainer whose ``start_iter`` is where it should start.
+        A trainer whose ``start_iter`` and ``max_iter`` say what it has to do.
 
     Raises:
         ValueError: a period, rate or name in SOLVER or TEST that cannot be, or frozen stages of the backbone
             with random weights.
     """
+    cfg = resolve_solver(cfg)
     _check_numbers(cfg)
     trainer = DistillTrainer(
         create_ddp_model(model),
@@ -118,7 +138,8 @@ def build_trainer(
         classes=stored_classes(cfg),
         trainer=trainer,
     )
-    trainer.register_hooks(build_hooks(cfg, model, trainer, checkpointer, evaluate))
+    trainer.register_hooks(build_hooks(cfg, model, trainer, checkpointer, evaluate, extra_hooks))
+    trainer.max_iter = cfg.SOLVER.MAX_ITER
     resuming = resume and checkpointer.has_checkpoint()
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     if resuming:
@@ -130,17 +151,28 @@ def build_trainer(
 
 
 def build_hooks(
-    cfg: CfgNode, model: nn.Module, trainer: DistillTrainer, checkpointer: Checkpointer, evaluate: Evaluate
+    cfg: CfgNode,
+    model: nn.Module,
+    trainer: DistillTrainer,
+    checkpointer: Checkpointer,
+    evaluate: EvaluateFunction,
+    extra_hooks: Sequence[HookBase] = (),
 ) -> list[HookBase | None]:
     """Builds the hooks in the order in which they must run.
+
+    Timers, the learning rate, verification of inherited weights, the teacher's evaluation, checkpoints, the
+    evaluation, the best checkpoint; then ``extra_hooks`` and those of the config's HOOKS, which so see the
+    scores of this iteration; then the writers, which so write what these hooks log.
 
     Args:
         cfg: the config.
         model: the model, not in DistributedDataParallel.
         trainer: the trainer that they are for.
         checkpointer: saves model and trainer.
-        evaluate: see :func:`train`.
+        evaluate, extra_hooks: see :func:`train`.
 
+    Raises:
+        KeyError: HOOKS names a hook that is not registered.
     """
     save_period, eval_period = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD
     keep = cfg.SOLVER.CHECKPOINTS_TO_KEEP or None
@@ -152,10 +184,12 @@ def build_hooks(
         LRScheduler(trainer.optimizer, build_lr_schedule(cfg)),
         VerifyInherited(model, (save_period, eval_period)) if isinstance(model, InheritsWeights) else None,
         _teacher_hook(cfg, model, evaluate),
-        # Saving goes before evaluating: what makes an evaluation fail can be looked at.
+        # Saving comes before evaluating, so that a model whose evaluation fails can be inspected.
         PeriodicCheckpointer(checkpointer, save_period, max_to_keep=keep) if main else None,
-        EvalHook(eval_period, lambda: evaluate(cfg, model)),
+        Evaluate(eval_period, lambda: evaluate(cfg, model)),
         BestCheckpointer(eval_period, best, cfg.TEST.BEST_METRIC) if main else None,
+        *extra_hooks,
+        *(HOOK_REGISTRY.get(name)(cfg, model) for name in cfg.HOOKS),
         PeriodicWriter(_writers(cfg), period=cfg.TEST.PRINT_PERIOD) if main else None,
         ProgressBar() if main and _wants_bar() else None,
     ]
@@ -175,6 +209,10 @@ def create_ddp_model(model: nn.Module) -> nn.Module:
 
 
 def _check_numbers(cfg: CfgNode) -> None:
+    if not cfg.SOLVER.MAX_ITER:
+        raise ValueError(
+            "SOLVER.MAX_ITER and SOLVER.EPOCHS are both 0; set one: iterations, or passes over the data"
+        )
     for section, key, least in (
         ("SOLVER", "MAX_ITER", 1),
         ("SOLVER", "CHECKPOINT_PERIOD", 1),
@@ -194,10 +232,10 @@ def _check_numbers(cfg: CfgNode) -> None:
 
 
 def _restore_best(trainer: DistillTrainer, path: Path) -> None:
-    """Lets a resumed training know the best score of all, so that no worse model takes the best one's place.
+    """Restores the best score of all, so that a resumed training replaces it only by a better one.
 
-    A periodic checkpoint is saved before its iteration is evaluated, so the best that it tells of may be
-    older than model_best.
+    A periodic checkpoint is saved before its iteration is evaluated, so the best score in it may be older
+    than model_best.
     """
     best = [hook for hook in trainer._hooks if isinstance(hook, BestCheckpointer)]
     if not best or not path.is_file():
@@ -216,7 +254,7 @@ def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     return _AMP_DTYPES[name] if cfg.SOLVER.AMP.ENABLED else None
 
 
-def _teacher_hook(cfg: CfgNode, model: nn.Module, evaluate: Evaluate) -> HookBase | None:
+def _teacher_hook(cfg: CfgNode, model: nn.Module, evaluate: EvaluateFunction) -> HookBase | None:
     if not is_distillation(cfg) or not cfg.DISTILL.TEACHER.EVALUATE:
         return None
     return EvaluateTeacher(lambda: evaluate(teacher_config(cfg), model.teacher, folder="inference/teacher"))

@@ -17,17 +17,11 @@ from fvcore.common.config import CfgNode as FvcoreNode
 import bevkd2.distill  # this and the next register meta-architectures
 import bevkd2.modeling  # noqa: F401
 from bevkd2.checkpoint.io import replace_atomically
-from bevkd2.config import (
-    CfgNode,
-    get_cfg,
-    import_plugin,
-    is_distillation,
-    load_config,
-    resolve_teacher,
-    student_config,
-)
+from bevkd2.config import CfgNode, import_plugin, read_config
 from bevkd2.d2 import comm, seed_all_rng
+from bevkd2.distill import is_distillation, resolve_teacher, student_config
 from bevkd2.engine.run_log import environment_report, log_to, why_no_gpu
+from bevkd2.engine.schedule import resolve_solver
 
 _logger = logging.getLogger(__name__)
 
@@ -68,7 +62,7 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
     parser.add_argument(
         "--machine-rank", type=int, default=0, help="the rank of this machine (unique per machine)"
     )
-    # One port a user, not a free one: an orphan of an earlier job shows up as a port that is taken.
+    # One port per user, not a free one: an orphan of an earlier job shows as a port that is taken.
     port = 2**15 + 2**14 + hash(os.getuid()) % 2**14
     parser.add_argument(
         "--dist-url",
@@ -82,6 +76,9 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
         default=[],
         metavar="PACKAGE",
         help="import a package before the config is read; may be repeated",
+    )
+    parser.add_argument(
+        "--traceback", action="store_true", help="print the traceback of an error in config, data or weights"
     )
     parser.add_argument(
         "opts",
@@ -100,34 +97,32 @@ def load_args(args: argparse.Namespace) -> CfgNode:
     """
     for package in args.plugins:
         import_plugin(package)
-    if args.config_file:
-        return load_config(args.config_file, args.opts)
-    cfg = get_cfg()
-    cfg.merge_from_list(args.opts)
-    return cfg
+    return read_config(args.config_file, args.opts)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Imports plugins, reads the config, and sets the run up.
+    """Imports plugins, reads the config, and sets the run up; :func:`write_config` writes what it decided.
 
     Args:
         args: of :func:`default_argument_parser`.
 
     Returns:
-        The frozen config, nothing in it left to be decided.
+        The frozen config: device, seed, teacher and SOLVER are resolved.
     """
     cfg = load_args(args)
     if args.eval_only and is_distillation(cfg):
         cfg = student_config(cfg)  # the student is evaluated; the teacher need not even be there
     if args.eval_only:
-        cfg.MODEL.BACKBONE.WEIGHTS = ""  # what is evaluated holds the backbone too
+        cfg.MODEL.BACKBONE.WEIGHTS = ""  # MODEL.WEIGHTS has the backbone too
     default_setup(cfg, args)
+    if not args.eval_only:
+        cfg = resolve_solver(cfg)
     cfg.freeze()
     return cfg
 
 
 def default_setup(cfg: FvcoreNode, args: argparse.Namespace) -> None:
-    """Opens the log, decides device and seed, embeds the teacher, writes config.yaml and seeds generators.
+    """Opens the log, decides device and seed, embeds the teacher and seeds the random generators.
 
     Args:
         cfg: the config, not frozen; MODEL.DEVICE, SEED and DISTILL.TEACHER are resolved in place.
@@ -148,13 +143,12 @@ def default_setup(cfg: FvcoreNode, args: argparse.Namespace) -> None:
     cfg.SEED = _resolve_seed(cfg.SEED, output_dir / "config.yaml" if args.resume else None)
     if is_distillation(cfg):
         resolve_teacher(cfg)
-    _write_config(cfg, output_dir / "inference" if args.eval_only else output_dir)
     seed_all_rng(cfg.SEED + comm.get_rank())
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
 
 
 def resolve_device(device: str) -> str:
-    """Returns the device that MODEL.DEVICE stands for.
+    """Returns the device that MODEL.DEVICE names.
 
     Args:
         device: ``auto``, ``cuda``, ``cuda:N`` or ``cpu``.
@@ -200,7 +194,16 @@ def _resolve_seed(seed: int, earlier_config: Path | None) -> int:
     return comm.all_gather(seed)[0]
 
 
-def _write_config(cfg: FvcoreNode, directory: Path) -> None:
+def write_config(cfg: FvcoreNode, folder: str = "") -> None:
+    """Writes config.yaml, from which the run can be repeated, and logs it.
+
+    Call it when the model is built and loaded, so that an error before that is not lost below the config.
+
+    Args:
+        cfg: the config, as :func:`setup` returns it.
+        folder: where in OUTPUT_DIR; an evaluation uses ``inference`` and keeps the training's file.
+    """
+    directory = Path(cfg.OUTPUT_DIR) / folder
     if not comm.is_main_process():
         return
     directory.mkdir(parents=True, exist_ok=True)

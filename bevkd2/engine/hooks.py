@@ -1,4 +1,4 @@
-"""Hooks of a distillation training, beside the stock ones of ``bevkd2.d2.hooks``."""
+"""Hooks of a distillation training, beside the stock ones of ``bevkd2.d2``, and the plugins' registry."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from tqdm import tqdm
 
-from bevkd2.d2 import HookBase, comm, flatten_results_dict
+from bevkd2.d2 import EvalHook, HookBase, Registry, comm, flatten_results_dict
+
+HOOK_REGISTRY = Registry("HOOK")
+HOOK_REGISTRY.__doc__ = """Hooks by name, as the config's HOOKS lists them.
+
+Each is called as ``hook(cfg, model)`` and returns a HookBase, or None where there is nothing to do; ``model``
+is not in DistributedDataParallel.
+"""
 
 _logger = logging.getLogger(__name__)
 
@@ -32,11 +39,11 @@ class VerifyInherited(HookBase):
     """
 
     def __init__(self, model: InheritsWeights, periods: tuple[int, ...]) -> None:
-        """Sets when to look.
+        """Sets when to verify.
 
         Args:
             model: the model.
-            periods: iterations between two checkpoints, evaluations, ...; 0 stands for never.
+            periods: iterations between two checkpoints, evaluations, ...; 0: never.
         """
         self._model = model
         self._periods = [period for period in periods if period > 0]
@@ -50,6 +57,30 @@ class VerifyInherited(HookBase):
         done = self.trainer.iter + 1
         if done == self.trainer.max_iter or any(done % period == 0 for period in self._periods):
             self._model.verify_inherited()
+
+
+class Evaluate(EvalHook):
+    """Detectron2's EvalHook, which keeps the last scores.
+
+    Attributes:
+        latest_results: task -> metric -> score of the last evaluation; empty before the first, and on other
+            processes than the main one.
+    """
+
+    def __init__(self, period: int, evaluate: Callable[[], Mapping[str, Any]]) -> None:
+        """Takes the function; all processes must have this hook.
+
+        Args:
+            period: iterations between two evaluations; 0: at the end only.
+            evaluate: scores the model and returns task -> metric -> score.
+        """
+        self.latest_results: Mapping[str, Any] = {}
+
+        def keep() -> dict[str, Any]:
+            self.latest_results = results = dict(evaluate())
+            return results
+
+        super().__init__(period, keep)
 
 
 class EvaluateTeacher(HookBase):
@@ -77,22 +108,22 @@ class PeakMemory(HookBase):
     """Puts ``max_mem_mb`` (MiB) into the storage: peak of GPU memory in tensors, or of the resident set."""
 
     def __init__(self, device: torch.device, period: int) -> None:
-        """Sets what to watch.
+        """Sets what is measured.
 
         Args:
             device: where the model is.
-            period: iterations between two looks.
+            period: iterations between two measurements.
         """
         self._device = device
         self._period = period
 
     def before_train(self) -> None:
-        """Forgets the peak of what came before; the CPU's cannot be forgotten."""
+        """Resets the GPU's peak; the CPU's cannot be reset."""
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
 
     def after_step(self) -> None:
-        """Looks, if it is time."""
+        """Measures, if a period ends here, or the training."""
         done = self.trainer.iter + 1
         if done % self._period == 0 or done == self.trainer.max_iter:
             self.trainer.storage.put_scalar("max_mem_mb", peak_memory_mb(self._device), smoothing_hint=False)

@@ -1,11 +1,15 @@
-"""Starting one process a GPU, or taking part in a job that torchrun started."""
+"""Starting one process per GPU, or taking part in a job that torchrun started."""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import sys
+import tempfile
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +17,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from bevkd2.d2 import comm
+from bevkd2.errors import USER_ERRORS, UserError, log_traceback, message_of, traceback_of
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)
 
@@ -49,6 +54,7 @@ def launch(
     Raises:
         ValueError: more processes than GPUs, no process, a machine that is not one of the job's, or numbers
             that contradict torchrun.
+        UserError: a spawned process raised one of ``USER_ERRORS``; the first one's message and traceback.
     """
     on_cpu = device.startswith("cpu")
     _check_numbers(num_gpus_per_machine, num_machines, machine_rank)
@@ -65,12 +71,21 @@ def launch(
                 "--dist-url auto finds a port of one machine; name the first machine's tcp://HOST:PORT"
             )
         dist_url = f"tcp://127.0.0.1:{_free_port()}"
-    mp.start_processes(
-        _spawned,
-        args=(main_func, args, num_gpus_per_machine, world_size, machine_rank, dist_url, timeout, on_cpu),
-        nprocs=num_gpus_per_machine,
-        start_method="spawn",
-    )
+    with tempfile.TemporaryDirectory() as failures:
+        try:
+            mp.start_processes(
+                _spawned,
+                args=(
+                    *(main_func, args, num_gpus_per_machine, world_size, machine_rank, dist_url, timeout),
+                    *(on_cpu, failures),
+                ),
+                nprocs=num_gpus_per_machine,
+                start_method="spawn",
+            )
+        except mp.ProcessExitedException:
+            for failure in sorted(Path(failures).iterdir()):
+                raise UserError(*json.loads(failure.read_text(encoding="utf-8"))) from None
+            raise
     return None
 
 
@@ -84,18 +99,20 @@ def _spawned(
     dist_url: str,
     timeout: timedelta,
     on_cpu: bool,
+    failures: str,
 ) -> None:
+    """Runs in a spawned process; a user's error goes to a file in ``failures``, which the parent reads."""
     if on_cpu and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // per_machine))  # else each takes all cores
     rank = machine_rank * per_machine + local_rank
-    _run(
-        main_func,
-        args,
-        {"init_method": dist_url, "world_size": world_size, "rank": rank, "timeout": timeout},
-        local_rank,
-        per_machine,
-        on_cpu,
-    )
+    group = {"init_method": dist_url, "world_size": world_size, "rank": rank, "timeout": timeout}
+    try:
+        _run(main_func, args, group, local_rank, per_machine, on_cpu)
+    except USER_ERRORS as error:
+        log_traceback(error)
+        text = json.dumps([message_of(error), traceback_of(error)])
+        Path(failures, f"rank{rank:06d}").write_text(text, encoding="utf-8")
+        sys.exit(1)
 
 
 def _join_torchrun(
@@ -104,7 +121,7 @@ def _join_torchrun(
     per_machine = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
     if asked not in (1, per_machine):
         raise ValueError(
-            f"--num-gpus {asked} under a torchrun with {per_machine} processes a machine; leave --num-gpus "
+            f"--num-gpus {asked} under a torchrun with {per_machine} processes per machine; leave --num-gpus "
             "out and set torchrun's --nproc-per-node"
         )
     if not on_cpu and (per_machine > 1 or torch.cuda.is_available()):

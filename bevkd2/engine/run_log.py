@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 import bevkd2
 from bevkd2.d2 import PROVIDER
+from bevkd2.errors import LOG_HANDLER
 
-# The engine logs as detectron2 whichever provider stands behind bevkd2.d2.
+# The engine logs as detectron2, whichever provider bevkd2.d2 has chosen.
 _LOGGERS = ("bevkd2", "detectron2", "fvcore", "iopath")
 _DATE_FORMAT = "%m/%d %H:%M:%S"
 
@@ -30,7 +31,7 @@ class _ConsoleHandler(logging.Handler):
 
 
 class _ConsoleFormatter(logging.Formatter):
-    """Colours the prefix on a terminal and marks what is more than information."""
+    """Colours the prefix on a terminal and marks warnings and errors."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's name)
         prefix = colored(f"[{record.asctime} {record.name}]:", "green")
@@ -59,7 +60,7 @@ def log_to(output_dir: str | Path, rank: int = 0) -> None:
         logging.getLogger(name).setLevel(logging.INFO)
     file = logging.FileHandler(Path(output_dir) / (f"log.txt.rank{rank}" if rank else "log.txt"))
     file.setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", _DATE_FORMAT))
-    file.name = "bevkd2.file"
+    file.name = LOG_HANDLER
     root.addHandler(file)
     if rank == 0:
         console = _ConsoleHandler()

@@ -6,13 +6,15 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from bevkd2.d2 import SimpleTrainer, comm
+from bevkd2.engine.hooks import Evaluate
 
 _SHOWN = 10  # names that an error lists
 LOADING, TRAINING = 0, 1  # the two streams of random numbers of a step
@@ -24,6 +26,15 @@ class NonFiniteLossError(FloatingPointError):
 
 class NonFiniteGradientError(FloatingPointError):
     """All losses were finite, but a gradient was not; the weights were not touched by this step."""
+
+
+@runtime_checkable
+class HasValuesToLog(Protocol):
+    """A model that has scalars for the log besides its losses."""
+
+    def pop_values_to_log(self) -> dict[str, Tensor]:
+        """Returns scalars of the last forward pass by name, on the device; each is returned once."""
+        ...
 
 
 class DistillTrainer(SimpleTrainer):
@@ -67,6 +78,12 @@ class DistillTrainer(SimpleTrainer):
         self.seed = seed
         self.grad_scaler = torch.amp.GradScaler(self._device_type, enabled=amp_dtype == torch.float16)
 
+    @property
+    def latest_results(self) -> Mapping[str, Any]:
+        """Scores of the last evaluation, task -> metric -> score; empty before the first."""
+        found = [hook.latest_results for hook in self._hooks if isinstance(hook, Evaluate)]
+        return found[0] if found else {}
+
     def train(self, start_iter: int, max_iter: int) -> None:
         """Runs the iterations [start_iter, max_iter), on the data that belong to them.
 
@@ -79,7 +96,7 @@ class DistillTrainer(SimpleTrainer):
         super().train(start_iter, max_iter)
 
     def run_step(self) -> None:
-        """Does one iteration.
+        """Does one iteration, which waits for the device once.
 
         Raises:
             NonFiniteLossError: a loss is NaN or infinite.
@@ -93,15 +110,26 @@ class DistillTrainer(SimpleTrainer):
         with torch.autocast(self._device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
             losses = self.model(batch)
         self.grad_scaler.scale(sum(losses.values())).backward()
-        # Checked after the backward pass is queued, not before, so that a GPU does not wait for the check;
-        # and so that with several processes all of them meet the NaN, in the averaged gradients, and none
-        # waits for ever.
-        values = self._check_losses(losses, batch)
         self.after_backward()
-        grad_norm = self._clip_gradients()
+        self.grad_scaler.unscale_(self.optimizer)
+        trained = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in trained], self.grad_norm_type)
+        # The one wait for the device: losses, logged values and the norm are copied together, after the
+        # backward pass is queued. With several processes this also lets all of them meet a NaN, in the
+        # averaged gradients, so that none waits for ever.
+        to_log = self._values_to_log()
+        values = iter(_copy_scalars([*losses.values(), *to_log.values(), norm]))
+        losses = {name: next(values) for name in losses}
+        to_log = {name: next(values) for name in to_log}
+        grad_norm = next(values).item()
+        self._check_losses(losses, batch)
+        self._check_norm(grad_norm)
+        nn.utils.clip_grads_with_norm_(trained, self.max_grad_norm, norm)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
-        self._write_metrics(values, data_time)
+        self._write_metrics(losses, data_time)
+        for name, value in to_log.items():
+            self.storage.put_scalar(name, value.item())
         if math.isfinite(grad_norm):  # float16 skips steps whose gradients overflow
             self.storage.put_scalar("grad_norm", grad_norm)
         if self.grad_scaler.is_enabled():
@@ -116,44 +144,30 @@ class DistillTrainer(SimpleTrainer):
         seed_step(self.seed, comm.get_rank(), self.iter, TRAINING)  # whatever was drawn to load the batch
         return batch, time.perf_counter() - start
 
-    def _check_losses(
-        self, losses: Mapping[str, Tensor], batch: Sequence[Mapping[str, Any]]
-    ) -> dict[str, Tensor]:
-        """Returns the losses on the CPU, copied at once."""
-        values = torch.stack([loss.detach().float() for loss in losses.values()]).cpu()
-        finite = torch.isfinite(values)
-        if not finite.all():
-            bad = [
-                f"{name}={v:g}"
-                for name, v, ok in zip(losses, values.tolist(), finite.tolist(), strict=True)
-                if not ok
-            ]
+    def _values_to_log(self) -> dict[str, Tensor]:
+        """Returns what the model has to log besides its losses, by name, on the device."""
+        model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+        return model.pop_values_to_log() if isinstance(model, HasValuesToLog) else {}
+
+    def _check_losses(self, losses: Mapping[str, Tensor], batch: Sequence[Mapping[str, Any]]) -> None:
+        bad = [f"{name}={value.item():g}" for name, value in losses.items() if not value.isfinite()]
+        if bad:
             tokens = ", ".join(str(sample.get("sample_id", "without a sample_id")) for sample in batch)
             raise NonFiniteLossError(
                 f"iteration {self.iter}: {', '.join(bad)} on the samples {tokens}. The weights were not "
-                "updated and the last checkpoint stands. Look at these samples; if they are sound, lower "
-                "SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS, or try SOLVER.AMP.ENABLED False"
+                "updated and the last checkpoint is unchanged. Look at these samples; if they are sound, "
+                "lower SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS, or try SOLVER.AMP.ENABLED False"
             )
-        return dict(zip(losses, values.unbind(), strict=True))
 
-    def _clip_gradients(self) -> float:
-        """Scales the gradients down to ``max_grad_norm``; returns their norm before that."""
-        self.grad_scaler.unscale_(self.optimizer)
-        parameters = [
-            p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
-        ]
-        total = nn.utils.get_total_norm([p.grad for p in parameters], self.grad_norm_type)
-        norm = total.item()
+    def _check_norm(self, norm: float) -> None:
         if not math.isfinite(norm) and not self.grad_scaler.is_enabled():
             raise NonFiniteGradientError(
                 f"iteration {self.iter}: the gradients' norm is {norm}, though all losses are finite; not "
                 "finite are those of "
                 f"{', '.join(self._non_finite_gradients()) or 'no single parameter (the norm overflows)'}. "
-                "The weights were not updated and the last checkpoint stands. With several processes, "
+                "The weights were not updated and the last checkpoint is unchanged. With several processes, "
                 "another rank's log may name a loss"
             )
-        nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, total)
-        return norm
 
     def _non_finite_gradients(self) -> list[str]:
         named = self.model.named_parameters()
@@ -161,7 +175,7 @@ class DistillTrainer(SimpleTrainer):
         return names[:_SHOWN] + ([f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else [])
 
     def state_dict(self) -> dict[str, Any]:
-        """The loop's, the hooks', the optimizer's and the loss scaler's state."""
+        """Returns the state of the loop, the hooks, the optimizer and the loss scaler."""
         return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -180,6 +194,11 @@ class DistillTrainer(SimpleTrainer):
             ) from error
         if self.grad_scaler.is_enabled() and state_dict["grad_scaler"]:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def _copy_scalars(values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Returns scalars as float32 on the CPU, in one copy."""
+    return torch.stack([value.detach().float() for value in values]).cpu().unbind()
 
 
 def seed_step(seed: int, rank: int, iteration: int, stream: int) -> None:

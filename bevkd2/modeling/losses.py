@@ -11,7 +11,8 @@ from bevkd2.d2 import comm
 
 def average_over_ranks(count: float | Tensor, device: torch.device) -> Tensor:
     """Returns the mean of a count over all processes, at least 1: the same divisor on every rank."""
-    total = torch.as_tensor(count, dtype=torch.float32, device=device).clone()
+    # non_blocking: a copy to the device would otherwise wait for what is queued there
+    total = torch.as_tensor(count, dtype=torch.float32).to(device, non_blocking=True, copy=True)
     if comm.get_world_size() > 1:
         dist.all_reduce(total)
         total /= comm.get_world_size()

@@ -15,13 +15,12 @@ from .onnx_export import export_onnx, onnx_decompositions
 from .perspective import content_mask, occlusion_factor, perspective_matrix
 from .pixel_weights import BoxMask, Occlusion, Perspective, PixelWeights, draw_weights, pack_boxes
 from .prediction_distill import Distance, Rho, class_distance, depth_guidance
-from .prediction_loss import DepthWeights, PredictionLoss, logit_distance, prediction_loss
+from .prediction_loss import PredictionLoss, logit_distance, prediction_loss
 from .softmax_kl import channel_wise_kl, pixel_wise_kl
 from .weighted_l2 import weighted_l2
 
 __all__ = [
     "BoxMask",
-    "DepthWeights",
     "Distance",
     "Occlusion",
     "Perspective",

@@ -3,14 +3,13 @@
 Planar boxes are (N, 5): x, y of the centre, length, width, angle in radians counter-clockwise from +x. 3D
 boxes have Boxes3D's layout, (N, 7): x, y, z of the gravity centre, length, width, height, yaw, upright.
 
-All is computed in float64, whatever comes in, on the CPU and on CUDA (other devices, and CUDA where its ops
-are not built, have their boxes copied to the CPU and back). None of these functions has a gradient: inputs
-are detached, and results never require one. Boxes without area have no overlap: their IoU is 0 with every
-box, themselves too.
+Arithmetic is float64 for every dtype, on the CPU and on CUDA. Boxes on other devices, and on CUDA without
+the CUDA library, are copied to the CPU and back. None of these functions has a gradient: inputs are detached.
+Boxes without area have IoU 0 with every box, including themselves.
 
-On CUDA each function waits for the device once: the overlaps to learn whether the boxes are good (the ops
-below them, torch.ops.bevkd2.rotated_iou and its like, do not look and never wait; what is not finite may come
-out as any number), the suppression because its result is as long as there are boxes kept.
+On CUDA each function waits for the device once: the overlaps to check the boxes, the suppression to learn how
+many boxes are kept. The ops themselves (``torch.ops.bevkd2.rotated_iou`` etc.) do not check the boxes of
+overlaps and never wait; boxes that are not finite then give undefined numbers.
 """
 
 import torch
@@ -22,7 +21,7 @@ _LAYOUTS = {5: "x, y, length, width, angle", 7: "x, y, z, length, width, height,
 
 
 def rotated_intersection(a: Tensor, b: Tensor) -> Tensor:
-    """Areas shared by planar boxes.
+    """Computes the intersection areas of planar boxes.
 
     Args:
         a: (N, 5) planar boxes, metres and radians.
@@ -38,7 +37,7 @@ def rotated_intersection(a: Tensor, b: Tensor) -> Tensor:
 
 
 def rotated_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of planar boxes.
+    """Computes the intersection over union of planar boxes.
 
     Args:
         a: (N, 5) planar boxes, metres and radians.
@@ -54,7 +53,7 @@ def rotated_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def box3d_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of the volumes of upright 3D boxes.
+    """Computes the intersection over union of the volumes of upright 3D boxes.
 
     Args:
         a: (N, 7) boxes in Boxes3D's layout, metres and radians.
@@ -70,13 +69,13 @@ def box3d_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def rotated_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, inclusive: bool = False) -> Tensor:
-    """Greedy non-maximum suppression of planar boxes.
+    """Runs greedy non-maximum suppression of planar boxes.
 
     Args:
         boxes: (N, 5) planar boxes.
-        scores: (N,) floating point; infinities are numbers, NaN is not.
-        iou_threshold: in [0, 1]. A box goes where one of a higher score that is kept overlaps it by more.
-        inclusive: let a box go where the IoU equals the threshold too, as mmcv's CPU kernel does.
+        scores: (N,) floating point; infinities are allowed, NaN is not.
+        iou_threshold: in [0, 1]. A box is suppressed if a kept box of higher score overlaps it by more.
+        inclusive: also suppress at an IoU equal to the threshold, as mmcv's CPU kernel does.
 
     Returns:
         (K,) int64 indices of the boxes kept, by falling score; of equal scores the lower index comes first.
@@ -91,16 +90,16 @@ def rotated_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, inclusive: 
 def batched_rotated_nms(
     boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, inclusive: bool = False
 ) -> Tensor:
-    """Greedy non-maximum suppression of planar boxes within each label.
+    """Runs greedy non-maximum suppression of planar boxes within each label.
 
     Boxes are not moved apart to separate the labels, so coordinates keep their precision.
 
     Args:
         boxes: (N, 5) planar boxes.
-        scores: (N,) floating point; infinities are numbers, NaN is not.
+        scores: (N,) floating point; infinities are allowed, NaN is not.
         labels: (N,) integers: classes, images, or both in one number.
         iou_threshold: in [0, 1], for boxes of equal labels.
-        inclusive: let a box go where the IoU equals the threshold too, as mmcv's CPU kernel does.
+        inclusive: also suppress at an IoU equal to the threshold, as mmcv's CPU kernel does.
 
     Returns:
         (K,) int64 indices of the boxes kept, of all labels together by falling score; of equal scores the
@@ -143,7 +142,7 @@ def _nms(
     try:
         kept = torch.ops.bevkd2.rotated_nms(rows, numbers, classes, float(iou_threshold), inclusive)
     except RuntimeError:
-        # The op itself refuses bad numbers, so that good ones need no look of their own.
+        # The op itself refuses invalid numbers, so that valid ones need no check here.
         _name_bad_box(op, "boxes", rows)
         _name_bad_score(op, numbers)
         raise
@@ -151,7 +150,7 @@ def _nms(
 
 
 def _rows(op: str, name: str, boxes: Tensor, columns: int) -> Tensor:
-    """The boxes in float64, detached, where they are computed."""
+    """Returns the boxes in float64, detached, on the device that computes."""
     if boxes.ndim != 2 or boxes.shape[1] != columns:
         raise ValueError(
             f"{op}: {name} is {tuple(boxes.shape)}; expected (N, {columns}): {_LAYOUTS[columns]}"
@@ -163,7 +162,7 @@ def _rows(op: str, name: str, boxes: Tensor, columns: int) -> Tensor:
 
 
 def _good(rows: Tensor) -> Tensor:
-    """(N,) whether a box is finite and its sizes are not negative."""
+    """Returns (N,) bool: the box is finite and has no negative size."""
     dims = rows.shape[1] // 2  # 2 or 3: as many centre coordinates as sizes
     return rows.isfinite().all(dim=1) & (rows[:, dims : 2 * dims] >= 0).all(dim=1)
 

@@ -33,7 +33,12 @@ from torch import Tensor
 from .arguments import check_device
 
 _OP = "draw_weights"
-_FOREGROUND, _BACKGROUND, _GAUSSIAN, _OCCLUSION = 0, 2, 4, 5  # MaskKind of csrc/core/pixel_weights.h
+_FOREGROUND, _BACKGROUND, _GAUSSIAN, _OCCLUSION = (
+    0,
+    2,
+    4,
+    5,
+)  # MaskKind of csrc/distill_loss/pixel_weights_math.h
 
 
 @dataclasses.dataclass(frozen=True)

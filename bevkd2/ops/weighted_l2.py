@@ -4,7 +4,7 @@
     S[l, b] = sum over channels c and pixels p of w[b, p] * v[b, c] * (student - teacher)^2
 
 The normaliser is part of ``scale``, so one pass over the features gives the loss and its final gradient: two
-reads and one write an entry, where torch's operations take eleven.
+reads and one write per entry, where torch's operations take eleven.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .arguments import check_levels
 from .gradients import gradients_in_forward, refuse_second_derivative, scaled_by_upstream
-from .precision import widen
+from .precision import arithmetic_dtype
 
 _OP = "weighted_l2"
 Weights = Tensor | Sequence[Tensor | None] | None
@@ -30,19 +30,19 @@ def weighted_l2(
     channel_weights: Sequence[Tensor | None] | None = None,
     norm: bool = False,
 ) -> Tensor:
-    """Weighted squared distance of every level.
+    """Computes the weighted squared distance of every level.
 
     Arithmetic is float32 (float64 where a feature is), whatever autocast does; student and teacher may differ
-    in dtype. Maps with pixels or with channels next to each other (contiguous, channels-last) are read as
-    they are, others are copied first. The teacher, the scale and the weights get no gradient. What weighs
-    nothing may be anything, NaN included, and gets gradient zero.
+    in dtype. Contiguous and channels-last maps are read without a copy, others are copied first. The teacher,
+    the scale and the weights get no gradient. Entries with weight 0 are ignored, even if NaN, and get
+    gradient 0.
 
     Args:
         student: L levels (B, C, pixels..), all of one dtype; any number of pixel dimensions, and none.
         teacher: L levels of the student's shapes, all of one dtype.
         scale: (L, B), on the features' device.
         weights: of pixels, not negative: L tensors (B, pixels..), None where a level has none; or (B, P), P
-            the pixels of all levels, one level behind the other; any dtype.
+            the pixels of all levels, one level after another; any dtype.
         channel_weights: of channels, not negative: L tensors (C,) or (B, C), None where a level has none.
         norm: the root of each sample's sum; its gradient is taken as zero where the sum is zero.
 
@@ -55,9 +55,7 @@ def weighted_l2(
     """
     student, teacher = list(student), list(teacher)
     _check(student, teacher, scale)
-    wide = torch.float64 in (student[0].dtype, teacher[0].dtype)
-    dtype = torch.float64 if wide else torch.float32
-    scale = scale.detach().to(dtype).contiguous()
+    scale = scale.detach().to(arithmetic_dtype(student[0], teacher[0])).contiguous()
     pixel_weights = _pixel_weights(student, weights, scale)
     channels = _channel_weights(student, channel_weights, scale)
     ours = [_dense(level.unsqueeze(2) if level.dim() == 2 else level.flatten(2)) for level in student]
@@ -67,35 +65,6 @@ def weighted_l2(
     ]
     need_grad = not norm and gradients_in_forward(ours)
     return torch.ops.bevkd2.weighted_l2(ours, theirs, pixel_weights, channels, scale, norm, need_grad)[0]
-
-
-def weighted_l2_reference(
-    student: Sequence[Tensor],
-    teacher: Sequence[Tensor],
-    scale: Tensor,
-    *,
-    weights: Weights = None,
-    channel_weights: Sequence[Tensor | None] | None = None,
-    norm: bool = False,
-) -> Tensor:
-    """The same in plain torch: what the tests hold the op to."""
-    if isinstance(weights, Tensor):
-        weights = weights.split([level.shape[2:].numel() for level in student], 1)
-    losses = []
-    for i, (s, t) in enumerate(zip(student, teacher, strict=True)):
-        pixels = None if weights is None else weights[i]
-        channels = None if channel_weights is None else channel_weights[i]
-        difference = (widen(s) - widen(t.detach())).reshape(*s.shape[:2], s.shape[2:].numel())  # (B, C, P)
-        weight = torch.ones_like(difference)
-        if pixels is not None:
-            weight = weight * pixels.reshape(s.shape[0], 1, s.shape[2:].numel())
-        if channels is not None:
-            weight = weight * channels.expand(s.shape[:2])[:, :, None]
-        sums = (weight * difference.masked_fill(weight == 0, 0).square()).sum((1, 2))
-        if norm:
-            sums = torch.where(sums > 0, sums.where(sums > 0, 1).sqrt(), sums * 0)
-        losses.append((scale[i] * sums).sum())
-    return torch.stack(losses)
 
 
 def _check(student: list[Tensor], teacher: list[Tensor], scale: Tensor) -> None:
@@ -119,7 +88,7 @@ def _check(student: list[Tensor], teacher: list[Tensor], scale: Tensor) -> None:
 
 
 def _pixel_weights(student: list[Tensor], weights: Weights, scale: Tensor) -> list[Tensor]:
-    """(B, P) of every level in the scale's dtype; an absent one is empty."""
+    """Returns (B, P) of every level in the scale's dtype; an absent one is empty."""
     if weights is None:
         return [scale.new_empty(0)] * len(student)
     pixels = [level.shape[2:].numel() for level in student]
@@ -131,7 +100,7 @@ def _pixel_weights(student: list[Tensor], weights: Weights, scale: Tensor) -> li
             )
         return list(_plain("weights", weights, scale).split(pixels, 1))
     if len(weights) != len(student):
-        raise ValueError(f"{_OP}: {len(weights)} weights for {len(student)} levels; expected one a level")
+        raise ValueError(f"{_OP}: {len(weights)} weights for {len(student)} levels; expected one per level")
     found = []
     for l, (level, weight) in enumerate(zip(student, weights, strict=True)):
         expected = (level.shape[0], *level.shape[2:])
@@ -150,12 +119,12 @@ def _pixel_weights(student: list[Tensor], weights: Weights, scale: Tensor) -> li
 def _channel_weights(
     student: list[Tensor], weights: Sequence[Tensor | None] | None, scale: Tensor
 ) -> list[Tensor]:
-    """(B, C) of every level in the scale's dtype; an absent one is empty."""
+    """Returns (B, C) of every level in the scale's dtype; an absent one is empty."""
     if weights is None:
         return [scale.new_empty(0)] * len(student)
     if len(weights) != len(student):
         raise ValueError(
-            f"{_OP}: {len(weights)} channel_weights for {len(student)} levels; expected one a level"
+            f"{_OP}: {len(weights)} channel_weights for {len(student)} levels; expected one per level"
         )
     found = []
     for l, (level, weight) in enumerate(zip(student, weights, strict=True)):
@@ -174,7 +143,7 @@ def _channel_weights(
 
 
 def _plain(name: str, weights: Tensor, scale: Tensor) -> Tensor:
-    """Weights as the kernel reads them: constants in the arithmetic's dtype."""
+    """Returns weights as the kernel reads them: constants in the arithmetic dtype."""
     if weights.requires_grad and torch.is_grad_enabled():
         raise ValueError(f"{_OP}: {name} require a gradient, and this loss gives them none; detach them")
     if weights.device != scale.device:
@@ -185,12 +154,12 @@ def _plain(name: str, weights: Tensor, scale: Tensor) -> Tensor:
 
 
 def _dense(level: Tensor) -> Tensor:
-    """(B, C, P) whose pixels, or whose channels, lie next to each other."""
+    """Returns (B, C, P) whose pixels, or whose channels, are adjacent in memory."""
     return level if level.is_contiguous() or level.transpose(1, 2).is_contiguous() else level.contiguous()
 
 
 def _laid_out_like(student: Tensor, teacher: Tensor) -> Tensor:
-    """The teacher's level in the layout of the student's."""
+    """Returns the teacher's level in the layout of the student's."""
     if student.is_contiguous():
         return teacher.contiguous()
     return teacher.transpose(1, 2).contiguous().transpose(1, 2)
@@ -225,7 +194,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, list[T
     student, teacher, pixel_weights, channel_weights, scale, ctx.norm, ctx.made = inputs
     _, sums, grads = output
     ctx.mark_non_differentiable(sums, *grads)
-    ctx.set_materialize_grads(False)  # else backward makes zeros for each of them
+    ctx.set_materialize_grads(False)  # otherwise backward gets a tensor of zeros for each of them
     ctx.levels = len(student)
     if ctx.made:
         ctx.save_for_backward(*grads)

@@ -1,31 +1,29 @@
 // Instruction sets of CPU kernels, chosen when the program runs: plain C++ and AVX2 (never -march=native).
 // BEVKD2_CPU_CAPABILITY=default in the environment forces the plain ones.
 //
-// A family writes its kernels once, as templates over Vec (eight numbers; vec_plain.h says what they do), in
-// a header without includes, and compiles that header twice in its .cpp:
+// An op writes its kernels once, as templates over Vec (eight numbers; vec_plain.h says what they do), in
+// <op>_cpu_kernels.h. That header has no guard and includes nothing but other headers of this kind;
+// <op>_cpu.cpp compiles it twice:
 //
 //   #include "../core/cpu_dispatch.h"
-//   namespace bevkd2::family {
+//   namespace bevkd2::family::op {
 //   namespace {
 //   namespace plain {
 //   using bevkd2::plain::Vec;
-//   #include "cpu_kernels.h"
+//   #include "op_cpu_kernels.h"
 //   }  // namespace plain
 //   #if BEVKD2_HAS_AVX2
 //   BEVKD2_BEGIN_AVX2
 //   namespace avx2 {
 //   using bevkd2::avx2::Vec;
-//   #include "cpu_kernels.h"
+//   #include "op_cpu_kernels.h"
 //   }  // namespace avx2
 //   BEVKD2_END_AVX2
 //   #endif
 //
-// and calls BEVKD2_CALL(T, kernel, arguments...), which returns kernel<T>(arguments...) of the right one.
-// float, Half and BFloat16 compute in Vec<float>; double has only the plain Vec.
+// and calls BEVKD2_CALL(A, kernel, arguments...), which returns kernel<A>(arguments...) of the instruction
+// set in use. float, Half and BFloat16 compute in Vec<float>; double has only the plain Vec.
 #pragma once
-
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <cmath>
 #include <cstdint>
@@ -33,6 +31,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "dispatch.h"
 #include "vec_plain.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -41,15 +40,20 @@
 #define BEVKD2_HAS_AVX2 0
 #endif
 
-// A region, not an attribute: target attributes do not reach lambdas. Nothing but our own code may be in it,
-// or the linker could pick an AVX2 copy of a shared inline function for every caller.
+// A region, not an attribute: target attributes do not apply to lambdas. It must hold only code of this
+// project: the linker could otherwise use the AVX2 copy of a library's inline function for every caller.
+//
+// BEVKD2_BEGIN_AVX2_WITHOUT_FMA is for kernels whose results must be bitwise equal to those of plain C++.
 #if BEVKD2_HAS_AVX2
 #if defined(__clang__)
 #define BEVKD2_BEGIN_AVX2 \
   _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c\"))), apply_to = function)")
+#define BEVKD2_BEGIN_AVX2_WITHOUT_FMA \
+  _Pragma("clang attribute push(__attribute__((target(\"avx2\"))), apply_to = function)")
 #define BEVKD2_END_AVX2 _Pragma("clang attribute pop")
 #else
 #define BEVKD2_BEGIN_AVX2 _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,fma,f16c\")")
+#define BEVKD2_BEGIN_AVX2_WITHOUT_FMA _Pragma("GCC push_options") _Pragma("GCC target(\"avx2\")")
 #define BEVKD2_END_AVX2 _Pragma("GCC pop_options")
 #endif
 #include <immintrin.h>
@@ -74,14 +78,21 @@ inline bool use_avx2() {
 
 }  // namespace bevkd2
 
+// BEVKD2_CALL_UNTYPED is for kernels that are no templates and exist for AVX2 and plain C++ alike.
 #if BEVKD2_HAS_AVX2
-#define BEVKD2_CALL(T, function, ...)                                \
-  do {                                                               \
-    if constexpr (!std::is_same_v<T, double>) {                      \
-      if (bevkd2::use_avx2()) return avx2::function<T>(__VA_ARGS__); \
-    }                                                                \
-    return plain::function<T>(__VA_ARGS__);                          \
+#define BEVKD2_CALL(A, kernel, ...)                                \
+  do {                                                             \
+    if constexpr (!std::is_same_v<A, double>) {                    \
+      if (bevkd2::use_avx2()) return avx2::kernel<A>(__VA_ARGS__); \
+    }                                                              \
+    return plain::kernel<A>(__VA_ARGS__);                          \
+  } while (0)
+#define BEVKD2_CALL_UNTYPED(kernel, ...)                      \
+  do {                                                        \
+    if (bevkd2::use_avx2()) return avx2::kernel(__VA_ARGS__); \
+    return plain::kernel(__VA_ARGS__);                        \
   } while (0)
 #else
-#define BEVKD2_CALL(T, function, ...) return plain::function<T>(__VA_ARGS__)
+#define BEVKD2_CALL(A, kernel, ...) return plain::kernel<A>(__VA_ARGS__)
+#define BEVKD2_CALL_UNTYPED(kernel, ...) return plain::kernel(__VA_ARGS__)
 #endif

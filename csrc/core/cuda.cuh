@@ -1,4 +1,4 @@
-// What every .cu needs, on the host and on the device. Whatever a C++ compiler cannot take (launches, inline
+// What every .cu needs, on the host and on the device. What a C++ compiler cannot compile (launches, inline
 // PTX) is in this file alone, behind BEVKD2_CUDA_EMULATION, so that tests/cuda_emulation can compile every
 // .cu for the CPU.
 #pragma once
@@ -39,8 +39,8 @@ using torch::stable::Tensor;
 constexpr int kLanes = 32;  // of a warp
 constexpr unsigned kAllLanes = 0xFFFFFFFFU;
 constexpr int64_t kMaxBlocks = 0x7FFFFFFF;         // of gridDim.x
-constexpr size_t kSharedWithoutOptIn = 48 * 1024;  // bytes a block may have without asking
-constexpr size_t kSharedEverywhere = 99 * 1024;    // bytes a block may have on every architecture from sm_80
+constexpr size_t kSharedWithoutOptIn = 48 * 1024;  // bytes per block without opting in
+constexpr size_t kSharedEverywhere = 99 * 1024;    // bytes per block on every architecture from sm_80
 
 // Makes a tensor's device the current one while it lives, and holds its current stream.
 class OnDevice {
@@ -60,7 +60,7 @@ class OnDevice {
 #endif
 };
 
-// The number of blocks (gridDim.x) for `tasks`, `each` of them a block.
+// The number of blocks (gridDim.x) for `tasks`, at `each` tasks per block.
 inline unsigned blocks_for(int64_t tasks, int64_t each) {
   const int64_t blocks = (tasks + each - 1) / each;
   STD_TORCH_CHECK(blocks <= kMaxBlocks, "bevkd2: ", tasks, " tasks are more than one launch takes");
@@ -93,7 +93,7 @@ inline void fill_zero(void* to, size_t bytes, cudaStream_t stream) {
 
 // ---- on the device ----
 
-// Ends the kernel (and, on a GPU, the context) with a message: for data that only the device may read.
+// Ends the kernel (and, on a GPU, the context) with a message: for checks of data that only the device reads.
 __device__ inline void fail(const char* message) {
 #ifdef BEVKD2_CUDA_EMULATION
   bevkd2_emulation::fail(message);
@@ -207,7 +207,7 @@ template <typename A>
 __device__ __forceinline__ A block_sum(A v, A* scratch) {
   const int lane = threadIdx.x % kLanes, warps = blockDim.x / kLanes;
   v = lanes_sum(v);
-  __syncthreads();  // what an earlier call left may still be read
+  __syncthreads();  // an earlier call's scratch may still be read
   if (lane == 0) scratch[threadIdx.x / kLanes] = v;
   __syncthreads();
   return lanes_sum(lane < warps ? scratch[lane] : A(0));

@@ -1,5 +1,5 @@
-// Large results on huge pages: a fresh tensor of 80 MB costs 20,000 page faults, a quarter of the time that
-// deformable attention takes to fill it. Linux's default is to use huge pages where a program asks for them.
+// Huge pages for large results: a new tensor of 80 MB costs 20,000 page faults, a quarter of the time that
+// deformable attention takes to fill it. By default Linux uses huge pages where a program requests them.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,7 @@
 
 namespace bevkd2 {
 
-// Asks for huge pages in [p, p + bytes), which is about to be written. Never fails: it is only advice.
+// Requests huge pages in [p, p + bytes), which is about to be written. Never fails: it is only advice.
 inline void advise_huge_pages(void* p, size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHugePage = uintptr_t{2} << 20;

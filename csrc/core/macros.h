@@ -1,6 +1,6 @@
 #pragma once
 
-// Functions marked so compile for the host and, under nvcc, for the device too.
+// Marks functions that compile for the host and, under nvcc, also for the device.
 #if defined(__CUDACC__)
 #define BEVKD2_HOST_DEVICE __host__ __device__ __forceinline__
 #else

@@ -1,9 +1,9 @@
 // Overlap of rotated rectangles on the ground plane and of upright 3D boxes, as pure functions in double.
 // No torch, no allocation; the ops of csrc/box3d and KITTI's evaluation share them.
 //
-//   rectangle_of(box)                          what the others read: sine and cosine are taken once a box
-//   circles_overlap(a, reach, b, reach)        false where the rectangles cannot intersect: a cheap first
-//   test intersection_area(a, b)                    area of the intersection of two rectangles
+//   rectangle_of(box)                          input of the other functions: sine and cosine are computed
+//   once per box circles_overlap(a, reach, b, reach)        false where the rectangles cannot intersect
+//   (cheap) intersection_area(a, b)                    area of the intersection of two rectangles
 //   intersection_over_union(shared, a, b)      from an intersection and two areas (or volumes)
 //   interval_overlap(low, high, low, high)     shared length of two intervals: heights
 //   volume_iou(a, heights, b, heights)         the three above
@@ -39,7 +39,8 @@ BEVKD2_HOST_DEVICE Rectangle<double> rectangle_of(const RotatedBox& box) {
   return {box.x, box.y, 0.5 * box.length, 0.5 * box.width, std::cos(box.angle), std::sin(box.angle)};
 }
 
-// Radius of the circle about the corners, a little larger so that rounding never parts what touches.
+// Radius of the circle through the corners, slightly enlarged so that rounding never separates boxes that
+// touch.
 BEVKD2_HOST_DEVICE double reach_of(const Rectangle<double>& a) {
   return (1 + 1e-12) * std::sqrt(a.half_length * a.half_length + a.half_width * a.half_width);
 }

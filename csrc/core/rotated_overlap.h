@@ -1,6 +1,6 @@
-// The area that two rectangles share, over L: a double, or several in a vector. Included inside a namespace,
-// once for each L's compiler flags, after L's arithmetic, smaller, larger, magnitude and choose. No branch,
-// no array: the same instructions for every pair.
+// The intersection area of two rectangles, over L: a double, or a vector of several. Included inside a
+// namespace, once for each L's compiler flags, after L's arithmetic, smaller, larger, magnitude and choose.
+// No branch, no array: the same instructions for every pair.
 //
 // With the first rectangle's frame as axes, its lower and upper edges are y = low, y = high and the area is
 //   the integral over x in [-half_length, half_length] of  clamp(upper(x)) - clamp(lower(x))
@@ -33,8 +33,8 @@ struct Direction {
   L slope, inverse;
 };
 
-// Infinite slopes stand for edges that run over no x (or no y): any finite one serves as well, if its product
-// with the differences of coordinates stays finite.
+// An infinite slope belongs to an edge with no extent in x (or y). Any finite slope gives the same result, if
+// its product with the differences of coordinates is finite.
 template <typename L>
 BEVKD2_HOST_DEVICE L finite_ratio(L a, L b) {
   return clamped(a / b, L(-1e150), L(1e150));

@@ -1,9 +1,10 @@
 // The L2 distance of BEV responses (the mean absolute feature over channels): what the CPU and CUDA kernels
-// share, and the two ops in terms of two functions that a device supplies.
+// share, and the two ops in terms of two functions that a device supplies (Backend::forward and
+// Backend::backward).
 //
 // Embeddings are (B, N, C) views whose channels or whose cells are adjacent in memory, each its own way. The
-// forward pass keeps, where somebody will ask for the gradient, a cell's weight times its difference, and
-// for every sample what it is to be multiplied by; the backward pass reads these and the student's signs.
+// forward pass keeps, where a gradient is wanted, each cell's weight times its difference, and a factor per
+// sample; the backward pass reads these and the signs of the student's features.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -24,7 +25,7 @@ struct Embedding {
   bool channels_adjacent;  // else the cells are
 };
 
-// Pointers without a dtype are to the computing type. weights: (B, N) or null, where every cell counts once.
+// Pointers without a dtype are to the accumulation type. weights: (B, N), or null for 1.
 // differences: (B, N) or null; scales: (B).
 struct Forward {
   Embedding student, teacher;
@@ -73,7 +74,7 @@ struct Ops {
     STD_TORCH_CHECK(student.dim() == 3 && teacher.dim() == 3 && student.size(0) == teacher.size(0) &&
                         student.size(1) == teacher.size(1),
                     "bev_response_l2: embeddings must be (B, N, C) of the same B and N");
-    const ScalarType dtype = wide_dtype(student.scalar_type(), teacher.scalar_type());
+    const ScalarType dtype = accumulate_dtype(student.scalar_type(), teacher.scalar_type());
     check_placed("bev_response_l2", student, teacher, dtype);
     const int64_t batch = student.size(0), cells = student.size(1);
     STD_TORCH_CHECK(reduction >= 0 && reduction <= 2, "bev_response_l2: no reduction ", reduction);
@@ -92,10 +93,7 @@ struct Ops {
     p.loss = loss.mutable_data_ptr();
     p.differences = need_grad ? differences.mutable_data_ptr() : nullptr;
     p.scales = need_grad ? scales.mutable_data_ptr() : nullptr;
-    if (dtype == ScalarType::Double)
-      Backend::template forward<double>(p, student);
-    else
-      Backend::template forward<float>(p, student);
+    dispatch_accumulate(dtype, [&](auto zero) { Backend::template forward<decltype(zero)>(p, student); });
     return {loss, differences, scales};
   }
 
@@ -115,10 +113,7 @@ struct Ops {
     p.upstream = data_of(kOp, "grad_loss", grad_loss, 1, dtype, student);
     p.differences = data_of(kOp, "differences", differences, p.batch * p.cells, dtype, student);
     p.scales = data_of(kOp, "scales", scales, p.batch, dtype, student);
-    if (dtype == ScalarType::Double)
-      Backend::template backward<double>(p, student);
-    else
-      Backend::template backward<float>(p, student);
+    dispatch_accumulate(dtype, [&](auto zero) { Backend::template backward<decltype(zero)>(p, student); });
     return writing.finish();
   }
 

@@ -1,6 +1,6 @@
-// BEV responses on CUDA. A block takes 64 cells: its warps sum the channels of both embeddings, each as it
-// lies in memory, then one thread a cell forms the difference. Blocks leave their sums in memory, and a
-// single block adds them up in order, so that results are the same every time.
+// BEV responses on CUDA. A block takes 64 cells: its warps sum the channels of both embeddings, each in its
+// own layout, then one thread per cell computes the difference. Blocks leave their sums in memory, and a
+// single block adds them in order, so that results are reproducible.
 #include "bev_response.h"
 #include "device_io.cuh"
 
@@ -30,7 +30,7 @@ __device__ inline A absolute(A x) {
   return x < A(0) ? -x : x;
 }
 
-// Channels adjacent: a warp a cell.
+// Channels adjacent: one warp per cell.
 template <typename A, int V>
 __device__ void sum_channels(const Embedding& e, const Cells& cells, A* out) {
   const int lane = threadIdx.x % kLanes;
@@ -48,7 +48,7 @@ __device__ void sum_channels(const Embedding& e, const Cells& cells, A* out) {
   }
 }
 
-// Cells adjacent: threads side by side take V cells each, and every such row of threads its share of the
+// Cells adjacent: neighbouring threads take V cells each, and each such row of threads takes a part of the
 // channels. `parts` has kThreads * V numbers.
 template <typename A, int V>
 __device__ void sum_rows(const Embedding& e, const Cells& cells, A* parts, A* out) {
@@ -152,7 +152,7 @@ __device__ inline A signed_like(A gradient, A x) {
   return x > A(0) ? gradient : (x < A(0) ? -gradient : A(0));
 }
 
-// V gradients with the student's signs. NaN has no sign: a cell that does not count may hold it, and gets 0.
+// V gradients with the student's signs. NaN counts as sign 0: a cell of weight 0 is ignored, even if NaN.
 template <typename A, int V>
 __device__ void write_signs(const Backward& p, int64_t from, int64_t to, const A (&gradients)[V]) {
   A numbers[V];

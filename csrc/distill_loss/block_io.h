@@ -1,7 +1,7 @@
 // Runs of numbers of any floating dtype, to and from arrays of the type that is computed in (A). Included
-// inside a namespace with Vec and a `using` of BFloat16, Half and ScalarType; see core/cpu_dispatch.h.
+// inside the namespaces of an instruction set, so without a guard; see core/cpu_dispatch.h.
 //
-// Tails go through arrays of eight, so that there is one conversion, Vec's.
+// The last numbers of a run go through arrays of eight, so that Vec makes every conversion.
 
 template <typename A, typename T>
 inline void load_run(const T* p, int64_t n, A* out) {

@@ -65,8 +65,8 @@ __device__ __forceinline__ void store(const A (&from)[V], ScalarType dtype, int6
   }
 }
 
-// Whether `last` (1 or 2), of `size` numbers, can be walked in steps of eight: the other strides are
-// multiples of eight, and the first address of 16 bytes.
+// Whether dimension `last` (1 or 2), of `size` numbers, can be read eight at a time: size and the other
+// strides are multiples of eight, and the first address is a multiple of 16 bytes.
 template <typename T>
 inline bool in_eights(const Strided<T>& view, int last, int64_t size) {
   if (!view.data) return true;

@@ -1,4 +1,5 @@
-// The op that draws pixel weights, in terms of what a device supplies: from tensors to a problem, and back.
+// Pixel weights: what the CPU and CUDA kernels share, and the op in terms of one function that a device
+// supplies (Backend::run). The maths is in pixel_weights_math.h.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -7,15 +8,15 @@
 #include <optional>
 #include <tuple>
 
-#include "../core/pixel_weights.h"
-#include "common.h"
+#include "../core/dispatch.h"
+#include "pixel_weights_math.h"
 
-namespace bevkd2::distill {
+namespace bevkd2::distill::pixel_weights {
 
 using Ints = std::vector<int64_t>;
 using Doubles = std::vector<double>;
 
-struct WeightMask {
+struct Mask {
   const float* boxes;     // (N, 5)
   const int64_t* splits;  // (B + 1)
   int64_t count;          // N
@@ -23,15 +24,15 @@ struct WeightMask {
   float parameter;
 };
 
-struct WeightLevel {
+struct Level {
   Grid grid;
-  int64_t first;  // of a sample's cells
+  int64_t first;  // number of its first cell in a sample
 };
 
 // maps is (B, cells), sums and content (L, B): the sum of a level's weights, and its cells in the image.
-struct WeightProblem {
-  std::vector<WeightLevel> levels;
-  std::vector<WeightMask> masks;
+struct Problem {
+  std::vector<Level> levels;
+  std::vector<Mask> masks;
   int64_t batch, cells;
   const float* image_sizes;  // (B, 2) height, width; null: everything is content
   bool has_perspective;
@@ -39,10 +40,10 @@ struct WeightProblem {
   float *maps, *sums, *content;
 };
 
-inline std::vector<WeightLevel> make_weight_levels(const Ints& shapes, const Doubles& geometry) {
+inline std::vector<Level> make_levels(const Ints& shapes, const Doubles& geometry) {
   STD_TORCH_CHECK(shapes.size() % 2 == 0 && geometry.size() == 2 * shapes.size() && !shapes.empty(),
                   "draw_weights: shapes must hold h, w and geometry left, top, step_x, step_y of each level");
-  std::vector<WeightLevel> levels;
+  std::vector<Level> levels;
   int64_t first = 0;
   for (size_t l = 0; 2 * l < shapes.size(); ++l) {
     const int64_t rows = shapes[2 * l], columns = shapes[2 * l + 1];
@@ -57,13 +58,12 @@ inline std::vector<WeightLevel> make_weight_levels(const Ints& shapes, const Dou
   return levels;
 }
 
-inline std::vector<WeightMask> make_weight_masks(const Tensors& boxes, const Tensors& splits,
-                                                 const Ints& kinds, const Doubles& parameters,
-                                                 int64_t batch) {
+inline std::vector<Mask> make_masks(const Tensors& boxes, const Tensors& splits, const Ints& kinds,
+                                    const Doubles& parameters, int64_t batch) {
   STD_TORCH_CHECK(
       splits.size() == boxes.size() && kinds.size() == boxes.size() && parameters.size() == boxes.size(),
-      "draw_weights: boxes, splits, kinds and parameters must have an entry a mask");
-  std::vector<WeightMask> masks;
+      "draw_weights: boxes, splits, kinds and parameters must have one entry per mask");
+  std::vector<Mask> masks;
   for (size_t m = 0; m < boxes.size(); ++m) {
     const Tensor &b = boxes[m], &s = splits[m];
     STD_TORCH_CHECK(
@@ -72,7 +72,7 @@ inline std::vector<WeightMask> make_weight_masks(const Tensors& boxes, const Ten
     STD_TORCH_CHECK(
         s.dim() == 1 && s.size(0) == batch + 1 && s.is_contiguous() && s.scalar_type() == ScalarType::Long,
         "draw_weights: splits must be contiguous int64 (B + 1)");
-    STD_TORCH_CHECK(kinds[m] >= 0 && kinds[m] <= 5, "draw_weights: there is no mask of kind ", kinds[m]);
+    STD_TORCH_CHECK(kinds[m] >= 0 && kinds[m] <= 5, "draw_weights: no mask of kind ", kinds[m]);
     masks.push_back({static_cast<const float*>(b.const_data_ptr()),
                      static_cast<const int64_t*>(s.const_data_ptr()), b.size(0),
                      static_cast<MaskKind>(kinds[m]), static_cast<float>(parameters[m])});
@@ -90,33 +90,41 @@ inline PerspectiveGaussian make_perspective(const Doubles& p) {
 
 // A device supplies run(problem, a tensor of its device).
 template <typename Backend>
-std::tuple<Tensor, Tensor, Tensor> draw_weights(std::optional<Tensor> image_sizes, int64_t batch, Ints shapes,
-                                                Doubles geometry, Doubles perspective, Tensors boxes,
-                                                Tensors splits, Ints kinds, Doubles parameters) {
-  STD_TORCH_CHECK(image_sizes.has_value() || !boxes.empty(), "draw_weights: no image_sizes and no boxes");
-  STD_TORCH_CHECK(perspective.empty() || image_sizes.has_value(), "draw_weights: perspective needs sizes");
-  if (image_sizes)
-    STD_TORCH_CHECK(image_sizes->dim() == 2 && image_sizes->size(0) == batch && image_sizes->size(1) == 2 &&
-                        image_sizes->is_contiguous() && image_sizes->scalar_type() == ScalarType::Float,
-                    "draw_weights: image_sizes must be contiguous float32 (B, 2)");
-  WeightProblem p{};
-  p.levels = make_weight_levels(shapes, geometry);
-  p.masks = make_weight_masks(boxes, splits, kinds, parameters, batch);
-  p.batch = batch;
-  p.cells = p.levels.back().first + int64_t{p.levels.back().grid.rows} * p.levels.back().grid.columns;
-  p.image_sizes = image_sizes ? static_cast<const float*>(image_sizes->const_data_ptr()) : nullptr;
-  p.has_perspective = !perspective.empty();
-  p.perspective = make_perspective(perspective);
-  const Tensor& like = image_sizes ? *image_sizes : boxes[0];
-  const int64_t levels = static_cast<int64_t>(p.levels.size());
-  Tensor maps = torch::stable::new_empty(like, {batch, p.cells});
-  Tensor sums = torch::stable::new_empty(like, {levels, batch});
-  Tensor content = torch::stable::new_empty(like, {levels, batch});
-  p.maps = static_cast<float*>(maps.mutable_data_ptr());
-  p.sums = static_cast<float*>(sums.mutable_data_ptr());
-  p.content = static_cast<float*>(content.mutable_data_ptr());
-  Backend::run(p, like);
-  return {maps, sums, content};
-}
+struct Ops {
+  static std::tuple<Tensor, Tensor, Tensor> forward(std::optional<Tensor> image_sizes, int64_t batch,
+                                                    Ints shapes, Doubles geometry, Doubles perspective,
+                                                    Tensors boxes, Tensors splits, Ints kinds,
+                                                    Doubles parameters) {
+    STD_TORCH_CHECK(image_sizes.has_value() || !boxes.empty(), "draw_weights: no image_sizes and no boxes");
+    STD_TORCH_CHECK(perspective.empty() || image_sizes.has_value(), "draw_weights: perspective needs sizes");
+    if (image_sizes)
+      STD_TORCH_CHECK(image_sizes->dim() == 2 && image_sizes->size(0) == batch && image_sizes->size(1) == 2 &&
+                          image_sizes->is_contiguous() && image_sizes->scalar_type() == ScalarType::Float,
+                      "draw_weights: image_sizes must be contiguous float32 (B, 2)");
+    Problem p{};
+    p.levels = make_levels(shapes, geometry);
+    p.masks = make_masks(boxes, splits, kinds, parameters, batch);
+    p.batch = batch;
+    p.cells = p.levels.back().first + int64_t{p.levels.back().grid.rows} * p.levels.back().grid.columns;
+    p.image_sizes = image_sizes ? static_cast<const float*>(image_sizes->const_data_ptr()) : nullptr;
+    p.has_perspective = !perspective.empty();
+    p.perspective = make_perspective(perspective);
+    const Tensor& like = image_sizes ? *image_sizes : boxes[0];
+    const int64_t levels = static_cast<int64_t>(p.levels.size());
+    Tensor maps = torch::stable::new_empty(like, {batch, p.cells});
+    Tensor sums = torch::stable::new_empty(like, {levels, batch});
+    Tensor content = torch::stable::new_empty(like, {levels, batch});
+    p.maps = static_cast<float*>(maps.mutable_data_ptr());
+    p.sums = static_cast<float*>(sums.mutable_data_ptr());
+    p.content = static_cast<float*>(content.mutable_data_ptr());
+    Backend::run(p, like);
+    return {maps, sums, content};
+  }
 
-}  // namespace bevkd2::distill
+  template <typename Library>
+  static void register_all(Library& m) {
+    m.impl("draw_weights", TORCH_BOX(&forward));
+  }
+};
+
+}  // namespace bevkd2::distill::pixel_weights

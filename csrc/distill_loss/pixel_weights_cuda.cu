@@ -1,20 +1,21 @@
-// Pixel weights on CUDA: a thread a cell, with the boxes of its sample prepared in shared memory; then a
-// block for each level of a sample adds up, and normalises backgrounds. Nothing waits for the device.
+// Pixel weights on CUDA: one thread per cell, with the boxes of its sample prepared in shared memory; then
+// one block per level and sample adds the weights and normalises backgrounds. The host never waits for the
+// device.
 #include <algorithm>
 
 #include "../core/cuda.cuh"
 #include "pixel_weights.h"
 
-namespace bevkd2::distill {
+namespace bevkd2::distill::pixel_weights {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kBoxes = 64;  // prepared at a time
 constexpr int kMaxLevels = 32, kMaxMasks = 8;
 
-struct WeightTable {
-  WeightLevel level[kMaxLevels];
-  WeightMask mask[kMaxMasks];
+struct Table {
+  Level level[kMaxLevels];
+  Mask mask[kMaxMasks];
   int levels, masks;
   int64_t batch, cells;
   const float* image_sizes;
@@ -24,13 +25,13 @@ struct WeightTable {
   float* counts;  // (levels * batch, masks, blocks of a level): content cells in no box
 };
 
-__device__ bool is_content(const WeightTable& t, const Grid& g, int64_t sample, int row, int column) {
+__device__ bool is_content(const Table& t, const Grid& g, int64_t sample, int row, int column) {
   if (!t.image_sizes) return true;
   const float* size = t.image_sizes + 2 * sample;
   return static_cast<float>(row) * g.step_y < size[0] && static_cast<float>(column) * g.step_x < size[1];
 }
 
-__device__ float geometry_value(const WeightTable& t, const Grid& g, int64_t sample, int row, int column) {
+__device__ float geometry_value(const Table& t, const Grid& g, int64_t sample, int row, int column) {
   if (!t.has_perspective) return 1.0F;
   const float* size = t.image_sizes + 2 * sample;
   const PerspectiveGaussian& p = t.perspective;
@@ -39,7 +40,7 @@ __device__ float geometry_value(const WeightTable& t, const Grid& g, int64_t sam
 }
 
 // A mask's value of this thread's cell. All threads of the block call.
-__device__ float mask_value(const WeightMask& mask, const Grid& g, int64_t sample, int row, int column,
+__device__ float mask_value(const Mask& mask, const Grid& g, int64_t sample, int row, int column,
                             DrawnBox* boxes) {
   float value = empty_value(mask.kind);
   const int64_t first = mask.splits[sample], end = mask.splits[sample + 1];
@@ -58,11 +59,11 @@ __device__ float mask_value(const WeightMask& mask, const Grid& g, int64_t sampl
 }
 
 // blockIdx.y is level * batch + sample; the blocks of x go over its cells.
-__global__ void __launch_bounds__(kThreads) draw_kernel(const __grid_constant__ WeightTable t) {
+__global__ void __launch_bounds__(kThreads) draw_kernel(const __grid_constant__ Table t) {
   BEVKD2_SHARED_MEMORY(memory);
   float* scratch = reinterpret_cast<float*>(memory);
   DrawnBox* boxes = reinterpret_cast<DrawnBox*>(scratch + 32);
-  const WeightLevel& level = t.level[blockIdx.y / t.batch];
+  const Level& level = t.level[blockIdx.y / t.batch];
   const Grid& g = level.grid;
   const int64_t sample = blockIdx.y % t.batch;
   const int cells = g.rows * g.columns;
@@ -81,12 +82,11 @@ __global__ void __launch_bounds__(kThreads) draw_kernel(const __grid_constant__ 
   if (inside) t.maps[sample * t.cells + level.first + cell] = value;
 }
 
-// A block for each level of a sample; `blocks` are those that drew it.
-__global__ void __launch_bounds__(kThreads)
-    finish_kernel(const __grid_constant__ WeightTable t, int64_t blocks) {
+// One block per level and sample; `blocks` is how many drew it.
+__global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant__ Table t, int64_t blocks) {
   BEVKD2_SHARED_MEMORY(memory);
   double* scratch = reinterpret_cast<double*>(memory);
-  const WeightLevel& level = t.level[blockIdx.x / t.batch];
+  const Level& level = t.level[blockIdx.x / t.batch];
   const Grid& g = level.grid;
   const int64_t sample = blockIdx.x % t.batch;
   float factor = 1.0F;
@@ -116,11 +116,11 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-WeightTable make_table(const WeightProblem& p) {
+Table make_table(const Problem& p) {
   STD_TORCH_CHECK(p.levels.size() <= kMaxLevels && p.masks.size() <= kMaxMasks,
                   "draw_weights: ", p.levels.size(), " levels and ", p.masks.size(),
                   " masks; CUDA draws up to ", kMaxLevels, " and ", kMaxMasks, " in one call");
-  WeightTable t{};
+  Table t{};
   for (size_t l = 0; l < p.levels.size(); ++l) t.level[l] = p.levels[l];
   for (size_t m = 0; m < p.masks.size(); ++m) t.mask[m] = p.masks[m];
   t.levels = static_cast<int>(p.levels.size());
@@ -137,11 +137,11 @@ WeightTable make_table(const WeightProblem& p) {
 }
 
 struct Cuda {
-  static void run(const WeightProblem& p, const Tensor& like) {
+  static void run(const Problem& p, const Tensor& like) {
     const cuda::OnDevice device(like);
-    WeightTable t = make_table(p);
+    Table t = make_table(p);
     int64_t largest = 0;
-    for (const WeightLevel& level : p.levels)
+    for (const Level& level : p.levels)
       largest = std::max(largest, int64_t{level.grid.rows} * level.grid.columns);
     const unsigned blocks = cuda::blocks_for(largest, kThreads),
                    parts = cuda::blocks_for(t.levels * p.batch, 1);
@@ -156,8 +156,9 @@ struct Cuda {
 };
 
 }  // namespace
-}  // namespace bevkd2::distill
+}  // namespace bevkd2::distill::pixel_weights
 
 BEVKD2_CUDA_LIBRARY(m) {
-  m.impl("draw_weights", TORCH_BOX(&bevkd2::distill::draw_weights<bevkd2::distill::Cuda>));
+  using namespace bevkd2::distill::pixel_weights;
+  Ops<Cuda>::register_all(m);
 }

@@ -17,8 +17,8 @@
 
 namespace bevkd2::distill::softmax_kl {
 
-// One level. `weights` is (B, R) of the computing type, or null where every softmax counts once; `grad` is
-// null where no gradient is asked for.
+// One level. `weights` is (B, R) of the accumulation type, or null for 1; `grad` is
+// null where no gradient is wanted.
 struct Level {
   Strided<const void> student, teacher;
   Strided<void> grad;
@@ -27,16 +27,16 @@ struct Level {
   bool rows_adjacent;  // else the entries are
 };
 
-// totals: (L) normalisers on the device, or null where a level counts its softmaxes. upstream: (L) gradients
-// of the losses, or null for one. Both are of the computing type. The loss of a level is
-// factor / total * sum of weight * KL; a total of zero counts as one.
+// totals: (L) normalisers on the device, or null for the number of a level's softmaxes. upstream: (L)
+// gradients of the losses, or null for 1. Both are of the accumulation type. The loss of a level is factor /
+// total * sum of weight * KL; a total of zero counts as one.
 struct Problem {
   std::vector<Level> levels;
   const void* totals;
   const void* upstream;
   double factor;
   double temperature;
-  ScalarType dtype;  // that is computed in: Float or Double
+  ScalarType dtype;  // of the accumulation: Float or Double
 };
 
 struct Arguments {
@@ -71,7 +71,7 @@ struct Ops {
     const int64_t count = static_cast<int64_t>(levels);
     p.dtype = ScalarType::Float;
     for (size_t l = 0; l < levels; ++l)
-      if (wide_dtype(a.student[l].scalar_type(), a.teacher[l].scalar_type()) == ScalarType::Double)
+      if (accumulate_dtype(a.student[l].scalar_type(), a.teacher[l].scalar_type()) == ScalarType::Double)
         p.dtype = ScalarType::Double;
     p.totals = data_of("softmax_kl", "totals", a.totals, count, p.dtype, a.student[0]);
     p.upstream = data_of("softmax_kl", "grad_losses", upstream, count, p.dtype, a.student[0]);
@@ -80,7 +80,7 @@ struct Ops {
     return p;
   }
 
-  // Losses (L) and gradients; what had to be copied lives until the kernels are launched.
+  // Returns losses (L) and gradients; copies live until the kernels are launched.
   static std::tuple<Tensor, Tensors> run(const Arguments& a, bool need_grad,
                                          const std::optional<Tensor>& upstream) {
     Problem p = make_problem(a, upstream);

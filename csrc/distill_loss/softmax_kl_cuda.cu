@@ -1,6 +1,6 @@
-// KL divergence of softmaxes on CUDA. All levels are one launch; a block takes some softmaxes (rows), reads
-// them once for their statistics and once more, out of the cache, for the gradient. Blocks leave their
-// losses in memory, and one block a level adds them up in order, so that results are the same every time.
+// KL divergence of softmaxes on CUDA. All levels are one launch. A block takes some softmaxes (rows), reads
+// them once for their statistics and again, from the cache, for the gradient. Blocks leave their losses in
+// memory, and one block per level adds them in order, so that results are reproducible.
 #include <algorithm>
 
 #include "device_io.cuh"
@@ -14,8 +14,8 @@ using cuda::kLanes;
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kLanes;
-constexpr int kMaxLevels = 8;           // of a launch
-constexpr int64_t kLongRow = 1024;      // entries from which on a row is worth a block
+constexpr int kMaxLevels = 8;           // per launch
+constexpr int64_t kLongRow = 1024;      // entries from which on a row gets a block
 constexpr int64_t kWantedBlocks = 264;  // two for each multiprocessor of an H200
 
 // How a block works on a level.
@@ -25,8 +25,8 @@ struct Part {
   Level level;
   Shape shape;
   bool eights;     // adjacent numbers are read eight at a time
-  int rows;        // of a block
-  int64_t groups;  // blocks of a sample
+  int rows;        // per block
+  int64_t groups;  // blocks per sample
   int64_t begin;   // first block
   int64_t blocks;
 };
@@ -46,7 +46,7 @@ __device__ double scale_of(const Launch& p, int l) {
   return p.factor / (counted > 0 ? counted : 1);
 }
 
-// A block's rows, and what its gradients are multiplied by beside a row's weight.
+// The rows of a block, and the factor of its gradients besides a row's weight.
 template <typename A>
 struct Rows {
   const Part* part;
@@ -85,7 +85,7 @@ __device__ void load_both(const Level& level, int64_t sample, int64_t row, int64
   load(level.teacher.data, level.teacher.dtype, level.teacher.at(sample, row, entry), t);
 }
 
-// Entries adjacent: `threads` threads a row, of which this is number `thread`; a warp's or the block's.
+// Entries adjacent: `threads` threads per row, a warp or the block; this is number `thread`.
 template <typename A, int V, bool kBlock>
 __device__ double one_row(const Rows<A>& rows, int64_t row, Statistics<A>* shared) {
   const Level& level = rows.part->level;
@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (threadIdx.x == 0) partials[blockIdx.x] = loss;
 }
 
-// A block a level.
+// One block per level.
 template <typename A>
 __global__ void __launch_bounds__(kThreads, 2)
     finish_kernel(const __grid_constant__ Launch p, const double* partials, A* losses) {
@@ -266,12 +266,8 @@ struct Cuda {
   }
 
   static void run(const Problem& p, Tensor& losses) {
-    for (size_t first = 0; first < p.levels.size(); first += kMaxLevels) {
-      if (p.dtype == ScalarType::Double)
-        run_levels<double>(p, losses, first);
-      else
-        run_levels<float>(p, losses, first);
-    }
+    for (size_t first = 0; first < p.levels.size(); first += kMaxLevels)
+      dispatch_accumulate(p.dtype, [&](auto zero) { run_levels<decltype(zero)>(p, losses, first); });
   }
 };
 

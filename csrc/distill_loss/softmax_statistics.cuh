@@ -1,4 +1,4 @@
-// Running statistics of a pair of softmaxes, on the device. softmax_kl_kernels.h has the formulas.
+// Running statistics of a pair of softmaxes, on the device. softmax_kl_cpu_kernels.h has the formulas.
 #pragma once
 
 #include "../core/cuda.cuh"
@@ -38,7 +38,7 @@ struct Statistics {
     cross += et * (dt - ds);
   }
 
-  // The same relative to other, not smaller, maxima.
+  // Makes the sums relative to other maxima, which are not smaller.
   __device__ void shift(A new_s, A new_t, A inverse) {
     const A ds = (new_s - max_s) * inverse, dt = (new_t - max_t) * inverse, shrink = exp(-dt);
     cross = (cross + (ds - dt) * sum_t) * shrink;
@@ -66,7 +66,7 @@ struct Statistics {
   __device__ A divergence() const { return cross / sum_t + (log(sum_s) - log(sum_t)); }
 };
 
-// The gradient of a row's entries: factor * (softmax(s / T) - softmax(t / T)); zero where factor is.
+// The gradient of a row's entries: factor * (softmax(s / T) - softmax(t / T)); zero where factor is 0.
 template <typename A>
 struct Shares {
   A max_s = 0, max_t = 0, share_s = 0, share_t = 0, inverse = 0;
@@ -103,7 +103,7 @@ __device__ Statistics<A> lanes_merge(Statistics<A> stats, A inverse, int size = 
   return stats;
 }
 
-// The same over a block of whole warps; `shared` has an element a warp.
+// The same over a block of whole warps; `shared` has one element per warp.
 template <typename A>
 __device__ Statistics<A> block_merge(Statistics<A> stats, A inverse, Statistics<A>* shared) {
   const int warps = blockDim.x / cuda::kLanes;

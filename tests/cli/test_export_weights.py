@@ -11,8 +11,9 @@ from safetensors.torch import load_file as load_safetensors
 import bevkd2.modeling  # noqa: F401  (registers the models)
 from bevkd2.checkpoint import Checkpointer, CheckpointFileError, load_state, load_strict, save_file
 from bevkd2.cli import export_weights
-from bevkd2.config import load_config, resolve_teacher, teacher_config
+from bevkd2.config import load_config
 from bevkd2.d2 import build_model
+from bevkd2.distill import resolve_teacher, teacher_config
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tools" / "export_weights.py"

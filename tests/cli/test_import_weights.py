@@ -10,6 +10,7 @@ import torch
 
 from bevkd2.checkpoint import import_fcos3d, load_file, load_state, load_strict
 from bevkd2.checkpoint.import_bevformer import to_published
+from bevkd2.cli.run import run_cli
 from bevkd2.config import load_config
 from bevkd2.modeling import PGD, BEVFormer
 from tests.modeling.mono.pgd_model import small_cfg
@@ -59,7 +60,7 @@ def test_another_model_is_an_error(
 ):
     _, argv = published
     out = tmp_path / "ours.pth"
-    assert import_weights.main([*argv, str(out), "MODEL.BEVFORMER.BEV_SHAPE", "[5, 5]"]) == 1
+    assert run_cli(import_weights.main, [*argv, str(out), "MODEL.BEVFORMER.BEV_SHAPE", "[5, 5]"]) == 1
     assert "bev_queries (20, 16) instead of (25, 16)" in capsys.readouterr().err
     assert not out.exists()
 
@@ -70,7 +71,7 @@ def test_pickles_are_refused(
     _, argv = published
     bomb = tmp_path / "weights.pkl"
     bomb.write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
-    assert import_weights.main([*argv[:-1], str(bomb), str(tmp_path / "ours.pth")]) == 1
+    assert run_cli(import_weights.main, [*argv[:-1], str(bomb), str(tmp_path / "ours.pth")]) == 1
     assert ".pkl" in capsys.readouterr().err
 
 
@@ -80,7 +81,7 @@ def test_the_output_folder_is_made_and_what_is_in_its_way_is_named(
     _, argv = published
     out = tmp_path / "new" / "ours.pth"
     assert import_weights.main([*argv, str(out)]) == 0 and out.is_file()
-    assert import_weights.main([*argv, str(out / "ours.pth")]) == 1
+    assert run_cli(import_weights.main, [*argv, str(out / "ours.pth")]) == 1
     assert str(out) in capsys.readouterr().err
 
 
@@ -113,7 +114,7 @@ def test_classes_that_a_published_file_states_are_held_against_the_config(
     ]
     for meta in ({"CLASSES": ("Car", "Pedestrian", "Cyclist")}, {"dataset_meta": {"classes": ["Car"]}}):
         torch.save({"state_dict": state, "meta": meta}, tmp_path / "pgd.pth")
-        assert import_weights.main(argv) == 1
+        assert run_cli(import_weights.main, argv) == 1
         assert "was trained with the classes Car" in capsys.readouterr().err
     torch.save(
         {"state_dict": state, "meta": {"CLASSES": ("Pedestrian", "Cyclist", "Car")}}, tmp_path / "pgd.pth"
@@ -121,3 +122,33 @@ def test_classes_that_a_published_file_states_are_held_against_the_config(
     assert import_weights.main(argv) == 0
     assert "labels 0 to 2 are Pedestrian, Cyclist, Car" in capsys.readouterr().out
     assert load_file(tmp_path / "ours.pth")["classes"] == ["Pedestrian", "Cyclist", "Car"]
+
+
+PLUGIN = """
+from bevkd2.checkpoint import KeyRules, register_importer
+
+RULES = KeyRules("Prefixed", [("published.{rest}", "{rest}")])
+
+
+@register_importer("prefixed")
+def from_published(published):
+    return RULES.from_published(published)
+"""
+
+
+def test_a_plugin_adds_an_architecture(
+    import_weights: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    (tmp_path / "importer_plugin.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "model.yaml").write_text(CONFIG)
+    model = BEVFormer(load_config(tmp_path / "model.yaml"))
+    state = {f"published.{name}": value for name, value in model.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "published.pth")
+    files = [str(tmp_path / name) for name in ("published.pth", "ours.pth")]
+    argv = ["--arch", "prefixed", "--config-file", str(tmp_path / "model.yaml"), *files]
+    assert run_cli(import_weights.main, argv) == 1
+    known = "--arch 'prefixed' is unknown, expected one of bevformer, fcos3d, pgd, smoke"
+    assert known in capsys.readouterr().err
+    assert run_cli(import_weights.main, ["--import", "importer_plugin", *argv]) == 0
+    assert torch.equal(load_state(files[1])["bev_queries"], model.bev_queries)

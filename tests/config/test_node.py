@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bevkd2.config import CfgNode, get_cfg, load_config
+from bevkd2.config import CfgNode, get_cfg, load_config, read_config
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -209,10 +209,10 @@ def test_dumped_config_is_read_back_unchanged(
         for parent in parents:
             node = node[parent]
         node[leaf] = changed(node[leaf])
-    # CONFIG is a path relative to the file that names it; a set-up run has none (see test_teacher.py).
+    # CONFIG is a path relative to the file that names it; a set-up run has none.
     cfg.DISTILL.TEACHER.CONFIG = ""
     path = write(tmp_path_factory.mktemp("dump"), "config.yaml", cfg.dump())
-    assert load_config(path) == cfg
+    assert read_config(path) == cfg
 
 
 def test_frozen_config_refuses_changes() -> None:

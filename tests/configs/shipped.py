@@ -8,14 +8,15 @@ from pathlib import Path
 import torch
 
 import bevkd2.modeling  # noqa: F401  (registers the models)
-from bevkd2.config import CfgNode, load_config, resolve_teacher, student_config, teacher_config
+from bevkd2.config import CfgNode, load_config
 from bevkd2.d2 import build_model
+from bevkd2.distill import is_distillation, resolve_teacher, student_config, teacher_config
 from bevkd2.modeling.detector import Detector
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ALL = sorted(CONFIGS.rglob("*.yaml"))
 SHIPPED = [path for path in ALL if "_base_" not in path.parts]
-DISTILLATIONS = [path for path in SHIPPED if load_config(path).MODEL.META_ARCHITECTURE == "Distiller"]
+DISTILLATIONS = [path for path in SHIPPED if is_distillation(load_config(path))]
 MULTI_VIEW = [path for path in SHIPPED if load_config(path).DATASETS.FORMAT == "nuscenes"]
 MONOCULAR = [path for path in SHIPPED if path not in MULTI_VIEW]
 

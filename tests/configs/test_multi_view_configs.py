@@ -77,7 +77,7 @@ def test_method_is_that_of_the_paper(number: int) -> None:
     assert distill.METHODS == ["TemporalAttention", "SpatialAttention", "BEVResponse"]
     assert distill.FACTOR == 0.01
     assert distill.INHERIT.MODE == "freeze"
-    assert distill.INHERIT.PARAMS == ["bev_queries", "bev_position", "object_queries"]
+    assert distill.INHERIT.PARAMS == ["bev_queries", "bev_position"]
 
 
 def test_the_config_of_the_front_page_is_the_first_pair() -> None:

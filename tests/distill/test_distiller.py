@@ -5,9 +5,17 @@ import torch
 
 import bevkd2.modeling  # noqa: F401  (registers the meta-architectures)
 from bevkd2.checkpoint import save_file
-from bevkd2.config import get_cfg, resolve_teacher, student_config
+from bevkd2.config import get_cfg
 from bevkd2.d2 import META_ARCH_REGISTRY, EventStorage
-from bevkd2.distill import Distiller, DistillMethod
+from bevkd2.distill import (
+    Distiller,
+    DistillMethod,
+    is_distillation,
+    resolve_teacher,
+    student_config,
+)
+from bevkd2.engine import DistillTrainer
+from bevkd2.modeling.knowledge import BEVKnowledge, MonoKnowledge
 
 METHODS = ["TemporalAttention", "SpatialAttention", "BEVResponse"]
 NO_DROPOUT = ("MODEL.BEVFORMER.DROPOUT", 0.0)
@@ -31,7 +39,7 @@ def teacher_files(tmp_path, tiny_cfg):
 
     def make(*options, mode="freeze"):
         cfg = tiny_cfg()
-        cfg.MODEL.META_ARCHITECTURE = "Distiller"
+        cfg.merge_from_list(["MODEL.META_ARCHITECTURE", "Distiller"])
         cfg.DISTILL.TEACHER.CONFIG = str(tmp_path / "teacher.yaml")
         cfg.DISTILL.TEACHER.WEIGHTS = str(tmp_path / "teacher.pth")
         cfg.DISTILL.METHODS = METHODS
@@ -81,24 +89,51 @@ def test_teacher_and_student_get_one_grid_mask_where_it_is_shared(teacher_files,
     assert (losses["loss_distill_bev_response"].item() == 0) is shared
 
 
-def test_one_step_moves_every_trainable_parameter_and_no_inherited_one(teacher_files, samples):
+OBJECT_QUERIES = ["bev_queries", "bev_position", "object_queries", "reference_points"]
+
+
+def test_what_the_paper_fixes_is_inherited_by_default(teacher_files):
     model = build(teacher_files())
+    assert set(model.inherited) == {"bev_queries", "bev_position.row", "bev_position.column"}
+    frozen = {name for name, p in model.student.inheritable().items() if not p.requires_grad}
+    assert frozen == set(model.inherited)
+
+
+def test_all_learned_inputs_can_be_inherited(teacher_files):
+    everything = [*OBJECT_QUERIES, "can_bus_mlp", "level_embeddings", "camera_embeddings"]
+    model = build(teacher_files("DISTILL.INHERIT.PARAMS", everything))
+    teacher = model.teacher.inheritable()
+    assert set(model.inherited) == set(teacher) and "can_bus_mlp.0.weight" in teacher
+    for name, parameter in model.student.inheritable().items():
+        assert torch.equal(parameter, teacher[name]) and not parameter.requires_grad
+    assert not model.student.decoder.reference_points.weight.requires_grad
+
+
+@pytest.mark.parametrize("alone", ["object_queries", "reference_points"])
+def test_object_queries_go_with_the_layer_of_their_reference_points(teacher_files, alone):
+    with pytest.raises(ValueError, match=f"PARAMS has {alone}, but not .*: add "):
+        build(teacher_files("DISTILL.INHERIT.PARAMS", ["bev_queries", alone]))
+
+
+def test_one_step_moves_every_trainable_parameter_and_no_inherited_one(teacher_files, samples):
+    model = build(teacher_files("DISTILL.INHERIT.PARAMS", OBJECT_QUERIES))
     before = {k: v.clone() for k, v in model.named_parameters()}
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=1e-3)
     sum(train_losses(model, samples(0, 1)).values()).backward()
     optimizer.step()
-    inherited = {id(p) for p in model.student.inheritable().values()}
+    inherited = {id(model.student.inheritable()[name]) for name in model.inherited}
     moved = {k: not torch.equal(before[k], v) for k, v in model.named_parameters()}
     frozen = {k for k, v in model.named_parameters() if id(v) in inherited}
-    assert len(frozen) == 4
+    assert len(frozen) == 6
     assert {k for k, v in moved.items() if not v} == frozen
     model.verify_inherited()
 
 
 def test_init_inherits_and_trains(teacher_files):
     model = build(teacher_files(mode="init"))
-    for name, parameter in model.student.inheritable().items():
+    for name in model.inherited:
+        parameter = model.student.inheritable()[name]
         assert torch.equal(parameter, model.teacher.inheritable()[name]) and parameter.requires_grad
     model.verify_inherited()  # nothing is frozen, nothing to verify
 
@@ -106,8 +141,8 @@ def test_init_inherits_and_trains(teacher_files):
 def test_verification_finds_a_moved_query(teacher_files):
     model = build(teacher_files())
     with torch.no_grad():
-        model.student.inheritable()["object_queries"].add_(1.0)
-    with pytest.raises(RuntimeError, match="object_queries differs"):
+        model.student.inheritable()["bev_queries"].add_(1.0)
+    with pytest.raises(RuntimeError, match="bev_queries differs"):
         model.verify_inherited()
 
 
@@ -167,18 +202,59 @@ def test_switches_and_weights(teacher_files, samples):
     assert a["loss_distill_bev_response"] > 0
 
 
-def test_raw_values_go_to_the_storage(teacher_files, samples):
+def test_unweighted_values_are_kept_for_the_log_on_the_device_and_given_once(teacher_files, samples):
     model = build(teacher_files("DISTILL.FACTOR", 0.5)).train()
-    with EventStorage() as storage:
-        losses = model(samples(1))
-    raw = storage.latest()["distill_raw/bev_response"][0]
-    assert losses["loss_distill_bev_response"].item() == pytest.approx(0.5 * raw, rel=1e-6)
+    losses = model(samples(1))  # no EventStorage is open: the forward pass writes nothing
+    values = model.pop_values_to_log()
+    names = ("temporal_attention", "spatial_attention", "bev_response")
+    assert set(values) == {f"distill_raw/{name}" for name in names}
+    assert not values["distill_raw/bev_response"].requires_grad
+    torch.testing.assert_close(losses["loss_distill_bev_response"], 0.5 * values["distill_raw/bev_response"])
+    assert model.pop_values_to_log() == {}
+
+
+def test_trainer_logs_the_unweighted_values(teacher_files, samples, tmp_path):
+    cfg = teacher_files("DISTILL.FACTOR", 0.5, "OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", 1)
+    model = build(cfg)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.01)
+    trainer = DistillTrainer(model, lambda start: iter([samples(1)]), optimizer)
+    trainer.train(0, 1)
+    latest = {name: value for name, (value, _) in trainer.storage.latest().items()}
+    assert latest["distill_raw/bev_response"] > 0
+    expected = 0.5 * latest["distill_raw/bev_response"]
+    assert latest["loss_distill_bev_response"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_forward_pass_waits_for_the_device_once_and_a_step_once_more(
+    teacher_files, samples, monkeypatch, tmp_path
+):
+    """The matcher copies its costs; then the trainer copies losses, logged values and the norm."""
+    model = build(teacher_files("OUTPUT_DIR", str(tmp_path)))
+    waits = []
+    for name in ("cpu", "item", "tolist"):
+        original = getattr(torch.Tensor, name)
+
+        def counted(self, *args, name=name, original=original, **kwargs):
+            if self.requires_grad or self.numel() > 1 or name == "cpu":
+                waits.append(name)
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    model.train()(samples(0, 1))
+    assert waits == ["cpu"]
+    waits.clear()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.01)
+    trainer = DistillTrainer(model, lambda start: iter([samples(0, 1)]), optimizer)
+    monkeypatch.setattr(DistillTrainer, "_write_metrics", lambda *args: None)  # reads what is on the CPU
+    trainer.train(0, 1)
+    assert waits == ["cpu", "cpu"]
 
 
 class Untrained(DistillMethod):
     """Returns one loss of a name that is given."""
 
     node = "UNTRAINED"
+    knowledge = BEVKnowledge
 
     def __init__(self, name):
         super().__init__(None, None, None)
@@ -319,6 +395,62 @@ def test_weights_that_would_overwrite_what_is_inherited_are_an_error(teacher_fil
         build(teacher_files("MODEL.WEIGHTS", "student.pth", mode="init"))
 
 
-def test_a_distiller_cannot_be_its_own_student(teacher_files):
-    with pytest.raises(ValueError, match=r"DISTILL\.STUDENT\.META_ARCHITECTURE is Distiller"):
-        build(teacher_files("DISTILL.STUDENT.META_ARCHITECTURE", "Distiller"))
+@pytest.mark.parametrize("name", ["", "Distiller", "SubDistiller"])
+def test_the_student_has_a_plain_architecture(teacher_files, name):
+    with pytest.raises(ValueError, match=rf"DISTILL\.STUDENT\.META_ARCHITECTURE is '{name}'"):
+        build(teacher_files("DISTILL.STUDENT.META_ARCHITECTURE", name))
+
+
+class MonoOnly(Untrained):
+    """Reads what a BEVFormer does not return."""
+
+    node = "MONO_ONLY"
+    knowledge = MonoKnowledge
+
+
+class ReadsHeatmap(Untrained):
+    """Requires a field that is empty unless the model has an auxiliary head."""
+
+    node = "READS_HEATMAP"
+    requires = frozenset({"bev_heatmap"})
+
+
+def test_a_method_on_a_detector_that_it_cannot_read_is_named_at_build_time(teacher_files):
+    built = build(teacher_files("DISTILL.METHODS", []))
+    pair = {"student": built.student, "teacher": built.teacher}
+    with pytest.raises(
+        ValueError,
+        match=r"METHODS: MonoOnly reads MonoKnowledge, but the student, a BEVFormer, returns BEVKnowledge",
+    ):
+        Distiller(**pair, methods={"MonoOnly": MonoOnly("x")}, weights={"MonoOnly": 1.0})
+    with pytest.raises(ValueError, match="DepthGuidedPrediction reads MonoKnowledge"):
+        build(teacher_files("DISTILL.METHODS", ["DepthGuidedPrediction"]))
+
+
+def test_a_required_field_that_is_empty_is_named(teacher_files, samples):
+    built = build(teacher_files("DISTILL.METHODS", []))
+    methods = {"ReadsHeatmap": ReadsHeatmap("x")}
+    model = Distiller(
+        student=built.student, teacher=built.teacher, methods=methods, weights={"ReadsHeatmap": 1.0}
+    )
+    with pytest.raises(ValueError, match="ReadsHeatmap requires bev_heatmap, which the student left empty"):
+        train_losses(model, samples(1))
+
+
+@META_ARCH_REGISTRY.register()
+class SubDistiller(Distiller):
+    """A distillation under a name of its own."""
+
+
+@META_ARCH_REGISTRY.register()
+class DistillerByNameOnly(torch.nn.Module):
+    """No Distiller, whatever its name says."""
+
+
+def test_a_distillation_is_known_by_its_class(teacher_files):
+    cfg = teacher_files("MODEL.META_ARCHITECTURE", "SubDistiller")
+    assert is_distillation(cfg) and cfg.DISTILL.STUDENT.META_ARCHITECTURE == "BEVFormer"
+    assert type(build(cfg)) is SubDistiller
+    assert type(build(student_config(cfg))) is type(build(cfg).student)
+    cfg.MODEL.META_ARCHITECTURE = "DistillerByNameOnly"
+    assert not is_distillation(cfg)

@@ -14,10 +14,10 @@ from torch import Tensor
 
 import bevkd2.distill  # noqa: F401  (registers)
 from bevkd2.checkpoint import load_file, load_strict, save_file
-from bevkd2.config import CfgNode, load_config, resolve_teacher, stored_classes, student_config
+from bevkd2.config import CfgNode, load_config, stored_classes
 from bevkd2.d2 import EventStorage, build_model
 from bevkd2.data.loader import build_train_loader
-from bevkd2.distill import Distiller
+from bevkd2.distill import Distiller, resolve_teacher, student_config
 from bevkd2.engine import build_trainer, train
 from tests.data.nuscenes_fixture import VERSION, FixtureWorld
 from tests.modeling.mono.pgd_model import small_cfg
@@ -51,8 +51,7 @@ def make(tmp_path: Path, request: pytest.FixtureRequest) -> Make:
         save_file({"model": state, "classes": list(stored_classes(teacher))}, tmp_path / "teacher.pth")
         (tmp_path / "teacher.yaml").write_text(teacher.dump())
         cfg = model_cfg(case, width)
-        cfg.DISTILL.STUDENT.META_ARCHITECTURE = cfg.MODEL.META_ARCHITECTURE
-        cfg.MODEL.META_ARCHITECTURE = "Distiller"
+        cfg.merge_from_list(["MODEL.META_ARCHITECTURE", "Distiller"])
         cfg.DISTILL.TEACHER.CONFIG = str(tmp_path / "teacher.yaml")
         cfg.DISTILL.TEACHER.WEIGHTS = str(tmp_path / "teacher.pth")
         cfg.DISTILL.METHODS, cfg.DISTILL.FACTOR = ["PerspectiveFeature", "DepthGuidedPrediction"], 1.0

@@ -25,14 +25,8 @@ import sys
 from pathlib import Path, PurePosixPath
 
 import bevkd2.modeling  # noqa: F401  (registers the models)
-from bevkd2.config import (
-    CfgNode,
-    is_distillation,
-    load_config,
-    resolve_teacher,
-    student_config,
-    teacher_config,
-)
+from bevkd2.config import CfgNode, load_config
+from bevkd2.distill import is_distillation, resolve_teacher, student_config, teacher_config
 from tests.docs import worlds
 from tests.docs.pages import KEYS, ROOT
 

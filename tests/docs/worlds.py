@@ -14,9 +14,10 @@ from nuscenes.utils.splits import create_splits_scenes
 
 import bevkd2.modeling  # noqa: F401  (registers the models)
 from bevkd2.checkpoint import import_bevformer, import_fcos3d, import_smoke, save_file
-from bevkd2.config import CfgNode, load_config, student_config
+from bevkd2.config import CfgNode, load_config
 from bevkd2.d2 import build_model
 from bevkd2.data.synthetic import KittiWorldConfig, WorldConfig, generate
+from bevkd2.distill import student_config
 from bevkd2.kitti.frame_lists import read_frame_list
 from bevkd2.kitti.labels import read_labels, write_detections
 from tests.docs.pages import ROOT

@@ -21,6 +21,7 @@ from bevkd2.engine import (
     launch,
     load_args,
     setup,
+    write_config,
 )
 from bevkd2.engine.evaluator import evaluate
 from tests.engine.toys import ToyEvaluator, ToyLoader, build_toy_loader, build_toy_test_loader, flat
@@ -43,6 +44,7 @@ class Gradient(HookBase):
 
 def main(args: argparse.Namespace) -> None:
     cfg = setup(args)
+    write_config(cfg)
     draw = torch.rand(1).item()
     model = build_model(cfg)
     trainer = build_trainer(

@@ -173,9 +173,9 @@ def test_hooks_run_in_their_order(tmp_path: Path) -> None:
     cfg = toy_cfg(tmp_path, *DISTILL)
     trainer = build_trainer(cfg, build_model(cfg), build_loader=build_toy_loader, evaluate=toy_evaluate)
     order = [type(hook).__name__ for hook in trainer._hooks]
-    expected = ["IterationTimer", "LRScheduler", "VerifyInherited", "PeriodicCheckpointer", "EvalHook"]
+    expected = ["IterationTimer", "LRScheduler", "VerifyInherited", "PeriodicCheckpointer", "Evaluate"]
     assert [name for name in order if name in expected] == expected
-    assert order.index("EvalHook") < order.index("BestCheckpointer") < order.index("PeriodicWriter")
+    assert order.index("Evaluate") < order.index("BestCheckpointer") < order.index("PeriodicWriter")
 
 
 def test_learning_rate_follows_the_schedule_over_a_resume(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import pytest
 import torch
 import yaml
 
-from bevkd2.config import load_config
+from bevkd2.config import read_config
 from bevkd2.d2 import PROVIDER
-from bevkd2.engine import default_argument_parser, setup
+from bevkd2.engine import default_argument_parser, setup, write_config
 from bevkd2.engine.defaults import resolve_device
 from tests.engine.toys import TOY_OPTIONS
 
@@ -42,6 +42,7 @@ def test_flags_are_detectron2s() -> None:
         "machine_rank": 1,
         "dist_url": "tcp://h:1",
         "plugins": ["a", "b.c"],
+        "traceback": False,
         "opts": ["SOLVER.BASE_LR", "0.1", "MODEL.WEIGHTS", "x.pth"],
     }
     defaults = default_argument_parser().parse_args([])
@@ -53,12 +54,14 @@ def test_flags_are_detectron2s() -> None:
 
 def test_setup_writes_a_config_that_reproduces_itself(tmp_path: Path) -> None:
     cfg = setup(arguments(tmp_path, "SOLVER.STEPS", "(3, 4)"))
+    assert not (tmp_path / "config.yaml").exists()
+    write_config(cfg)
     assert cfg.is_frozen() and cfg.SOLVER.STEPS == (3, 4)
-    assert load_config(tmp_path / "config.yaml") == cfg
+    assert read_config(tmp_path / "config.yaml") == cfg
 
 
 def test_log_begins_with_the_provider_and_holds_the_config(tmp_path: Path) -> None:
-    setup(arguments(tmp_path))
+    write_config(setup(arguments(tmp_path)))
     log = (tmp_path / "log.txt").read_text()
     report = log.index("environment:")
     assert (
@@ -91,7 +94,9 @@ def test_seed_is_set_everywhere(tmp_path: Path) -> None:
 
 
 def test_fresh_seed_is_drawn_written_and_kept_over_a_resume(tmp_path: Path) -> None:
-    first = setup(arguments(tmp_path, "SEED", -1)).SEED
+    cfg = setup(arguments(tmp_path, "SEED", -1))
+    write_config(cfg)
+    first = cfg.SEED
     assert first >= 0 and yaml.safe_load((tmp_path / "config.yaml").read_text())["SEED"] == first
     assert f"SEED {first}: drawn for this run" in (tmp_path / "log.txt").read_text()
     resumed, chosen, anew = (
@@ -136,9 +141,11 @@ def test_unknown_device_names_the_key_and_the_known_ones(device: str) -> None:
 
 def test_evaluation_keeps_the_trainings_config(tmp_path: Path) -> None:
     trained = setup(arguments(tmp_path, "SOLVER.BASE_LR", 0.5))
-    setup(arguments(tmp_path, "SOLVER.BASE_LR", 0.25, flags=("--eval-only",)))
-    assert load_config(tmp_path / "config.yaml") == trained
-    assert load_config(tmp_path / "inference" / "config.yaml").SOLVER.BASE_LR == 0.25
+    write_config(trained)
+    evaluated = setup(arguments(tmp_path, "SOLVER.BASE_LR", 0.25, flags=("--eval-only",)))
+    write_config(evaluated, "inference")
+    assert read_config(tmp_path / "config.yaml") == trained
+    assert read_config(tmp_path / "inference" / "config.yaml").SOLVER.BASE_LR == 0.25
 
 
 def distiller(tmp_path: Path) -> tuple[str, ...]:
@@ -157,6 +164,7 @@ def without_architecture(output: Path, flags: tuple[str, ...]) -> argparse.Names
 def test_teacher_is_embedded_in_the_dumped_config(tmp_path: Path) -> None:
     cfg = setup(without_architecture(tmp_path / "out", distiller(tmp_path)))
     assert cfg.DISTILL.TEACHER.RESOLVED.MODEL.BEVFORMER.NUM_CLASSES == 7 and cfg.DISTILL.TEACHER.CONFIG == ""
+    write_config(cfg)
     (tmp_path / "teacher.yaml").unlink()
     again = setup(
         without_architecture(tmp_path / "again", ("--config-file", str(tmp_path / "out" / "config.yaml")))

@@ -41,7 +41,7 @@ SHORT = (
     ),
 )
 TRAIN_NET = "tools/train_net.py"
-FILES = ("detector.py", "depth_hint.py", "multi_view.py", "format.py", "__init__.py")
+FILES = ("detector.py", "depth_hint.py", "multi_view.py", "format.py", "weight_average.py", "__init__.py")
 FEW = TRAIN[:3]  # seven objects; the centre of one lies outside of its image, and so is not in the heat map
 
 
@@ -122,6 +122,7 @@ def keys(output: Path) -> set[str]:
 def test_detector_and_method_are_as_short_as_said() -> None:
     lines = {name: len((PACKAGE / "tinymono" / name).read_text().splitlines()) for name in FILES}
     assert lines["detector.py"] < 130 and lines["depth_hint.py"] < 40 and lines["multi_view.py"] < 200
+    assert lines["format.py"] <= 150 and lines["weight_average.py"] < 60
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -173,6 +174,17 @@ def test_training_is_resumed(folder: Path) -> None:
     iterations = [row["iteration"] for row in logged(folder / "output" / "tinymono_distilled")]
     assert iterations[0] == 0 and max(iterations) == 3 and iterations.count(1) == 1
     assert (folder / "output" / "tinymono_distilled" / "model_0000002.pth").is_file()
+
+
+def test_hook_of_the_package_averages_the_weights_and_is_resumed(folder: Path) -> None:
+    output = folder / "output" / "tinymono_distilled"
+    average = load_file(output / "model_average.pth")["model"]
+    last = load_file(output / "model_final.pth")
+    assert average.keys() == last["model"].keys()
+    state = last["trainer"]["hooks"]["WeightAverage"]["average"]
+    moved = [name for name, value in state.items() if not torch.equal(value, last["model"][name])]
+    assert moved and all(torch.isfinite(value).all() for value in average.values())
+    assert not (folder / "output" / "tinymono" / "model_average.pth").exists()
 
 
 def test_exported_weights_score_as_the_checkpoint(folder: Path) -> None:

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from bevkd2.ops import (
-    DepthWeights,
     bev_response_l2,
     channel_wise_kl,
     feature_l2,
@@ -77,6 +76,6 @@ def test_masks_and_cells_on_another_device_are_refused() -> None:
 
 def test_depths_on_another_device_are_refused() -> None:
     logits, objects = torch.zeros(1, 3, 2), torch.zeros(1, 3, dtype=torch.bool)
-    depths = DepthWeights(torch.zeros(1, 3), torch.ones((), device="meta"))
-    with pytest.raises(ValueError, match="max_depth is on meta, student on cpu"):
-        prediction_loss(logits, logits, objects, depths, distance="l2")
+    guidance = torch.ones(1, 3, device="meta")
+    with pytest.raises(ValueError, match="guidance is on meta, student on cpu"):
+        prediction_loss(logits, logits, objects, guidance, distance="l2")

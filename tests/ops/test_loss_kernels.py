@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bevkd2.ops import DepthWeights, bev_response_l2, channel_wise_kl, pixel_wise_kl, prediction_loss
+from bevkd2.ops import bev_response_l2, channel_wise_kl, pixel_wise_kl, prediction_loss
 
 DTYPES = [
     (torch.float32, torch.float32),
@@ -156,16 +156,14 @@ def test_prediction_loss(
     student, teacher = maps(shape, dtypes, False)
     generator = torch.Generator().manual_seed(1)
     dtype, locations = wide(dtypes), shape[:2]
-    depths = [70 * torch.rand(locations, generator=generator, dtype=dtype) - 10 for _ in range(3)]
     objects = torch.rand(locations, generator=generator) < 0.4
-    weights = torch.rand(locations, generator=generator, dtype=dtype)
+    weights, guidance = torch.rand((2, *locations), generator=generator, dtype=dtype)
     weights[:, 2::3] = 0
+    guidance[~objects] = float("nan")  # not read
     student[:, 2::3] = float("nan")
-    frozen = torch.arange(shape[0]) == 1
-    guided = (weights, objects, *depths, torch.tensor(50.0, dtype=dtype), frozen)
-    for rho, optional in ((1, guided), (2, guided), (0, (None,) * 7)):
+    for optional in ((weights, objects, guidance), (None, None, None), (None, objects, None)):
         ours = student if optional[0] is not None else student.nan_to_num()
-        call = (ours, teacher, *optional, distance, rho, 1.5, 10.0, 1.0, 2.0, 0.7)
+        call = (ours, teacher, *optional, distance, 1.5, 2.0, 0.7)
         both(emulated, "prediction_loss", (*call, True, True))
         both(emulated, "prediction_loss", (*call, False, False))
         upstream = torch.tensor([0.5, -2.0], dtype=dtype)
@@ -193,11 +191,11 @@ def losses_and_gradients(device: str, dtype: torch.dtype) -> list[Tensor]:
         add(lambda s, theirs=theirs: pixel_wise_kl(s, theirs, (theirs[:, 0] > 0)), ours)
         add(lambda s, theirs=theirs: bev_response_l2(s, theirs, (theirs[:, 0] > 0), reduction="norm"), ours)
     logits, others, numbers = normal(2, 50, 10), normal(2, 50, 10), normal(3, 2, 50)
-    depths = DepthWeights(*[(10 * n + 20) for n in numbers[:1]], torch.tensor(50.0, device=device))
+    guidance = numbers[0].exp()
     for distance in ("l2", "l2_logits", "kl", "softmax_kl"):
         add(
             lambda s, distance=distance: sum(
-                prediction_loss(s, others, numbers[1] > 0.5, depths, numbers[2] > -1, distance=distance)
+                prediction_loss(s, others, numbers[1] > 0.5, guidance, numbers[2] > -1, distance=distance)
             ),
             logits,
         )
@@ -247,13 +245,13 @@ def test_cuda_never_waits_for_the_device(dtype: torch.dtype) -> None:
     teacher, logits = torch.randn_like(student), torch.randn(2, 9, 5, device="cuda").to(dtype)
     logits.requires_grad_()
     objects = torch.rand(2, 9, device="cuda") < 0.5
-    depths = DepthWeights(torch.rand(2, 9, device="cuda"), torch.ones((), device="cuda"))
+    guidance = torch.rand(2, 9, device="cuda")
 
     def step() -> list[Tensor]:
         loss = channel_wise_kl([student, student], [teacher, teacher], temperature=2.0).sum()
         loss = loss + pixel_wise_kl(student, teacher, objects.new_ones(2, 8, 24))
         loss = loss + bev_response_l2(student, teacher, reduction="norm")
-        loss = loss + sum(prediction_loss(logits, logits.detach() + 1, objects, depths, distance="kl"))
+        loss = loss + sum(prediction_loss(logits, logits.detach() + 1, objects, guidance, distance="kl"))
         return [loss.detach(), *torch.autograd.grad(loss, [student, logits])]
 
     stream = torch.cuda.Stream()

@@ -1,6 +1,7 @@
 """Class distances and the depth-guided weight."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -59,6 +60,59 @@ def test_depths_that_no_object_has_do_not_explode():
         torch.tensor([-30.0, 1e6]), torch.tensor([1e6, -5.0]), torch.tensor([50.0, 50.0]), torch.tensor(50.0)
     )
     assert weight.tolist() == pytest.approx([11 * math.e] * 2, rel=1e-6)
+
+
+def test_guidance_of_frozen_samples_is_the_offset_times_rho():
+    """And of locations that are not counted 1; neither gives the student's depth a gradient, even if NaN."""
+    student = torch.tensor([[10.0, 20.0], [10.0, float("nan")]], requires_grad=True)
+    teacher, true = (
+        torch.tensor([[20.0, 30.0], [20.0, 20.0]]),
+        torch.tensor([[25.0, float("nan")], [50.0, 25.0]]),
+    )
+    weight = depth_guidance(
+        student,
+        teacher,
+        true,
+        torch.tensor(50.0),
+        counted=torch.tensor([[True, False], [True, True]]),
+        frozen=torch.tensor([False, True]),
+        offset=1.5,
+    )
+    expected = [(10 * 0.2 + 1.5) * math.exp(0.5), 1.0, 1.5 * math.exp(1.0), 1.5 * math.exp(0.5)]
+    assert weight.flatten().tolist() == pytest.approx(expected, rel=1e-6)
+    (grad,) = torch.autograd.grad(weight.sum(), student)
+    assert grad.flatten().tolist() == pytest.approx([-10 / 50 * math.exp(0.5), 0, 0, 0], rel=1e-6)
+
+
+def test_guidance_gets_gradcheck_and_depths_beyond_the_limits_get_no_gradient():
+    student = torch.tensor([[-5.0, 10.0, 49.0, 60.0]], dtype=torch.float64, requires_grad=True)
+    teacher, true = torch.full((1, 4), 20.0).double(), torch.full((1, 4), 30.0).double()
+    largest = torch.tensor(50.0)
+    for rho in ("exp", "linear", "off"):
+        assert torch.autograd.gradcheck(
+            lambda depth, rho=rho: depth_guidance(depth, teacher, true, largest, rho=rho, slope=5.0), student
+        )
+    (grad,) = torch.autograd.grad(depth_guidance(student, teacher, true, largest).sum(), student)
+    assert (grad != 0).tolist() == [[False, True, True, False]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher_depth": None}, "give both or neither"),
+        (
+            {"teacher_depth": torch.ones(2, 4)},
+            "teacher_depth is (2, 4); expected true_depth's shape = (2, 3)",
+        ),
+        ({"max_depth": torch.ones(2)}, "max_depth is (2,); expected a scalar = ()"),
+        ({"frozen": torch.zeros(3, dtype=torch.bool)}, "frozen is (3,); expected (B,) = (2,)"),
+        ({"max_depth": torch.ones((), device="meta")}, "max_depth is on meta, true_depth on cpu"),
+    ],
+)
+def test_depths_that_do_not_fit_are_named(changes, message):
+    depths = {name: torch.ones(2, 3) for name in ("student_depth", "teacher_depth", "true_depth")}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        depth_guidance(**(depths | {"max_depth": torch.ones(())} | changes))
 
 
 def test_unknown_settings_are_named():

@@ -1,16 +1,16 @@
-"""The compiled prediction loss: values, gradients of logits and depths, dtypes, and what autograd asks."""
+"""The compiled prediction loss: values, gradients of logits and depths, dtypes, and autograd features."""
 
 import dataclasses
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from bevkd2.ops import DepthWeights, class_distance, logit_distance, prediction_loss
-from bevkd2.ops.prediction_distill import Distance
-from bevkd2.ops.prediction_loss import prediction_loss_reference
+from bevkd2.ops import Distance, class_distance, depth_guidance, logit_distance, prediction_loss
+from tests.ops.references import prediction_loss_reference
 
 B, Q = 2, 41
 DISTANCES = [("l2", 1.0), ("l2_logits", 1.0), ("kl", 1.0), ("kl", 2.5), ("softmax_kl", 4.0)]
@@ -22,50 +22,58 @@ class Case:
     student: Tensor
     teacher: Tensor
     objects: Tensor
-    depths: DepthWeights
+    depths: dict[str, Any]
     weights: Tensor
 
+    def guidance(self) -> Tensor:
+        """D of the objects' locations that have a weight."""
+        return depth_guidance(**self.depths, counted=self.objects & (self.weights != 0))
+
     def arguments(self) -> tuple:
-        return self.student, self.teacher, self.objects, self.depths, self.weights
+        return self.student, self.teacher, self.objects, self.guidance(), self.weights
+
+    def inputs(self) -> list[Tensor]:
+        """The tensors that get a gradient."""
+        return [self.student, self.depths["student_depth"]]
 
     def double(self) -> "Case":
         """The same in float64, detached."""
         depths = {
-            key: getattr(self.depths, key).detach().double()
-            for key in ("true_depth", "max_depth", "student_depth", "teacher_depth")
+            key: value.detach().double() if isinstance(value, Tensor) and value.is_floating_point() else value
+            for key, value in self.depths.items()
         }
         depths["student_depth"].requires_grad_()
         return Case(
             self.student.detach().double().requires_grad_(),
             self.teacher.double(),
             self.objects,
-            dataclasses.replace(self.depths, **depths),
+            depths,
             self.weights.double(),
         )
 
 
 def make(classes: int = 10, locations: int = Q, scale: float = 3.0) -> Case:
-    """Depths beyond the largest and below zero, a sample that is frozen, locations that do not count."""
+    """Depths beyond the largest and below zero, a sample that is frozen, locations of weight 0."""
     generator = torch.Generator().manual_seed(0)
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator)
 
     student, teacher = scale * torch.randn(2, B, locations, classes, generator=generator)
-    depths = DepthWeights(
-        true_depth=55 * uniform(B, locations),
-        max_depth=torch.tensor(50.0),
-        student_depth=(70 * uniform(B, locations) - 10).requires_grad_(),
-        teacher_depth=70 * uniform(B, locations) - 10,
-        frozen=torch.tensor([False, True]),
-    )
+    depths = {
+        "true_depth": 55 * uniform(B, locations),
+        "max_depth": torch.tensor(50.0),
+        "student_depth": (70 * uniform(B, locations) - 10).requires_grad_(),
+        "teacher_depth": 70 * uniform(B, locations) - 10,
+        "frozen": torch.tensor([False, True]),
+    }
     weights = uniform(B, locations) * (uniform(B, locations) < 0.7)
     return Case(student.requires_grad_(), teacher, uniform(B, locations) < 0.3, depths, weights)
 
 
 def gradients(losses: tuple, case: Case, upstream: tuple[float, float] = (1.0, 1.0)) -> list[Tensor]:
     loss = upstream[0] * losses[0] + upstream[1] * losses[1]
-    return list(torch.autograd.grad(loss, [case.student, case.depths.student_depth]))
+    return list(torch.autograd.grad(loss, case.inputs()))
 
 
 @each_distance
@@ -86,17 +94,17 @@ def test_equals_the_reference(
         torch.testing.assert_close(one, other.float(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("rho", ["exp", "linear", "off"])
-@pytest.mark.parametrize("phi", [True, False])
-def test_depth_weights_are_settings(rho: str, phi: bool) -> None:
+def test_the_guidance_weights_objects_alone_and_not_their_total() -> None:
     case = make()
-    depths = dataclasses.replace(case.depths, rho=rho, slope=5.0, offset=2.0, frozen=None)
-    if not phi:
-        depths = dataclasses.replace(depths, student_depth=None, teacher_depth=None)
-    arguments = (case.student, case.teacher, case.objects, depths)
-    ours, expected = (op(*arguments, distance="l2") for op in (prediction_loss, prediction_loss_reference))
-    torch.testing.assert_close(ours.objects, expected.objects)
-    torch.testing.assert_close(ours.background, expected.background)
+    guidance = torch.rand(B, Q, requires_grad=True)
+    ours, expected = (
+        op(case.student, case.teacher, case.objects, guidance, case.weights, distance="l2")
+        for op in (prediction_loss, prediction_loss_reference)
+    )
+    torch.testing.assert_close(ours, expected)
+    grad, expected_grad = (torch.autograd.grad(sum(losses), guidance)[0] for losses in (ours, expected))
+    torch.testing.assert_close(grad, expected_grad)
+    assert not grad[~case.objects | (case.weights == 0)].any()
 
 
 @each_distance
@@ -104,16 +112,12 @@ def test_gradcheck_of_logits_and_depths(distance: Distance, temperature: float) 
     case = make(3, 6, 1.0).double()
 
     def loss(student: Tensor, depth: Tensor) -> Tensor:
-        depths = dataclasses.replace(case.depths, student_depth=depth)
-        return torch.stack(
-            prediction_loss(
-                student, case.teacher, case.objects, depths, case.weights,
-                distance=distance, temperature=temperature,
-            )
-        )  # fmt: skip
+        other = dataclasses.replace(case, student=student, depths=case.depths | {"student_depth": depth})
+        losses = prediction_loss(*other.arguments(), distance=distance, temperature=temperature)
+        return torch.stack(losses)
 
     assert case.objects.any()
-    assert torch.autograd.gradcheck(loss, (case.student, case.depths.student_depth))
+    assert torch.autograd.gradcheck(loss, tuple(case.inputs()))
 
 
 @each_distance
@@ -209,7 +213,7 @@ def test_a_graph_may_be_walked_again(dtype: torch.dtype) -> None:
     case = make()
     student = case.student.detach().to(dtype).requires_grad_()
     loss = sum(prediction_loss(student, *case.arguments()[1:], distance="kl"))
-    inputs = [student, case.depths.student_depth]
+    inputs = [student, case.depths["student_depth"]]
     given = torch.autograd.grad(loss, inputs, retain_graph=True)
     once = [grad.clone() for grad in given]
     for grad in given:
@@ -221,28 +225,26 @@ def test_a_graph_may_be_walked_again(dtype: torch.dtype) -> None:
         assert torch.equal(first, second)
 
 
-def test_a_detached_depth_and_detached_logits_get_nothing() -> None:
+def test_detached_guidance_and_detached_logits_get_no_gradient() -> None:
     case = make()
-    detached = dataclasses.replace(case.depths, student_depth=case.depths.student_depth.detach())
-    losses = prediction_loss(case.student, case.teacher, case.objects, detached, distance="l2")
-    torch.autograd.grad(losses.objects, case.student)
-    losses = prediction_loss(case.student.detach(), case.teacher, case.objects, case.depths, distance="l2")
-    assert torch.autograd.grad(losses.objects, case.depths.student_depth)[0].any()
-    assert not prediction_loss(
-        case.student.detach(), case.teacher, case.objects, distance="l2"
-    ).objects.requires_grad
+    student, teacher, objects, guidance, _ = case.arguments()
+    losses = prediction_loss(student, teacher, objects, guidance.detach(), distance="l2")
+    torch.autograd.grad(losses.objects, student)
+    losses = prediction_loss(student.detach(), teacher, objects, guidance, distance="l2")
+    assert torch.autograd.grad(losses.objects, case.depths["student_depth"])[0].any()
+    assert not prediction_loss(student.detach(), teacher, objects, distance="l2").objects.requires_grad
 
 
 def test_no_gradient_is_made_where_none_is_wanted() -> None:
     case = make()
-    numbers = (0, 0, 1.0, 1.0, 0.0, 1.0, 1.0)
+    numbers = (0, 1.0, 1.0, 1.0)
     with torch.no_grad():
         for need in (False, True):
-            _, logits, depth = torch.ops.bevkd2.prediction_loss(
-                case.student, case.teacher, *[None] * 7, *numbers, need, need
+            _, logits, guidance = torch.ops.bevkd2.prediction_loss(
+                case.student, case.teacher, None, None, None, *numbers, need, need
             )
             assert logits.shape == ((B, Q, 10) if need else (0,))
-            assert depth.shape == (0,)
+            assert guidance.shape == (0,)
         quiet = prediction_loss(*case.arguments(), distance="kl")
     loud = prediction_loss(*case.arguments(), distance="kl")
     assert torch.equal(quiet.objects, loud.objects)
@@ -254,9 +256,10 @@ def test_locations_of_weight_zero_may_hold_nan() -> None:
     expected = prediction_loss(*case.arguments(), distance="kl")
     ignored = case.weights == 0
     with torch.no_grad():
-        for tensor in (case.student, case.teacher, case.depths.student_depth, case.depths.true_depth):
+        for tensor in (case.student, case.teacher):
             tensor[ignored] = float("nan")
-        case.depths.true_depth[~case.objects] = float("nan")
+        for name in ("student_depth", "teacher_depth", "true_depth"):
+            case.depths[name][ignored | ~case.objects] = float("nan")
     losses = prediction_loss(*case.arguments(), distance="kl")
     assert torch.equal(losses.objects, expected.objects)
     assert torch.equal(losses.background, expected.background)
@@ -268,11 +271,14 @@ def test_locations_of_weight_zero_may_hold_nan() -> None:
 def test_no_object_no_background_no_location_no_class() -> None:
     case = make()
     nothing = torch.zeros_like(case.objects)
-    depths = dataclasses.replace(case.depths, max_depth=torch.tensor(0.0))
-    losses = prediction_loss(case.student, case.teacher, nothing, depths, distance="l2")
+    depths = case.depths | {"max_depth": torch.tensor(0.0)}  # no annotated object: 0 / 0
+    guidance = depth_guidance(**depths, counted=nothing)
+    losses = prediction_loss(case.student, case.teacher, nothing, guidance, distance="l2")
     assert losses.objects.item() == 0
     torch.testing.assert_close(losses.background, class_distance(case.student, case.teacher, "l2").mean())
-    assert torch.isfinite(gradients(losses, case)[0]).all()
+    logits, depth = gradients(losses, case)
+    assert torch.isfinite(logits).all()
+    assert not depth.any()
     losses = prediction_loss(case.student, case.teacher, ~nothing, distance="l2")
     assert losses.background.item() == 0
     for shape in ((0, 3, 4), (2, 0, 4), (2, 3, 0)):
@@ -311,14 +317,11 @@ def test_thread_counts_agree_bitwise() -> None:
 
 def test_opcheck() -> None:
     case = make(3, 5)
-    depths = case.depths
-    depth_arguments = (
-        depths.student_depth, depths.teacher_depth, depths.true_depth, depths.max_depth, depths.frozen
-    )  # fmt: skip
-    numbers = (2, 1, 1.5, 10.0, 1.0, 2.0, 0.5)
-    full = (case.student, case.teacher, case.weights, case.objects, *depth_arguments, *numbers, True, True)
+    guidance = case.guidance().detach().requires_grad_()
+    numbers = (2, 1.5, 2.0, 0.5)
+    full = (case.student, case.teacher, case.weights, case.objects, guidance, *numbers, True, True)
     torch.library.opcheck(torch.ops.bevkd2.prediction_loss, full)
-    bare = (case.student.half(), case.teacher, None, None, *[None] * 5, *numbers, False, False)
+    bare = (case.student.half(), case.teacher, None, None, None, *numbers, False, False)
     torch.library.opcheck(torch.ops.bevkd2.prediction_loss, bare)
     constants = [a.detach() if isinstance(a, Tensor) else a for a in full]
     torch.library.opcheck(torch.ops.bevkd2.prediction_loss_backward, (torch.ones(2), *constants))
@@ -336,7 +339,7 @@ def test_compile(dtype: torch.dtype) -> None:
         student = case.student.detach().to(dtype).requires_grad_()
         ours, expected = compiled(student, case), loss(student, case)
         torch.testing.assert_close(ours, expected)
-        inputs = [student, case.depths.student_depth]
+        inputs = [student, case.depths["student_depth"]]
         for one, other in zip(
             torch.autograd.grad(ours, inputs), torch.autograd.grad(expected, inputs), strict=True
         ):
@@ -353,8 +356,8 @@ def test_second_derivatives_are_refused() -> None:
 def call(**changes: object) -> Callable:
     case = make(3, 4)
     arguments = {
-        "student": case.student, "teacher": case.teacher, "objects": case.objects, "depths": case.depths,
-        "distance": "l2",
+        "student": case.student, "teacher": case.teacher, "objects": case.objects,
+        "guidance": case.guidance(), "distance": "l2",
     }  # fmt: skip
     return lambda: prediction_loss(**(arguments | changes))
 
@@ -368,18 +371,7 @@ def call(**changes: object) -> Callable:
         (call(objects=torch.zeros(2, 5, dtype=torch.bool)), "objects is (2, 5); expected (B, Q) = (2, 4)"),
         (call(objects=torch.zeros(2, 4)), "objects are torch.float32; expected bool"),
         (call(weights=torch.zeros(2, 5)), "weights is (2, 5)"),
-        (
-            call(depths=dataclasses.replace(make(3, 4).depths, rho="cube")),
-            "rho is 'cube'",
-        ),
-        (
-            call(depths=dataclasses.replace(make(3, 4).depths, teacher_depth=None)),
-            "give both or neither",
-        ),
-        (
-            call(depths=dataclasses.replace(make(3, 4).depths, frozen=torch.zeros(3, dtype=torch.bool))),
-            "frozen is (3,); expected (B,) = (2,)",
-        ),
+        (call(guidance=torch.zeros(2)), "guidance is (2,); expected (B, Q) = (2, 4)"),
     ],
 )
 def test_errors_name_what_was_found(wrong: Callable, message: str) -> None:

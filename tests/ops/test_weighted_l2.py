@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bevkd2.ops import weighted_l2
-from bevkd2.ops.weighted_l2 import weighted_l2_reference
+from tests.ops.references import weighted_l2_reference
 
 SHAPES = {
     "pyramid": [(2, 5, 6, 9), (2, 7, 3, 5), (2, 4, 1, 1)],

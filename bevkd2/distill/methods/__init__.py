@@ -1,4 +1,4 @@
-"""Distillation methods: one file an idea, each registered with its config node in DISTILL_REGISTRY."""
+"""Distillation methods: one file per idea, each registered with its config node in DISTILL_REGISTRY."""
 
 from bevkd2.distill.methods.attention import SpatialAttention, TemporalAttention
 from bevkd2.distill.methods.base import DISTILL_REGISTRY, DistillMethod, register_method

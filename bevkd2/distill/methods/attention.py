@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from fvcore.common.config import CfgNode as FvcoreNode
 from torch import Tensor
@@ -10,12 +10,12 @@ from torch import Tensor
 from bevkd2.distill.methods.base import DistillMethod, register_method
 from bevkd2.distill.methods.layers import map_layers
 from bevkd2.modeling.detector import FeatureShapes
-from bevkd2.modeling.knowledge import BEVKnowledge, Knowledge
-from bevkd2.ops import attention_l2
+from bevkd2.modeling.knowledge import BEVKnowledge
+from bevkd2.ops import Reduction, attention_l2
 
 
-class _AttentionDistillation(DistillMethod):
-    """L2 between the softmaxed attention weights of paired encoder layers, averaged over the pairs.
+class _AttentionDistillation(DistillMethod[BEVKnowledge]):
+    """Computes the L2 of the softmaxed attention weights of paired encoder layers, averaged over the pairs.
 
     Cells that no camera sees do not count.
 
@@ -28,7 +28,7 @@ class _AttentionDistillation(DistillMethod):
 
     def __init__(self, cfg: FvcoreNode, student: FeatureShapes, teacher: FeatureShapes) -> None:
         super().__init__(cfg, student, teacher)
-        self.reduction = cfg.REDUCTION
+        self.reduction = self.one_of(cfg, "REDUCTION", get_args(Reduction))
         self.layer_map = cfg.LAYER_MAP
 
     @classmethod
@@ -40,25 +40,27 @@ class _AttentionDistillation(DistillMethod):
         node.REDUCTION = "norm"  # "norm" | "sum" | "cell" | "mean"
         node.LAYER_MAP = []  # [[student layer, teacher layer], ...]; []: spread evenly, last meets last
 
-    def forward(self, student: Knowledge, teacher: Knowledge, targets: Any) -> dict[str, Tensor]:
-        """Returns ``{"<field>": loss}``; both knowledges must be a BEV detector's with the same BEV grid."""
-        assert isinstance(student, BEVKnowledge) and isinstance(teacher, BEVKnowledge)
-        ours, theirs = getattr(student, self.field), getattr(teacher, self.field)
-        assert ours is not None and theirs is not None, f"{self.field} was not wanted"
-        pairs = map_layers(len(ours), len(theirs), self.layer_map)
+    def forward(self, student: BEVKnowledge, teacher: BEVKnowledge, targets: Any) -> Tensor:
+        """Returns the loss.
+
+        Raises:
+            ValueError: the two have another BEV grid, or other heads, levels or points.
+        """
+        students, teachers = getattr(student, self.field), getattr(teacher, self.field)
+        pairs = map_layers(len(students), len(teachers), self.layer_map)
         for i, j in pairs:
-            if ours[i].shape != theirs[j].shape:
+            if students[i].shape != teachers[j].shape:
                 raise ValueError(
-                    f"DISTILL.{self.node}: weights of the student's layer {i} are {tuple(ours[i].shape)}, of "
-                    f"the teacher's layer {j} {tuple(theirs[j].shape)} (batch, BEV cells, heads, queues or "
-                    "levels, points); give both the same BEV grid, heads, levels and points, or leave "
-                    f"{type(self).__name__} out of DISTILL.METHODS"
+                    f"DISTILL.{self.node}: the weights of the student's layer {i} are "
+                    f"{tuple(students[i].shape)}, of the teacher's layer {j} {tuple(teachers[j].shape)} "
+                    "(batch, BEV cells, heads, queues or levels, points); give both the same BEV grid, "
+                    f"heads, levels and points, or leave {type(self).__name__} out of DISTILL.METHODS"
                 )
         mask = student.seen_by_any_camera()
         losses = attention_l2(
-            [ours[i] for i, _ in pairs], [theirs[j] for _, j in pairs], mask, reduction=self.reduction
+            [students[i] for i, _ in pairs], [teachers[j] for _, j in pairs], mask, reduction=self.reduction
         )
-        return {self.field: losses.mean()}
+        return losses.mean()
 
 
 @register_method
@@ -66,7 +68,7 @@ class TemporalAttention(_AttentionDistillation):
     """Temporal self-attention weights, Eq. 4-6: how the teacher weighs the previous and the current BEV."""
 
     node = "TEMPORAL_ATTENTION"
-    reads = frozenset({"temporal_attention"})
+    requires = frozenset({"temporal_attention"})
     field = "temporal_attention"
 
 
@@ -75,5 +77,5 @@ class SpatialAttention(_AttentionDistillation):
     """Spatial cross-attention weights, Eq. 4-6: how the teacher weighs what it samples in the cameras."""
 
     node = "SPATIAL_ATTENTION"
-    reads = frozenset({"spatial_attention"})
+    requires = frozenset({"spatial_attention"})
     field = "spatial_attention"

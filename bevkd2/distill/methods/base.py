@@ -1,9 +1,11 @@
-"""What every distillation method is: a small module that reads named fields and returns named losses."""
+"""What every distillation method is: a small module that reads named fields and returns losses."""
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Iterable
+from typing import Any, ClassVar, Generic, TypeVar
 
 from fvcore.common.config import CfgNode as FvcoreNode
 from torch import Tensor, nn
@@ -17,9 +19,13 @@ from bevkd2.modeling.knowledge import Knowledge
 DISTILL_REGISTRY = Registry("DISTILL")
 DISTILL_REGISTRY.__doc__ = "Distillation methods by class name, as DISTILL.METHODS lists them."
 
+KnowledgeT = TypeVar("KnowledgeT", bound=Knowledge)
 
-class DistillMethod(nn.Module):
-    """Base of all methods. A subclass sets ``node`` and ``reads`` and implements ``forward``.
+
+class DistillMethod(nn.Module, Generic[KnowledgeT]):
+    """Base of all methods. A subclass sets ``node`` and implements ``forward``.
+
+    It states ``knowledge`` and ``requires`` where it reads more than what every detector's knowledge has.
 
     Args:
         cfg: the method's own node, ``cfg.DISTILL.<node>``.
@@ -28,28 +34,54 @@ class DistillMethod(nn.Module):
     """
 
     node: ClassVar[str]
-    """Name of the method's node under ``DISTILL``."""
+    """Name of the method's node under ``DISTILL``; in lower case, of its loss."""
     knowledge: ClassVar[type[Knowledge]] = Knowledge
-    """The class of knowledge that it needs of both detectors."""
-    reads: ClassVar[frozenset[str]] = frozenset()
-    """The costly fields of :class:`Knowledge` that it needs, of those that ``costly_fields()`` lists."""
+    """What student and teacher must both return; checked when the model is built."""
+    requires: ClassVar[frozenset[str]] = frozenset()
+    """Fields of ``knowledge`` that both must fill; the costly ones of them are computed on request."""
 
     def __init__(self, cfg: FvcoreNode, student: FeatureShapes, teacher: FeatureShapes) -> None:
         super().__init__()
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
-        costly = cls.knowledge.costly_fields()
-        if unknown := cls.reads - costly:
-            raise TypeError(f"{cls.__name__}.reads names {sorted(unknown)}; expected of {sorted(costly)}")
+        fields = {field.name for field in dataclasses.fields(cls.knowledge)}
+        if unknown := cls.requires - fields:
+            raise TypeError(
+                f"{cls.__name__}.requires names {sorted(unknown)}; expected fields of "
+                f"{cls.knowledge.__name__}: {', '.join(sorted(fields))}"
+            )
 
     @classmethod
     def add_config(cls, node: FvcoreNode) -> None:
         """Adds the method's keys to its node; every method has WEIGHT."""
         node.WEIGHT = 1.0  # multiplied by DISTILL.FACTOR
 
+    @classmethod
+    def one_of(cls, cfg: FvcoreNode, key: str, legal: Iterable[str]) -> Any:
+        """Returns ``cfg[key]``.
+
+        Raises:
+            ValueError: it is not one of ``legal``.
+        """
+        value, legal = str(cfg[key]), tuple(legal)
+        cls.check(value in legal, key, f"{value!r}; expected one of {', '.join(legal)}")
+        return value
+
+    @classmethod
+    def check(cls, condition: bool, key: str, found: str) -> None:
+        """Raises a ValueError that begins with the key's full name, unless ``condition`` is true.
+
+        Args:
+            condition: what must be true of the setting.
+            key: the key in the method's node; empty: the node as a whole.
+            found: the value found, what was expected, and the remedy.
+        """
+        if not condition:
+            raise ValueError(f"DISTILL.{cls.node}{f'.{key}' if key else ''}: {found}")
+
     @abstractmethod
-    def forward(self, student: Knowledge, teacher: Knowledge, targets: Any) -> dict[str, Tensor]:
+    def forward(self, student: KnowledgeT, teacher: KnowledgeT, targets: Any) -> Tensor | dict[str, Tensor]:
         """Compares what the two know.
 
         Args:
@@ -58,11 +90,12 @@ class DistillMethod(nn.Module):
             targets: the student's, as its ``targets`` returns them.
 
         Returns:
-            Unweighted scalar losses (float32) by name; the Distiller multiplies them by the weights.
+            An unweighted scalar loss (float32), or several by name; the Distiller multiplies them by the
+            weights. A single loss is named as the node, in lower case.
         """
 
 
-def register_method(cls: type[DistillMethod]) -> type[DistillMethod]:
+def register_method(cls: type[DistillMethod[Any]]) -> type[DistillMethod[Any]]:
     """Class decorator: registers a method and lets it add its node to every config made from now on."""
     DISTILL_REGISTRY.register(cls)
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from fvcore.common.config import CfgNode as FvcoreNode
 from torch import Tensor
 
 from bevkd2.distill.methods.base import DistillMethod, register_method
 from bevkd2.modeling.detector import FeatureShapes
-from bevkd2.modeling.knowledge import BEVKnowledge, Knowledge
-from bevkd2.ops import bev_response_l2
+from bevkd2.modeling.knowledge import BEVKnowledge
+from bevkd2.ops import Reduction, bev_response_l2
 
 
 @register_method
-class BEVResponse(DistillMethod):
-    """L2 between the BEV responses, the mean absolute BEV embedding over the channels; widths may differ.
+class BEVResponse(DistillMethod[BEVKnowledge]):
+    """Computes the L2 of the BEV responses: the mean absolute BEV embedding over the channels.
 
-    Cells that no camera sees do not count.
+    The widths of the two may differ.     Cells that no camera sees do not count.
 
     Args:
         cfg: the method's node: REDUCTION (see :func:`bevkd2.ops.bev_response_l2`).
@@ -25,10 +25,11 @@ class BEVResponse(DistillMethod):
 
     node = "BEV_RESPONSE"
     knowledge = BEVKnowledge
+    requires = frozenset({"bev_embed", "bev_mask"})
 
     def __init__(self, cfg: FvcoreNode, student: FeatureShapes, teacher: FeatureShapes) -> None:
         super().__init__(cfg, student, teacher)
-        self.reduction = cfg.REDUCTION
+        self.reduction = self.one_of(cfg, "REDUCTION", get_args(Reduction))
 
     @classmethod
     def add_config(cls, node: FvcoreNode) -> None:
@@ -36,9 +37,12 @@ class BEVResponse(DistillMethod):
         super().add_config(node)
         node.REDUCTION = "norm"  # "norm" (the paper's Eq. 8) | "sum" | "cell" | "mean"
 
-    def forward(self, student: Knowledge, teacher: Knowledge, targets: Any) -> dict[str, Tensor]:
-        """Returns ``{"bev_response": loss}``; both must be a BEV detector's with the same BEV grid."""
-        assert isinstance(student, BEVKnowledge) and isinstance(teacher, BEVKnowledge)
+    def forward(self, student: BEVKnowledge, teacher: BEVKnowledge, targets: Any) -> Tensor:
+        """Returns the loss.
+
+        Raises:
+            ValueError: the two have another BEV grid.
+        """
         assert student.bev_embed is not None and teacher.bev_embed is not None
         if student.bev_shape != teacher.bev_shape:
             raise ValueError(
@@ -46,5 +50,4 @@ class BEVResponse(DistillMethod):
                 f"{teacher.bev_shape} (rows, columns); use the same MODEL.BEVFORMER.BEV_SHAPE"
             )
         mask = student.seen_by_any_camera()
-        loss = bev_response_l2(student.bev_embed, teacher.bev_embed, mask, reduction=self.reduction)
-        return {"bev_response": loss}
+        return bev_response_l2(student.bev_embed, teacher.bev_embed, mask, reduction=self.reduction)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from fvcore.common.config import CfgNode as FvcoreNode
@@ -10,22 +10,22 @@ from torch import Tensor
 
 from bevkd2.distill.methods.base import DistillMethod, register_method
 from bevkd2.modeling.detector import FeatureShapes
-from bevkd2.modeling.knowledge import Knowledge, MonoKnowledge
+from bevkd2.modeling.knowledge import MonoKnowledge
 from bevkd2.modeling.mono.inputs import MonoTargets
-from bevkd2.ops import DepthWeights, Distance, Rho, content_mask, prediction_loss
+from bevkd2.ops import Distance, Rho, content_mask, depth_guidance, prediction_loss
 
 _DEPTHS = {"decoded": "depth", "direct": "direct_depth", "probabilistic": "probabilistic_depth"}
 
 
 @register_method
-class DepthGuidedPrediction(DistillMethod):
-    """Distance of class predictions, object and background apart, weighted by depth where there are objects.
+class DepthGuidedPrediction(DistillMethod[MonoKnowledge]):
+    """Computes the distance of class predictions, weighted by depth where there are objects.
 
     L_p = a_obj / K_obj * sum over objects' locations of D * l + a_bg / K_bg * sum over the others of l, where
     l is the distance of the two class predictions at a location, summed over the classes, and D the
     depth-guided weight (:func:`bevkd2.ops.depth_guidance`). Objects' locations are those that the student's
     assignment gives an object; K counts them over the batch of this process. Locations in the padding are
-    neither. In images that were shifted or scaled, from which nobody learns depths (SMOKE's augmentation),
+    neither. In images that were shifted or scaled, from which no depth is learned (SMOKE's augmentation),
     the two depths count as equal, so that phi is its offset; rho is as anywhere.
 
     Args:
@@ -39,17 +39,15 @@ class DepthGuidedPrediction(DistillMethod):
 
     node = "DEPTH_GUIDED"
     knowledge = MonoKnowledge
+    requires = frozenset({"logits", "grid", "fpn_strides"})
 
     def __init__(self, cfg: FvcoreNode, student: FeatureShapes, teacher: FeatureShapes) -> None:
         super().__init__(cfg, student, teacher)
-        for key, legal in (("DISTANCE", get_args(Distance)), ("RHO", get_args(Rho)), ("DEPTH", (*_DEPTHS,))):
-            if cfg[key] not in legal:
-                raise ValueError(
-                    f"DISTILL.{self.node}.{key}: {cfg[key]!r}; expected one of {', '.join(legal)}"
-                )
-        self.distance, self.temperature = cfg.DISTANCE, cfg.TEMPERATURE
+        self.distance = self.one_of(cfg, "DISTANCE", get_args(Distance))
+        self.rho = self.one_of(cfg, "RHO", get_args(Rho))
+        self.depth_field = _DEPTHS[self.one_of(cfg, "DEPTH", _DEPTHS)]
+        self.temperature, self.detach = cfg.TEMPERATURE, cfg.DETACH_DEPTH
         self.depth_attention, self.slope, self.offset = cfg.DEPTH_ATTENTION, cfg.PHI_SLOPE, cfg.PHI_OFFSET
-        self.rho, self.depth_field, self.detach = cfg.RHO, _DEPTHS[cfg.DEPTH], cfg.DETACH_DEPTH
         self.object_weight, self.background_weight = cfg.OBJECT_WEIGHT, cfg.BACKGROUND_WEIGHT
 
     @classmethod
@@ -71,65 +69,59 @@ class DepthGuidedPrediction(DistillMethod):
         node.OBJECT_WEIGHT = 1.0
         node.BACKGROUND_WEIGHT = 1.0
 
-    def forward(self, student: Knowledge, teacher: Knowledge, targets: Any) -> dict[str, Tensor]:
-        """Returns ``{"depth_guided": loss}``.
+    def forward(self, student: MonoKnowledge, teacher: MonoKnowledge, targets: MonoTargets) -> Tensor:
+        """Returns the loss.
 
         Raises:
-            ValueError: the two do not predict at the same locations, or a head has not the depth.
+            ValueError: the two do not predict at the same locations, or a head has no such depth.
         """
-        student, teacher = self._dense("student", student), self._dense("teacher", teacher)
-        assert student.logits is not None and teacher.logits is not None
-        if student.logits.shape != teacher.logits.shape or student.level_shapes != teacher.level_shapes:
+        self._check_depth("student", student)
+        self._check_depth("teacher", teacher)
+        logits, logits_t = student.filled("logits"), teacher.filled("logits")
+        if logits.shape != logits_t.shape or student.level_shapes != teacher.level_shapes:
             raise ValueError(
-                f"DISTILL.{self.node}: the student predicts {tuple(student.logits.shape)} (batch, locations, "
-                f"classes) on levels {student.level_shapes}, the teacher {tuple(teacher.logits.shape)} on "
+                f"DISTILL.{self.node}: the student predicts {tuple(logits.shape)} (batch, locations, "
+                f"classes) on levels {student.level_shapes}, the teacher {tuple(logits_t.shape)} on "
                 f"{teacher.level_shapes}; give both heads the same levels and classes"
             )
-        assert isinstance(targets, MonoTargets) and targets.assigned is not None
+        objects, content = targets.assignment() >= 0, _content(student, targets)
         losses = prediction_loss(
-            student.logits,
-            teacher.logits,
-            targets.assigned >= 0,
-            self._depths(student, teacher, targets),
-            _content(student, targets),
+            logits,
+            logits_t,
+            objects,
+            self._guidance(student, teacher, targets, objects & content),
+            content,
             distance=self.distance,
             temperature=self.temperature,
             object_weight=self.object_weight,
             background_weight=self.background_weight,
         )
-        return {"depth_guided": losses.objects + losses.background}
+        return losses.objects + losses.background
 
-    def _depths(self, student: MonoKnowledge, teacher: MonoKnowledge, targets: MonoTargets) -> DepthWeights:
-        """What D of Eq. 5 is made of."""
-        ours = getattr(student, self.depth_field) if self.depth_attention else None
-        return DepthWeights(
-            true_depth=targets.depth_of_locations(),
-            max_depth=targets.max_depth,
-            student_depth=ours.detach() if ours is not None and self.detach else ours,
-            teacher_depth=getattr(teacher, self.depth_field) if self.depth_attention else None,
+    def _guidance(
+        self, student: MonoKnowledge, teacher: MonoKnowledge, targets: MonoTargets, counted: Tensor
+    ) -> Tensor:
+        """Returns D of Eq. 5 at the locations that are counted."""
+        depth = getattr(student, self.depth_field) if self.depth_attention else None
+        return depth_guidance(
+            depth.detach() if depth is not None and self.detach else depth,
+            getattr(teacher, self.depth_field) if self.depth_attention else None,
+            targets.depth_of_locations(),
+            targets.max_depth,
+            counted=counted,
             frozen=targets.affine_augmented,
             slope=self.slope,
             offset=self.offset,
             rho=self.rho,
         )
 
-    def _dense(self, who: str, knowledge: Knowledge) -> MonoKnowledge:
-        if not isinstance(knowledge, MonoKnowledge):
-            raise ValueError(
-                f"DISTILL.{self.node}: the {who} is not a dense monocular detector (it gives "
-                f"{type(knowledge).__name__}); leave {type(self).__name__} out of DISTILL.METHODS"
-            )
-        if self.depth_attention and getattr(knowledge, self.depth_field) is None:
-            raise ValueError(
-                f"DISTILL.{self.node}.DEPTH: the {who}'s head has no {self.depth_field}; use decoded or "
-                "direct"
-            )
-        return knowledge
+    def _check_depth(self, who: str, knowledge: MonoKnowledge) -> None:
+        there = not self.depth_attention or getattr(knowledge, self.depth_field) is not None
+        self.check(there, "DEPTH", f"the {who}'s head has no {self.depth_field}; use decoded or direct")
 
 
 def _content(knowledge: MonoKnowledge, targets: MonoTargets) -> Tensor:
     """(B, Q) bool: locations whose cell sees the image and not its padding."""
-    assert knowledge.level_shapes is not None and knowledge.fpn_strides is not None
-    levels = zip(knowledge.level_shapes, knowledge.fpn_strides, strict=True)
+    levels = zip(knowledge.level_shapes, knowledge.filled("fpn_strides"), strict=True)
     masks = [content_mask(targets.image_sizes, shape, stride).flatten(1) for shape, stride in levels]
     return torch.cat(masks, dim=1)

@@ -21,13 +21,14 @@ _OCCLUSION_RULES = ("off", "near_boxes")
 
 
 @register_method
-class PerspectiveFeature(DistillMethod):
-    """Squared distance of the necks' features, weighted by the perspective matrix, averaged over the levels.
+class PerspectiveFeature(DistillMethod[Knowledge]):
+    """Computes the squared distance of the necks' features, weighted by the perspective matrix.
 
-    The student's features pass through an adapter, a convolution to the teacher's width. What lies far, about
-    the image's centre, weighs most; padding weighs nothing and is not counted. With PERSPECTIVE False the
-    matrix is 1 everywhere: plain feature imitation (FitNet, Eq. 2). Any detector with a neck can learn so;
-    the occlusion rule needs 2D boxes, which only monocular targets have.
+    It is averaged over the levels. The student's features pass through an adapter, a convolution to the
+    teacher's width. The weight is largest about the image's centre, where distant objects are; padding has
+    weight 0 and is not counted. With PERSPECTIVE False the matrix is 1 everywhere: plain feature
+    imitation (FitNet, Eq. 2). It works for any detector with a neck; the occlusion rule needs 2D boxes, which
+    only monocular targets have.
 
     Args:
         cfg: the method's node.
@@ -39,14 +40,14 @@ class PerspectiveFeature(DistillMethod):
     """
 
     node = "PERSPECTIVE_FEATURE"
-    reads = frozenset({"fpn"})
+    requires = frozenset({"fpn", "fpn_strides", "image_sizes"})
 
     def __init__(self, cfg: FvcoreNode, student: FeatureShapes, teacher: FeatureShapes) -> None:
         super().__init__(cfg, student, teacher)
-        _check(cfg)
+        self._check_settings(cfg)
         self.levels = list(cfg.LEVELS) or list(range(len(student.fpn)))
         self.adapters = nn.ModuleList(
-            _adapter(cfg.ADAPTER, ours, theirs) for ours, theirs in _paired(self.levels, student, teacher)
+            _adapter(cfg.ADAPTER, *pair) for pair in _paired(self.levels, student, teacher)
         )
         matrix = Perspective(cfg.AMPLITUDE, tuple(cfg.SIGMA), tuple(cfg.CENTER))
         self.perspective = matrix if cfg.PERSPECTIVE else None
@@ -68,9 +69,9 @@ class PerspectiveFeature(DistillMethod):
         node.OCCLUSION = "off"  # | "near_boxes"
         node.NEAR_DEPTH = 20.0  # metres
 
-    def forward(self, student: Knowledge, teacher: Knowledge, targets: Any) -> dict[str, Tensor]:
-        """Returns ``{"perspective_feature": loss}``."""
-        assert student.fpn is not None and teacher.fpn is not None, "fpn was not wanted"
+    def forward(self, student: Knowledge, teacher: Knowledge, targets: Any) -> Tensor:
+        """Returns the loss."""
+        assert student.fpn is not None and teacher.fpn is not None
         assert student.image_sizes is not None and student.fpn_strides is not None
         features = [
             adapter(student.fpn[level]) for level, adapter in zip(self.levels, self.adapters, strict=True)
@@ -82,10 +83,19 @@ class PerspectiveFeature(DistillMethod):
             perspective=self.perspective,
             occlusion=self._occlusion(targets),
         )
-        theirs = [teacher.fpn[level] for level in self.levels]
+        wanted = [teacher.fpn[level] for level in self.levels]
         # The mean over the levels is folded in, so that the op's gradients need no other pass.
-        losses = feature_l2(features, theirs, weights.maps, weights.cells, loss_weight=1 / len(features))
-        return {"perspective_feature": losses.sum()}
+        losses = feature_l2(features, wanted, weights.maps, weights.cells, loss_weight=1 / len(features))
+        return losses.sum()
+
+    def _check_settings(self, cfg: FvcoreNode) -> None:
+        self.one_of(cfg, "ADAPTER", (*_ADAPTERS, "none"))
+        self.one_of(cfg, "OCCLUSION", _OCCLUSION_RULES)
+        for key in ("SIGMA", "CENTER"):
+            self.check(len(cfg[key]) == 2, key, f"{list(cfg[key])}; expected two numbers (x, y)")
+        self.check(min(cfg.SIGMA) > 0, "SIGMA", f"{list(cfg.SIGMA)}; expected deviations above 0")
+        self.check(cfg.AMPLITUDE >= 0, "AMPLITUDE", f"{cfg.AMPLITUDE}; expected at least 0")
+        self.check(cfg.NEAR_DEPTH > 0, "NEAR_DEPTH", f"{cfg.NEAR_DEPTH}; expected metres above 0")
 
     def _occlusion(self, targets: Any) -> Occlusion | None:
         if self.occlusion == "off":
@@ -93,7 +103,7 @@ class PerspectiveFeature(DistillMethod):
         if not isinstance(targets, MonoTargets):
             raise ValueError(
                 f"DISTILL.{self.node}.OCCLUSION: near_boxes needs targets with 2D boxes, which "
-                f"{type(targets).__name__} has not; set it to off"
+                f"{type(targets).__name__} lacks; set it to off"
             )
         boxes, splits = pack_boxes(targets.boxes2d)
         return Occlusion(boxes, splits, torch.cat(list(targets.depths)), self.near_depth)
@@ -103,50 +113,33 @@ def _shape(features: Tensor) -> tuple[int, int]:
     return features.shape[-2], features.shape[-1]
 
 
-def _check(cfg: FvcoreNode) -> None:
-    node = f"DISTILL.{PerspectiveFeature.node}"
-    if cfg.ADAPTER not in (*_ADAPTERS, "none"):
-        raise ValueError(f"{node}.ADAPTER: {cfg.ADAPTER!r}; expected one of {', '.join(_ADAPTERS)}, none")
-    if cfg.OCCLUSION not in _OCCLUSION_RULES:
-        raise ValueError(
-            f"{node}.OCCLUSION: {cfg.OCCLUSION!r}; expected one of {', '.join(_OCCLUSION_RULES)}"
-        )
-    if len(cfg.SIGMA) != 2 or not all(sigma > 0 for sigma in cfg.SIGMA) or len(cfg.CENTER) != 2:
-        raise ValueError(
-            f"{node}: SIGMA is {list(cfg.SIGMA)}, CENTER {list(cfg.CENTER)}; expected two numbers each (x, "
-            "y), deviations above 0"
-        )
-    if not cfg.AMPLITUDE >= 0 or not cfg.NEAR_DEPTH > 0:
-        raise ValueError(
-            f"{node}: AMPLITUDE is {cfg.AMPLITUDE}, NEAR_DEPTH {cfg.NEAR_DEPTH}; expected at least 0, above 0"
-        )
-
-
 def _paired(
     levels: Sequence[int], student: FeatureShapes, teacher: FeatureShapes
 ) -> list[tuple[ShapeSpec, ShapeSpec]]:
-    node = f"DISTILL.{PerspectiveFeature.node}"
-    ours, theirs = [s.stride for s in student.fpn], [s.stride for s in teacher.fpn]
-    if any(not 0 <= level < min(len(ours), len(theirs)) for level in levels):
-        raise ValueError(
-            f"{node}.LEVELS: {list(levels)}; the student's neck has {len(ours)} levels, the teacher's "
-            f"{len(theirs)}; name levels that both have, 0 the finest"
-        )
-    if any(ours[level] != theirs[level] for level in levels):
-        raise ValueError(
-            f"{node}: the student's levels have strides {ours}, the teacher's {theirs}; features of one "
-            "level must be of one size: give both necks the same levels, or choose LEVELS where they agree"
-        )
+    strides = [s.stride for s in student.fpn], [t.stride for t in teacher.fpn]
+    PerspectiveFeature.check(
+        all(0 <= level < min(map(len, strides)) for level in levels),
+        "LEVELS",
+        f"{list(levels)}; the student's neck has {len(student.fpn)} levels, the teacher's "
+        f"{len(teacher.fpn)}; name levels that both have, 0 the finest",
+    )
+    PerspectiveFeature.check(
+        all(strides[0][level] == strides[1][level] for level in levels),
+        "LEVELS",
+        f"the student's levels have strides {strides[0]}, the teacher's {strides[1]}; features of one level "
+        "must have one size: give both necks the same levels, or choose LEVELS where they agree",
+    )
     return [(student.fpn[level], teacher.fpn[level]) for level in levels]
 
 
 def _adapter(kind: str, student: ShapeSpec, teacher: ShapeSpec) -> nn.Module:
     if kind == "none":
-        if student.channels != teacher.channels:
-            raise ValueError(
-                f"DISTILL.{PerspectiveFeature.node}.ADAPTER: none, but the student's features have "
-                f"{student.channels} channels and the teacher's {teacher.channels}; use conv1x1"
-            )
+        PerspectiveFeature.check(
+            student.channels == teacher.channels,
+            "ADAPTER",
+            f"none, but the student's features have {student.channels} channels and the teacher's "
+            f"{teacher.channels}; use conv1x1",
+        )
         return nn.Identity()
     kernel = _ADAPTERS[kind]
     return nn.Conv2d(student.channels, teacher.channels, kernel, padding=kernel // 2)

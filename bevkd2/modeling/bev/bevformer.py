@@ -94,11 +94,19 @@ class BEVFormer(MultiViewDetector):
 
     def inheritable(self) -> dict[str, nn.Parameter]:
         """Returns parameters that a student can take over from a teacher, by the name that configs use."""
+        modules = {"bev_position": self.bev_position, "reference_points": self.decoder.reference_points}
+        if self.can_bus_mlp is not None:
+            modules["can_bus_mlp"] = self.can_bus_mlp
         return {
             "bev_queries": self.bev_queries,
-            "bev_position.row": self.bev_position.row,
-            "bev_position.column": self.bev_position.column,
             "object_queries": self.object_queries,
+            "level_embeddings": self.encoder.level_embeddings,
+            "camera_embeddings": self.encoder.camera_embeddings,
+            **{
+                f"{name}.{key}": parameter
+                for name, module in modules.items()
+                for key, parameter in module.named_parameters()
+            },
         }
 
     def augment(self, batched_inputs: Sequence[Sample]) -> list[Sample]:

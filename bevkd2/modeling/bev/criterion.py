@@ -79,7 +79,8 @@ class SetCriterion:
         return self.class_weight * loss
 
     def _box_loss(self, predicted: Tensor, pairs: list[tuple[Tensor, Tensor]], codes: list[Tensor]) -> Tensor:
-        weights = predicted.new_tensor(self.code_weights)
+        weights = torch.tensor(self.code_weights, dtype=predicted.dtype)
+        weights = weights.to(predicted.device, non_blocking=True)
         loss = predicted.sum() * 0  # keeps the graph where no sample has an object
         for sample, (queries, objects) in enumerate(pairs):
             difference = predicted[sample, queries] - codes[sample][objects]

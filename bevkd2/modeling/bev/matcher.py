@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -79,19 +80,19 @@ class HungarianMatcher:
             For layer d and sample b, ``result[d][b]``: the queries and the objects matched, int64 on the
             predictions' device, both empty for a sample without objects.
         """
-        device = class_logits.device
-        by_sample = []
-        for sample in range(class_logits.shape[1]):
-            cost = self.cost(
-                class_logits[:, sample], box_codes[:, sample], labels[sample], codes[sample]
-            ).cpu()
-            # A diverged prediction has to reach the loss, where the trainer names it, so it is no error here.
-            cost = torch.nan_to_num(cost, nan=1e8, posinf=1e8, neginf=-1e8)
-            by_sample.append([linear_sum_assignment(layer.numpy()) for layer in cost])
-        return [
-            [
-                (torch.as_tensor(queries, device=device), torch.as_tensor(objects, device=device))
-                for queries, objects in layer
-            ]
-            for layer in zip(*by_sample, strict=True)
+        costs = [
+            self.cost(class_logits[:, sample], box_codes[:, sample], labels[sample], codes[sample])
+            for sample in range(class_logits.shape[1])
         ]
+        sizes = [cost.shape[-1] for cost in costs]
+        on_cpu = torch.cat(costs, dim=-1).cpu()  # the one wait for the device
+        # A diverged prediction has to reach the loss, where the trainer names it, so it is no error here.
+        on_cpu = torch.nan_to_num(on_cpu, nan=1e8, posinf=1e8, neginf=-1e8)
+        by_sample = [
+            [linear_sum_assignment(layer.numpy()) for layer in cost] for cost in on_cpu.split(sizes, dim=-1)
+        ]
+        found = [index for sample in by_sample for pair in sample for index in pair]
+        moved = torch.from_numpy(np.concatenate(found)).to(class_logits.device, non_blocking=True)
+        indices = iter(moved.split([len(index) for index in found]))
+        pairs = [[(next(indices), next(indices)) for _ in sample] for sample in by_sample]
+        return [list(layer) for layer in zip(*pairs, strict=True)]

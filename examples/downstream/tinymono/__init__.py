@@ -1,8 +1,9 @@
-"""Importing this package registers its detectors, its method, its data format and their config keys."""
+"""Importing this package registers its detectors, method, data format and hook, and their config keys."""
 
 from tinymono.depth_hint import DepthHint
 from tinymono.detector import TinyMono
 from tinymono.format import BoxesJson
 from tinymono.multi_view import TinyBEV
+from tinymono.weight_average import WeightAverage
 
-__all__ = ["BoxesJson", "DepthHint", "TinyBEV", "TinyMono"]
+__all__ = ["BoxesJson", "DepthHint", "TinyBEV", "TinyMono", "WeightAverage"]

@@ -18,10 +18,9 @@ class DepthHint(DistillMethod):
 
     node = "DEPTH_HINT"
     knowledge = MonoKnowledge
+    requires = frozenset({"logits", "depth", "grid"})
 
-    def forward(
-        self, student: MonoKnowledge, teacher: MonoKnowledge, targets: MonoTargets
-    ) -> dict[str, Tensor]:
+    def forward(self, student: MonoKnowledge, teacher: MonoKnowledge, targets: MonoTargets) -> Tensor:
         """Returns the mean absolute difference of log depths over the student's assigned cells."""
         ours, theirs, logits = student.filled("depth"), teacher.filled("depth"), teacher.filled("logits")
         total, count = ours.new_zeros(()), 0
@@ -34,4 +33,4 @@ class DepthHint(DistillMethod):
                 cells = assigned == n
                 error = (ours[i, cells] / theirs[i, best].clamp(min=0.1)).log().abs()
                 total, count = total + score * error.sum(), count + int(cells.sum())
-        return {"depth_hint": total / max(count, 1)}
+        return total / max(count, 1)

@@ -8,7 +8,7 @@ import torch
 from bevkd2.config import get_cfg
 from bevkd2.distill.methods import DepthGuidedPrediction
 from bevkd2.modeling.detector import FeatureShapes
-from bevkd2.modeling.knowledge import BEVKnowledge, MonoKnowledge
+from bevkd2.modeling.knowledge import MonoKnowledge
 from bevkd2.modeling.mono.grid import DenseGrid
 from bevkd2.modeling.mono.inputs import MonoTargets
 from bevkd2.structures import CameraBoxes3D
@@ -48,7 +48,7 @@ def targets(assigned=((0, -1, -1, 1, -1), (-1, -1, 0, -1, -1))):
 
 def test_loss_is_equation_6_with_the_weight_of_equation_5():
     student, teacher = knowledge(0), knowledge(1)
-    loss = build(OBJECT_WEIGHT=2.0, BACKGROUND_WEIGHT=0.5)(student, teacher, targets())["depth_guided"]
+    loss = build(OBJECT_WEIGHT=2.0, BACKGROUND_WEIGHT=0.5)(student, teacher, targets())
     distance = (student.logits.sigmoid() - teacher.logits.sigmoid()).square().sum(-1)
     objects = {(0, 0): 10.0, (0, 3): 40.0, (1, 2): 20.0}
     on, off = 0.0, 0.0
@@ -65,7 +65,7 @@ def test_loss_is_equation_6_with_the_weight_of_equation_5():
 def test_rows_of_the_paper_s_table_1_are_settings():
     student, teacher = knowledge(0), knowledge(1)
     values = {
-        name: build(**options)(student, teacher, targets())["depth_guided"].item()
+        name: build(**options)(student, teacher, targets()).item()
         for name, options in {
             "kl": {"DISTANCE": "kl", "DEPTH_ATTENTION": False, "RHO": "off"},
             "l2": {"DEPTH_ATTENTION": False, "RHO": "off"},
@@ -82,7 +82,7 @@ def test_rows_of_the_paper_s_table_1_are_settings():
 
 
 def test_identical_predictions_cost_nothing():
-    assert build()(knowledge(0), knowledge(0), targets())["depth_guided"].item() == 0.0
+    assert build()(knowledge(0), knowledge(0), targets()).item() == 0.0
 
 
 @pytest.mark.parametrize("detach", [True, False])
@@ -90,7 +90,7 @@ def test_the_student_s_depth_gets_a_gradient_only_where_asked(detach):
     student = knowledge(0)
     student.depth.requires_grad_(True)
     student.logits.requires_grad_(True)
-    build(DETACH_DEPTH=detach)(student, knowledge(1), targets())["depth_guided"].backward()
+    build(DETACH_DEPTH=detach)(student, knowledge(1), targets()).backward()
     assert student.logits.grad.abs().sum() > 0
     assert (student.depth.grad is None) == detach
 
@@ -99,7 +99,7 @@ def test_a_batch_without_objects_distils_the_background():
     student, teacher = knowledge(0), knowledge(1)
     nothing = targets(((-1,) * Q, (-1,) * Q))
     nothing.depths = [torch.zeros(0), torch.zeros(0)]
-    loss = build()(student, teacher, nothing)["depth_guided"]
+    loss = build()(student, teacher, nothing)
     distance = (student.logits.sigmoid() - teacher.logits.sigmoid()).square().sum(-1)
     torch.testing.assert_close(loss, distance.mean())
 
@@ -109,7 +109,7 @@ def test_padding_counts_neither_as_object_nor_as_background():
     student, teacher = knowledge(0), knowledge(1)
     padded = targets(((0, -1, -1, 1, -1), (-1, -1, -1, 0, -1)))
     padded.image_sizes[1, 1] = 17.0
-    loss = build(DEPTH_ATTENTION=False, RHO="off")(student, teacher, padded)["depth_guided"]
+    loss = build(DEPTH_ATTENTION=False, RHO="off")(student, teacher, padded)
     distance = (student.logits.sigmoid() - teacher.logits.sigmoid()).square().sum(-1)
     on = (distance[0, 0] + distance[0, 3]) / 2
     off = (distance[0, [1, 2, 4]].sum() + distance[1, :3].sum()) / 6
@@ -120,18 +120,16 @@ def test_depths_of_shifted_and_scaled_images_do_not_guide():
     """Nobody has learnt them; how far the object is still does."""
     student, teacher, augmented = knowledge(0), knowledge(1), targets()
     augmented.affine_augmented[0] = True
-    loss = build()(student, teacher, augmented)["depth_guided"]
+    loss = build()(student, teacher, augmented)
     agreeing = knowledge(0)
     agreeing.depth[0] = teacher.depth[0]
-    torch.testing.assert_close(loss, build()(agreeing, teacher, targets())["depth_guided"])
-    assert not torch.isclose(loss, build()(student, teacher, targets())["depth_guided"])
+    torch.testing.assert_close(loss, build()(agreeing, teacher, targets()))
+    assert not torch.isclose(loss, build()(student, teacher, targets()))
 
 
 def test_what_does_not_fit_is_named():
     with pytest.raises(ValueError, match=r"RHO: 'cube'; expected one of exp, linear, off"):
         build(RHO="cube")
-    with pytest.raises(ValueError, match="the teacher is not a dense monocular detector"):
-        build()(knowledge(0), BEVKnowledge(), targets())
     with pytest.raises(ValueError, match="student's head has no probabilistic_depth; use decoded or direct"):
         build(DEPTH="probabilistic")(knowledge(0), knowledge(1), targets())
     other = knowledge(1)

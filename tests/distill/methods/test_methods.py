@@ -43,29 +43,29 @@ NAMES = ["TemporalAttention", "SpatialAttention", "BEVResponse"]
 @pytest.mark.parametrize("reduction", ["norm", "sum", "cell", "mean"])
 @pytest.mark.parametrize("name", NAMES)
 def test_identical_knowledge_costs_nothing(name, reduction):
-    losses = build(name, REDUCTION=reduction)(knowledge(0), knowledge(0), None)
-    assert [v.item() for v in losses.values()] == [0.0]
+    loss = build(name, REDUCTION=reduction)(knowledge(0), knowledge(0), None)
+    assert loss.item() == 0.0
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_cell_that_no_camera_sees_does_not_count(name):
     student, teacher = knowledge(0), knowledge(1)
-    before = next(iter(build(name)(student, teacher, None).values()))
+    before = build(name)(student, teacher, None)
     student.bev_embed[0, 5] += 100.0
     for weights in (*student.temporal_attention, *student.spatial_attention):
         weights[0, 5] += 100.0
-    after = next(iter(build(name)(student, teacher, None).values()))
+    after = build(name)(student, teacher, None)
     assert before.item() > 0
     torch.testing.assert_close(before, after)
     student.bev_embed[0, 4] += 100.0
     student.temporal_attention[0][0, 4] += 100.0
     student.spatial_attention[0][0, 4] += 100.0
-    assert next(iter(build(name)(student, teacher, None).values())) > 10 * before
+    assert build(name)(student, teacher, None) > 10 * before
 
 
 def test_attention_is_the_norm_of_equation_6_averaged_over_layers():
     student, teacher = knowledge(0), knowledge(1)
-    loss = build("SpatialAttention")(student, teacher, None)["spatial_attention"]
+    loss = build("SpatialAttention")(student, teacher, None)
     seen = student.seen_by_any_camera()
     expected = 0.0
     for s, t in zip(student.spatial_attention, teacher.spatial_attention, strict=True):
@@ -76,7 +76,7 @@ def test_attention_is_the_norm_of_equation_6_averaged_over_layers():
 
 def test_bev_response_is_equation_7_and_8():
     student, teacher = knowledge(0), knowledge(1, channels=2 * C)
-    loss = build("BEVResponse")(student, teacher, None)["bev_response"]
+    loss = build("BEVResponse")(student, teacher, None)
     seen = student.seen_by_any_camera()
     expected = 0.0
     for b in range(B):
@@ -88,10 +88,10 @@ def test_bev_response_is_equation_7_and_8():
 def test_depths_that_differ_are_mapped():
     teacher = knowledge(1, layers=4)
     student = knowledge(0, layers=2)
-    loss = build("TemporalAttention")(student, teacher, None)["temporal_attention"]
+    loss = build("TemporalAttention")(student, teacher, None)
     teacher.temporal_attention = teacher.temporal_attention[1::2]
-    torch.testing.assert_close(loss, build("TemporalAttention")(student, teacher, None)["temporal_attention"])
-    explicit = build("TemporalAttention", LAYER_MAP=[[0, 0]])(student, teacher, None)["temporal_attention"]
+    torch.testing.assert_close(loss, build("TemporalAttention")(student, teacher, None))
+    explicit = build("TemporalAttention", LAYER_MAP=[[0, 0]])(student, teacher, None)
     assert explicit != loss
 
 
@@ -106,7 +106,7 @@ def test_a_method_that_reads_an_unknown_field_is_refused():
 
         class Wrong(DistillMethod):
             node = "WRONG"
-            reads = frozenset({"no_such_field"})
+            requires = frozenset({"no_such_field"})
 
 
 def test_a_registered_method_brings_its_node():
@@ -115,7 +115,7 @@ def test_a_registered_method_brings_its_node():
         node = "MEAN_DISTANCE"
 
         def forward(self, student, teacher, targets):
-            return {"mean_distance": (student.bev_embed.mean() - teacher.bev_embed.mean()).abs()}
+            return (student.bev_embed.mean() - teacher.bev_embed.mean()).abs()
 
     assert get_cfg().DISTILL.MEAN_DISTANCE.WEIGHT == 1.0
-    assert build("MeanDistance")(knowledge(0), knowledge(0), None)["mean_distance"] == 0
+    assert build("MeanDistance")(knowledge(0), knowledge(0), None) == 0

@@ -54,7 +54,7 @@ NOTHING = targets([torch.zeros(0, 4)] * 2, [torch.zeros(0)] * 2)
 
 def test_loss_is_equation_4_over_the_content_averaged_over_levels():
     student, teacher = knowledge(0), knowledge(1)
-    loss = build(ADAPTER="none")(student, teacher, NOTHING)["perspective_feature"]
+    loss = build(ADAPTER="none")(student, teacher, NOTHING)
     expected = 0.0
     for s, t, stride in zip(student.fpn, teacher.fpn, STRIDES, strict=True):
         matrix = perspective_matrix(
@@ -75,14 +75,11 @@ def test_loss_is_equation_4_over_the_content_averaged_over_levels():
 def test_padding_does_not_count_and_a_batch_is_the_mean_of_its_images():
     method = build(ADAPTER="none")
     student, teacher = knowledge(0), knowledge(1)
-    before = method(student, teacher, NOTHING)["perspective_feature"]
+    before = method(student, teacher, NOTHING)
     student.fpn[0][1, :, 12:] += 100
     student.fpn[1][1, :, :, 10:] = float("nan")
-    torch.testing.assert_close(before, method(student, teacher, NOTHING)["perspective_feature"])
-    alone = [
-        method(knowledge(0, images=(i,)), knowledge(1, images=(i,)), NOTHING)["perspective_feature"]
-        for i in (0, 1)
-    ]
+    torch.testing.assert_close(before, method(student, teacher, NOTHING))
+    alone = [method(knowledge(0, images=(i,)), knowledge(1, images=(i,)), NOTHING) for i in (0, 1)]
     torch.testing.assert_close(before, torch.stack(alone).mean())
 
 
@@ -90,7 +87,7 @@ def test_padding_does_not_count_and_a_batch_is_the_mean_of_its_images():
 def test_adapters_bring_the_student_to_the_teacher_s_width_and_learn(kind, kernel):
     method = build(student=2, teacher=6, ADAPTER=kind)
     assert [tuple(a.weight.shape) for a in method.adapters] == [(6, 2, kernel, kernel)] * 2
-    loss = method(knowledge(0, channels=2), knowledge(1, channels=6), NOTHING)["perspective_feature"]
+    loss = method(knowledge(0, channels=2), knowledge(1, channels=6), NOTHING)
     loss.backward()
     assert all(p.grad.abs().sum() > 0 for p in method.parameters())
 
@@ -99,7 +96,7 @@ def test_without_perspective_it_is_plain_feature_imitation():
     student, teacher = knowledge(0, images=(0,)), knowledge(1, images=(0,))
     loss = build(ADAPTER="none", PERSPECTIVE=False, LEVELS=[1])(student, teacher, NOTHING)
     expected = nn.functional.mse_loss(student.fpn[1], teacher.fpn[1])
-    torch.testing.assert_close(loss["perspective_feature"], expected)
+    torch.testing.assert_close(loss, expected)
 
 
 def test_near_boxes_lower_the_loss_only_where_they_are():
@@ -115,7 +112,7 @@ def test_near_boxes_lower_the_loss_only_where_they_are():
             ("beside", elsewhere, torch.tensor([5.0])),
         )
     }
-    value = {name: losses["perspective_feature"].item() for name, losses in loss.items()}
+    value = {name: losses.item() for name, losses in loss.items()}
     assert value["near"] == pytest.approx(value["far"] / 4) and value["beside"] == value["far"] > 0
 
 
@@ -133,7 +130,7 @@ def test_near_boxes_need_targets_with_boxes():
         ({"strides": (8, 16)}, r"strides \[4, 8\], the teacher's \[8, 16\]"),
         ({"SIGMA": [0.0, 0.7]}, "deviations above 0"),
         ({"OCCLUSION": "on"}, "OCCLUSION: 'on'; expected one of off, near_boxes"),
-        ({"NEAR_DEPTH": 0.0}, "NEAR_DEPTH 0"),
+        ({"NEAR_DEPTH": 0.0}, "NEAR_DEPTH: 0"),
     ],
 )
 def test_settings_that_cannot_be_are_named_at_build(options, message):

@@ -1,7 +1,4 @@
-"""Reference implementations of the ops in plain PyTorch, for tests and benchmarks.
-
-Those of ``weighted_l2`` and of the prediction losses are in the ops' own modules.
-"""
+"""Reference implementations of the ops in plain PyTorch, for tests and benchmarks."""
 
 from .boxes import (
     box3d_iou_reference,
@@ -20,6 +17,8 @@ from .losses import (
     feature_l2_reference,
     masked_l2_reference,
     pixel_wise_kl_reference,
+    prediction_loss_reference,
+    weighted_l2_reference,
 )
 from .pixel_weights import draw_weights_reference
 
@@ -34,7 +33,9 @@ __all__ = [
     "ms_deform_attn_ragged_reference",
     "ms_deform_attn_reference",
     "pixel_wise_kl_reference",
+    "prediction_loss_reference",
     "rotated_intersection_reference",
     "rotated_iou_reference",
     "rotated_nms_reference",
+    "weighted_l2_reference",
 ]

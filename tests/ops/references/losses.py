@@ -1,7 +1,6 @@
-"""The distillation losses over features, attention weights and softmaxes in plain PyTorch.
+"""The distillation losses over features, attention weights, class predictions and softmaxes in plain PyTorch.
 
-They compute in float32 (float64 for float64 inputs), as the ops do. The references of ``weighted_l2`` and of
-the prediction losses are in the ops' own modules.
+They compute in float32 (float64 for float64 inputs), as the ops do.
 """
 
 from collections.abc import Sequence
@@ -11,6 +10,9 @@ from torch import Tensor
 
 from bevkd2.ops.l2_reductions import Reduction, check_cells
 from bevkd2.ops.precision import widen
+from bevkd2.ops.prediction_distill import Distance, class_distance
+from bevkd2.ops.prediction_loss import PredictionLoss
+from bevkd2.ops.weighted_l2 import Weights
 
 Features = Tensor | Sequence[Tensor]
 
@@ -50,6 +52,35 @@ def masked_l2_reference(
     return total / (counted.where(counted > 0, 1) * max(1, entries))
 
 
+def weighted_l2_reference(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    scale: Tensor,
+    *,
+    weights: Weights = None,
+    channel_weights: Sequence[Tensor | None] | None = None,
+    norm: bool = False,
+) -> Tensor:
+    """Computes ``weighted_l2``; the arguments are its own."""
+    if isinstance(weights, Tensor):
+        weights = weights.split([level.shape[2:].numel() for level in student], 1)
+    losses = []
+    for i, (s, t) in enumerate(zip(student, teacher, strict=True)):
+        pixels = None if weights is None else weights[i]
+        channels = None if channel_weights is None else channel_weights[i]
+        difference = (widen(s) - widen(t.detach())).reshape(*s.shape[:2], s.shape[2:].numel())  # (B, C, P)
+        weight = torch.ones_like(difference)
+        if pixels is not None:
+            weight = weight * pixels.reshape(s.shape[0], 1, s.shape[2:].numel())
+        if channels is not None:
+            weight = weight * channels.expand(s.shape[:2])[:, :, None]
+        sums = (weight * difference.masked_fill(weight == 0, 0).square()).sum((1, 2))
+        if norm:
+            sums = torch.where(sums > 0, sums.where(sums > 0, 1).sqrt(), sums * 0)
+        losses.append((scale[i] * sums).sum())
+    return torch.stack(losses)
+
+
 def bev_response_l2_reference(
     student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, reduction: Reduction
 ) -> Tensor:
@@ -83,6 +114,34 @@ def feature_l2_reference(
     if batch == 0:
         return squares.sum()
     return (squares.flatten(1).sum(1) / (channels * counted.clamp(min=1))).mean()
+
+
+def prediction_loss_reference(
+    student: Tensor,
+    teacher: Tensor,
+    objects: Tensor,
+    guidance: Tensor | None = None,
+    weights: Tensor | None = None,
+    *,
+    distance: Distance,
+    temperature: float = 1.0,
+    object_weight: float = 1.0,
+    background_weight: float = 1.0,
+) -> PredictionLoss:
+    """Computes ``prediction_loss``; the arguments are its own."""
+    each = class_distance(student, teacher, distance, temperature)
+    counted = torch.ones_like(each) if weights is None else weights.to(each)
+    guided = each if guidance is None else each * guidance
+    terms = []
+    for group, values, factor in (
+        (objects, guided, object_weight),
+        (~objects, each, background_weight),
+    ):
+        weight = counted.masked_fill(~group, 0)
+        total = weight.sum()
+        summed = (values * weight).masked_fill(weight == 0, 0).sum()
+        terms.append(factor * summed / total.where(total > 0, 1))
+    return PredictionLoss(*terms)
 
 
 def channel_wise_kl_reference(

@@ -1,0 +1,130 @@
+"""The two configs inside a distillation's: the student's and the teacher's.
+
+The teacher's YAML file is read once and embedded, so that a dumped config needs no second file.
+"""
+
+from __future__ import annotations
+
+from fvcore.common.config import CfgNode as FvcoreNode
+
+from bevkd2.config import CfgNode, get_cfg, load_config, stored_classes
+from bevkd2.config.student import recognise_distillers
+from bevkd2.d2 import META_ARCH_REGISTRY
+
+# The mapper decides these once for both models: teacher and student see the same images.
+_SHARED = (
+    ("DATASETS", "FORMAT"),
+    ("INPUT", "IMAGE_SCALE"),
+    ("INPUT", "CAMERAS"),
+    ("INPUT", "POINT_RANGE"),
+    ("INPUT", "RESIZE_TRAIN"),
+    ("INPUT", "RESIZE_TEST"),
+    ("INPUT", "AFFINE"),
+)
+
+
+def is_distillation(cfg: FvcoreNode) -> bool:
+    """Returns whether the class under MODEL.META_ARCHITECTURE is a Distiller, or a subclass of it."""
+    return is_distiller(cfg.MODEL.META_ARCHITECTURE)
+
+
+def is_distiller(name: str) -> bool:
+    """Returns whether ``META_ARCH_REGISTRY`` has a Distiller, or a subclass of it, under ``name``."""
+    from bevkd2.distill.distiller import Distiller  # distiller.py needs this module's functions
+
+    found = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else None
+    return isinstance(found, type) and issubclass(found, Distiller)
+
+
+recognise_distillers(is_distiller)
+
+
+def student_config(cfg: FvcoreNode) -> CfgNode:
+    """Returns the plain student's config: ``cfg`` with the student's own meta-architecture.
+
+    Args:
+        cfg: a distillation's config.
+
+    Raises:
+        ValueError: the student's architecture is not named, or is a Distiller again.
+    """
+    name = cfg.DISTILL.STUDENT.META_ARCHITECTURE
+    if not name or is_distiller(name):
+        raise ValueError(
+            f"DISTILL.STUDENT.META_ARCHITECTURE is {name!r}, expected the student's own, such as BEVFormer. "
+            "A merge fills it: let the distillation's YAML file inherit (_BASE_) the student's, which names "
+            "MODEL.META_ARCHITECTURE, or set the key"
+        )
+    student = cfg.clone()
+    student.defrost()
+    student.MODEL.META_ARCHITECTURE = name
+    return student
+
+
+def resolve_teacher(cfg: FvcoreNode) -> None:
+    """Reads ``DISTILL.TEACHER.CONFIG`` with its ``OPTS`` and embeds the result in ``cfg``.
+
+    The result goes to ``DISTILL.TEACHER.RESOLVED``, and CONFIG is emptied. A config that was dumped so, and
+    names no CONFIG, is left as it is.
+
+    Args:
+        cfg: a distillation's config, not frozen.
+
+    Raises:
+        ValueError: teacher and student would need different inputs, or no teacher is named.
+    """
+    node = cfg.DISTILL.TEACHER
+    if node.CONFIG:
+        teacher = load_config(node.CONFIG, node.OPTS)
+        if is_distillation(teacher):  # a distilled student teaches
+            teacher = student_config(teacher)
+        data = {key: teacher.DATASETS[key] for key in ("FORMAT", "CLASSES")}
+        node.RESOLVED = CfgNode(
+            {"MODEL": teacher.MODEL.clone(), "INPUT": teacher.INPUT.clone(), "DATASETS": CfgNode(data)}
+        )
+        node.CONFIG = ""
+        node.OPTS = []
+    elif not node.RESOLVED:
+        raise ValueError("DISTILL.TEACHER.CONFIG is empty; name the teacher's YAML file")
+    for section, key in _SHARED:
+        students, teachers = cfg[section][key], node.RESOLVED[section][key]
+        if students != teachers:
+            raise ValueError(
+                f"{section}.{key}: the teacher's is {teachers}, the student's is {students}; both see the "
+                "same images, so make them equal (DISTILL.TEACHER.OPTS overrides the teacher's)"
+            )
+    students, teachers = stored_classes(cfg), stored_classes(node.RESOLVED)
+    if students != teachers:
+        raise ValueError(
+            f"DATASETS.CLASSES: the teacher's are {', '.join(teachers)}, the student's "
+            f"{', '.join(students)}; a label is an index into this list, so both need the "
+            "same names in the same order"
+        )
+
+
+def teacher_config(cfg: FvcoreNode) -> CfgNode:
+    """Returns a whole config for the teacher alone: its own MODEL, and data, test and seed of ``cfg``.
+
+    Args:
+        cfg: a distillation's config; not changed, its teacher resolved or not.
+
+    Raises:
+        ValueError: see :func:`resolve_teacher`, or DISTILL.TEACHER.RESOLVED was written by hand and has a
+            wrong value.
+        KeyError: DISTILL.TEACHER.RESOLVED has an unknown key.
+    """
+    if cfg.DISTILL.TEACHER.CONFIG or not cfg.DISTILL.TEACHER.RESOLVED:
+        cfg = cfg.clone()
+        cfg.defrost()
+        resolve_teacher(cfg)
+    teacher = get_cfg()
+    teacher.merge_from_other_cfg(cfg.DISTILL.TEACHER.RESOLVED, "DISTILL.TEACHER.RESOLVED")
+    for section in ("DATASETS", "DATALOADER", "TEST", "INPUT"):
+        teacher[section] = cfg[section].clone()
+    teacher.defrost()  # what is cloned from a frozen config is frozen
+    teacher.MODEL.BACKBONE.WEIGHTS = ""  # MODEL.WEIGHTS is loaded after it and replaces all of it
+    teacher.MODEL.WEIGHTS = cfg.DISTILL.TEACHER.WEIGHTS or teacher.MODEL.WEIGHTS
+    teacher.MODEL.DEVICE = cfg.MODEL.DEVICE
+    teacher.OUTPUT_DIR = cfg.OUTPUT_DIR
+    teacher.SEED = cfg.SEED
+    return teacher

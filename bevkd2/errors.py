@@ -1,0 +1,49 @@
+"""Which errors are the user's; ``bevkd2.cli.run`` reports them by one message, without a traceback.
+
+An error is the user's by its type: a wrong config, data set, weights file, option or device raises one of
+``USER_ERRORS``. Inside the training loop the same types are programming errors; ``bevkd2.cli.train`` raises
+them as RuntimeError there.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+
+LOG_HANDLER = "bevkd2.file"
+"""Name of the root logger's handler that writes log.txt."""
+
+
+class UserError(Exception):
+    """A user's error of another process.
+
+    Attributes:
+        traceback: its traceback there.
+    """
+
+    def __init__(self, message: str, traceback: str) -> None:
+        super().__init__(message)
+        self.traceback = traceback
+
+
+USER_ERRORS = (ValueError, KeyError, OSError, ImportError, UserError)
+
+
+def message_of(error: BaseException) -> str:
+    """Returns the text of an error; a KeyError's own is quoted."""
+    return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+
+
+def traceback_of(error: BaseException) -> str:
+    """Returns the traceback of an error, of the process where it was raised."""
+    return error.traceback if isinstance(error, UserError) else "".join(traceback.format_exception(error))
+
+
+def log_traceback(error: BaseException) -> str:
+    """Writes the traceback to log.txt alone; returns the file's path, or "" where no log was opened."""
+    for handler in logging.getLogger().handlers:
+        if handler.name == LOG_HANDLER and isinstance(handler, logging.FileHandler):
+            text = f"{message_of(error)}\n{traceback_of(error)}"
+            handler.emit(logging.LogRecord("bevkd2", logging.ERROR, __file__, 0, text, None, None))
+            return handler.baseFilename
+    return ""
