@@ -74,12 +74,12 @@ cuda: $(STAMP)  ## compile the CUDA sources, without a GPU
 
 # Everything that needs a GPU, in one command.
 gpu-check: $(STAMP)  ## run everything that needs a GPU
-	$(BIN)/python benchmarks/gpu_check.py
+	$(BIN)/python -m benchmarks.gpu_check
 
 # Two of the yardsticks are optional: `pip install --no-build-isolation -e ".[bench]"` builds them here.
 bench: $(STAMP)  ## time the ops
-	$(BIN)/python benchmarks/bench_kitti_eval.py
-	$(BIN)/python benchmarks/bench.py --steps
+	$(BIN)/python -m benchmarks.bench_kitti_eval
+	$(BIN)/python -m benchmarks.bench --steps
 
 clean:  ## remove builds, outputs and caches, but not the environment
 	rm -rf build dist output .pytest_cache .mypy_cache .ruff_cache

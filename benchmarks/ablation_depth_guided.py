@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Ablation of depth-guided distillation on the synthetic KITTI world: the rows of the paper's Tables 1 and 2.
 
-    python benchmarks/ablation_depth_guided.py --seeds 0 1 2 --jobs 2
+    python -m benchmarks.ablation_depth_guided --seeds 0 1 2 --jobs 2
 
 Trains the monocular demo's student (configs/demo_mono) plainly and with each setting, with each seed, and
 scores it as KITTI does. A run whose scores are there already is not repeated, so an interrupted ablation goes
@@ -21,8 +21,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from machine import machine
 from tabulate import tabulate
+
+from benchmarks.machine import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 TEACHER_WEIGHTS = ROOT / "assets" / "demo_mono_teacher.safetensors"

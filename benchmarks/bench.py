@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """All ops against their yardsticks: writes results/<machine>.json and results/<machine>.md.
 
-    python benchmarks/bench.py [--families bench_distill_loss] [--cases spatial] [--threads N] [--quick]
-    python benchmarks/bench.py --device cuda
+    python -m benchmarks.bench [--families bench_distill_loss] [--cases spatial] [--threads N] [--quick]
+    python -m benchmarks.bench --device cuda
 
 Every row is a ratio of medians of one run, in which the contestants took turns (harness.py). The exit code is
 1 where a ratio is less than required or memory more than allowed; the table marks it. Progress: stderr.
@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import Contest, Options, chosen, compare
-from limits import Limits, measure_limits
-from machine import machine, machine_name
-from report import Row, make_rows, steps_table, table
+
+from benchmarks.harness import Contest, Options, chosen, compare
+from benchmarks.limits import Limits, measure_limits
+from benchmarks.machine import machine, machine_name
+from benchmarks.report import Row, make_rows, steps_table, table
 
 FOLDER = Path(__file__).resolve().parent
 FAMILIES = ("bench_ms_deform_attn", "bench_ragged", "bench_distill_loss", "bench_box3d")
@@ -38,7 +39,7 @@ def main(families: tuple[str, ...] = FAMILIES) -> int:
     memory = _peak_memory(args.families, options)
     rows: list[Row] = []
     for family in args.families:
-        for contest in chosen(importlib.import_module(family).contests(options), options):
+        for contest in chosen(importlib.import_module(f"benchmarks.{family}").contests(options), options):
             rows += run_contest(contest, options, limits, args.budget, memory)
     steps = _steps(args) if args.steps else {}
     missed = list(dict.fromkeys(text for row in rows for text in row.missed))
@@ -86,7 +87,7 @@ def run_contest(
 
 
 def _peak_memory(families: list[str], options: Options) -> dict[str, dict[str, float]]:
-    command = [sys.executable, str(FOLDER / "peak_memory.py"), *families, "--device", options.device]
+    command = [sys.executable, "-m", "benchmarks.peak_memory", *families, "--device", options.device]
     command += ["--threads", str(options.threads), *(["--quick"] if options.quick else [])]
     command += ["--cases", *options.cases] if options.cases else []
     # Blocks are mapped one by one (mallopt(3)): what was freed before must not hide what is allocated next.
@@ -101,7 +102,7 @@ def _steps(args: argparse.Namespace) -> dict[str, Any]:
     """What bench_train_step.py prints, by size."""
     found = {}
     for size in ("demo", "tiny"):
-        command = [sys.executable, str(FOLDER / "bench_train_step.py"), "--size", size]
+        command = [sys.executable, "-m", "benchmarks.bench_train_step", "--size", size]
         command += ["MODEL.DEVICE", args.device]
         begin = time.perf_counter()
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)

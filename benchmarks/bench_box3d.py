@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Overlaps of rotated boxes, and their suppression, against shapely, eager torch and torchvision.
 
-    python benchmarks/bench_box3d.py [--quick] [--threads N] [--cases NMS] [--device cuda]
+    python -m benchmarks.bench_box3d [--quick] [--threads N] [--cases NMS] [--device cuda]
 
 Boxes are of cars' and pedestrians' sizes, in float64. A scene is 100 m wide and most of its pairs are far
 apart; a heap is 6 m wide and most of them overlap. shapely has its polygons made before, and intersects all
@@ -16,9 +16,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from bench import main
-from harness import Contest, Contestant, Options, Watch
-from references import (
+from benchmarks.bench import main
+from benchmarks.harness import Contest, Contestant, Options, Watch
+from benchmarks.references import (
     box3d_iou_reference,
     rotated_intersection_reference,
     rotated_iou_reference,

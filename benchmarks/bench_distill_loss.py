@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Distillation losses, forward and backward together, against eager torch.
 
-    python benchmarks/bench_distill_loss.py [--quick] [--threads N] [--cases "FPN, L2"] [--device cuda]
+    python -m benchmarks.bench_distill_loss [--quick] [--threads N] [--cases "FPN, L2"] [--device cuda]
 
 Eager forms fold the weights into the mask and the normaliser into one factor, and take one level after the
 other; weights of boxes they draw box by box, as published code does. In 16-bit rows they run under autocast,
@@ -21,10 +21,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from bench import main
-from bench_ms_deform_attn import BASE_LEVELS
-from harness import Contest, Contestant, Options, Watch, Work
-from references import draw_weights_reference
+from benchmarks.bench import main
+from benchmarks.bench_ms_deform_attn import BASE_LEVELS
+from benchmarks.harness import Contest, Contestant, Options, Watch, Work
+from benchmarks.references import draw_weights_reference
 from torch import Tensor
 from torch.nn import functional as F
 

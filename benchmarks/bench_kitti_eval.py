@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Seconds to read and score KITTI's validation set on one core, as JSON.
 
-    python benchmarks/bench_kitti_eval.py
+    python -m benchmarks.bench_kitti_eval
 
 The set is made in a temporary directory: as many frames as the usual validation split has, with as many
 detections each as given. Labels are of KITTI's classes in about its proportions; most of the detections lie
@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from machine import machine
 
+from benchmarks.machine import machine
 from bevkd2.kitti.ap import kitti_scores, to_json
 from bevkd2.kitti.files import find_frames
 from bevkd2.kitti.labels import KittiObjects, write_detections, write_labels

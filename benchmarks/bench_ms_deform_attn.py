@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Deformable attention at BEVFormer's shapes, against the grid_sample form and torch-ms-deform-attn.
 
-    python benchmarks/bench_ms_deform_attn.py [--quick] [--threads N] [--cases spatial] [--device cuda]
+    python -m benchmarks.bench_ms_deform_attn [--quick] [--threads N] [--cases spatial] [--device cuda]
 
 Locations are float32 in every row, because in 16 bits they have lost their pixel; in 16-bit rows only value
 is narrow, and yardsticks that want one type get value cast to float32 and their output cast back.
@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from bench import main
-from harness import Contest, Contestant, Options, Part, Watch, Work
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.bench import main
+from benchmarks.harness import Contest, Contestant, Options, Part, Watch, Work
 from bevkd2.ops import ms_deform_attn
 
 HEADS, WIDTH = 8, 32

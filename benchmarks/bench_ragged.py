@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Spatial cross-attention over visible (camera, cell) pairs, against BEVFormer's rebatching with our own op.
 
-    python benchmarks/bench_ragged.py [--quick] [--threads N] [--cases "rig, op"]
+    python -m benchmarks.bench_ragged [--quick] [--threads N] [--cases "rig, op"]
 
 BEVFormer gives every camera the cells that it sees, padded with zeros to the camera that sees most, and
 averages afterwards; the index lists of both forms are made before. "op" starts at offsets and logits of each
@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench import main
-from bench_ms_deform_attn import BASE_LEVELS, HEADS, WIDTH
-from harness import Contest, Contestant, Options, Watch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.bench import main
+from benchmarks.bench_ms_deform_attn import BASE_LEVELS, HEADS, WIDTH
+from benchmarks.harness import Contest, Contestant, Options, Watch
 from bevkd2.data.synthetic.nuscenes.rig import make_rig
 from bevkd2.modeling.bev.geometry import (
     VisiblePairs,

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """A distillation step and its parts, with the ops and in plain torch, and the ops' share of it, as JSON.
 
-    python benchmarks/bench_train_step.py
-    python benchmarks/bench_train_step.py --size tiny
-    python benchmarks/bench_train_step.py --config-file configs/distill_r50.yaml --image-size 1600x900
+    python -m benchmarks.bench_train_step
+    python -m benchmarks.bench_train_step --size tiny
+    python -m benchmarks.bench_train_step --config-file configs/distill_r50.yaml --image-size 1600x900
 
 "distillation_step_plain" is the same step with the forms of plain_forms.py in place of the ops: deformable
 attention by grid_sample with BEVFormer's rebatching of the cameras, losses in eager torch. Seconds are
@@ -28,13 +28,13 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from machine import machine
-from peak_memory import resident_peak_mib
-from plain_forms import plain_ops
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 import bevkd2.modeling  # registers the meta-architectures  # noqa: F401
+from benchmarks.machine import machine
+from benchmarks.peak_memory import resident_peak_mib
+from benchmarks.plain_forms import plain_ops
 from bevkd2.checkpoint import save_file
 from bevkd2.config import CfgNode, load_config
 from bevkd2.d2 import EventStorage, build_model
@@ -165,7 +165,17 @@ def is_op(event: FunctionEvent | None) -> bool:
 
 def run_part(part: str, args: argparse.Namespace) -> float:
     """Returns the peak memory (MiB) of one part, from a fresh process."""
-    command = [sys.executable, __file__, "--part", part, "--world", args.world, "--iterations", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.bench_train_step",
+        "--part",
+        part,
+        "--world",
+        args.world,
+        "--iterations",
+        "1",
+    ]
     command += ["--config-file", args.config_file, "--warm-up", "1"]
     done = subprocess.run([*command, *args.opts], check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])

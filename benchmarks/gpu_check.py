@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Everything that needs a GPU, step by step; goes on after a step that fails, and says at the end which did.
 
-    python benchmarks/gpu_check.py
-    python benchmarks/gpu_check.py --steps build tests --python /usr/bin/python3
-    python benchmarks/gpu_check.py --steps yardstick --yardstick torch_ms_deform_attn-0.1.1.tar.gz
+    python -m benchmarks.gpu_check
+    python -m benchmarks.gpu_check --steps build tests --python /usr/bin/python3
+    python -m benchmarks.gpu_check --steps yardstick --yardstick torch_ms_deform_attn-0.1.1.tar.gz
 
 Steps: build (the CUDA library, for the GPUs that are visible), yardstick (builds torch-ms-deform-attn, where
 --yardstick names its source archive or its requirement), tests (those marked gpu), memcheck, racecheck,
@@ -22,7 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-from machine import slug
+from benchmarks.machine import slug
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
@@ -102,9 +102,10 @@ def plan(args: argparse.Namespace, gpu: str, capabilities: str) -> list[Step]:
     """The steps that were asked for, in order."""
     python, sanitizer = args.python, find_sanitizer()
     step_file = ["--size", "tiny", "--out", str(args.out / f"{slug(gpu)}_train_step.json")]
-    once = [python, "benchmarks/run_once.py", "--device", "cuda", "--tests"]
+    once = [python, "-m", "benchmarks.run_once", "--device", "cuda", "--tests"]
     families = ["--families", *args.families] if args.families else []
     cuda = {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST", capabilities)}
+    bench = [python, "-m", "benchmarks.bench"]
     marked = [python, "-m", "pytest", "-m", "gpu"]
     pip = [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", str(args.yardstick)]
     steps = [
@@ -121,8 +122,10 @@ def plan(args: argparse.Namespace, gpu: str, capabilities: str) -> list[Step]:
             )
             for tool in SANITIZERS
         ),
-        Step("bench", [python, "benchmarks/bench.py", "--device", "cuda", "--out", str(args.out), *families]),
-        Step("train_step", [python, "benchmarks/bench_train_step.py", *step_file, "MODEL.DEVICE", "cuda"]),
+        Step(
+            "bench", [python, "-m", "benchmarks.bench", "--device", "cuda", "--out", str(args.out), *families]
+        ),
+        Step("train_step", [python, "-m", "benchmarks.bench_train_step", *step_file, "MODEL.DEVICE", "cuda"]),
     ]
     return [step for step in steps if step.name in args.steps]
 

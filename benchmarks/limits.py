@@ -4,7 +4,8 @@ import dataclasses
 import statistics
 
 import torch
-from harness import Watch, Work
+
+from benchmarks.harness import Watch, Work
 
 COPIED = (
     2**26

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Parameters and multiply-adds of every monocular detector in configs/, for docs/model_zoo.md.
 
-    python benchmarks/model_zoo.py --json benchmarks/results/model_zoo_xeon_2_cores.json
-    python benchmarks/model_zoo.py --table benchmarks/results/model_zoo_xeon_2_cores.json
+    python -m benchmarks.model_zoo --json benchmarks/results/model_zoo_xeon_2_cores.json
+    python -m benchmarks.model_zoo --table benchmarks/results/model_zoo_xeon_2_cores.json
 
 Counts are those of tools/analyze_model.py and do not depend on the machine. Configs of the same model (other
 schedules, or the student inside a distillation) are counted once. All of them take some minutes of one core.
@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from machine import machine
 from tabulate import tabulate
 
+from benchmarks.machine import machine
 from bevkd2.cli.analyze_model import analyze
 from bevkd2.config import load_config
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """What merging the cameras costs on nuScenes: the score of the cameras' own annotations, as JSON.
 
-    python benchmarks/nuscenes_mono_roundtrip.py
-    python benchmarks/nuscenes_mono_roundtrip.py --root data/nuscenes --version v1.0-mini --split mini_val
+    python -m benchmarks.nuscenes_mono_roundtrip
+    python -m benchmarks.nuscenes_mono_roundtrip --root data/nuscenes --version v1.0-mini --split mini_val
 
 Every annotation that a camera's image shows is handed in as a detection of that image: what is missing from a
 perfect score is lost on the way through the cameras and back. Without --root, a synthetic world is made in a

@@ -1,6 +1,6 @@
 """Peak memory of every contestant above its inputs, as JSON: {case and type: {contestant: MiB}}.
 
-    python benchmarks/peak_memory.py bench_ms_deform_attn bench_ragged --threads 2
+    python -m benchmarks.peak_memory bench_ms_deform_attn bench_ragged --threads 2
 
 On the CPU each contestant runs in a process of its own, forked when the inputs stand, and the figure is the
 peak of its resident set less what was resident at the fork. This process itself runs on one thread: a child
@@ -17,7 +17,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
-from harness import Contest, Contestant, Options, Untimed, chosen
+
+from benchmarks.harness import Contest, Contestant, Options, Untimed, chosen
 
 MIB = 2**20
 
@@ -43,7 +44,7 @@ def main() -> None:
 
 def measure_family(family: str, options: Options) -> dict[str, dict[str, float]]:
     """The figures of one family."""
-    contests = importlib.import_module(family).contests
+    contests = importlib.import_module(f"benchmarks.{family}").contests
     small = dataclasses.replace(options, quick=True)
     warm_up = {(_key(contest), c.name): c for contest in contests(small) for c in contest.make()}
     return {

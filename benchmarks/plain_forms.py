@@ -5,8 +5,8 @@ from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
 import torch
-from bench_ms_deform_attn import grid_sample_form
-from references import bev_response_l2_reference, masked_l2_reference
+from benchmarks.bench_ms_deform_attn import grid_sample_form
+from benchmarks.references import bev_response_l2_reference, masked_l2_reference
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from harness import Contest, Part, Times
-from limits import Limits
+from benchmarks.harness import Contest, Part, Times
+from benchmarks.limits import Limits
 
 MIB = 2**20
 HEADER = (

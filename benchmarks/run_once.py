@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs our side of every benchmark once on tiny inputs, and the GPU tests: what compute-sanitizer watches.
 
-compute-sanitizer --tool racecheck python benchmarks/run_once.py --device cuda --tests
+compute-sanitizer --tool racecheck python -m benchmarks.run_once --device cuda --tests
 """
 
 import argparse
@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench import FAMILIES
-from harness import Options, Untimed
+
+from benchmarks.bench import FAMILIES
+from benchmarks.harness import Options, Untimed
 
 OPS = Path(__file__).resolve().parent.parent / "tests" / "ops"
 # The kernels of all types, widths and modes, most of which no benchmark has. Left out: graphs, which need the
@@ -30,7 +31,7 @@ def main() -> int:
     args = parser.parse_args()
     options = Options(args.device, quick=True)
     for family in args.families:
-        for contest in importlib.import_module(family).contests(options):
+        for contest in importlib.import_module(f"benchmarks.{family}").contests(options):
             ours = contest.make()[0]
             result = ours.run(Untimed(options.device))
             assert torch.isfinite(result).all(), f"{contest.case}, {contest.dtype}: {result}"

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 
+from benchmarks import ablation_depth_guided as ablation
 from bevkd2.config import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -19,37 +20,29 @@ SCORES = {"student": {0: 20.0, 1: 30.0}, "F": {0: 40.0, 1: 40.0}}
 TEACHER = 80.0
 
 
-@pytest.fixture
-def ablation(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import ablation_depth_guided
-
-    return ablation_depth_guided
-
-
-def write_scores(ablation: ModuleType, folder: Path, moderate: float) -> None:
+def write_scores(folder: Path, moderate: float) -> None:
     """A file of scores as the evaluation writes it; 3D moderate is given, all others are 1."""
     ap = dict.fromkeys(ablation.COLUMNS.values(), 1.0) | {"car/3d/moderate": moderate}
     (folder / "inference").mkdir(parents=True)
     (folder / "inference" / "kitti_scores.json").write_text(json.dumps({"AP_R40": ap}))
 
 
-def run(ablation: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     monkeypatch.setattr("sys.argv", ["ablation_depth_guided.py", *arguments])
     ablation.main()
 
 
 def test_table_is_that_of_the_scores_and_nothing_is_trained_twice(
-    ablation: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: pytest.fail("trained again"))
-    write_scores(ablation, tmp_path / "teacher", TEACHER)
+    write_scores(tmp_path / "teacher", TEACHER)
     for row, by_seed in SCORES.items():
         for seed, moderate in by_seed.items():
-            write_scores(ablation, tmp_path / row / f"seed{seed}", moderate)
+            write_scores(tmp_path / row / f"seed{seed}", moderate)
     out = tmp_path / "out.json"
     arguments = ["--rows", "student", "F", "--seeds", "0", "1", "--output", str(tmp_path), "--json", str(out)]
-    run(ablation, monkeypatch, *arguments)
+    run(monkeypatch, *arguments)
     content = json.loads(out.read_text())
     assert content["teacher"]["3D moderate"] == TEACHER and content["machine"]["processor"]
     found = {(run["row"], run["seed"]): run["3D moderate"] for run in content["runs"]}
@@ -63,7 +56,7 @@ def test_table_is_that_of_the_scores_and_nothing_is_trained_twice(
     assert rows["student"][-2:] == ["7.07", "2"] and rows["F"][-2] == "0.00"  # of 20 and 30: 5 sqrt 2
 
 
-def test_rows_are_those_of_the_papers_tables(ablation: ModuleType) -> None:
+def test_rows_are_those_of_the_papers_tables() -> None:
     config = ROOT / "configs" / "demo_mono" / "distill.yaml"
     student, *rows = ablation.ROWS.items()
     assert student == ("student", ("student", []))
@@ -88,9 +81,7 @@ def test_rows_are_those_of_the_papers_tables(ablation: ModuleType) -> None:
     }
 
 
-def test_a_failed_training_names_its_log(
-    ablation: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_failed_training_names_its_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     commands: list[list[str]] = []
 
     def fail(command: list[str], **kwargs: object) -> SimpleNamespace:
@@ -100,13 +91,13 @@ def test_a_failed_training_names_its_log(
     monkeypatch.setattr(subprocess, "run", fail)
     arguments = ["--rows", "L2 + D", "--seeds", "5", "--iterations", "7", "--output", str(tmp_path)]
     with pytest.raises(SystemExit, match=r"exit code 3; see .*seed5/console\.txt"):
-        run(ablation, monkeypatch, *arguments)
+        run(monkeypatch, *arguments)
     (words,) = commands
     cfg = load_config(words[words.index("--config-file") + 1], words[words.index("OUTPUT_DIR") :])
     assert (cfg.SEED, cfg.SOLVER.MAX_ITER) == (5, 7) and cfg.DISTILL.METHODS == ["DepthGuidedPrediction"]
     assert Path(cfg.DISTILL.TEACHER.WEIGHTS).name == "demo_mono_teacher.safetensors"
 
 
-def test_an_unknown_row_is_named(ablation: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_row_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match=r"\['G'\] are unknown; expected of student"):
-        run(ablation, monkeypatch, "--rows", "G")
+        run(monkeypatch, "--rows", "G")

@@ -12,13 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+from benchmarks import harness, limits, report
+from benchmarks.harness import Contest, Contestant, Options, Times, Watch, Work
 
-import harness  # noqa: E402
-import limits  # noqa: E402
-import report  # noqa: E402
-from harness import Contest, Contestant, Options, Times, Watch, Work  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 FAMILIES = {
     "Deformable attention": {"temporal, local", "spatial, local", "decoder, local", "tiny, local"},
@@ -40,7 +37,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     done = subprocess.run(
         [
             sys.executable,
-            str(ROOT / "benchmarks" / "bench.py"),
+            "-m",
+            "benchmarks.bench",
             "--quick",
             "--threads",
             "1",
@@ -177,7 +175,7 @@ def test_short_parts_are_called_several_times() -> None:
 
 
 def test_machine_name_is_a_file_name() -> None:
-    from machine import machine_name
+    from benchmarks.machine import machine_name
 
     name = machine_name("cpu")
     assert name.endswith(f"_{len(os.sched_getaffinity(0))}_cores")

@@ -20,7 +20,7 @@ def run(script: str, *options: str) -> dict[str, Any]:
     """What a benchmark prints, which is JSON and nothing else."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / script), *options],
+        [sys.executable, "-m", f"benchmarks.{script}", *options],
         env=environment,
         capture_output=True,
         text=True,
@@ -34,7 +34,7 @@ def run(script: str, *options: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def training_step() -> dict[str, Any]:
     options = ["--iterations", "1", "--warm-up", "1", "--image-size", "96x32"]
-    return run("bench_train_step.py", *options, "MODEL.DEVICE", "cpu")
+    return run("bench_train_step", *options, "MODEL.DEVICE", "cpu")
 
 
 def test_training_step_has_seconds_and_memory(training_step: dict[str, Any]) -> None:
@@ -62,13 +62,13 @@ def test_training_step_names_the_machine(training_step: dict[str, Any]) -> None:
 
 
 def test_kitti_evaluation() -> None:
-    report = run("bench_kitti_eval.py", "--frames", "40", "--repeats", "1")
+    report = run("bench_kitti_eval", "--frames", "40", "--repeats", "1")
     assert report["frames"] == 40 and report["detections"] == 20 and report["machine"]["threads"] == 1
     assert report["total seconds"] == pytest.approx(report["reading seconds"] + report["scoring seconds"])
     assert report["car/3d/moderate AP_R40"] > 1  # something matched
 
 
 def test_annotations_of_nuscenes_cameras_score_one() -> None:
-    report = run("nuscenes_mono_roundtrip.py", "--scenes", "1")
+    report = run("nuscenes_mono_roundtrip", "--scenes", "1")
     assert report["key frames"] == 8 and report["images"] == 48
     assert report["mAP_present"] > 0.98 and report["mATE"] < 1  # of classes that are not there it is 1

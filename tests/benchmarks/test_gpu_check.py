@@ -14,12 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+from benchmarks import gpu_check, run_once
+from benchmarks.gpu_check import Step, run_step
 
-import gpu_check  # noqa: E402
-import run_once  # noqa: E402
-from gpu_check import Step, run_step  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 
 def arguments(monkeypatch: pytest.MonkeyPatch, *words: str) -> argparse.Namespace:
@@ -33,8 +31,8 @@ def steps(monkeypatch: pytest.MonkeyPatch, *words: str) -> dict[str, Step]:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu_it_leaves_with_a_sentence() -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    command = [sys.executable, "-m", "benchmarks.gpu_check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("gpu_check: the torch of") and "sees no GPU here" in done.stderr
 
@@ -142,7 +140,7 @@ def test_sanitizers_watch_the_ops_but_no_graphs() -> None:
 def test_run_once_runs_ours_of_every_case() -> None:
     families = ["--families", "bench_ms_deform_attn", "bench_distill_loss"]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "run_once.py"), *families],
+        [sys.executable, "-m", "benchmarks.run_once", *families],
         env={**gpu_check.os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

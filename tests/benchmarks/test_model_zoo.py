@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from benchmarks import model_zoo
 from tests.configs.shipped import CONFIGS, DISTILLATIONS, MONOCULAR, built, name_of, plain
 
 ROOT = Path(__file__).parents[2]
@@ -15,16 +15,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "model_zoo_xeon_2_cores.json"
 DETECTORS = json.loads(RESULTS.read_text())["detectors"]
 
 
-@pytest.fixture
-def model_zoo(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    for folder in ("benchmarks", "tools"):
-        monkeypatch.syspath_prepend(str(ROOT / folder))
-    import model_zoo
-
-    return model_zoo
-
-
-def test_the_page_shows_what_was_counted(model_zoo: ModuleType) -> None:
+def test_the_page_shows_what_was_counted() -> None:
     assert set(DETECTORS) == set(model_zoo.DETECTORS)
     assert model_zoo.table({"detectors": DETECTORS}) in (ROOT / "docs" / "model_zoo.md").read_text()
 
@@ -46,7 +37,7 @@ def test_every_model_is_counted() -> None:
 
 
 def test_what_is_counted_is_written_and_shown(
-    model_zoo: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     name, out = "pgd/pgd_regnetx08_half_kitti", tmp_path / "out.json"
     counted = DETECTORS[name]

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import plain_forms
-
+from benchmarks import plain_forms
 from bevkd2.distill.methods import attention, bev_response
 from bevkd2.modeling.bev import spatial_attention, temporal_attention
 from bevkd2.ops import (

@@ -62,12 +62,12 @@ ARGUMENTS = {
     "tools/visualize.py": ("--num", "1"),
     "tools/analyze_model.py": ("--image-size", "208x64"),
     "tools/kitti_eval.py": (),
-    "benchmarks/bench_ms_deform_attn.py": ("--quick",),
-    "benchmarks/bench_train_step.py": ("--iterations", "1", "--warm-up", "1"),
-    "benchmarks/bench_kitti_eval.py": ("--frames", "20", "--repeats", "1"),
-    "benchmarks/nuscenes_mono_roundtrip.py": ("--scenes", "1"),
-    "benchmarks/model_zoo.py": ("--only", "pgd/pgd_regnetx08_half_kitti"),
-    "benchmarks/ablation_depth_guided.py": (
+    "benchmarks.bench_ms_deform_attn": ("--quick",),
+    "benchmarks.bench_train_step": ("--iterations", "1", "--warm-up", "1"),
+    "benchmarks.bench_kitti_eval": ("--frames", "20", "--repeats", "1"),
+    "benchmarks.nuscenes_mono_roundtrip": ("--scenes", "1"),
+    "benchmarks.model_zoo": ("--only", "pgd/pgd_regnetx08_half_kitti"),
+    "benchmarks.ablation_depth_guided": (
         *("--rows", "student", "--seeds", "0"),
         *("--iterations", "30", "--jobs", "1"),
     ),
@@ -85,13 +85,18 @@ class NoRuleError(Exception):
 
 
 def run_script(words: list[str], folder: Path, log: Path) -> None:
-    """What ``python SCRIPT ARGUMENTS`` does, in this process."""
+    """Does what ``python SCRIPT ARGUMENTS`` or ``python -m MODULE ARGUMENTS`` does, in this process."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.chdir(folder)
     os.environ["PYTHONPATH"] = python_path()
     sys.argv = words
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        sys.path.insert(0, str(folder))
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        return
     sys.path.insert(0, str(Path(words[0]).resolve().parent))
     runpy.run_path(words[0], run_name="__main__")
 
@@ -193,7 +198,7 @@ class Sandbox:
         if any("output/demo/" in word for word in words):
             worlds.demo(self.folder)
         named = any("output/demo-mono/" in word or "data/demo_mono" in word for word in words)
-        if script == "benchmarks/ablation_depth_guided.py" or (named and script != "tools/make_synthetic.py"):
+        if script == "benchmarks.ablation_depth_guided" or (named and script != "tools/make_synthetic.py"):
             worlds.demo_mono(self.folder)
 
     def _shrink_configured(self, script: str, words: list[str]) -> None:

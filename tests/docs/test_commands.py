@@ -23,8 +23,8 @@ TESTED_SCRIPTS = {
     "tools/demo.py": "tests/cli/test_demo.py",
     "tools/demo_mono.py": "tests/cli/test_demo_mono.py",
     "tools/verify_golden.py": "tests/golden/test_verify.py",
-    "benchmarks/bench.py": "tests/benchmarks/test_bench.py",
-    "benchmarks/gpu_check.py": "tests/benchmarks/test_gpu_check.py",
+    "benchmarks.bench": "tests/benchmarks/test_bench.py",
+    "benchmarks.gpu_check": "tests/benchmarks/test_gpu_check.py",
 }
 # Commands that load a package of the user's own are read off the pages and run by this test.
 PLUGIN_TEST = ROOT / "tests" / "examples" / "test_downstream.py"
@@ -64,7 +64,8 @@ def check_pip(words: list[str]) -> None:
 
 def place_of_its_run(words: list[str]) -> Path:
     """The test that runs a command of python; a path without a file where the sandbox does."""
-    return PLUGIN_TEST if "--import" in words else ROOT / TESTED_SCRIPTS.get(words[1], "none")
+    script = words[2] if words[1] == "-m" else words[1]
+    return PLUGIN_TEST if "--import" in words else ROOT / TESTED_SCRIPTS.get(script, "none")
 
 
 def check(words: list[str], sandbox: Sandbox) -> None:

@@ -16,6 +16,10 @@ _DOTTED_KEY = re.compile(r"\b[A-Z][A-Z0-9_]*(?:\.[A-Z][A-Z0-9_]*)+\b")
 _SET_KEY = re.compile(r"\b([A-Z][A-Z0-9_]+): ")
 _FOLDERS = ("assets", "benchmarks", "bevkd2", "configs", "csrc", "docs", "examples", "tests", "tools")
 
+_MAX_PROSE = 100
+# Pages whose prose is still longer; a page that complies must leave this list.
+_LONG_LINES = {"README.md", "api.md", "depth_guided.md", "design.md", "distillation.md", "extending.md"}
+
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -95,3 +99,29 @@ def test_configs_in_the_text_load(page: Path, tmp_path: Path) -> None:
         path.write_text(text)
         teacher = load_config(path).DISTILL.TEACHER.CONFIG
         assert not teacher or Path(teacher).is_file()
+
+
+def long_lines(page: Path) -> list[int]:
+    """Returns the numbers of prose lines over the limit; code, tables, headings and links are exempt."""
+    found, in_code = [], False
+    for number, line in enumerate(page.read_text().splitlines(), start=1):
+        in_code ^= line.startswith("```")
+        exempt = in_code or line.startswith(("```", "|", "#", "<")) or _LINK.search(line)
+        if not exempt and len(line) > _MAX_PROSE:
+            found.append(number)
+    return found
+
+
+@each_page
+def test_prose_lines_are_short(page: Path) -> None:
+    numbers = long_lines(page)
+    if page.name in _LONG_LINES:
+        assert numbers, f"{page.name} has no long lines any more: remove it from _LONG_LINES"
+    else:
+        assert not numbers, f"{page.name} has lines over {_MAX_PROSE} characters: {numbers}"
+
+
+def test_a_long_line_is_found_outside_code_and_tables(tmp_path: Path) -> None:
+    page, long = tmp_path / "page.md", "word " * 25
+    page.write_text(f"{long}\n```\n{long}\n```\n| {long} |\nshort\n- {long}\n")
+    assert long_lines(page) == [1, 7]
