@@ -16,6 +16,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
 from benchmarks.bench import main
 from benchmarks.harness import Contest, Contestant, Options, Watch
 from benchmarks.references import (
@@ -24,9 +27,6 @@ from benchmarks.references import (
     rotated_iou_reference,
     rotated_nms_reference,
 )
-from torch import Tensor
-from torchvision.ops import batched_nms
-
 from bevkd2.ops import batched_rotated_nms, box3d_iou, rotated_intersection, rotated_iou
 
 EAGER, SHAPELY, TORCHVISION, PART = "eager torch", "shapely", "torchvision", "forward"

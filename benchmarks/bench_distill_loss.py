@@ -21,13 +21,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
+
 from benchmarks.bench import main
 from benchmarks.bench_ms_deform_attn import BASE_LEVELS
 from benchmarks.harness import Contest, Contestant, Options, Watch, Work
 from benchmarks.references import draw_weights_reference
-from torch import Tensor
-from torch.nn import functional as F
-
 from bevkd2.ops import (
     attention_l2,
     bev_response_l2,

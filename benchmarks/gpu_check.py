@@ -105,7 +105,7 @@ def plan(args: argparse.Namespace, gpu: str, capabilities: str) -> list[Step]:
     once = [python, "-m", "benchmarks.run_once", "--device", "cuda", "--tests"]
     families = ["--families", *args.families] if args.families else []
     cuda = {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST", capabilities)}
-    bench = [python, "-m", "benchmarks.bench"]
+    bench = [python, "-m", "benchmarks.bench", "--device", "cuda", "--out", str(args.out)]
     marked = [python, "-m", "pytest", "-m", "gpu"]
     pip = [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", str(args.yardstick)]
     steps = [
@@ -122,9 +122,7 @@ def plan(args: argparse.Namespace, gpu: str, capabilities: str) -> list[Step]:
             )
             for tool in SANITIZERS
         ),
-        Step(
-            "bench", [python, "-m", "benchmarks.bench", "--device", "cuda", "--out", str(args.out), *families]
-        ),
+        Step("bench", [*bench, *families]),
         Step("train_step", [python, "-m", "benchmarks.bench_train_step", *step_file, "MODEL.DEVICE", "cuda"]),
     ]
     return [step for step in steps if step.name in args.steps]

@@ -5,11 +5,11 @@ from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
 import torch
-from benchmarks.bench_ms_deform_attn import grid_sample_form
-from benchmarks.references import bev_response_l2_reference, masked_l2_reference
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from benchmarks.bench_ms_deform_attn import grid_sample_form
+from benchmarks.references import bev_response_l2_reference, masked_l2_reference
 from bevkd2.distill.methods import attention, bev_response
 from bevkd2.modeling.bev import decoder, spatial_attention, temporal_attention
 
