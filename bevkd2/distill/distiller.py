@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bevkd2.checkpoint import check_classes, load_file, load_strict
 from bevkd2.checkpoint.io import model_state
-from bevkd2.config import stored_classes
+from bevkd2.config import find_file, stored_classes
 from bevkd2.d2 import META_ARCH_REGISTRY, configurable
 from bevkd2.distill.config import student_config, teacher_config
 from bevkd2.distill.inherit import Inheritable, inherit, verify_inherited
@@ -219,11 +219,11 @@ def build_teacher(cfg: CfgNode) -> Detector:
         FileNotFoundError: the weights are not there.
     """
     config = teacher_config(cfg)
-    path = config.MODEL.WEIGHTS
-    if not path:
+    if not config.MODEL.WEIGHTS:
         raise ValueError(
             "DISTILL.TEACHER.WEIGHTS is empty; name the teacher's checkpoint (.pth or .safetensors)"
         )
+    path = str(find_file(config.MODEL.WEIGHTS))  # assets/... is shipped
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"DISTILL.TEACHER.WEIGHTS: {path} does not exist; train the teacher's config with "

@@ -17,8 +17,6 @@ _SET_KEY = re.compile(r"\b([A-Z][A-Z0-9_]+): ")
 _FOLDERS = ("assets", "benchmarks", "bevkd2", "configs", "csrc", "docs", "examples", "tests", "tools")
 
 _MAX_PROSE = 100
-# Pages whose prose is still longer; a page that complies must leave this list.
-_LONG_LINES = {"README.md", "api.md", "depth_guided.md", "design.md", "distillation.md", "extending.md"}
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -115,10 +113,7 @@ def long_lines(page: Path) -> list[int]:
 @each_page
 def test_prose_lines_are_short(page: Path) -> None:
     numbers = long_lines(page)
-    if page.name in _LONG_LINES:
-        assert numbers, f"{page.name} has no long lines any more: remove it from _LONG_LINES"
-    else:
-        assert not numbers, f"{page.name} has lines over {_MAX_PROSE} characters: {numbers}"
+    assert not numbers, f"{page.name} has lines over {_MAX_PROSE} characters: {numbers}"
 
 
 def test_a_long_line_is_found_outside_code_and_tables(tmp_path: Path) -> None:
