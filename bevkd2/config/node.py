@@ -16,11 +16,6 @@ from bevkd2.config.student import replaced_student
 BASE_KEY = "_BASE_"
 # Keys whose value is a path relative to the YAML file that names it, as _BASE_ is.
 _RELATIVE_TO_FILE = (("DISTILL", "TEACHER", "CONFIG"),)
-# Keys that are gone, and what replaces them.
-_REPLACED = {
-    "MODEL.BEVFORMER.PC_RANGE": "INPUT.POINT_RANGE",
-}
-
 _REMOVED: dict[str, str] = {}
 
 
@@ -215,8 +210,6 @@ def _find(cfg: fvcore_config.CfgNode, dotted: str) -> tuple[fvcore_config.CfgNod
 
 
 def _unknown(key: str, known: list[str], prefix: str, source: str) -> str:
-    if key in _REPLACED:
-        return f"{source}: config key {key!r} is gone; use {_REPLACED[key]} instead"
     leaf = key[len(prefix) :].split(".")[0]
     if remedy := _REMOVED.get(f"{prefix}{leaf}"):
         return f"{source}: config key {prefix + leaf!r} does not exist any more: {remedy}"

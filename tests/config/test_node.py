@@ -241,7 +241,7 @@ def test_a_string_that_looks_like_a_number_stays_a_string(tmp_path):
 def test_a_key_that_is_gone_names_the_new_one(tmp_path, on_the_command_line):
     cfg, limits = get_cfg(), [-9.0, -9.0, -1.0, 9.0, 9.0, 1.0]
     path = write(tmp_path, "old.yaml", f"MODEL: {{BEVFORMER: {{PC_RANGE: {limits}}}}}")
-    message = r"'MODEL\.BEVFORMER\.PC_RANGE' is gone; use INPUT\.POINT_RANGE instead"
+    message = r"'MODEL\.BEVFORMER\.PC_RANGE' does not exist any more: use INPUT\.POINT_RANGE"
     with pytest.raises(KeyError, match=message):
         if on_the_command_line:
             cfg.merge_from_list(["MODEL.BEVFORMER.PC_RANGE", str(limits)])

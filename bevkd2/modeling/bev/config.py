@@ -18,6 +18,7 @@ from bevkd2.modeling.detector import detector_arguments
 
 add_removed_key("MODEL.BEVFORMER.NUM_CAMERAS", "it is the number of INPUT.CAMERAS")
 add_removed_key("MODEL.BEVFORMER.EMBED_DIM", "it is MODEL.FPN.OUT_CHANNELS")
+add_removed_key("MODEL.BEVFORMER.PC_RANGE", "use INPUT.POINT_RANGE")
 
 
 @add_config_extension
