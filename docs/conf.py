@@ -1,7 +1,5 @@
 """Sphinx's configuration: the pages of this folder, and the API reference (`make docs`)."""
 
-import importlib
-
 import bevkd2
 
 project = "bevkd2"
@@ -21,9 +19,4 @@ autodoc_default_options = {"members": True, "imported-members": True, "show-inhe
 autodoc_member_order = "groupwise"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
-
-# Packages that import a name when it is asked for: autodoc sees only what is there.
-for _package in ("data", "evaluation"):
-    _module = importlib.import_module(f"bevkd2.{_package}")
-    for _name in _module.__all__:
-        setattr(_module, _name, getattr(_module, _name))
+napoleon_attr_annotations = False  # reStructuredText reads "numpy.str_" as a reference

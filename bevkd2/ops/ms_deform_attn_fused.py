@@ -56,9 +56,8 @@ def ms_deform_attn_fused(
         return_weights: also return the softmaxed weights, which are differentiable.
 
     Returns:
-        output: (B, Q, H * D) in the dtype of ``value``.
-        weights: (B * K, Q, H, L, P) in float32 (float64 if ``value`` is), or ``None`` without
-            ``return_weights``.
+        The output (B, Q, H * D) in the dtype of ``value``, and the weights (B * K, Q, H, L, P) in float32
+        (float64 if ``value`` is), or ``None`` without ``return_weights``.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit.

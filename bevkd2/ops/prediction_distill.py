@@ -76,10 +76,10 @@ def depth_guidance(
     offset: float = 1.0,
     rho: Rho = "exp",
 ) -> Tensor:
-    """Computes the depth-guided weight of every location, D = phi(|tau(d_s) - tau(d_t)|) * rho(tau(d_gt)).
+    """Computes the depth-guided weight D of every location.
 
-    This is Eq. 5: tau(d) = d / max_depth, of depths limited to 0..max_depth; phi(x) = slope * x + offset;
-    rho(x) is exp(x), x + 1, or 1.
+    ``D = phi(|tau(d_s) - tau(d_t)|) * rho(tau(d_gt))`` is Eq. 5: tau(d) = d / max_depth, of depths limited
+    to 0..max_depth; phi(x) = slope * x + offset; rho(x) is exp(x), x + 1, or 1.
 
     Args:
         student_depth: (B, Q) or another shape, metres; it gets a gradient unless it is detached. ``None``

@@ -73,9 +73,11 @@ def prediction_loss(
 ) -> PredictionLoss:
     """Computes prediction distillation separately for objects and background (Eq. 6).
 
-    With l the distance at a location, w its weight and D its guidance, the losses are:
-      objects      object_weight * sum over objects' locations of D * w * l / sum of their w
-      background   background_weight * sum over the other locations of w * l / sum of their w
+    With l the distance at a location, w its weight and D its guidance, the losses are::
+
+        objects      object_weight * sum over objects' locations of D * w * l / sum of their w
+        background   background_weight * sum over the other locations of w * l / sum of their w
+
     A group whose weights sum to zero gives zero.
 
     Args:

@@ -169,9 +169,8 @@ def project_pillars(
         padded_size: height and width in pixels of what the backbone read.
 
     Returns:
-        reference_points: (B, N, Q, Z, 2) x, y as fractions of the padded image; meaningless where the depth
-            is not positive.
-        visible: (B, N, Q, Z) bool: in front of the camera and strictly inside the visible area.
+        (B, N, Q, Z, 2) x, y as fractions of the padded image, meaningless where the depth is not positive,
+        and (B, N, Q, Z) bool: the point is in front of the camera and strictly inside the visible area.
     """
     num_cells, num_points = points.shape[:2]
     with torch.autocast(points.device.type, enabled=False):
