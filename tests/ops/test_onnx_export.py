@@ -65,7 +65,9 @@ class TemporalModule(nn.Module):
         nn.init.normal_(self.attention.attention_weights.weight)
 
     def forward(self, query: Tensor, position: Tensor, queue: Tensor, references: Tensor) -> Any:
-        return self.attention(query, position, History(queue, [True], references), return_weights=True)
+        history, wants = History(queue, [True], references), frozenset({"temporal_attention"})
+        output, costly = self.attention(query, position, history, wants)
+        return output, costly["temporal_attention"]
 
 
 class SpatialModule(nn.Module):
