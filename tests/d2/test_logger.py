@@ -2,6 +2,7 @@ import logging
 import re
 
 import pytest
+import termcolor
 
 from bevkd2.d2 import create_small_table, log_every_n_seconds, log_first_n, setup_logger
 
@@ -26,8 +27,18 @@ def test_console_and_file(name, tmp_path, capsys):
     assert re.fullmatch(expected, capsys.readouterr().out)
 
 
-def test_colours_and_short_name(name, capsys, monkeypatch):
+@pytest.fixture
+def forced_color(monkeypatch):
+    """Colours although the output is no terminal; termcolor decides once per process and keeps the result."""
+    decide = getattr(termcolor.termcolor, "can_colorize", None)
+    forget = getattr(decide, "cache_clear", lambda: None)  # older releases keep nothing
     monkeypatch.setenv("FORCE_COLOR", "1")
+    forget()
+    yield
+    forget()
+
+
+def test_colours_and_short_name(name, capsys, forced_color):
     setup_logger(name=name, abbrev_name="short")
     logging.getLogger(f"{name}.part").info("hello")
     logging.getLogger(f"{name}.part").error("bad")
