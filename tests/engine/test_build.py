@@ -156,9 +156,12 @@ def test_inherited_parameter_that_moved_stops_before_it_is_saved_or_scored(
 ) -> None:
     cfg = toy_cfg(tmp_path, *DISTILL, "TEST.EVAL_PERIOD", eval_period)
     scored: list[Any] = []
-    trainer = build_trainer(
-        cfg, build_model(cfg), build_loader=build_toy_loader, evaluate=lambda *a: scored.append(a)
-    )
+
+    def evaluate(*arguments: Any) -> dict[str, Any]:
+        scored.append(arguments)
+        return {}
+
+    trainer = build_trainer(cfg, build_model(cfg), build_loader=build_toy_loader, evaluate=evaluate)
     trainer.register_hooks([Spoil(at)])
     with pytest.raises(RuntimeError, match=r"image_backbone\.bias differs by up to 11"):
         trainer.train(0, 6)
