@@ -130,13 +130,14 @@ def analyze_detector(
     return report
 
 
-def build(cfg: CfgNode, device: str) -> Detector:
+def build(cfg: CfgNode, device: str) -> Detector[Any, Any, Any]:
     """A config's model with random weights, in eval mode; on "meta" it takes no memory."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE, cfg.MODEL.BACKBONE.WEIGHTS = device, ""
     with torch.device(device):
-        return build_model(cfg).eval()
+        model: Detector[Any, Any, Any] = build_model(cfg).eval()
+        return model
 
 
 def adapter_parameters(cfg: CfgNode, student: CfgNode, teacher: CfgNode) -> dict[str, int]:
@@ -219,7 +220,8 @@ def deform_conv_flops(inputs: list[Any], outputs: list[Any]) -> int:
     """
     image, weight, out = (value.type().sizes() for value in (*inputs[:2], outputs[0]))
     cells = out[0] * prod(out[2:])
-    return cells * prod(weight) + 4 * cells * image[1] * prod(weight[2:])
+    flops: int = cells * prod(weight) + 4 * cells * image[1] * prod(weight[2:])
+    return flops
 
 
 @torch.no_grad()

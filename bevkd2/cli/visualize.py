@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bevkd2.checkpoint import Checkpointer
 from bevkd2.config import CfgNode, class_names, load_config
@@ -67,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def load_model(cfg: CfgNode, weights: str) -> Detector:
+def load_model(cfg: CfgNode, weights: str) -> Detector[Any, Any, Any]:
     """Builds a model and loads its weights, every key matched.
 
     Args:
@@ -97,7 +98,7 @@ def load_model(cfg: CfgNode, weights: str) -> Detector:
     return model.eval()
 
 
-def load_models(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Detector]:
+def load_models(args: argparse.Namespace, cfg: CfgNode) -> dict[str, Detector[Any, Any, Any]]:
     """Loads every model that the command line names.
 
     Args:

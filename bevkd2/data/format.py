@@ -148,7 +148,7 @@ class DataFormat(ABC):
         self,
         cfg: CfgNode,
         dataset: MappedDataset,
-        models: Mapping[str, Detector],
+        models: Mapping[str, Detector[Any, Any, Any]],
         *,
         num: int,
         sample_ids: Sequence[str] = (),

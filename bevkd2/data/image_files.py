@@ -38,7 +38,7 @@ def read_image(path: str | Path, owner: str, size: tuple[int, int], source: str)
         )
     try:
         data = torch.from_numpy(np.fromfile(path, dtype=np.uint8))
-        image = decode_image(data, mode=ImageReadMode.RGB)
+        image: Tensor = decode_image(data, mode=ImageReadMode.RGB)
     except RuntimeError as error:
         raise ValueError(
             f"image {path} of {owner} cannot be decoded ({path.stat().st_size} bytes): it "

@@ -55,7 +55,7 @@ def student_config(cfg: FvcoreNode) -> CfgNode:
             "A merge fills it: let the distillation's YAML file inherit (_BASE_) the student's, which names "
             "MODEL.META_ARCHITECTURE, or set the key"
         )
-    student = cfg.clone()
+    student: CfgNode = cfg.clone()
     student.defrost()
     student.MODEL.META_ARCHITECTURE = name
     return student

@@ -57,8 +57,8 @@ class Distiller(nn.Module):
     def __init__(
         self,
         *,
-        student: Detector,
-        teacher: Detector,
+        student: Detector[Any, Any, Any],
+        teacher: Detector[Any, Any, Any],
         methods: Mapping[str, DistillMethod[Any]],
         weights: Mapping[str, float],
         factor: float = 0.01,
@@ -69,7 +69,7 @@ class Distiller(nn.Module):
         inherit_resize: str = "",
     ) -> None:
         super().__init__()
-        self.student: Detector = student
+        self.student: Detector[Any, Any, Any] = student
         self.methods = nn.ModuleDict(methods)
         self.weights = dict(weights)
         self.factor = factor
@@ -133,7 +133,7 @@ class Distiller(nn.Module):
                     )
 
     @property
-    def teacher(self) -> Detector:
+    def teacher(self) -> Detector[Any, Any, Any]:
         """Returns the frozen teacher."""
         return self._unregistered[0]
 
@@ -206,11 +206,12 @@ class Distiller(nn.Module):
         return {"model": self.student, "distill": self.methods}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
-        self.teacher._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+        self.teacher._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        moved: Distiller = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return moved
 
 
-def build_teacher(cfg: CfgNode) -> Detector:
+def build_teacher(cfg: CfgNode) -> Detector[Any, Any, Any]:
     """Builds the teacher that ``cfg.DISTILL.TEACHER`` names and loads its weights, every key matched.
 
     Raises:
@@ -247,7 +248,7 @@ def _check_filled(name: str, method: DistillMethod[Any], role: str, knowledge: K
         )
 
 
-def _inheritable(model: Detector) -> Inheritable:
+def _inheritable(model: Detector[Any, Any, Any]) -> Inheritable:
     if not isinstance(model, Inheritable):
         raise ValueError(
             f"DISTILL.INHERIT.MODE: {type(model).__name__} has no inheritable() and bev_shape, so it has no "
@@ -256,5 +257,6 @@ def _inheritable(model: Detector) -> Inheritable:
     return model
 
 
-def _build(cfg: CfgNode) -> Detector:
-    return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+def _build(cfg: CfgNode) -> Detector[Any, Any, Any]:
+    model: Detector[Any, Any, Any] = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    return model

@@ -191,7 +191,8 @@ def _resolve_seed(seed: int, earlier_config: Path | None) -> int:
         if seed < 0:
             seed = secrets.randbelow(2**31)
             _logger.info("SEED %d: drawn for this run", seed)
-    return comm.all_gather(seed)[0]
+    agreed: int = comm.all_gather(seed)[0]
+    return agreed
 
 
 def write_config(cfg: FvcoreNode, folder: str = "") -> None:

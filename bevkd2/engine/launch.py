@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from bevkd2.d2 import comm
 from bevkd2.errors import USER_ERRORS, UserError, log_traceback, message_of, traceback_of
@@ -73,7 +73,7 @@ def launch(
         dist_url = f"tcp://127.0.0.1:{_free_port()}"
     with tempfile.TemporaryDirectory() as failures:
         try:
-            mp.start_processes(
+            start_processes(
                 _spawned,
                 args=(
                     *(main_func, args, num_gpus_per_machine, world_size, machine_rank, dist_url, timeout),
@@ -82,7 +82,7 @@ def launch(
                 nprocs=num_gpus_per_machine,
                 start_method="spawn",
             )
-        except mp.ProcessExitedException:
+        except ProcessExitedException:
             for failure in sorted(Path(failures).iterdir()):
                 raise UserError(*json.loads(failure.read_text(encoding="utf-8"))) from None
             raise
@@ -183,4 +183,5 @@ def _check_gpus(wanted: int, by: str) -> None:
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+        return port

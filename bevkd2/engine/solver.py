@@ -48,7 +48,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         raise ValueError(f"{type(model).__name__} has no trainable parameter; is everything frozen?")
     if solver.OPTIMIZER == "SGD":
         return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM)
-    return _OPTIMIZERS[solver.OPTIMIZER](groups, lr=solver.BASE_LR)
+    optimizer: torch.optim.Optimizer = _OPTIMIZERS[solver.OPTIMIZER](groups, lr=solver.BASE_LR)
+    return optimizer
 
 
 def _parameter_groups(solver: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
@@ -155,4 +156,5 @@ class HeldParamScheduler(ParamScheduler):
         iteration = where * self._max_iter
         # where came from a division, so an iteration may arrive a rounding error below itself
         held = math.floor((iteration + self.WHERE_EPSILON) / self._hold_iters) * self._hold_iters
-        return self._schedule(held / self._max_iter)
+        factor: float = self._schedule(held / self._max_iter)
+        return factor

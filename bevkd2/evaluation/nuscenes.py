@@ -53,7 +53,8 @@ class NuScenesScorer:
     @property
     def class_range(self) -> Mapping[str, float]:
         """Per class the distance from the ego in metres up to which boxes count."""
-        return self._config.class_range
+        ranges: Mapping[str, float] = self._config.class_range
+        return ranges
 
     def score(self, detections: Mapping[str, SampleDetections]) -> dict[str, dict[str, float]]:
         """Writes and scores.

@@ -83,7 +83,8 @@ def draw_heatmap(
     bumps = (along_y[:, :, None] * along_x[:, None, :]).flatten(1)
     heatmap = centers.new_zeros(num_classes, height * width)
     heatmap.scatter_reduce_(0, labels[:, None].expand_as(bumps), bumps, "amax")
-    return heatmap.unflatten(1, shape)
+    drawn: Tensor = heatmap.unflatten(1, shape)
+    return drawn
 
 
 def heatmap_loss(logits: Tensor, target: Tensor, num_centers: int | Tensor) -> Tensor:

@@ -61,7 +61,8 @@ class NuScenesTables(NuScenes):
     def __load_table__(self, table_name: str) -> list[dict[str, Any]]:
         path = Path(self.table_root) / f"{table_name}.json"
         try:
-            return json.loads(path.read_text())
+            rows: list[dict[str, Any]] = json.loads(path.read_text())
+            return rows
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{path} does not exist: version {self.version} of the dataset is incomplete; unpack its "
@@ -85,7 +86,7 @@ class NuScenesTables(NuScenes):
         Raises:
             DanglingTokenError: the table has no such record; names the records that refer to it.
         """
-        index = self._token2ind[table_name].get(token)
+        index: int | None = self._token2ind[table_name].get(token)
         if index is None:
             raise DanglingTokenError(
                 f"table {table_name}.json of {self.table_root} has no record with token {token!r}, to which "

@@ -55,6 +55,7 @@ def bev_response_l2(
             f"{_OP}: student is {tuple(student.shape)}, teacher {tuple(teacher.shape)}; expected "
             "(B, N, C) with the same B and N, or (B, C, H, W) with the same B, H and W"
         )
+    loss: Tensor
     loss, _, _ = torch.ops.bevkd2.bev_response_l2(
         ours,
         theirs,
@@ -104,7 +105,7 @@ def _fake_backward(grad_loss: Tensor, student: Tensor, differences: Tensor, scal
     return torch.empty_like(student)
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(inputs[0], *output[1:])

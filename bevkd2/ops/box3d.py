@@ -118,7 +118,8 @@ def _pairwise(op: str, a: Tensor, b: Tensor, columns: int) -> Tensor:
         _name_bad_box(op, "a", first)
         _name_bad_box(op, "b", second)
     out = getattr(torch.ops.bevkd2, op)(first, second)
-    return out.to(device=a.device, dtype=torch.promote_types(a.dtype, b.dtype))
+    result: Tensor = out.to(device=a.device, dtype=torch.promote_types(a.dtype, b.dtype))
+    return result
 
 
 def _nms(
@@ -146,7 +147,8 @@ def _nms(
         _name_bad_box(op, "boxes", rows)
         _name_bad_score(op, numbers)
         raise
-    return kept.to(boxes.device)
+    indices: Tensor = kept.to(boxes.device)
+    return indices
 
 
 def _rows(op: str, name: str, boxes: Tensor, columns: int) -> Tensor:

@@ -68,7 +68,8 @@ def ms_deform_attn(
     locations, weights = to_coordinates(
         _OP, value, sampling_locations=sampling_locations, attention_weights=attention_weights
     )
-    return torch.ops.bevkd2.ms_deform_attn(value, shapes, starts, locations, weights)
+    out: Tensor = torch.ops.bevkd2.ms_deform_attn(value, shapes, starts, locations, weights)
+    return out
 
 
 def checked_level_starts(
@@ -134,7 +135,7 @@ def _fake_backward(
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     value, ctx.shapes, ctx.starts, locations, weights = inputs
     ctx.save_for_backward(value, locations, weights)
 

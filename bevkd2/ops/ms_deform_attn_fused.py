@@ -157,7 +157,7 @@ def _fake_backward(
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     value, ctx.shapes, references, offsets, logits, ctx.pillar, ctx.queues, ctx.return_weights = inputs
     ctx.save_for_backward(value, references, offsets, logits)
     ctx.set_materialize_grads(False)

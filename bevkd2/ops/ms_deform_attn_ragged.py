@@ -133,7 +133,7 @@ def _fake_backward(
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     value, ctx.shapes, references, offsets, logits, row_splits, row_value, ctx.return_weights = inputs
     ctx.save_for_backward(value, references, offsets, logits, row_splits, row_value)
     ctx.set_materialize_grads(False)

@@ -181,7 +181,8 @@ def _attend(
             t.transpose(1, 2).flatten(0, 1) for t in (column, row, inside, level_weights)
         )
         parts.append((_sample(maps, column, row, inside) * level_weights[:, None]).sum(-1))  # (B * H, D, Q)
-    return sum(parts[1:], parts[0]).unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(2)
+    attended: Tensor = sum(parts[1:], parts[0]).unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(2)
+    return attended
 
 
 def _maps(value: Tensor, shapes: list[int], starts: list[int]) -> Iterator[tuple[Tensor, int, int]]:
@@ -220,7 +221,8 @@ def _repeat_heights(references: Tensor, points: int) -> Tensor:
 
 def _softmax(logits: Tensor) -> Tensor:
     """Returns the softmax of logits (.., L, P) over levels and points jointly."""
-    return logits.flatten(-2).softmax(-1).unflatten(-1, logits.shape[-2:])
+    weights: Tensor = logits.flatten(-2).softmax(-1).unflatten(-1, logits.shape[-2:])
+    return weights
 
 
 def _pairs(shapes: list[int]) -> list[tuple[int, int]]:

@@ -160,6 +160,7 @@ def _losses(
     """Returns (2,): the losses of objects and of the background."""
     dtype = arithmetic_dtype(student, teacher, guidance)
     made_now = gradients_in_forward([student])
+    losses: Tensor
     losses, _, _ = torch.ops.bevkd2.prediction_loss(
         student,
         teacher.detach(),
@@ -223,7 +224,7 @@ def _fake_backward(
     return _gradients_like(student, teacher, guidance, need_logits, need_guidance)
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     student, teacher, weights, objects, guidance, *numbers, need_logits, _ = inputs
     _, grad_logits, grad_guidance = output
     ctx.set_materialize_grads(False)

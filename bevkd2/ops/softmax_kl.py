@@ -110,7 +110,8 @@ def _kl(
         temperature,
         gradients_in_forward(students),
     )
-    return losses[0] if isinstance(student, Tensor) else losses
+    result: Tensor = losses[0] if isinstance(student, Tensor) else losses
+    return result
 
 
 def _rows(
@@ -192,7 +193,7 @@ def _fake_backward(
     return [torch.empty_like(level) for level in student]
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, list[Tensor]]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
     student, teacher, weights, totals, ctx.factor, ctx.temperature, ctx.saved = inputs
     ctx.levels = len(student)
     ctx.set_materialize_grads(False)

@@ -64,7 +64,10 @@ def weighted_l2(
         for our, level in zip(ours, teacher, strict=True)
     ]
     need_grad = not norm and gradients_in_forward(ours)
-    return torch.ops.bevkd2.weighted_l2(ours, theirs, pixel_weights, channels, scale, norm, need_grad)[0]
+    loss: Tensor = torch.ops.bevkd2.weighted_l2(
+        ours, theirs, pixel_weights, channels, scale, norm, need_grad
+    )[0]
+    return loss
 
 
 def _check(student: list[Tensor], teacher: list[Tensor], scale: Tensor) -> None:
@@ -190,7 +193,7 @@ def _fake_backward(
     return [torch.empty_like(level) for level in student]
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, list[Tensor]]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, list[Tensor]]) -> None:
     student, teacher, pixel_weights, channel_weights, scale, ctx.norm, ctx.made = inputs
     _, sums, grads = output
     ctx.mark_non_differentiable(sums, *grads)
@@ -202,7 +205,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, list[T
         ctx.save_for_backward(*student, *teacher, *pixel_weights, *channel_weights, scale, sums)
 
 
-def _backward(ctx: Any, upstream: Tensor | None, *unused: object) -> tuple:
+def _backward(ctx: Any, upstream: Tensor | None, *unused: object) -> tuple[Any, ...]:
     refuse_second_derivative(_OP)
     none = [None] * ctx.levels  # for each list of tensors
     if upstream is None:

@@ -94,7 +94,8 @@ def scale_intrinsics(intrinsics: Array, scale_x: float, scale_y: float) -> Array
     Returns:
         (..., 3, 3) in pixels of the resized image.
     """
-    return intrinsics * np.array([scale_x, scale_y, 1.0])[:, None]
+    scaled: Array = intrinsics * np.array([scale_x, scale_y, 1.0])[:, None]
+    return scaled
 
 
 def lidar2img_matrix(intrinsics: Array, cam2lidar: Array) -> Array:
@@ -147,4 +148,7 @@ def unproject_points(uv: Tensor, depth: Tensor, lidar2img: Tensor) -> Tensor:
     rotation, translation = lidar2img[..., :3, :3], lidar2img[..., :3, 3]
     projected = torch.cat([uv * depth.unsqueeze(-1), depth.unsqueeze(-1)], dim=-1)
     with torch.autocast(uv.device.type, enabled=False):
-        return (projected - translation.unsqueeze(-2)) @ torch.linalg.inv(rotation).transpose(-1, -2)
+        points3d: Tensor = (projected - translation.unsqueeze(-2)) @ torch.linalg.inv(rotation).transpose(
+            -1, -2
+        )
+        return points3d

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -34,7 +35,8 @@ def sampling_pixels(
     num_points, num_heights = offsets.shape[2], reference_points.shape[1]
     anchors = reference_points[:, np.arange(num_points) % num_heights]
     locations = anchors[:, None, None] + offsets / levels[:, None]
-    return locations * np.array([image_size[1], image_size[0]])
+    pixels: Array = locations * np.array([image_size[1], image_size[0]])
+    return pixels
 
 
 def draw_samples(image: Image, pixels: Array, weights: Array, scale: float = 1.0) -> Image:
@@ -91,7 +93,7 @@ def draw_cell_attention(
     return mosaic(drawn)
 
 
-def attention_entropy(weights: npt.NDArray[np.floating]) -> Array:
+def attention_entropy(weights: npt.NDArray[np.floating[Any]]) -> Array:
     """Computes the entropy of attention weights, averaged over the heads; few points make it low.
 
     Args:
@@ -101,4 +103,5 @@ def attention_entropy(weights: npt.NDArray[np.floating]) -> Array:
         (Q,) nats, between 0 and the logarithm of the number of points.
     """
     flat = weights.reshape(*weights.shape[:2], -1).astype(np.float64)
-    return -(flat * np.log(np.maximum(flat, np.finfo(np.float64).tiny))).sum(axis=2).mean(axis=1)
+    entropy: Array = -(flat * np.log(np.maximum(flat, np.finfo(np.float64).tiny))).sum(axis=2).mean(axis=1)
+    return entropy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ from bevkd2.visualization.bev_view import BEVFrame, draw_outlines
 from bevkd2.visualization.canvas import heat_map, put_text, stack
 from bevkd2.visualization.objects import DrawnObjects, Image
 
-Map = npt.NDArray[np.floating]
+Map = npt.NDArray[np.floating[Any]]
 
 # Outliers must not darken all the rest.
 _PERCENTILES = (1.0, 99.5)
@@ -35,7 +36,8 @@ def bev_response(bev_embed: Map, bev_shape: tuple[int, int]) -> Map:
         raise ValueError(
             f"bev_response: bev_embed has {len(bev_embed)} cells, expected {bev_shape[0]} x {bev_shape[1]}"
         )
-    return np.abs(bev_embed).mean(axis=1).reshape(bev_shape)
+    response: Map = np.abs(bev_embed).mean(axis=1).reshape(bev_shape)
+    return response
 
 
 def draw_cells(values: Map, frame: BEVFrame, low: float | None = None, high: float | None = None) -> Image:

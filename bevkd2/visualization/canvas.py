@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -72,7 +73,7 @@ def with_title(image: Image, title: str, height: int = 18) -> Image:
     return stack([band, image], axis=0, gap=0)
 
 
-def heat_map(values: npt.NDArray[np.floating], low: float, high: float) -> Image:
+def heat_map(values: npt.NDArray[np.floating[Any]], low: float, high: float) -> Image:
     """Colours a map of numbers, from dark blue to yellow.
 
     Args:

@@ -27,7 +27,8 @@ def feature_response(features: Map) -> Map:
     """
     if features.ndim != 3:
         raise ValueError(f"feature_response: features are {features.shape}, expected (C, h, w) of one image")
-    return np.abs(features).mean(axis=0)
+    response: Map = np.abs(features).mean(axis=0)
+    return response
 
 
 def shared_scales(

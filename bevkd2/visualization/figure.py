@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bevkd2.nuscenes.layout import CLASS_NAMES
 from bevkd2.visualization.bev_view import BEVFrame, draw_bev, legend
@@ -62,7 +64,7 @@ def detection_figure(
     return with_title(stack([left, right], axis=1), title)
 
 
-def camera_images(images: np.ndarray, names: tuple[str, ...]) -> dict[str, Image]:
+def camera_images(images: npt.NDArray[Any], names: tuple[str, ...]) -> dict[str, Image]:
     """Returns a sample's images by camera.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from bevkd2.visualization.canvas import heat_map, put_text, resize, stack
 from bevkd2.visualization.objects import Image
 
-Map = npt.NDArray[np.floating]
+Map = npt.NDArray[np.floating[Any]]
 Levels = Mapping[int, Map]
 """Stride in pixels -> (h, w) a number a cell; cell (i, j) covers that many pixels from (i, j) * stride on."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ _BEV_HEIGHTS = (480, 760)
 
 def mono_figure(
     image: Image,
-    cam2img: npt.NDArray[np.floating],
+    cam2img: npt.NDArray[np.floating[Any]],
     predictions: DrawnObjects,
     truth: DrawnObjects | None = None,
     *,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +29,7 @@ _TRUTH = (255, 255, 255)
 _TRUTH_ABOVE = (20, 20, 20)
 
 
-def upright2img(cam2img: npt.NDArray[np.floating]) -> Array:
+def upright2img(cam2img: npt.NDArray[np.floating[Any]]) -> Array:
     """Returns the projection of the camera's upright axes (``CameraBoxes3D.upright``) for ``draw_boxes``.
 
     Args:
@@ -46,7 +48,7 @@ def upright2img(cam2img: npt.NDArray[np.floating]) -> Array:
 
 def draw_mono_image(
     image: Image,
-    cam2img: npt.NDArray[np.floating],
+    cam2img: npt.NDArray[np.floating[Any]],
     objects: DrawnObjects,
     truth: DrawnObjects | None = None,
     scale: float = 1.0,
@@ -75,7 +77,7 @@ def draw_mono_image(
 
 def draw_mono_bev(
     frame: BEVFrame,
-    cam2img: npt.NDArray[np.floating],
+    cam2img: npt.NDArray[np.floating[Any]],
     image_width: int,
     truth: DrawnObjects | None = None,
     predictions: DrawnObjects | None = None,
@@ -123,7 +125,7 @@ def fitting_extent(objects: DrawnObjects) -> tuple[float, float, float, float]:
     return -far / 2, -2.0, far / 2, far
 
 
-def _draw_ground(frame: BEVFrame, cam2img: npt.NDArray[np.floating], image_width: int) -> Image:
+def _draw_ground(frame: BEVFrame, cam2img: npt.NDArray[np.floating[Any]], image_width: int) -> Image:
     """Range arcs, the field of view, and the camera as a triangle."""
     canvas = np.full((*frame.shape, 3), _UNSEEN, dtype=np.uint8)
     far = 4 * max(abs(limit) for limit in frame.extent)
@@ -138,7 +140,7 @@ def _draw_ground(frame: BEVFrame, cam2img: npt.NDArray[np.floating], image_width
 
 
 def _field_of_view(
-    cam2img: npt.NDArray[np.floating], image_width: int, depth: float
+    cam2img: npt.NDArray[np.floating[Any]], image_width: int, depth: float
 ) -> tuple[Array, Array, Array]:
     """Returns (x, z) of the camera's centre and of the image's left and right border at a depth, metres."""
     inverse = np.linalg.inv(cam2img[:3, :3].astype(np.float64))
@@ -149,4 +151,5 @@ def _field_of_view(
 
 
 def _pixels(frame: BEVFrame, points: Array) -> npt.NDArray[np.int32]:
-    return np.rint(frame.to_pixels(points) - 0.5).astype(np.int32)
+    pixels: npt.NDArray[np.int32] = np.rint(frame.to_pixels(points) - 0.5).astype(np.int32)
+    return pixels

@@ -37,7 +37,8 @@ CLASS_COLORS: Image = np.array(
 def class_palette(num_classes: int) -> Image:
     """Returns (num_classes, 3), at most ten colours of CLASS_COLORS, as different as possible."""
     count = min(num_classes, len(CLASS_COLORS))
-    return CLASS_COLORS[np.arange(count) * len(CLASS_COLORS) // max(count, 1)]
+    palette: Image = CLASS_COLORS[np.arange(count) * len(CLASS_COLORS) // max(count, 1)]
+    return palette
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,5 +112,5 @@ class DrawnObjects:
         return r, g, b
 
 
-def _to_numpy(values: Any) -> npt.NDArray:
+def _to_numpy(values: Any) -> npt.NDArray[Any]:
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)

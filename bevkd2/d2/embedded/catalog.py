@@ -11,7 +11,7 @@ from bevkd2.d2.embedded.registry import near_matches
 Sample = dict[str, Any]
 
 
-class _DatasetCatalog(UserDict):
+class _DatasetCatalog(UserDict[str, Callable[[], list[Sample]]]):
     """Maps a dataset's name, as a config spells it, to the function that returns its samples."""
 
     def register(self, name: str, func: Callable[[], list[Sample]]) -> None:
@@ -111,7 +111,7 @@ class Metadata(SimpleNamespace):
         return self.__dict__.get(key, default)
 
 
-class _MetadataCatalog(UserDict):
+class _MetadataCatalog(UserDict[str, Metadata]):
     """Maps a dataset's name to its one Metadata object, made when first asked for."""
 
     def get(self, name: str) -> Metadata:  # type: ignore[override]

@@ -164,7 +164,8 @@ def gather(data: Any, dst: int = 0, group: dist.ProcessGroup | None = None) -> l
 
 def shared_random_seed() -> int:
     """A random number that is the same in every process; all must call it."""
-    return all_gather(int(np.random.randint(2**31)))[0]
+    seed: int = all_gather(int(np.random.randint(2**31)))[0]
+    return seed
 
 
 def reduce_dict(input_dict: dict[str, torch.Tensor], average: bool = True) -> dict[str, torch.Tensor]:

@@ -15,7 +15,8 @@ class CfgNode(_CfgNode):
 
     @classmethod
     def _open_cfg(cls, filename: str) -> IO[str]:
-        return PathManager.open(filename, "r")
+        stream: IO[str] = PathManager.open(filename, "r")
+        return stream
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
@@ -39,7 +40,8 @@ class CfgNode(_CfgNode):
             )
         if not PathManager.isfile(filename):
             raise FileNotFoundError(f"Config file '{filename}' does not exist!")
-        return super().load_yaml_with_base(filename)
+        values: dict[str, Any] = super().load_yaml_with_base(filename)
+        return values
 
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
         """Merges a YAML file into this config.

@@ -16,7 +16,7 @@ from termcolor import colored
 from bevkd2.d2.embedded.file_io import PathManager
 
 _DATE_FORMAT = "%m/%d %H:%M:%S"
-_calls: Counter = Counter()
+_calls: Counter[Any] = Counter()
 _last_logged: dict[Any, float] = {}
 
 
@@ -96,7 +96,7 @@ def _log_file(output: str, rank: int) -> str:
 def _log_stream(filename: str) -> IO[str]:
     if "://" not in filename:  # remote storage has no directories
         PathManager.mkdirs(str(PurePath(filename).parent))
-    stream = PathManager.open(filename, "a")
+    stream: IO[str] = PathManager.open(filename, "a")
     atexit.register(stream.close)
     return stream
 

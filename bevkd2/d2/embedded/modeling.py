@@ -2,7 +2,6 @@
 
 from abc import ABCMeta, abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -41,7 +40,7 @@ class Backbone(nn.Module, metaclass=ABCMeta):
     _out_feature_channels: dict[str, int]
     _out_feature_strides: dict[str, int]
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
 
     @abstractmethod
@@ -82,7 +81,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
     Raises:
         KeyError: no such model is registered.
     """
-    model: Any = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    model: nn.Module = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     model.to(torch.device(cfg.MODEL.DEVICE))
     return model
 

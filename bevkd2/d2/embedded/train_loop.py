@@ -215,7 +215,7 @@ class SimpleTrainer(TrainerBase):
         self.zero_grad_before_forward = zero_grad_before_forward
         self.async_write_metrics = async_write_metrics
         self.concurrent_executor = ThreadPoolExecutor(max_workers=1)  # one: in the order of submission
-        self._pending_write: Future | None = None
+        self._pending_write: Future[Any] | None = None
 
     def run_step(self) -> None:
         """Does one iteration."""

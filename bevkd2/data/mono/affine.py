@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -100,7 +102,7 @@ def affine_warp(
     return torch.from_numpy(warped).permute(2, 0, 1).contiguous(), torch.from_numpy(affine).float(), augmented
 
 
-def window_affine(center: Sequence[float], width: float, size: tuple[int, int]) -> np.ndarray:
+def window_affine(center: Sequence[float], width: float, size: tuple[int, int]) -> npt.NDArray[Any]:
     """Returns the affine that maps a window to an image: centre on centre, the width filled.
 
     Args:
@@ -121,6 +123,6 @@ def window_affine(center: Sequence[float], width: float, size: tuple[int, int]) 
     )
 
 
-def _steps(low: float, high: float, step: float) -> np.ndarray:
+def _steps(low: float, high: float, step: float) -> npt.NDArray[Any]:
     """Returns the numbers from ``low`` by ``step`` to ``high``, both included."""
     return low + step * np.arange(int((high - low) / step + 1e-6) + 1)

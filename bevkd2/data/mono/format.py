@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from fvcore.common.config import CfgNode
@@ -60,13 +60,14 @@ class MonoFormat(DataFormat, ABC):
 
     def mapper(self, cfg: CfgNode, *, is_train: bool) -> Mapper:
         """Returns a :class:`MonoMapper`."""
-        return MonoMapper(cfg, is_train=is_train)
+        mapper: Mapper = MonoMapper(cfg, is_train=is_train)
+        return mapper
 
     def figures(
         self,
         cfg: CfgNode,
         dataset: MappedDataset,
-        models: Mapping[str, Detector],
+        models: Mapping[str, Detector[Any, Any, Any]],
         *,
         num: int,
         sample_ids: Sequence[str] = (),

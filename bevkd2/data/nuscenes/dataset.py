@@ -124,7 +124,8 @@ def _key_frame(tables: Any, sample: dict[str, Any], channel: str) -> dict[str, A
             f"sample {sample['token']!r} of {tables.table_root} has no key frame of {channel}; it has "
             f"{', '.join(sorted(sample['data'])) or 'none'}. Mend sample_data.json, or set INPUT.CAMERAS"
         )
-    return tables.get("sample_data", sample["data"][channel])
+    row: dict[str, Any] = tables.get("sample_data", sample["data"][channel])
+    return row
 
 
 def _poses(tables: Any, record: dict[str, Any]) -> tuple[Array, Array, dict[str, Any]]:
@@ -175,13 +176,13 @@ def _frame(tables: Any, sample: dict[str, Any], cameras: tuple[str, ...]) -> dic
     return row
 
 
-def _frame_arrays(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+def _frame_arrays(rows: list[dict[str, Any]]) -> dict[str, npt.NDArray[Any]]:
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
 def _annotation_arrays(
     tables: Any, samples: list[dict[str, Any]], lidar2global: Array
-) -> dict[str, np.ndarray]:
+) -> dict[str, npt.NDArray[Any]]:
     """Returns the arrays of boxes, those of the ten classes, frame by frame."""
     from bevkd2.nuscenes.devkit import category_to_detection_name
     from bevkd2.nuscenes.tables import check_annotation
@@ -245,7 +246,7 @@ def _global_boxes(tables: Any, records: list[dict[str, Any]]) -> GlobalBoxes:
     )
 
 
-def _can_bus_arrays(tables: Any, scenes: list[list[dict[str, Any]]]) -> dict[str, np.ndarray]:
+def _can_bus_arrays(tables: Any, scenes: list[list[dict[str, Any]]]) -> dict[str, npt.NDArray[Any]]:
     """Returns the can_bus vectors of all frames, and where their motion comes from."""
     from bevkd2.data.nuscenes.ego_motion import CanBus, can_bus_vectors, motion_from_poses
 

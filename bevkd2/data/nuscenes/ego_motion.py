@@ -50,7 +50,8 @@ class CanBus:
         messages = self._api.get_messages(scene_name, "pose", print_warnings=False)
         times = np.array([message["utime"] for message in messages])
         rows = np.array([[*m["accel"], *m["rotation_rate"], *m["vel"]] for m in messages], dtype=np.float64)
-        return rows[np.maximum(np.searchsorted(times, timestamps, side="right") - 1, 0)]
+        nearest: Array = rows[np.maximum(np.searchsorted(times, timestamps, side="right") - 1, 0)]
+        return nearest
 
 
 def can_bus_vectors(translations: Array, rotations: Array, motion: Array) -> Array:

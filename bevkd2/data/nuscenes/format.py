@@ -85,7 +85,8 @@ class NuScenesFormat(DataFormat):
 
     def mapper(self, cfg: CfgNode, *, is_train: bool) -> Mapper:
         """Returns a :class:`NuScenesMapper`."""
-        return NuScenesMapper(cfg, is_train=is_train)
+        mapper: Mapper = NuScenesMapper(cfg, is_train=is_train)
+        return mapper
 
     def evaluator(self, cfg: CfgNode, split: str, output_dir: Path) -> DatasetEvaluator:
         """Returns the official score."""
@@ -99,7 +100,7 @@ class NuScenesFormat(DataFormat):
         self,
         cfg: CfgNode,
         dataset: MappedDataset,
-        models: Mapping[str, Detector],
+        models: Mapping[str, Detector[Any, Any, Any]],
         *,
         num: int,
         sample_ids: Sequence[str] = (),

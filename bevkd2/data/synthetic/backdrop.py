@@ -163,7 +163,8 @@ class Backdrop:
         dashed = (along % _DASH_PERIOD < _DASH) & (outside < -1.0)
         distance = np.minimum(edge, np.where(dashed, distance, np.float32(np.inf)))
         cover = np.clip((_LINE_WIDTH / 2 - distance) / footprint + 0.5, 0, 1)
-        return cover * np.minimum(1, _LINE_WIDTH / footprint)
+        painted: Image = cover * np.minimum(1, _LINE_WIDTH / footprint)
+        return painted
 
     def _outline_mask(
         self, outlines: list[Array], camera: Sensor, global2camera: Array, time: float
@@ -190,13 +191,17 @@ def _shadow_outline(size: Array, yaw: float, sun: Array) -> Array:
     base = _foot(size[:2], yaw)
     roof = base - size[2] / sun[2] * sun[:2]
     hull = cv2.convexHull(np.concatenate([base, roof]).astype(np.float32))
-    return hull[:, 0].astype(np.float64)
+    outline: Array = hull[:, 0].astype(np.float64)
+    return outline
 
 
 def _foot(size: Array, yaw: float) -> Array:
     """Returns (4, 2) corners of a rectangle on the ground about its centre, global axes, metres."""
     cos, sin = np.cos(yaw), np.sin(yaw)
-    return 0.5 * size * np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) @ np.array([[cos, sin], [-sin, cos]])
+    corners: Array = (
+        0.5 * size * np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) @ np.array([[cos, sin], [-sin, cos]])
+    )
+    return corners
 
 
 def _trace_rays(camera: Sensor, image_size: tuple[int, int], supersampling: int) -> _Rays:

@@ -37,7 +37,7 @@ class DeformConv2d(nn.Conv2d):
         with torch.autocast(x.device.type, enabled=False):
             x = x if x.dtype == torch.float64 else x.float()
             offset, modulation = self.conv_offset(x).split((18, 9), dim=1)
-            return deform_conv2d(
+            out: Tensor = deform_conv2d(
                 x,
                 offset.contiguous(),
                 self.weight,
@@ -46,3 +46,4 @@ class DeformConv2d(nn.Conv2d):
                 padding=self.padding,
                 mask=modulation.sigmoid(),
             )
+            return out

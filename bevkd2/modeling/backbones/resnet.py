@@ -44,7 +44,8 @@ class BasicBlock(nn.Module):
         """Maps (N, C, H, W) to (N, C', H / stride, W / stride)."""
         out = self.bn1(self.conv1(x)).relu()
         out = self.bn2(self.conv2(out))
-        return (out + self.downsample(x)).relu()
+        features: Tensor = (out + self.downsample(x)).relu()
+        return features
 
 
 class Bottleneck(nn.Module):
@@ -80,7 +81,8 @@ class Bottleneck(nn.Module):
         out = self.bn1(self.conv1(x)).relu()
         out = self.bn2(self.conv2(out)).relu()
         out = self.bn3(self.conv3(out))
-        return (out + self.downsample(x)).relu()
+        features: Tensor = (out + self.downsample(x)).relu()
+        return features
 
 
 class ResNet(Backbone):

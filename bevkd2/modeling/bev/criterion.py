@@ -76,7 +76,8 @@ class SetCriterion:
         loss = sigmoid_focal_loss(
             logits, target, alpha=self.focal_alpha, gamma=self.focal_gamma, reduction="sum"
         )
-        return self.class_weight * loss
+        weighted: Tensor = self.class_weight * loss
+        return weighted
 
     def _box_loss(self, predicted: Tensor, pairs: list[tuple[Tensor, Tensor]], codes: list[Tensor]) -> Tensor:
         weights = torch.tensor(self.code_weights, dtype=predicted.dtype)

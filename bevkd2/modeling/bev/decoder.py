@@ -62,7 +62,8 @@ class DeformableCrossAttention(DeformableAttention):
             self.sampling_offsets(located).unflatten(-1, (*points, 2)),
             self.attention_weights(located).unflatten(-1, points),
         )
-        return query + self.dropout(self.output_proj(attended))
+        out: Tensor = query + self.dropout(self.output_proj(attended))
+        return out
 
 
 class DecoderLayer(nn.Module):
@@ -91,7 +92,8 @@ class DecoderLayer(nn.Module):
         attended, _ = self.self_attention(located, located, query, need_weights=False)
         query = self.self_norm(query + self.dropout(attended))
         query = self.cross_norm(self.cross_attention(query, position, bev, reference_xy, bev_shape))
-        return self.ffn_norm(self.ffn(query))
+        out: Tensor = self.ffn_norm(self.ffn(query))
+        return out
 
 
 class ObjectDecoder(nn.Module):

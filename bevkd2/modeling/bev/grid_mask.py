@@ -60,4 +60,5 @@ class GridMask(nn.Module):
             for length, start in ((height, row), (width, column))
         )
         bars = rows[:, None] | columns[None, :]
-        return (bars if self.mode == 1 else ~bars).float()
+        mask: Tensor = (bars if self.mode == 1 else ~bars).float()
+        return mask

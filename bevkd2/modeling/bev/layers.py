@@ -19,7 +19,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., C) to (..., C)."""
-        return x + self.dropout(self.linear2(self.dropout(self.linear1(x).relu())))
+        out: Tensor = x + self.dropout(self.linear2(self.dropout(self.linear1(x).relu())))
+        return out
 
 
 class BEVPosition(nn.Module):

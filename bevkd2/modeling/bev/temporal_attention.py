@@ -107,4 +107,5 @@ class TemporalSelfAttention(DeformableAttention):
     def _by_queue(self, projected: Tensor, last: int = 1) -> Tensor:
         """Splits (B, Q, M*2*P*last), in the order head, queue, point, to (B*2, Q, M, 1, P, last)."""
         shaped = projected.unflatten(-1, (self.num_heads, NUM_QUEUES, 1, self.num_points, last))
-        return shaped.permute(0, 3, 1, 2, 4, 5, 6).flatten(0, 1)
+        by_queue: Tensor = shaped.permute(0, 3, 1, 2, 4, 5, 6).flatten(0, 1)
+        return by_queue

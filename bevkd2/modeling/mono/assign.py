@@ -74,4 +74,5 @@ def _assign_image(
     farthest = distances_to_sides(locations[:, None], boxes2d[None]).amax(dim=-1)
     in_range = (farthest >= ranges[:, :1]) & (farthest <= ranges[:, 1:])
     distance, nearest = offsets.norm(dim=-1).where(near & in_range, torch.inf).min(dim=1)
-    return nearest.where(distance.isfinite(), BACKGROUND)
+    assigned: Tensor = nearest.where(distance.isfinite(), BACKGROUND)
+    return assigned

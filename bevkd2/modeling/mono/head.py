@@ -32,7 +32,8 @@ class ConvGroupNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, h, w) to (B, C', h, w)."""
-        return self.norm(self.conv(x)).relu()
+        out: Tensor = self.norm(self.conv(x)).relu()
+        return out
 
 
 class Branch(nn.Module):
@@ -49,7 +50,7 @@ class Branch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, h, w) to (B, out_channels, h, w)."""
-        out = self.out(self.convs(x))
+        out: Tensor = self.out(self.convs(x))
         return out if out.dtype == torch.float64 else out.float()
 
 

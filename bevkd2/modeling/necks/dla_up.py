@@ -37,7 +37,8 @@ class DeformNode(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, C, H, W) to (N, C', H, W)."""
-        return self.gn(self.conv(x)).relu()
+        out: Tensor = self.gn(self.conv(x)).relu()
+        return out
 
 
 class Upsample(nn.ConvTranspose2d):

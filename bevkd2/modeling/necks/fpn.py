@@ -38,7 +38,8 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, C, H, W) to (N, C', H', W')."""
-        return self.norm(self.conv(x))
+        out: Tensor = self.norm(self.conv(x))
+        return out
 
 
 class FPN(Neck):

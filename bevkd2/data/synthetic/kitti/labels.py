@@ -83,4 +83,5 @@ def _projected_extents(boxes: Array, cam2img: Array) -> Array:
 
 
 def _area(rectangles: Array) -> Array:
-    return np.prod(rectangles[:, 2:] - rectangles[:, :2], axis=1)
+    areas: Array = np.prod(rectangles[:, 2:] - rectangles[:, :2], axis=1)
+    return areas

@@ -86,7 +86,8 @@ def _camera_box(item: WorldObject, path: EgoPath) -> Array:
 def _ego_coordinates(path: EgoPath, points: Array) -> Array:
     """Returns (..., 2) metres forward and to the left of the camera, of global points (..., 2)."""
     cos, sin = math.cos(path.heading), math.sin(path.heading)
-    return (points - path.origin) @ np.array([[cos, -sin], [sin, cos]])
+    coordinates: Array = (points - path.origin) @ np.array([[cos, -sin], [sin, cos]])
+    return coordinates
 
 
 def _draw_road(rng: np.random.Generator) -> Road:
@@ -169,7 +170,10 @@ def _footprint(item: WorldObject) -> Array:
     """Returns (4, 2) corners on the ground, global, metres."""
     along = 0.5 * item.size[0] * np.array([math.cos(item.yaw), math.sin(item.yaw)])
     across = 0.5 * item.size[1] * np.array([-math.sin(item.yaw), math.cos(item.yaw)])
-    return item.position + np.array([along + across, along - across, -along - across, -along + across])
+    corners: Array = item.position + np.array(
+        [along + across, along - across, -along - across, -along + across]
+    )
+    return corners
 
 
 def _apart(a: WorldObject, b: WorldObject, path: EgoPath, overlap: float) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +72,9 @@ class Road:
         """Returns the lateral offsets of the right and the left edge, metres, positive to the left."""
         return -LANE_WIDTH / 2, (self.num_lanes - 0.5) * LANE_WIDTH
 
-    def coordinates(self, x: npt.NDArray, y: npt.NDArray) -> tuple[npt.NDArray, npt.NDArray]:
+    def coordinates(
+        self, x: npt.NDArray[Any], y: npt.NDArray[Any]
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Returns the distance along the road and lateral offset to the left of the ego's path.
 
         Args:
@@ -253,7 +256,8 @@ def _draw_object(
 def _draw_heading(rng: np.random.Generator, kind: ObjectClass, road_heading: float) -> float:
     if kind.name in ("pedestrian", "traffic_cone", "barrier") or rng.random() > _ALIGNED_SHARE:
         return rng.uniform(-math.pi, math.pi)
-    return road_heading + rng.choice([0.0, math.pi]) + 0.1 * rng.standard_normal()
+    heading: float = road_heading + rng.choice([0.0, math.pi]) + 0.1 * rng.standard_normal()
+    return heading
 
 
 def _draw_color(rng: np.random.Generator, hue_sigma: float, label: int) -> Array:

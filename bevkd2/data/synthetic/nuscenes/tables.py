@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bevkd2.data.synthetic.nuscenes.classes import ATTRIBUTES, CLASSES
 from bevkd2.data.synthetic.nuscenes.config import WorldConfig
@@ -157,7 +158,7 @@ class SceneTables:
             "last_annotation_token": self._token("sample_annotation", last, i),
         }
 
-    def add_frame(self, frame: int, visible: np.ndarray, unoccluded: np.ndarray) -> None:
+    def add_frame(self, frame: int, visible: npt.NDArray[Any], unoccluded: npt.NDArray[Any]) -> None:
         """Writes a key frame.
 
         Args:
@@ -214,7 +215,7 @@ class SceneTables:
             }
         )
 
-    def _in_lidar_range(self, frame: int) -> np.ndarray:
+    def _in_lidar_range(self, frame: int) -> npt.NDArray[Any]:
         """Returns (n,) whether each annotated object's centre is within the square that the lidar reaches."""
         time = frame * FRAME_INTERVAL
         position, heading = self._scene.road.path.pose(time)
@@ -222,7 +223,8 @@ class SceneTables:
         global2lidar = invert_pose(ego2global @ self._scene.rig[0].sensor2ego)
         centers = np.array([item.center(time) for item in self._annotated]).reshape(-1, 3)
         local = centers @ global2lidar[:3, :3].T + global2lidar[:3, 3]
-        return np.abs(local[:, :2]).max(axis=1, initial=0.0) < self._config.lidar_range
+        in_range: npt.NDArray[Any] = np.abs(local[:, :2]).max(axis=1, initial=0.0) < self._config.lidar_range
+        return in_range
 
     def _annotation(self, frame: int, i: int, item: WorldObject, share: float, points: int) -> Record:
         length, width, height = item.size.tolist()

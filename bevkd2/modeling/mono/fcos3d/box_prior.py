@@ -62,7 +62,8 @@ class BoxPrior(nn.Module):
             return depth.exp()
         rows = self.depth[classes if len(self.depth) > 1 else torch.zeros_like(classes)]
         mean, deviation = rows.movedim(-1, 1).split(1, dim=1)
-        return mean + depth * deviation
+        metric: Tensor = mean + depth * deviation
+        return metric
 
     def _metric_size(self, size: Tensor, classes: Tensor) -> Tensor:
         if self.size is None:

@@ -100,7 +100,8 @@ class FCOS3D(MonoDetector):
 
     def losses(self, knowledge: MonoKnowledge, targets: MonoTargets) -> dict[str, Tensor]:
         """Returns weighted losses of the head's maps."""
-        return self.criterion(knowledge.outputs, targets, self.head.fuse_lambda)
+        losses: dict[str, Tensor] = self.criterion(knowledge.outputs, targets, self.head.fuse_lambda)
+        return losses
 
     @torch.no_grad()
     def inference(self, knowledge: MonoKnowledge, inputs: MonoInputs) -> list[dict[str, Any]]:

@@ -132,7 +132,8 @@ class DenseCriterion(nn.Module):
         loss = sigmoid_focal_loss(
             logits, target, alpha=self.focal_alpha, gamma=self.focal_gamma, reduction="sum"
         )
-        return loss / (len(wanted.images) + len(logits))
+        mean_loss: Tensor = loss / (len(wanted.images) + len(logits))
+        return mean_loss
 
     def _box_losses(self, found: PositiveOutputs, wanted: DenseTargets) -> dict[str, Tensor]:
         """Computes the losses of the 3D box: smooth L1, summed and divided by the number of positives."""

@@ -94,7 +94,8 @@ def heatmap_targets(
     # One map per image and class: those of image b are the classes b * K to (b + 1) * K - 1.
     planes = objects.rows * num_classes + objects.labels
     maps = draw_heatmap(objects.cells.float(), radii, planes, num_images * num_classes, shape, windowed=True)
-    return maps.unflatten(0, (num_images, num_classes))
+    heatmaps: Tensor = maps.unflatten(0, (num_images, num_classes))
+    return heatmaps
 
 
 def assign_cells(objects: SmokeObjects, num_images: int, shape: tuple[int, int]) -> Tensor:
@@ -116,4 +117,5 @@ def assign_cells(objects: SmokeObjects, num_images: int, shape: tuple[int, int])
     nearest = places.new_full((num_images * height * width,), nobody)
     nearest.scatter_reduce_(0, places, ranks, "amin")
     indices = torch.cat([objects.indices[by_depth], by_depth.new_full((1,), BACKGROUND)])
-    return indices[nearest].unflatten(0, (num_images, height * width))
+    cells: Tensor = indices[nearest].unflatten(0, (num_images, height * width))
+    return cells
