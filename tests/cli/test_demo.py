@@ -1,12 +1,14 @@
-"""``make demo`` on a world of three scenes, with few iterations and an untrained teacher."""
+"""``make demo`` and ``make demo-mono`` on small worlds, with few iterations and an untrained teacher."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,117 +19,143 @@ import yaml
 
 import bevkd2.modeling  # noqa: F401  (registers the models)
 from bevkd2.checkpoint import load_file, save_file
-from bevkd2.cli import demo as demo_tool
 from bevkd2.config import load_config
 from bevkd2.d2 import build_model
 
 ROOT = Path(__file__).parents[2]
-ITERATIONS = 4
-SEED = 3
+ITERATIONS, SEED = 3, 3
 MODELS = ("teacher", "student", "distilled")
-NUMBERS = ("mAP", "NDS", "mATE", "mASE", "mAOE", "mAVE", "mAAE", "params_m", "fps")
+NAMES = ("demo", "demo_mono")
+# The held-out part of each world, as summary.json counts it.
+VAL = {"demo": ("val_scenes", 1), "demo_mono": ("val_frames", 4)}
+SIZES = {
+    "demo": ("--train-scenes", "2", "--val-scenes", "1"),
+    "demo_mono": ("--train-frames", "6", "--val-frames", "4"),
+}
+NUSCENES_SCORES = ("mAP", "NDS", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
+KITTI_SCORES = tuple(
+    f"{metric}_{level}" for metric in ("3D", "BEV") for level in ("easy", "moderate", "hard")
+)
+PICTURES = {
+    "demo": {*MODELS, "bev_response"},
+    "demo_mono": {*(f"detections_{name}" for name in MODELS), "features", "perspective", "ap_by_distance"},
+}
 
 
-@pytest.fixture(scope="module")
-def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of an untrained teacher."""
+@dataclass
+class Run:
+    """A demo that was run: its output folder, summary.json, and what it printed."""
+
+    name: str
+    output: Path
+    summary: dict[str, Any]
+    printed: str
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def demo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def run(name: str, folder: Path) -> Run:
+    """Runs a demo with an untrained teacher."""
     torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    cfg = load_config(ROOT / "configs" / "demo" / "teacher.yaml", ["MODEL.DEVICE", "cpu"])
-    save_file(build_model(cfg).state_dict(), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def demo(stand_in: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The output folder, and what was printed."""
-    folder = tmp_path_factory.mktemp("demo")
-    command = [sys.executable, str(ROOT / "tools" / "demo.py"), "--workers", "1", "--seed", str(SEED)]
-    command += [
-        "--output",
-        str(folder / "output"),
-        "--data",
-        str(folder / "data"),
-        "--teacher",
-        str(stand_in),
-    ]
-    command += ["--train-scenes", "2", "--val-scenes", "1", "--iterations", str(ITERATIONS)]
+    teacher = folder / "teacher.safetensors"
+    cfg = load_config(ROOT / "configs" / name / "teacher.yaml", ["MODEL.DEVICE", "cpu"])
+    save_file(build_model(cfg).state_dict(), teacher)
+    paths = {"--output": folder / "output", "--data": folder / "data", "--teacher": teacher}
+    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), "--workers", "1", "--seed", str(SEED)]
+    command += [str(word) for option in paths.items() for word in option]
+    command += [*SIZES[name], "--iterations", str(ITERATIONS)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(
         command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return folder / "output", done.stdout
+    output = folder / "output"
+    return Run(name, output, json.loads((output / "summary.json").read_text()), done.stdout)
 
 
-@pytest.fixture(scope="module")
-def summary(demo: tuple[Path, str]) -> dict[str, Any]:
-    return json.loads((demo[0] / "summary.json").read_text())
-
-
-def test_summary_has_every_number(summary: dict[str, Any]) -> None:
+def test_summary_has_every_number(demo: Run) -> None:
     for model in MODELS:
-        assert set(NUMBERS) <= set(summary[model])
-        assert all(math.isfinite(summary[model][number]) for number in NUMBERS)
-        assert 0 <= summary[model]["mAP"] <= 1 and 0 <= summary[model]["NDS"] <= 1
-        assert summary[model]["fps"] > 0
-    assert summary["seed"] == SEED and summary["seconds"] > 0
+        numbers = dict(demo.summary[model])
+        assert numbers.pop("fps") > 0 and numbers.pop("params_m") > 0
+        if demo.name == "demo":
+            assert set(numbers) == set(NUSCENES_SCORES)
+            assert all(math.isfinite(value) for value in numbers.values())
+            assert 0 <= numbers["mAP"] <= 1 and 0 <= numbers["NDS"] <= 1
+        else:
+            assert set(numbers) == set(KITTI_SCORES)
+            assert all(value is None or 0 <= value <= 100 for value in numbers.values())
+    key, number = VAL[demo.name]
+    assert (demo.summary["seed"], demo.summary[key]) == (SEED, number) and demo.summary["seconds"] > 0
 
 
-def test_scores_are_those_of_the_devkit(demo: tuple[Path, str], summary: dict[str, Any]) -> None:
+def test_scores_are_those_of_the_evaluation(demo: Run) -> None:
     for model in MODELS:
-        official = json.loads((demo[0] / model / "inference" / "metrics_summary.json").read_text())
-        assert summary[model]["NDS"] == official["nd_score"]
-        assert summary[model]["mATE"] == official["tp_errors"]["trans_err"]
+        folder, found = demo.output / model / "inference", demo.summary[model]
+        if demo.name == "demo":
+            official = json.loads((folder / "metrics_summary.json").read_text())
+            assert found["NDS"] == official["nd_score"]
+            assert found["mATE"] == official["tp_errors"]["trans_err"]
+        else:
+            written = json.loads((folder / "kitti_scores.json").read_text())["AP_R40"]
+            assert found["3D_moderate"] == written.get("car/3d/moderate")
+            assert found["BEV_easy"] == written.get("car/bev/easy")
+            assert len(list((folder / "data").glob("*.txt"))) == VAL[demo.name][1]
 
 
-def test_students_are_one_architecture_and_smaller_than_the_teacher(summary: dict[str, Any]) -> None:
-    assert summary["student"]["params_m"] == summary["distilled"]["params_m"] < summary["teacher"]["params_m"]
+def test_students_are_one_architecture_and_smaller_than_the_teacher(demo: Run) -> None:
+    teacher, student, distilled = (demo.summary[model]["params_m"] for model in MODELS)
+    assert student == distilled < teacher
 
 
-def test_students_had_the_same_iterations_seed_and_data(demo: tuple[Path, str]) -> None:
-    configs = [yaml.safe_load((demo[0] / name / "config.yaml").read_text()) for name in MODELS[1:]]
+def test_students_had_the_same_iterations_seed_and_data(demo: Run) -> None:
+    configs = [yaml.safe_load((demo.output / name / "config.yaml").read_text()) for name in MODELS[1:]]
     for section in ("SOLVER", "SEED", "DATASETS", "INPUT", "DATALOADER"):
         assert configs[0][section] == configs[1][section]
     assert configs[0]["SEED"] == SEED
+    assert configs[1]["MODEL"]["META_ARCHITECTURE"] == "Distiller"
     logged = []
     for name in MODELS[1:]:
-        assert load_file(demo[0] / name / "model_final.pth")["iteration"] == ITERATIONS - 1
-        rows = (demo[0] / name / "metrics.json").read_text().splitlines()
-        logged.append([json.loads(row)["iteration"] for row in rows])
-    assert logged[0] == logged[1] and max(logged[0]) >= ITERATIONS - 1
-    assert configs[1]["MODEL"]["META_ARCHITECTURE"] == "Distiller"
+        assert load_file(demo.output / name / "model_final.pth")["iteration"] == ITERATIONS - 1
+        rows = (demo.output / name / "metrics.json").read_text().splitlines()
+        logged.append([json.loads(row) for row in rows])
+    plain, distilled = ([row["iteration"] for row in rows] for rows in logged)
+    assert plain == distilled and max(plain) >= ITERATIONS - 1
+    losses = [{key for row in rows for key in row if key.startswith("loss_distill_")} for rows in logged]
+    assert not losses[0] and losses[1]
+    if demo.name == "demo_mono":
+        assert losses[1] >= {"loss_distill_perspective_feature", "loss_distill_depth_guided"}
 
 
-def test_pictures_show_something(demo: tuple[Path, str]) -> None:
-    pictures = sorted((demo[0] / "pictures").glob("*.png"))
-    assert {p.stem for p in pictures} >= {*MODELS, "bev_response"}
+def test_pictures_show_something(demo: Run) -> None:
+    pictures = sorted((demo.output / "pictures").glob("*.png"))
+    assert {p.stem for p in pictures} == PICTURES[demo.name]
     for picture in pictures:
-        assert str(picture) in demo[1]
+        assert str(picture) in demo.printed
         image = cv2.imread(str(picture))
         assert image is not None and min(image.shape[:2]) > 200 and image.std() > 10
-    views = {(demo[0] / "pictures" / f"{name}.png").read_bytes() for name in MODELS}
-    assert len(views) == 3
+    views = {picture.read_bytes() for picture in pictures}
+    assert len(views) == len(pictures)
 
 
-def test_table_is_printed(demo: tuple[Path, str], summary: dict[str, Any]) -> None:
+def test_table_is_printed(demo: Run) -> None:
     for title, model in (("T (teacher)", "teacher"), ("S (student)", "student"), ("S+KD", "distilled")):
-        row = next(line for line in demo[1].splitlines() if line.startswith(title))
-        assert f"{summary[model]['NDS']:.3f}" in row and f"{summary[model]['params_m']:.3f}" in row
-    assert str(demo[0] / "summary.json") in demo[1]
+        row = next(line for line in demo.printed.splitlines() if line.startswith(title))
+        assert f"{demo.summary[model]['params_m']:.3f}" in row
+        if demo.name == "demo":
+            assert f"{demo.summary[model]['NDS']:.3f}" in row
+    key, number = VAL[demo.name]
+    assert f"on {number} held-out synthetic {key.removeprefix('val_')}." in demo.printed
+    assert str(demo.output / "summary.json") in demo.printed
 
 
+@pytest.mark.parametrize(("name", "target"), [("demo", "demo-teacher"), ("demo_mono", "demo-mono-teacher")])
 def test_a_teacher_that_is_not_there_is_named_before_anything_is_done(
-    tmp_path: Path,
+    name: str, target: str, tmp_path: Path
 ) -> None:
-    arguments = [
-        "--teacher",
-        "gone.safetensors",
-        "--output",
-        str(tmp_path / "o"),
-        "--data",
-        str(tmp_path / "d"),
-    ]
-    with pytest.raises(SystemExit, match=r"gone\.safetensors do not exist; `make demo-teacher` trains them"):
-        demo_tool.main(arguments)
+    paths = ["--output", str(tmp_path / "o"), "--data", str(tmp_path / "d")]
+    with pytest.raises(SystemExit, match=rf"gone\.safetensors do not exist; `make {target}` trains them"):
+        importlib.import_module(f"bevkd2.cli.{name}").main(["--teacher", "gone.safetensors", *paths])
     assert not list(tmp_path.iterdir())

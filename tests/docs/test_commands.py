@@ -15,14 +15,14 @@ from tests.docs.sandbox import NoRuleError, Sandbox
 TESTED_TARGETS = {
     "build": "tests/ops/test_build.py",
     "demo": "tests/cli/test_demo.py",
-    "demo-mono": "tests/cli/test_demo_mono.py",
+    "demo-mono": "tests/cli/test_demo.py",
     "bench": "tests/benchmarks/test_bench.py",
     "gpu-check": "tests/benchmarks/test_gpu_check.py",
 }
 # Scripts that are long however small the data are, or need recorded numbers, and the tests that run them.
 TESTED_SCRIPTS = {
     "tools/demo.py": "tests/cli/test_demo.py",
-    "tools/demo_mono.py": "tests/cli/test_demo_mono.py",
+    "tools/demo_mono.py": "tests/cli/test_demo.py",
     "tools/verify_golden.py": "tests/golden/test_verify.py",
     "benchmarks.bench": "tests/benchmarks/test_bench.py",
     "benchmarks.gpu_check": "tests/benchmarks/test_gpu_check.py",

@@ -116,7 +116,7 @@ def demo(folder: Path) -> None:
 
 
 def demo_mono(folder: Path) -> None:
-    """What ``make demo-mono`` leaves behind (tests/cli/test_demo_mono.py runs it)."""
+    """What ``make demo-mono`` leaves behind (tests/cli/test_demo.py runs it)."""
     output, data = folder / "output" / "demo-mono", folder / "data" / "demo_mono"
     if output.is_dir():
         return
