@@ -200,7 +200,7 @@ summary.json.
     @abstractmethod
     def draw(
         self,
-        models: Mapping[str, Detector],
+        models: Mapping[str, Detector[Any, Any, Any]],
         batches: Sequence[list[dict[str, Any]]],
         cfg: CfgNode,
         output: Path,
@@ -257,7 +257,7 @@ class MultiViewDemo(Demo):
     @torch.no_grad()
     def draw(
         self,
-        models: Mapping[str, Detector],
+        models: Mapping[str, Detector[Any, Any, Any]],
         batches: Sequence[list[dict[str, Any]]],
         cfg: CfgNode,
         output: Path,
@@ -317,7 +317,7 @@ class MonocularDemo(Demo):
 
     def draw(
         self,
-        models: Mapping[str, Detector],
+        models: Mapping[str, Detector[Any, Any, Any]],
         batches: Sequence[list[dict[str, Any]]],
         cfg: CfgNode,
         output: Path,
