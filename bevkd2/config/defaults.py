@@ -21,7 +21,7 @@ from bevkd2.config.plugins import extend_config
 def get_cfg() -> CN:
     """Returns a fresh copy of the default configuration."""
     cfg = CN()
-    cfg.VERSION = 2
+    cfg.VERSION = 2  # of the format of configs, as in Detectron2
     add_bevkd2_config(cfg)
     return cfg
 
@@ -61,8 +61,9 @@ def add_bevkd2_config(cfg: fvcore_config.CfgNode) -> None:
     Args:
         cfg: a config node; keys of the same name are overwritten, others are left alone.
     """
-    cfg.OUTPUT_DIR = "output"
+    cfg.OUTPUT_DIR = "output"  # checkpoints, logs and results are written there
     cfg.SEED = -1  # < 0: a fresh seed for every run, logged
+    # let cuDNN choose its algorithms by timing them; results may then differ between runs
     cfg.CUDNN_BENCHMARK = False
     cfg.HOOKS = []  # names in HOOK_REGISTRY; they run in this order, after evaluation and before the writers
     for name in ("MODEL", "INPUT", "DATASETS", "DATALOADER", "SOLVER", "TEST"):
@@ -83,6 +84,7 @@ def _node(parent: fvcore_config.CfgNode, name: str) -> fvcore_config.CfgNode:
 
 
 def _add_model(model: fvcore_config.CfgNode) -> None:
+    # a name in META_ARCH_REGISTRY; Distiller trains a student from a teacher
     model.META_ARCHITECTURE = "BEVFormer"
     # "auto": a GPU where one is visible, else the CPU (logged) | "cuda" | "cuda:1" | "cpu"
     model.DEVICE = "auto"
@@ -90,7 +92,7 @@ def _add_model(model: fvcore_config.CfgNode) -> None:
     model.ALLOW_MISSING = []  # key prefixes that WEIGHTS may lack where a training starts; not in evaluation
     model.PIXEL_FORMAT = "RGB"  # channel order in which the backbone was trained: "RGB" | "BGR"
     model.PIXEL_MEAN = [123.675, 116.28, 103.53]  # in the order of PIXEL_FORMAT, 0..255
-    model.PIXEL_STD = [58.395, 57.12, 57.375]
+    model.PIXEL_STD = [58.395, 57.12, 57.375]  # standard deviations, in the same order and unit
     model.SIZE_DIVISIBILITY = 32  # images are padded, right and bottom, to a multiple of it (pixels)
 
     backbone = _node(model, "BACKBONE")
@@ -106,13 +108,13 @@ def _add_model(model: fvcore_config.CfgNode) -> None:
 
     resnets = _node(model, "RESNETS")
     resnets.DEPTH = 50  # 10 (one basic block per stage) | 18 | 34 | 50 | 101 | 152
-    resnets.STEM_OUT_CHANNELS = 64
+    resnets.STEM_OUT_CHANNELS = 64  # channels of the stem
     resnets.RES2_OUT_CHANNELS = 256  # 64 for basic blocks (depth 10, 18, 34); doubles with every stage
     resnets.NUM_GROUPS = 1  # ResNeXt: 32 or 64
     resnets.WIDTH_PER_GROUP = 64  # ResNeXt-101 32x8d: 8
     resnets.STRIDE_IN_1X1 = False  # True: caffe style
     resnets.DEFORM_ON_PER_STAGE = [False, False, False, False]  # res2..res5: DCNv2 in every 3x3
-    resnets.OUT_FEATURES = ["res5"]
+    resnets.OUT_FEATURES = ["res5"]  # stages whose features are returned, of res2 to res5
 
 
 def _add_data(cfg: fvcore_config.CfgNode) -> None:
@@ -125,7 +127,7 @@ def _add_data(cfg: fvcore_config.CfgNode) -> None:
     # Where a relative folder does not exist, it is looked for in the folder DETECTRON2_DATASETS.
     data.ROOT = "data/nuscenes"
     data.TRAIN = ("train",)  # names of splits
-    data.TEST = ("val",)
+    data.TEST = ("val",)  # names of splits to evaluate on
     # What is detected, in the order of the labels; []: the format's default. Other objects are background.
     data.CLASSES = []
 
@@ -138,12 +140,12 @@ def _add_solver(solver: fvcore_config.CfgNode) -> None:
     # How long to train, one of the two: iterations, or passes over the data. Where EPOCHS is set, STEPS,
     # CHECKPOINT_PERIOD and TEST.EVAL_PERIOD are in epochs too; keys that end in ITERS stay in iterations.
     solver.MAX_ITER = 0
-    solver.EPOCHS = 0.0
+    solver.EPOCHS = 0.0  # passes over the training data; 0: MAX_ITER is used
     # The number of processes that this node's numbers are for; with another number they are scaled, as by
     # Detectron2, so that a process's batch stays. 0: never scaled.
     solver.REFERENCE_WORLD_SIZE = 0
     solver.OPTIMIZER = "ADAMW"  # | "ADAM" | "SGD"
-    solver.BASE_LR = 2e-4
+    solver.BASE_LR = 2e-4  # learning rate of a step of IMS_PER_BATCH samples
     solver.MOMENTUM = 0.9  # of SGD
     solver.BACKBONE_MULTIPLIER = 0.1  # factor of BASE_LR for the image backbone
     solver.BIAS_LR_FACTOR = 1.0  # factor of the learning rate for biases of convolutions and linear layers
@@ -154,18 +156,18 @@ def _add_solver(solver: fvcore_config.CfgNode) -> None:
     solver.LR_HOLD_ITERS = 1
     solver.BASE_LR_END = 2e-7  # cosine's last value
     solver.STEPS = (60000, 80000)  # iterations (or epochs) at which WarmupMultiStepLR multiplies by GAMMA
-    solver.GAMMA = 0.1
-    solver.WARMUP_ITERS = 500
-    solver.WARMUP_FACTOR = 1.0 / 3
+    solver.GAMMA = 0.1  # factor of the learning rate at each of STEPS
+    solver.WARMUP_ITERS = 500  # iterations of the warm-up
+    solver.WARMUP_FACTOR = 1.0 / 3  # factor of the learning rate at its start
     solver.WARMUP_METHOD = "linear"  # | "constant"
     solver.CHECKPOINT_PERIOD = 3517  # iterations (or epochs) between two checkpoints
     solver.CHECKPOINTS_TO_KEEP = 3  # periodic ones; model_best and model_final stay
     clip = _node(solver, "CLIP_GRADIENTS")
-    clip.ENABLED = True
+    clip.ENABLED = True  # scale gradients down to CLIP_VALUE
     clip.CLIP_VALUE = 35.0  # largest L2 norm over all parameters
-    clip.NORM_TYPE = 2.0
+    clip.NORM_TYPE = 2.0  # 2.0: the L2 norm
     amp = _node(solver, "AMP")
-    amp.ENABLED = False
+    amp.ENABLED = False  # mixed precision (autocast) in training
     amp.DTYPE = "bfloat16"  # | "float16" (with a loss scaler)
 
 

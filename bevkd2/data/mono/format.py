@@ -36,14 +36,14 @@ class MonoFormat(DataFormat, ABC):
         # [width, height] in pixels: images are scaled, proportions kept, to the largest size that fits; []:
         # as they are. Published for KITTI: [1242, 375] in training only.
         inp.RESIZE_TRAIN = []
-        inp.RESIZE_TEST = []
+        inp.RESIZE_TEST = []  # the same in evaluation
         inp.FLIP_PROB = 0.5  # how often a training image is mirrored; monocular formats only
         # The objects' image-plane boxes: "projected" (around the 3D boxes' corners, as published) | "label"
         # (those of the label files; not every format has them)
         inp.BOXES2D = "projected"
 
         affine = inp.AFFINE = CN()  # SMOKE's warp to one size; instead of RESIZE_TRAIN and RESIZE_TEST
-        affine.ENABLED = False
+        affine.ENABLED = False  # warp every image
         affine.SIZE = [1280, 384]  # width, height in pixels
         affine.PROB = 0.3  # how often a training image is shifted and scaled
         affine.SHIFT = 0.2  # largest shift, in widths and heights of the image

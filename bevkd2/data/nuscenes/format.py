@@ -59,7 +59,7 @@ class NuScenesFormat(DataFormat):
         cfg.DATASETS.CACHE_DIR = ""
 
         inp = cfg.INPUT
-        inp.CAMERAS = list(CAMERA_NAMES)
+        inp.CAMERAS = list(CAMERA_NAMES)  # sensor channels, in the order in which the model gets them
         inp.IMAGE_SCALE = 0.5  # resize factor of both image sides; the intrinsics follow
         # Key frames of a training sample: the current one and QUEUE_LENGTH - 1 of history.
         inp.QUEUE_LENGTH = 3

@@ -58,16 +58,16 @@ class DepthGuidedPrediction(DistillMethod[MonoKnowledge]):
         node.DISTANCE = "l2"  # of probabilities | "l2_logits" | "kl" (of sigmoids) | "softmax_kl"
         node.TEMPERATURE = 1.0  # of the KLs
         node.DEPTH_ATTENTION = True  # phi(|tau(d_s) - tau(d_t)|), the column D of Table 1
-        node.PHI_SLOPE = 10.0
-        node.PHI_OFFSET = 1.0
+        node.PHI_SLOPE = 10.0  # slope of phi (Eq. 5)
+        node.PHI_OFFSET = 1.0  # phi at a difference of zero
         node.RHO = "exp"  # | "linear" | "off": the column W of Table 1
         # Which depth tau normalises: what decoding uses (fused where the head fuses), the regressed one, or
         # the expectation over the depth bins.
         node.DEPTH = "decoded"  # | "direct" | "probabilistic"
         # Without it the student could lower the loss by moving its depth, which the weight does not mean.
         node.DETACH_DEPTH = True
-        node.OBJECT_WEIGHT = 1.0
-        node.BACKGROUND_WEIGHT = 1.0
+        node.OBJECT_WEIGHT = 1.0  # weight of the objects' locations
+        node.BACKGROUND_WEIGHT = 1.0  # weight of the other locations
 
     def forward(self, student: MonoKnowledge, teacher: MonoKnowledge, targets: MonoTargets) -> Tensor:
         """Returns the loss.

@@ -32,31 +32,32 @@ def add_bevformer_config(cfg: CfgNode) -> None:
     """
     grid_mask = cfg.MODEL.GRID_MASK = CfgNode()
     grid_mask.ENABLED = True  # training only, on the current frame
-    grid_mask.PROB = 0.7
-    grid_mask.RATIO = 0.5
+    grid_mask.PROB = 0.7  # probability that a sample is masked
+    grid_mask.RATIO = 0.5  # width of the grid's bars / its period
+    # 1: blank the squares between the bars, as published | 0: blank the bars
     grid_mask.MODE = 1
 
     bev = cfg.MODEL.BEVFORMER = CfgNode()
-    bev.NUM_CLASSES = 10
-    bev.NUM_HEADS = 8
-    bev.FFN_DIM = 512
-    bev.DROPOUT = 0.1
+    bev.NUM_CLASSES = 10  # classes of the head; nuScenes has 10
+    bev.NUM_HEADS = 8  # attention heads
+    bev.FFN_DIM = 512  # hidden channels of the feed-forward networks
+    bev.DROPOUT = 0.1  # dropout rate of attention outputs and feed-forward networks
     bev.BEV_SHAPE = [50, 50]  # rows (y), columns (x)
     bev.POST_CENTER_RANGE = [-61.2, -61.2, -10.0, 61.2, 61.2, 10.0]  # metres; detections outside are dropped
-    bev.ENCODER_LAYERS = 3
-    bev.DECODER_LAYERS = 6
-    bev.NUM_QUERIES = 900
+    bev.ENCODER_LAYERS = 3  # layers of the BEV encoder
+    bev.DECODER_LAYERS = 6  # layers of the object decoder
+    bev.NUM_QUERIES = 900  # object queries
     bev.QUERY_INIT = "random"  # "random" (the paper's) | "grid": reference points start on a regular BEV grid
     bev.NUM_FEATURE_LEVELS = 4  # rows of the level embedding (the published models keep 4 even for one level)
     bev.PILLAR_POINTS = 4  # 3D reference points in a pillar
     bev.SPATIAL_POINTS = 8  # sampling points per level; a multiple of PILLAR_POINTS
-    bev.TEMPORAL_POINTS = 4
-    bev.DECODER_POINTS = 4
+    bev.TEMPORAL_POINTS = 4  # sampling points per head and BEV of temporal self-attention
+    bev.DECODER_POINTS = 4  # sampling points per head of the decoder's cross-attention
     bev.USE_CAN_BUS = True  # add an embedding of the 18-vector to the BEV queries
     bev.USE_SHIFT = True  # shift the temporal reference points by the ego motion
-    bev.ROTATE_PREV_BEV = True
-    bev.MAX_DETECTIONS = 300
-    bev.SCORE_THRESHOLD = 0.0
+    bev.ROTATE_PREV_BEV = True  # rotate the previous BEV by the change of yaw
+    bev.MAX_DETECTIONS = 300  # most detections per sample
+    bev.SCORE_THRESHOLD = 0.0  # least score of a detection
 
     # Faults of the published code that the published weights were trained with (docs/design.md).
     legacy = bev.LEGACY = CfgNode()
@@ -66,18 +67,18 @@ def add_bevformer_config(cfg: CfgNode) -> None:
     legacy.UNWRAPPED_YAW = False  # a change of yaw across north is embedded as nearly 360 degrees
 
     loss = bev.LOSS = CfgNode()
-    loss.CLS_WEIGHT = 2.0
-    loss.FOCAL_ALPHA = 0.25
-    loss.FOCAL_GAMMA = 2.0
-    loss.BOX_WEIGHT = 0.25
+    loss.CLS_WEIGHT = 2.0  # weight of the focal loss of classes
+    loss.FOCAL_ALPHA = 0.25  # alpha of the focal loss
+    loss.FOCAL_GAMMA = 2.0  # gamma of the focal loss
+    loss.BOX_WEIGHT = 0.25  # weight of the L1 loss of box codes
     # of cx cy logw logl cz logh sin cos vx vy
     loss.CODE_WEIGHTS = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2]
     loss.CENTER_WEIGHT = 1.0  # multiplies the code weights of cx and cy in the loss (not in matching)
 
     # Dense supervision in training only, as BEVFormer v2 and others use; 0: off, as in the paper's configs.
     aux = bev.AUX = CfgNode()
-    aux.BEV_HEATMAP_WEIGHT = 0.0
-    aux.IMAGE_HEATMAP_WEIGHT = 0.0
+    aux.BEV_HEATMAP_WEIGHT = 0.0  # weight of the loss of the class heat map on the BEV grid
+    aux.IMAGE_HEATMAP_WEIGHT = 0.0  # weight of the loss of the class heat map on the finest image features
 
 
 def bevformer_arguments(cfg: CfgNode) -> dict[str, Any]:

@@ -19,8 +19,8 @@ def add_fpn_config(cfg: CfgNode) -> None:
     if "FPN" not in cfg.MODEL:
         cfg.MODEL.FPN = CfgNode()
     fpn = cfg.MODEL.FPN
-    fpn.IN_FEATURES = ["res5"]
-    fpn.OUT_CHANNELS = 256
+    fpn.IN_FEATURES = ["res5"]  # features of the backbone, finest first
+    fpn.OUT_CHANNELS = 256  # channels of every level
     fpn.NUM_OUTS = 1  # levels beyond IN_FEATURES are made by stride-2 convolutions on the coarsest output
     fpn.NORM = ""  # "" | "BN" | "GN"
 

@@ -49,36 +49,36 @@ def _add_shared(head: CfgNode) -> None:
     head.PRIOR_CLASSES = []
     head.DIRECTION_OFFSET = 0.7854  # where the first half of local yaws begins (rad; published: rounded pi/4)
 
-    # Channels of the 3x3 convolutions of each branch, before the 1x1 convolution that predicts its numbers.
-    # []: one convolution of FEATURE_CHANNELS; [0]: none.
     branches = head.BRANCHES = CfgNode()
     for name in ("CLASS", "ATTRIBUTES", "OFFSET", "DEPTH", "SIZE", "ROTATION", "DIRECTION", "CENTERNESS"):
+        # Channels of the branch's 3x3 convolutions, before the 1x1 convolution that predicts its numbers;
+        # []: one convolution of FEATURE_CHANNELS; [0]: none.
         branches[name] = []
-    branches.VELOCITY = [0]
+    branches.VELOCITY = [0]  # likewise; used where VELOCITY is on
 
     # Farthest side of the 2D box (px) above which an object belongs to the next level; one less than levels.
     head.REGRESS_BOUNDS = [64.0, 128.0, 256.0]
     head.CENTER_RADIUS = 1.5  # strides around a projected centre within which locations get the object
 
     loss = head.LOSS = CfgNode()
-    loss.FOCAL_ALPHA = 0.25
-    loss.FOCAL_GAMMA = 2.0
+    loss.FOCAL_ALPHA = 0.25  # alpha of the focal loss
+    loss.FOCAL_GAMMA = 2.0  # gamma of the focal loss
     loss.BETA = 1.0 / 9  # smooth L1 of boxes turns linear there
     loss.DEPTH_BETA = 3.0  # that of depths (m)
     # of dx dy depth length height width yaw [vx vz]
     loss.CODE_WEIGHTS = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
-    loss.CLASS_WEIGHT = 1.0
-    loss.DIRECTION_WEIGHT = 1.0
-    loss.CENTERNESS_WEIGHT = 1.0
-    loss.ATTRIBUTE_WEIGHT = 1.0
+    loss.CLASS_WEIGHT = 1.0  # weight of the focal loss of classes
+    loss.DIRECTION_WEIGHT = 1.0  # weight of the cross-entropy of the direction bin
+    loss.CENTERNESS_WEIGHT = 1.0  # weight of the binary cross-entropy of centerness
+    loss.ATTRIBUTE_WEIGHT = 1.0  # weight of the cross-entropy of attributes
 
     test = head.TEST = CfgNode()
     test.CANDIDATES_PER_LEVEL = 100  # locations per level that are passed to the suppression
     test.NMS_THRESHOLD = 0.05  # IoU of footprints, within a class
     # Suppress at equality too, as mmcv's CPU kernel does; its CUDA kernel and published evaluations do not.
     test.NMS_INCLUSIVE = False
-    test.SCORE_THRESHOLD = 0.001
-    test.MAX_DETECTIONS = 20
+    test.SCORE_THRESHOLD = 0.001  # least score of a detection
+    test.MAX_DETECTIONS = 20  # most detections per image
 
 
 def _add_pgd(head: CfgNode) -> None:
@@ -92,7 +92,7 @@ def _add_pgd(head: CfgNode) -> None:
         branches[name] = []  # as in MODEL.FCOS3D.BRANCHES
 
     loss = head.LOSS = CfgNode()
-    loss.UNCERTAINTY_WEIGHT = 1.0
+    loss.UNCERTAINTY_WEIGHT = 1.0  # weight of the depth loss that the predicted uncertainty scales
     loss.KEYPOINT_WEIGHT = 0.2  # of each of the 16 numbers
     loss.BOX2D_WEIGHT = 1.0  # of each of the four distances, and of the consistency
     loss.CONSISTENCY_WEIGHT = 1.0  # between the 2D box and the projected 3D box; 0: off

@@ -23,9 +23,10 @@ def add_smoke_config(cfg: CfgNode) -> None:
     """
     smoke = cfg.MODEL.SMOKE = CfgNode()
     smoke.FEATURE_CHANNELS = 256  # between the two convolutions of a branch of the head
-    # Mean and deviation of depths, and length, height, width of every class of DATASETS.CLASSES in its order
-    # (metres): those that the published code measured on KITTI's pedestrians, cyclists and cars.
+    # Mean and deviation of depths (metres), which the published code measured on KITTI.
     smoke.DEPTH_PRIOR = [28.01, 16.32]
+    # Length, height, width (metres) of every class of DATASETS.CLASSES in its order: those that the published
+    # code measured on KITTI's pedestrians, cyclists and cars.
     smoke.SIZE_PRIORS = [[0.88, 1.73, 0.67], [1.78, 1.70, 0.58], [3.88, 1.63, 1.53]]
     # Classes of the rows; needed for other classes than the format's default ones, but as many.
     smoke.PRIOR_CLASSES = []
