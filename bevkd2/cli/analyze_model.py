@@ -30,7 +30,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tabulate import tabulate
@@ -123,10 +123,11 @@ def analyze_detector(
     if not (flops and isinstance(model, MonoDetector)):
         return report
     sample = noise(cfg, file_size)
-    report |= count_flops(build(cfg, "cpu"), sample)
+    report |= count_flops(cast(MonoDetector, build(cfg, "cpu")), sample)
     if passes:
         device = resolve_device(cfg.MODEL.DEVICE)
-        report |= {"seconds": median_seconds(build(cfg, device), sample, passes), "device": device}
+        timed = cast(MonoDetector, build(cfg, device))
+        report |= {"seconds": median_seconds(timed, sample, passes), "device": device}
     return report
 
 
