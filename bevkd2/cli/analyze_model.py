@@ -24,7 +24,6 @@ import argparse
 import dataclasses
 import json
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -301,21 +300,17 @@ def _lines_of(role: str, model: Mapping[str, Any]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the tool; returns the exit status."""
     args = parse_args(argv)
-    try:
-        for package in args.plugins:
-            import_plugin(package)
-        cfg = load_config(args.config_file, args.opts)
-        report = analyze(
-            cfg, file_size=size_of(args.image_size), passes=args.time, flops=not args.parameters_only
-        )
-        report = {"config": args.config_file, "options": args.opts, **report}
-        print(text(report))
-        if args.json is not None:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(report, indent=1) + "\n")
-    except (OSError, ImportError, KeyError, ValueError) as error:
-        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
-        return 1
+    for package in args.plugins:
+        import_plugin(package)
+    cfg = load_config(args.config_file, args.opts)
+    report = analyze(
+        cfg, file_size=size_of(args.image_size), passes=args.time, flops=not args.parameters_only
+    )
+    report = {"config": args.config_file, "options": args.opts, **report}
+    print(text(report))
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 

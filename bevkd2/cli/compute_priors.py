@@ -9,7 +9,6 @@ width, in metres and in the order of DATASETS.CLASSES.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -117,12 +116,7 @@ def priors_of(cfg: Any) -> BoxPriors:
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the priors; returns the exit status."""
     args = parse_args(argv)
-    try:
-        cfg = load_config(args.config_file, args.opts)
-        priors = priors_of(cfg)
-    except (OSError, KeyError, ValueError) as error:
-        # A KeyError's own text is quoted; an OSError's says more than its first argument.
-        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
-        return 1
+    cfg = load_config(args.config_file, args.opts)
+    priors = priors_of(cfg)
     print(to_yaml(priors, class_names(cfg), cfg.MODEL.META_ARCHITECTURE, args.shared_depth))
     return 0

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
+from bevkd2.cli.run import run_cli
 from bevkd2.config import CfgNode, load_config
 
 ROOT = Path(__file__).parents[2]
@@ -145,6 +146,7 @@ def test_parameters_alone_take_no_forward_pass(tool: ModuleType, monkeypatch: py
 def test_errors_are_sentences(
     tool: ModuleType, words: list[str], message: str, capsys: pytest.CaptureFixture
 ) -> None:
-    assert tool.main(words) == 1
+    assert run_cli(tool.main, words) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error
+    assert "(--traceback prints it)" in error

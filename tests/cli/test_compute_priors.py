@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from bevkd2.cli.run import run_cli
 from bevkd2.config import load_config
 from bevkd2.data.nuscenes.dataset import load_nuscenes
 from bevkd2.data.nuscenes_mono.dataset import NuScenesMonoIndex
@@ -102,7 +103,7 @@ def test_errors_are_sentences(
     message: str,
 ):
     arguments = ["--config-file", _config(tmp_path, architecture), "DATASETS.ROOT", str(kitti_world)]
-    assert compute_priors.main([*arguments, *options]) == 1
+    assert run_cli(compute_priors.main, [*arguments, *options]) == 1
     printed = capsys.readouterr()
-    assert message in printed.err
+    assert message in printed.err and "(--traceback prints it)" in printed.err
     assert not printed.out
