@@ -36,13 +36,14 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 import bevkd2.modeling  # noqa: F401  (registers the models)
-from bevkd2.config import CfgNode, import_plugin, load_config
+from bevkd2.cli.make_synthetic import parse_size
+from bevkd2.config import CfgNode
 from bevkd2.d2 import build_model
 from bevkd2.data.format import data_format
 from bevkd2.data.mono.transforms import fitting_size
 from bevkd2.distill import is_distillation, resolve_teacher, student_config, teacher_config
 from bevkd2.distill.methods import DISTILL_REGISTRY
-from bevkd2.engine.defaults import resolve_device
+from bevkd2.engine.defaults import add_import_option, load_args, resolve_device
 from bevkd2.modeling import Detector, MonoDetector, MonoInputs
 
 PARTS = {"image_backbone": "backbone", "neck": "neck"}
@@ -58,15 +59,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", required=True, help="config of a detector or of a distillation")
+    add_import_option(parser)
     parser.add_argument(
-        "--import",
-        dest="plugins",
-        action="append",
-        default=[],
-        metavar="PACKAGE",
-        help="import a package before the config is read; may be repeated",
+        "--image-size", type=parse_size, metavar="WxH", help="of the files, instead of the data's usual one"
     )
-    parser.add_argument("--image-size", metavar="WxH", help="of the files, instead of the data's usual one")
     parser.add_argument("--parameters-only", action="store_true", help="no FLOPs: quick, and takes no memory")
     parser.add_argument("--time", type=int, default=0, metavar="N", help="time N forward passes, too")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the counts there, too")
@@ -300,29 +296,11 @@ def _lines_of(role: str, model: Mapping[str, Any]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the tool; returns the exit status."""
     args = parse_args(argv)
-    for package in args.plugins:
-        import_plugin(package)
-    cfg = load_config(args.config_file, args.opts)
-    report = analyze(
-        cfg, file_size=size_of(args.image_size), passes=args.time, flops=not args.parameters_only
-    )
+    cfg = load_args(args)
+    report = analyze(cfg, file_size=args.image_size, passes=args.time, flops=not args.parameters_only)
     report = {"config": args.config_file, "options": args.opts, **report}
     print(text(report))
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
-
-
-def size_of(words: str | None) -> tuple[int, int] | None:
-    """Width and height of "WxH".
-
-    Raises:
-        ValueError: anything else.
-    """
-    if words is None:
-        return None
-    width, times, height = words.partition("x")
-    if not (times and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise ValueError(f"--image-size is {words!r}, expected width x height in pixels, such as 1242x375")
-    return int(width), int(height)

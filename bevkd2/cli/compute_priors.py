@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bevkd2.config import class_names, load_config
+from bevkd2.config import class_names
 from bevkd2.data.format import load_dataset
 from bevkd2.data.mono.index import JoinedIndex, MonoIndex
+from bevkd2.engine.defaults import add_import_option, load_args
 from bevkd2.modeling.mono.fcos3d.compute_priors import BoxPriors, compute_priors
 from bevkd2.structures import project_points
 
@@ -33,6 +34,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--shared-depth", action="store_true", help="one depth prior for all classes (PGD on KITTI)"
     )
+    add_import_option(parser)
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="options that override the config")
     return parser.parse_args(argv)
 
@@ -116,7 +118,7 @@ def priors_of(cfg: Any) -> BoxPriors:
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the priors; returns the exit status."""
     args = parse_args(argv)
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_args(args)
     priors = priors_of(cfg)
     print(to_yaml(priors, class_names(cfg), cfg.MODEL.META_ARCHITECTURE, args.shared_depth))
     return 0

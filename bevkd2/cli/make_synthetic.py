@@ -35,7 +35,7 @@ def parse_size(text: str) -> tuple[int, int]:
         argparse.ArgumentTypeError: for anything else.
     """
     width, separator, height = text.lower().partition("x")
-    if not (separator and width.isdigit() and height.isdigit()):
+    if not (separator and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise argparse.ArgumentTypeError(f"{text!r} is no image size, expected WIDTHxHEIGHT such as 176x64")
     return int(width), int(height)
 

@@ -139,7 +139,6 @@ def test_parameters_alone_take_no_forward_pass(tool: ModuleType, monkeypatch: py
     ("words", "message"),
     [
         (["--config-file", "gone.yaml"], "gone.yaml"),
-        (["--config-file", str(CONFIGS / "demo_mono" / "student.yaml"), "--image-size", "96"], "'96'"),
         (["--config-file", str(CONFIGS / "demo_mono" / "student.yaml"), "MODEL.NECK", "1"], "MODEL.NECK"),
     ],
 )
@@ -150,3 +149,10 @@ def test_errors_are_sentences(
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error
     assert "(--traceback prints it)" in error
+
+
+@pytest.mark.parametrize("size", ["96", "96x", "0x64"])
+def test_a_bad_image_size_is_named(tool: ModuleType, size: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        tool.main(["--config-file", str(CONFIGS / "demo_mono" / "student.yaml"), "--image-size", size])
+    assert f"{size!r} is no image size, expected WIDTHxHEIGHT" in capsys.readouterr().err

@@ -74,7 +74,7 @@ def test_an_option_of_the_other_format_is_refused(layout, flag, tool, tmp_path, 
     assert not (tmp_path / "world").exists()
 
 
-@pytest.mark.parametrize("size", ["big", "176", "176x", "-5x64"])
+@pytest.mark.parametrize("size", ["big", "176", "176x", "0x64", "-5x64"])
 def test_a_bad_image_size_is_named(size, tool, tmp_path, capsys):
     with pytest.raises(SystemExit):
         tool.main(["--out", str(tmp_path / "world"), f"--image-size={size}"])
