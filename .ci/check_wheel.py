@@ -21,15 +21,23 @@ from bevkd2.config import find_file, load_config
 from bevkd2.kitti import kitti_scores
 from bevkd2.ops import rotated_iou
 
+
+def check(holds, what):
+    if not holds:
+        sys.exit(f"the installed wheel fails: {what}")
+
+
 package = pathlib.Path(bevkd2.__file__).parent
-assert package.is_relative_to(sys.prefix), f"{package} is not the wheel's"
+check(package.is_relative_to(sys.prefix), f"bevkd2 was imported from {package}, expected from {sys.prefix}")
 boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0, 0.0], [1.0, 0.0, 2.0, 2.0, 0.0]])
 iou = rotated_iou(boxes, boxes)
-assert torch.allclose(iou, torch.tensor([[1.0, 1 / 3], [1 / 3, 1.0]])), iou
+check(torch.allclose(iou, torch.tensor([[1.0, 1 / 3], [1 / 3, 1.0]])), f"rotated_iou returned {iou}")
 cfg = load_config("configs/distill_r50.yaml", ["OUTPUT_DIR", "elsewhere"])
-assert cfg.OUTPUT_DIR == "elsewhere" and cfg.MODEL.META_ARCHITECTURE == "Distiller"
-assert find_file("configs/distill_r50.yaml").is_relative_to(package)
-assert find_file("assets/demo_teacher.safetensors").is_file()
+found = (cfg.OUTPUT_DIR, cfg.MODEL.META_ARCHITECTURE)
+check(found == ("elsewhere", "Distiller"), f"configs/distill_r50.yaml was read as {found}")
+for name in ("configs/distill_r50.yaml", "assets/demo_teacher.safetensors"):
+    file = find_file(name)
+    check(file.is_file() and file.is_relative_to(package), f"{name} was found at {file}, not in {package}")
 print(f"bevkd2 {bevkd2.__version__}: op and config work from {pathlib.Path.cwd()}")
 """
 
@@ -59,13 +67,15 @@ def main() -> None:
         elsewhere.mkdir()
         print(run(python, "-I", "-c", USE, cwd=elsewhere), end="")
         command = environment / "bin" / "bevkd2"
-        assert "export-weights" in run(command, "--help", cwd=elsewhere)
+        if "export-weights" not in run(command, "--help", cwd=elsewhere):
+            sys.exit("bevkd2 --help lists no command export-weights")
         world = ("make-synthetic", "--out", "world", "--train-scenes", "1", "--val-scenes", "1")
         run(command, *world, "--workers", "1", cwd=elsewhere)
         training = ("train", "--config-file", "configs/demo/student.yaml", "DATASETS.ROOT", "world")
         run(command, *training, "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", "output", cwd=elsewhere)
         run(command, "export-weights", "output/model_final.pth", "student.safetensors", cwd=elsewhere)
-        assert (elsewhere / "student.safetensors").stat().st_size > 0
+        if not (elsewhere / "student.safetensors").stat().st_size:
+            sys.exit("bevkd2 export-weights wrote an empty file")
         print(f"{wheels[0].name}: trains and exports a model through the command bevkd2")
 
 

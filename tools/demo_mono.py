@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Runs the monocular demo.
 
-The code is in ``bevkd2/cli/demo.py``; ``--help`` lists the options.
+The code is in ``bevkd2/cli/demo_mono.py``; ``--help`` lists the options.
 """
 
 import sys

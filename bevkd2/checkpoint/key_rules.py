@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from bevkd2.checkpoint.strict import StateDictMismatchError
+from bevkd2.checkpoint.strict import check_keys
 
 _Compiled = tuple[tuple[re.Pattern[str], str], ...]
 
@@ -42,16 +42,8 @@ class ImportReport:
         Raises:
             StateDictMismatchError: keys that the model lacks, that it has more, or of another shape.
         """
-        lacking = [key for key in expected if key not in self.state]
-        missing = [key for key in lacking if not allow_missing or not key.startswith(tuple(allow_missing))]
-        unexpected = [name for name, key in self.mapped.items() if key not in expected]
-        mismatched = [
-            f"{key} {tuple(self.state[key].shape)} instead of {tuple(expected[key].shape)}"
-            for key in expected
-            if key in self.state and self.state[key].shape != expected[key].shape
-        ]
-        if missing or unexpected or mismatched:
-            raise StateDictMismatchError(source, self.model, missing, unexpected, mismatched)
+        published = {ours: name for name, ours in self.mapped.items()}
+        check_keys(expected, self.state, source, self.model, allow_missing, published)
         return self
 
 

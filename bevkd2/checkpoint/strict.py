@@ -66,23 +66,50 @@ def load_strict(
             f"MODEL.ALLOW_MISSING holds an empty prefix ({list(allow_missing)}), which matches every key; "
             f"name the part of the model that the file lacks"
         )
-    own = module.state_dict()
-    absent = [name for name in own if name not in state]
-    allowed = [name for name in absent if name.startswith(tuple(allow_missing))]
-    missing = sorted(set(absent) - set(allowed))
-    unexpected = [name for name in state if name not in own]
-    mismatched = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    if missing or unexpected or mismatched:
-        raise StateDictMismatchError(source, type(module).__name__, missing, unexpected, mismatched)
+    allowed = check_keys(module.state_dict(), state, source, type(module).__name__, allow_missing)
     with torch.no_grad():
         module.load_state_dict(dict(state), strict=False)
     if allowed:
         text = _listing("missing from it, as MODEL.ALLOW_MISSING permits", allowed)
         logging.getLogger(__name__).warning("%s: %s", source, text)
+
+
+def check_keys(
+    expected: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    source: str,
+    model: str,
+    allow_missing: Sequence[str] = (),
+    names: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Checks that weights fit a model in names and shapes.
+
+    Args:
+        expected: the model's state dict.
+        state: the weights.
+        source: where they come from, for the error.
+        model: what the model is called, for the error.
+        allow_missing: prefixes of keys that ``state`` may lack.
+        names: what a key is called in the file, where it has another name there; for the error.
+
+    Returns:
+        The keys that ``state`` lacks and may lack.
+
+    Raises:
+        StateDictMismatchError: keys are missing, unknown, or of another shape.
+    """
+    absent = [name for name in expected if name not in state]
+    allowed = [name for name in absent if name.startswith(tuple(allow_missing))]
+    missing = sorted(set(absent) - set(allowed))
+    unexpected = [(names or {}).get(name, name) for name in state if name not in expected]
+    mismatched = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if missing or unexpected or mismatched:
+        raise StateDictMismatchError(source, model, missing, unexpected, mismatched)
+    return allowed
 
 
 def check_classes(stored: Sequence[str], expected: Sequence[str], source: str) -> None:

@@ -24,26 +24,26 @@ import argparse
 import dataclasses
 import json
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
 import bevkd2.modeling  # noqa: F401  (registers the models)
-from bevkd2.config import CfgNode, import_plugin, load_config
+from bevkd2.cli.make_synthetic import parse_size
+from bevkd2.config import CfgNode
 from bevkd2.d2 import build_model
 from bevkd2.data.format import data_format
 from bevkd2.data.mono.transforms import fitting_size
 from bevkd2.distill import is_distillation, resolve_teacher, student_config, teacher_config
 from bevkd2.distill.methods import DISTILL_REGISTRY
-from bevkd2.engine.defaults import resolve_device
+from bevkd2.engine.defaults import add_import_option, load_args, resolve_device
 from bevkd2.modeling import Detector, MonoDetector, MonoInputs
 
 PARTS = {"image_backbone": "backbone", "neck": "neck"}
@@ -59,15 +59,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", required=True, help="config of a detector or of a distillation")
+    add_import_option(parser)
     parser.add_argument(
-        "--import",
-        dest="plugins",
-        action="append",
-        default=[],
-        metavar="PACKAGE",
-        help="import a package before the config is read; may be repeated",
+        "--image-size", type=parse_size, metavar="WxH", help="of the files, instead of the data's usual one"
     )
-    parser.add_argument("--image-size", metavar="WxH", help="of the files, instead of the data's usual one")
     parser.add_argument("--parameters-only", action="store_true", help="no FLOPs: quick, and takes no memory")
     parser.add_argument("--time", type=int, default=0, metavar="N", help="time N forward passes, too")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the counts there, too")
@@ -123,10 +118,11 @@ def analyze_detector(
     if not (flops and isinstance(model, MonoDetector)):
         return report
     sample = noise(cfg, file_size)
-    report |= count_flops(build(cfg, "cpu"), sample)
+    report |= count_flops(cast(MonoDetector, build(cfg, "cpu")), sample)
     if passes:
         device = resolve_device(cfg.MODEL.DEVICE)
-        report |= {"seconds": median_seconds(build(cfg, device), sample, passes), "device": device}
+        timed = cast(MonoDetector, build(cfg, device))
+        report |= {"seconds": median_seconds(timed, sample, passes), "device": device}
     return report
 
 
@@ -300,33 +296,11 @@ def _lines_of(role: str, model: Mapping[str, Any]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the tool; returns the exit status."""
     args = parse_args(argv)
-    try:
-        for package in args.plugins:
-            import_plugin(package)
-        cfg = load_config(args.config_file, args.opts)
-        report = analyze(
-            cfg, file_size=size_of(args.image_size), passes=args.time, flops=not args.parameters_only
-        )
-        report = {"config": args.config_file, "options": args.opts, **report}
-        print(text(report))
-        if args.json is not None:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(report, indent=1) + "\n")
-    except (OSError, ImportError, KeyError, ValueError) as error:
-        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
-        return 1
+    cfg = load_args(args)
+    report = analyze(cfg, file_size=args.image_size, passes=args.time, flops=not args.parameters_only)
+    report = {"config": args.config_file, "options": args.opts, **report}
+    print(text(report))
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
-
-
-def size_of(words: str | None) -> tuple[int, int] | None:
-    """Width and height of "WxH".
-
-    Raises:
-        ValueError: anything else.
-    """
-    if words is None:
-        return None
-    width, times, height = words.partition("x")
-    if not (times and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise ValueError(f"--image-size is {words!r}, expected width x height in pixels, such as 1242x375")
-    return int(width), int(height)

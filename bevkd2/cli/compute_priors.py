@@ -9,16 +9,16 @@ width, in metres and in the order of DATASETS.CLASSES.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bevkd2.config import class_names, load_config
+from bevkd2.config import class_names
 from bevkd2.data.format import load_dataset
 from bevkd2.data.mono.index import JoinedIndex, MonoIndex
+from bevkd2.engine.defaults import add_import_option, load_args
 from bevkd2.modeling.mono.fcos3d.compute_priors import BoxPriors, compute_priors
 from bevkd2.structures import project_points
 
@@ -34,6 +34,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--shared-depth", action="store_true", help="one depth prior for all classes (PGD on KITTI)"
     )
+    add_import_option(parser)
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="options that override the config")
     return parser.parse_args(argv)
 
@@ -117,12 +118,7 @@ def priors_of(cfg: Any) -> BoxPriors:
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the priors; returns the exit status."""
     args = parse_args(argv)
-    try:
-        cfg = load_config(args.config_file, args.opts)
-        priors = priors_of(cfg)
-    except (OSError, KeyError, ValueError) as error:
-        # A KeyError's own text is quoted; an OSError's says more than its first argument.
-        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
-        return 1
+    cfg = load_args(args)
+    priors = priors_of(cfg)
     print(to_yaml(priors, class_names(cfg), cfg.MODEL.META_ARCHITECTURE, args.shared_depth))
     return 0

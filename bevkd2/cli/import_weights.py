@@ -17,8 +17,9 @@ from bevkd2.checkpoint import (
     load_file,
     save_file,
 )
-from bevkd2.config import import_plugin, load_config, stored_classes
+from bevkd2.config import stored_classes
 from bevkd2.d2 import META_ARCH_REGISTRY
+from bevkd2.engine.defaults import add_import_option, load_args
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -28,14 +29,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--arch", required=True, help=f"architecture of the file: {known}, or what a package registers"
     )
-    parser.add_argument(
-        "--import",
-        dest="plugins",
-        action="append",
-        default=[],
-        metavar="PACKAGE",
-        help="import a package first, which may register an architecture; may be repeated",
-    )
+    add_import_option(parser)
     parser.add_argument("--config-file", required=True, help="config of the model that the weights are for")
     parser.add_argument("input", help="published file: .pth or .safetensors")
     parser.add_argument("output", help="file to write: .pth or .safetensors")
@@ -66,9 +60,7 @@ def classes_of(content: dict[str, Any]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Converts one file; returns the exit status."""
     args = parse_args(argv)
-    for package in args.plugins:
-        import_plugin(package)
-    cfg = load_config(args.config_file, args.opts)  # loads installed plugins, which may register importers
+    cfg = load_args(args)  # imports plugins, which may register importers
     known = dict(IMPORTER_REGISTRY)
     if args.arch not in known:
         raise ValueError(f"--arch {args.arch!r} is unknown, expected one of {', '.join(sorted(known))}")

@@ -38,13 +38,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def evaluate(args: argparse.Namespace) -> None:
-    """Scores, prints and writes.
+def main(argv: Sequence[str] | None = None) -> int:
+    """Scores, prints and writes; returns the exit status.
 
     Raises:
         OSError: a directory or a file is missing or cannot be written.
         ValueError: a file cannot be evaluated.
     """
+    args = parse_args(argv)
     split = None if args.split is None else read_frame_list(args.split)
     frames = find_frames(args.gt, args.det, split)
     if split is None and frames.left_out:
@@ -58,14 +59,4 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(to_json(scores), indent=1, allow_nan=False) + "\n")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the tool; returns the exit status."""
-    args = parse_args(argv)
-    try:
-        evaluate(args)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     return 0

@@ -8,7 +8,6 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -36,7 +35,7 @@ def parse_size(text: str) -> tuple[int, int]:
         argparse.ArgumentTypeError: for anything else.
     """
     width, separator, height = text.lower().partition("x")
-    if not (separator and width.isdigit() and height.isdigit()):
+    if not (separator and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise argparse.ArgumentTypeError(f"{text!r} is no image size, expected WIDTHxHEIGHT such as 176x64")
     return int(width), int(height)
 
@@ -99,18 +98,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments; those of the process by default.
 
     Returns:
-        Exit status: 0, or 2 for a user's error.
+        The exit status.
+
+    Raises:
+        ValueError: a setting out of its range, or of another format.
+        FileExistsError: the folder holds other files, or a world of other settings.
     """
     fields = {key: value for key, value in vars(build_parser().parse_args(argv)).items() if value is not None}
     out, workers = fields.pop("out"), fields.pop("workers")
     overwrite, difficulty = fields.pop("overwrite"), fields.pop("difficulty")
     name = fields.pop("format")
     start = time.perf_counter()
-    try:
-        config = make_config(name, difficulty, fields)
-        generate(config, out, workers=workers, overwrite=overwrite)
-    except (ValueError, FileExistsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    config = make_config(name, difficulty, fields)
+    generate(config, out, workers=workers, overwrite=overwrite)
     print(f"{out}: {config.describe()}; {time.perf_counter() - start:.1f} s")
     return 0

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> Mapping[str, Any]:
 def _run_training(cfg: CfgNode, trainer: DistillTrainer) -> Mapping[str, Any]:
     try:
         return run_training(cfg, trainer)
-    except USER_ERRORS as error:  # what the user can get wrong has been checked before
+    except USER_ERRORS as error:  # what config, data and weights alone can show was refused before
         raise RuntimeError(f"the training failed at iteration {trainer.iter}: {error}") from error
 
 

@@ -17,8 +17,7 @@ from bevkd2.d2 import build_model
 from bevkd2.data import build_test_loader, data_format
 from bevkd2.data.loader import MappedDataset
 from bevkd2.distill import is_distillation, student_config
-from bevkd2.engine import default_argument_parser, load_args
-from bevkd2.engine.defaults import resolve_device
+from bevkd2.engine.defaults import add_import_option, load_args, resolve_device
 from bevkd2.modeling import BEVKnowledge, Detector, MonoKnowledge
 from bevkd2.visualization import save_image
 
@@ -41,8 +40,10 @@ Two images of a monocular dataset, with the features of student, distilled stude
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Builds the command line: that of train_net.py, and what is drawn."""
-    parser = default_argument_parser(epilog=_EPILOG)
+    """Builds the command line: config, weights, and what is drawn."""
+    parser = argparse.ArgumentParser(epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="config of the first model")
+    add_import_option(parser)
     parser.add_argument(
         "--weights", default="", metavar="FILE", help="by default MODEL.WEIGHTS of the config"
     )
@@ -65,6 +66,11 @@ def build_parser() -> argparse.ArgumentParser:
         "may be repeated",
     )
     parser.add_argument("--score-thresh", type=float, default=0.3, help="least score of a drawn detection")
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        help="options of the config as KEY VALUE pairs, at the end",
+    )
     return parser
 
 

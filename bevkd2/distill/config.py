@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from fvcore.common.config import CfgNode as FvcoreNode
 
-from bevkd2.config import CfgNode, get_cfg, load_config, stored_classes
-from bevkd2.config.student import recognise_distillers
+from bevkd2.config import CfgNode, get_cfg, read_config, stored_classes
 from bevkd2.d2 import META_ARCH_REGISTRY
 
 # The mapper decides these once for both models: teacher and student see the same images.
@@ -34,9 +33,6 @@ def is_distiller(name: str) -> bool:
 
     found = META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else None
     return isinstance(found, type) and issubclass(found, Distiller)
-
-
-recognise_distillers(is_distiller)
 
 
 def student_config(cfg: FvcoreNode) -> CfgNode:
@@ -75,7 +71,7 @@ def resolve_teacher(cfg: FvcoreNode) -> None:
     """
     node = cfg.DISTILL.TEACHER
     if node.CONFIG:
-        teacher = load_config(node.CONFIG, node.OPTS)
+        teacher = read_config(node.CONFIG, node.OPTS)  # the device is the student's
         if is_distillation(teacher):  # a distilled student teaches
             teacher = student_config(teacher)
         data = {key: teacher.DATASETS[key] for key in ("FORMAT", "CLASSES")}

@@ -69,14 +69,7 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
         default=f"tcp://127.0.0.1:{port}",
         help="initialization URL of the process group, or 'auto' on one machine",
     )
-    parser.add_argument(
-        "--import",
-        dest="plugins",
-        action="append",
-        default=[],
-        metavar="PACKAGE",
-        help="import a package before the config is read; may be repeated",
-    )
+    add_import_option(parser)
     parser.add_argument(
         "--traceback", action="store_true", help="print the traceback of an error in config, data or weights"
     )
@@ -87,6 +80,18 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
         help="options of the config as KEY VALUE pairs, at the end",
     )
     return parser
+
+
+def add_import_option(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--import PACKAGE``, which :func:`load_args` reads, to a parser with --config-file and opts."""
+    parser.add_argument(
+        "--import",
+        dest="plugins",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="import a package before the config is read; may be repeated",
+    )
 
 
 def load_args(args: argparse.Namespace) -> CfgNode:

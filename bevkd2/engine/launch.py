@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
+from bevkd2.checkpoint.io import replace_atomically
 from bevkd2.d2 import comm
 from bevkd2.errors import USER_ERRORS, UserError, log_traceback, message_of, traceback_of
 
@@ -83,7 +84,7 @@ def launch(
                 start_method="spawn",
             )
         except ProcessExitedException:
-            for failure in sorted(Path(failures).iterdir()):
+            for failure in sorted(Path(failures).glob("rank*")):
                 raise UserError(*json.loads(failure.read_text(encoding="utf-8"))) from None
             raise
     return None
@@ -110,8 +111,9 @@ def _spawned(
         _run(main_func, args, group, local_rank, per_machine, on_cpu)
     except USER_ERRORS as error:
         log_traceback(error)
-        text = json.dumps([message_of(error), traceback_of(error)])
-        Path(failures, f"rank{rank:06d}").write_text(text, encoding="utf-8")
+        text = json.dumps([message_of(error), traceback_of(error)]).encode()
+        # The parent ends this process as soon as another has failed, so the file is whole or not there.
+        replace_atomically(Path(failures, f"rank{rank:06d}"), lambda file: file.write(text))
         sys.exit(1)
 
 

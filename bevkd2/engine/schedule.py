@@ -72,7 +72,7 @@ def scale_to_world_size(cfg: CfgNode, world_size: int) -> None:
     solver.WARMUP_ITERS = round(solver.WARMUP_ITERS / scale)
     solver.LR_HOLD_ITERS = _scaled_period(solver.LR_HOLD_ITERS, scale)
     if not solver.EPOCHS:
-        solver.MAX_ITER = round(solver.MAX_ITER / scale)
+        solver.MAX_ITER = _scaled_period(solver.MAX_ITER, scale)
         solver.STEPS = tuple(round(step / scale) for step in solver.STEPS)
         solver.CHECKPOINT_PERIOD = _scaled_period(solver.CHECKPOINT_PERIOD, scale)
         cfg.TEST.EVAL_PERIOD = _scaled_period(cfg.TEST.EVAL_PERIOD, scale)
@@ -103,7 +103,8 @@ def epochs_to_iterations(cfg: CfgNode, num_samples: int) -> None:
         num_samples: samples in the training set.
 
     Raises:
-        ValueError: MAX_ITER is set as well, or a step or period lies beyond the last epoch.
+        ValueError: MAX_ITER is set as well, EPOCHS is at most half an iteration, or a step or period lies
+            beyond the last epoch, a begun one included.
     """
     solver, test = cfg.SOLVER, cfg.TEST
     per_epoch = math.ceil(num_samples / solver.IMS_PER_BATCH)
@@ -114,6 +115,11 @@ def epochs_to_iterations(cfg: CfgNode, num_samples: int) -> None:
     _check_epochs(cfg)
     epochs, solver.EPOCHS = solver.EPOCHS, 0.0
     solver.MAX_ITER = round(epochs * per_epoch)
+    if not solver.MAX_ITER:
+        raise ValueError(
+            f"SOLVER.EPOCHS is {epochs:g}, at most half an iteration: an epoch has {per_epoch} iterations "
+            f"({num_samples} samples in batches of {solver.IMS_PER_BATCH}); raise it, or set SOLVER.MAX_ITER"
+        )
     if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
         solver.STEPS = tuple(step * per_epoch for step in solver.STEPS)
     solver.CHECKPOINT_PERIOD *= per_epoch
@@ -152,7 +158,7 @@ def _check_epochs(cfg: CfgNode) -> None:
     if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
         in_epochs["SOLVER.STEPS"] = max(solver.STEPS, default=0)
     for name, value in in_epochs.items():
-        if value > solver.EPOCHS:
+        if value > math.ceil(solver.EPOCHS):  # half an epoch may have a period of one
             raise ValueError(
                 f"{name} is {value}, beyond the {solver.EPOCHS:g} epochs of this training; where "
                 "SOLVER.EPOCHS is set it is in epochs, not in iterations: lower it"
@@ -160,5 +166,5 @@ def _check_epochs(cfg: CfgNode) -> None:
 
 
 def _scaled_period(period: int, scale: float) -> int:
-    """Returns iterations between two events for another batch size; 0 has a meaning of its own and stays."""
+    """Returns a number of iterations for another batch size; 0 has a meaning of its own and stays."""
     return max(round(period / scale), 1) if period else 0

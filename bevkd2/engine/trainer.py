@@ -99,11 +99,16 @@ class DistillTrainer(SimpleTrainer):
         """Does one iteration, which waits for the device once.
 
         Raises:
+            RuntimeError: the model is in eval mode.
             NonFiniteLossError: a loss is NaN or infinite.
             NonFiniteGradientError: a gradient is, while the losses are finite (float16 skips the step
                 instead).
         """
-        assert self.model.training, "the model was left in eval mode"
+        if not self.model.training:
+            raise RuntimeError(
+                f"iteration {self.iter}: the model is in eval mode, expected training mode; what "
+                "evaluates it between two steps, such as a hook, must call model.train() afterwards"
+            )
         batch, data_time = self._next_batch()
 
         self.optimizer.zero_grad(set_to_none=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
+from bevkd2.cli.run import run_cli
 from bevkd2.config import CfgNode, load_config
 
 ROOT = Path(__file__).parents[2]
@@ -138,13 +139,20 @@ def test_parameters_alone_take_no_forward_pass(tool: ModuleType, monkeypatch: py
     ("words", "message"),
     [
         (["--config-file", "gone.yaml"], "gone.yaml"),
-        (["--config-file", str(CONFIGS / "demo_mono" / "student.yaml"), "--image-size", "96"], "'96'"),
         (["--config-file", str(CONFIGS / "demo_mono" / "student.yaml"), "MODEL.NECK", "1"], "MODEL.NECK"),
     ],
 )
 def test_errors_are_sentences(
     tool: ModuleType, words: list[str], message: str, capsys: pytest.CaptureFixture
 ) -> None:
-    assert tool.main(words) == 1
+    assert run_cli(tool.main, words) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error
+    assert "(--traceback prints it)" in error
+
+
+@pytest.mark.parametrize("size", ["96", "96x", "0x64"])
+def test_a_bad_image_size_is_named(tool: ModuleType, size: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        tool.main(["--config-file", str(CONFIGS / "demo_mono" / "student.yaml"), "--image-size", size])
+    assert f"{size!r} is no image size, expected WIDTHxHEIGHT" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from bevkd2.cli.run import run_cli
 from bevkd2.config import load_config
 from bevkd2.data.nuscenes.dataset import load_nuscenes
 from bevkd2.data.nuscenes_mono.dataset import NuScenesMonoIndex
@@ -90,6 +91,7 @@ def test_nuscenes_one_camera_at_a_time(
         ("BEVFormer", [], "has no priors"),
         ("PGD", ["DATASETS.CLASSES", "['Tram', 'Car']"], "'Tram'"),
         ("PGD", ["DATASETS.TRAIN", "['nowhere']"], "nowhere"),
+        ("PGD", ["--import", "no_such_package"], "--import no_such_package"),
     ],
 )
 def test_errors_are_sentences(
@@ -102,7 +104,7 @@ def test_errors_are_sentences(
     message: str,
 ):
     arguments = ["--config-file", _config(tmp_path, architecture), "DATASETS.ROOT", str(kitti_world)]
-    assert compute_priors.main([*arguments, *options]) == 1
+    assert run_cli(compute_priors.main, [*arguments, *options]) == 1
     printed = capsys.readouterr()
-    assert message in printed.err
+    assert message in printed.err and "(--traceback prints it)" in printed.err
     assert not printed.out

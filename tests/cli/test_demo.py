@@ -156,6 +156,8 @@ def test_a_teacher_that_is_not_there_is_named_before_anything_is_done(
     name: str, target: str, tmp_path: Path
 ) -> None:
     paths = ["--output", str(tmp_path / "o"), "--data", str(tmp_path / "d")]
-    with pytest.raises(SystemExit, match=rf"gone\.safetensors do not exist; `make {target}` trains them"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"gone\.safetensors do not exist; `make {target}` trains them"
+    ):
         importlib.import_module(f"bevkd2.cli.{name}").main(["--teacher", "gone.safetensors", *paths])
     assert not list(tmp_path.iterdir())

@@ -12,6 +12,8 @@ from types import ModuleType
 
 import pytest
 
+from bevkd2.cli.run import run_cli
+
 TOOLS = Path(__file__).parents[2] / "tools"
 LABEL = "Car 0.00 0 1.64 500.00 170.00 620.00 250.00 1.53 1.63 3.88 -1.00 1.70 14.00 1.57\n"
 DETECTION = LABEL.replace("0.00 0", "-1 -1").replace("\n", " 0.90\n")
@@ -60,7 +62,7 @@ def test_frames_without_a_detection_file_are_not_counted_but_named(tool, folder:
     split = folder / "val.txt"
     split.write_text("000000\n000001\n")
     arguments = ["--gt", str(folder), "--det", str(folder), "--split", str(split)]
-    assert tool.main(arguments) == 1
+    assert run_cli(tool.main, arguments) == 1
     assert "no detection file of 1 frame (000001)" in capsys.readouterr().err
     (folder / "data" / "000001.txt").write_text("")
     assert tool.main(arguments) == 0
@@ -77,14 +79,15 @@ def test_frames_without_a_detection_file_are_not_counted_but_named(tool, folder:
 )
 def test_bad_files_end_in_a_sentence(tool, folder: Path, capsys, row: str, message: str):
     (folder / "data" / "000001.txt").write_text(row)
-    assert tool.main(["--gt", str(folder), "--det", str(folder)]) == 1
+    assert run_cli(tool.main, ["--gt", str(folder), "--det", str(folder)]) == 1
     printed = capsys.readouterr()
     assert printed.out == "" and message in printed.err and printed.err.startswith("error: ")
+    assert "(--traceback prints it)" in printed.err
 
 
 def test_a_frame_without_ground_truth_is_an_error(tool, folder: Path, capsys):
     shutil.copy(folder / "data" / "000000.txt", folder / "data" / "000007.txt")
-    assert tool.main(["--gt", str(folder), "--det", str(folder)]) == 1
+    assert run_cli(tool.main, ["--gt", str(folder), "--det", str(folder)]) == 1
     assert "detections of 1 frame (000007) without a label file" in capsys.readouterr().err
 
 

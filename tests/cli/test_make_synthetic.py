@@ -1,14 +1,11 @@
 import contextlib
 import io
 import json
-from pathlib import Path
 
 import pytest
 
 from bevkd2.cli import make_synthetic
-
-REPOSITORY = Path(__file__).parents[2]
-SCRIPT = REPOSITORY / "tools" / "make_synthetic.py"
+from bevkd2.cli.run import run_cli
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +38,7 @@ def test_the_arguments_reach_the_configuration(world):
 
 
 def test_another_configuration_is_refused_with_the_way_out(world, tool, capsys):
-    assert tool.main(["--out", str(world), "--train-scenes", "1", "--val-scenes", "1"]) == 2
+    assert run_cli(tool.main, ["--out", str(world), "--train-scenes", "1", "--val-scenes", "1"]) == 1
     assert "--overwrite" in capsys.readouterr().err
 
 
@@ -50,8 +47,9 @@ def test_another_configuration_is_refused_with_the_way_out(world, tool, capsys):
     [(["--frames", "1"], "frames_per_scene is 1"), (["--workers", "0"], "workers is 0")],
 )
 def test_a_value_out_of_range_is_named(arguments, message, tool, tmp_path, capsys):
-    assert tool.main(["--out", str(tmp_path / "world"), *arguments]) == 2
-    assert message in capsys.readouterr().err
+    assert run_cli(tool.main, ["--out", str(tmp_path / "world"), *arguments]) == 1
+    error = capsys.readouterr().err
+    assert message in error and "(--traceback prints it)" in error
     assert not (tmp_path / "world").exists()
 
 
@@ -71,12 +69,12 @@ def test_a_world_in_kitti_layout(tool, tmp_path, capsys):
     ("layout", "flag"), [("kitti", "--frames"), ("kitti", "--val-scenes"), ("nuscenes", "--val-frames")]
 )
 def test_an_option_of_the_other_format_is_refused(layout, flag, tool, tmp_path, capsys):
-    assert tool.main(["--out", str(tmp_path / "world"), "--format", layout, flag, "3"]) == 2
+    assert run_cli(tool.main, ["--out", str(tmp_path / "world"), "--format", layout, flag, "3"]) == 1
     assert f"{flag} given with --format {layout}" in capsys.readouterr().err
     assert not (tmp_path / "world").exists()
 
 
-@pytest.mark.parametrize("size", ["big", "176", "176x", "-5x64"])
+@pytest.mark.parametrize("size", ["big", "176", "176x", "0x64", "-5x64"])
 def test_a_bad_image_size_is_named(size, tool, tmp_path, capsys):
     with pytest.raises(SystemExit):
         tool.main(["--out", str(tmp_path / "world"), f"--image-size={size}"])

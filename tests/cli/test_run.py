@@ -52,7 +52,6 @@ WRONG_DEVICE = (*STUDENT, "MODEL.DEVICE", "gpu")
 OTHERS = {
     "flag": ((*STUDENT, "--traceback", "MODEL.DEVICE", "gpu"), {}),
     "variable": (WRONG_DEVICE, {"BEVKD2_TRACEBACK": "1"}),
-    "broken": ((*DISTILL, "--import", "broken_plugin", *CPU, "DISTILL.METHODS", "['Broken']"), {}),
 }
 Done = dict[str, dict[str, object]]
 
@@ -128,9 +127,13 @@ def test_the_traceback_is_printed_on_request(done: Done, name: str) -> None:
     assert stderr.splitlines()[-1].startswith("error: MODEL.DEVICE is 'gpu'")
 
 
-def test_the_same_type_inside_a_step_is_a_programming_error(done: Done, folder: Path) -> None:
-    found, stderr = done["broken"], str(done["broken"]["stderr"])
-    assert found["returncode"] == 1 and not any(line.startswith("error: ") for line in stderr.splitlines())
+def test_the_same_type_inside_a_step_is_a_programming_error(folder: Path) -> None:
+    words = [*DISTILL, "--import", "broken_plugin", *CPU, "DISTILL.METHODS", "['Broken']"]
+    process = start(
+        folder, [TRAIN_NET, *words, "DATASETS.ROOT", str(folder / "world"), "OUTPUT_DIR", "broken"]
+    )
+    stderr = process.stderr
+    assert process.returncode == 1 and not any(line.startswith("error: ") for line in stderr.splitlines())
     assert TRACEBACK in stderr and "broken_plugin.py" in stderr
     assert "RuntimeError: the training failed at iteration 0: a mistake in the method" in stderr
     assert (folder / "broken" / "config.yaml").is_file()

@@ -90,6 +90,13 @@ def test_missing_weights_say_how_to_name_them(tool, work, tmp_path):
         draw(tool, arguments(work, tmp_path))
 
 
+@pytest.mark.parametrize("flag", ["--resume", "--eval-only", "--num-gpus=2"])
+def test_flags_of_a_training_are_refused(flag, tool, work, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        draw(tool, arguments(work, tmp_path, flag))
+    assert f"unrecognized arguments: {flag}" in capsys.readouterr().err
+
+
 def test_a_number_below_one_is_an_error(tool, work, tmp_path):
     with pytest.raises(ValueError, match="--num is 0"):
         draw(tool, arguments(work, tmp_path, "--num", "0"))

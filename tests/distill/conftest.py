@@ -5,8 +5,12 @@ import math
 import pytest
 import torch
 
+import bevkd2.modeling  # noqa: F401  (registers the meta-architectures)
+from bevkd2.checkpoint import save_file
 from bevkd2.config import get_cfg
+from bevkd2.distill import resolve_teacher
 from bevkd2.structures import Boxes3D
+from tests.distill.pairs import METHODS, build
 
 CAMERAS = 6
 SIZE = (32, 64)  # height, width in pixels
@@ -85,5 +89,31 @@ def samples():
             sample["labels"] = torch.randint(0, 10, (4,), generator=generator)
             batch.append(sample)
         return batch
+
+    return make
+
+
+@pytest.fixture
+def teacher_files(tmp_path, tiny_cfg):
+    """Writes a teacher's YAML and checkpoint; returns a function that makes a Distiller config."""
+    torch.manual_seed(0)
+    teacher = build(tiny_cfg())
+    with torch.no_grad():
+        for name, parameter in teacher.named_parameters():
+            if ".attention_weights." in name:  # zero at the start, which makes all attention uniform
+                parameter.normal_()
+    save_file({"model": teacher.state_dict()}, tmp_path / "teacher.pth")
+    (tmp_path / "teacher.yaml").write_text(tiny_cfg().dump())
+
+    def make(*options, mode="freeze"):
+        cfg = tiny_cfg()
+        cfg.merge_from_list(["MODEL.META_ARCHITECTURE", "Distiller"])
+        cfg.DISTILL.TEACHER.CONFIG = str(tmp_path / "teacher.yaml")
+        cfg.DISTILL.TEACHER.WEIGHTS = str(tmp_path / "teacher.pth")
+        cfg.DISTILL.METHODS = METHODS
+        cfg.DISTILL.INHERIT.MODE = mode
+        cfg.merge_from_list(options)
+        resolve_teacher(cfg)
+        return cfg
 
     return make

@@ -4,56 +4,12 @@ import pytest
 import torch
 
 import bevkd2.modeling  # noqa: F401  (registers the meta-architectures)
-from bevkd2.checkpoint import save_file
-from bevkd2.config import get_cfg
-from bevkd2.d2 import META_ARCH_REGISTRY, EventStorage
-from bevkd2.distill import (
-    Distiller,
-    DistillMethod,
-    is_distillation,
-    resolve_teacher,
-    student_config,
-)
+from bevkd2.d2 import EventStorage
+from bevkd2.distill import Distiller, student_config
 from bevkd2.engine import DistillTrainer
-from bevkd2.modeling.knowledge import BEVKnowledge, MonoKnowledge
+from tests.distill.pairs import Untrained, build, train_losses
 
-METHODS = ["TemporalAttention", "SpatialAttention", "BEVResponse"]
 NO_DROPOUT = ("MODEL.BEVFORMER.DROPOUT", 0.0)
-
-
-def build(cfg):
-    return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
-
-
-@pytest.fixture
-def teacher_files(tmp_path, tiny_cfg):
-    """Writes a teacher's YAML and checkpoint; returns a function that makes a Distiller config."""
-    torch.manual_seed(0)
-    teacher = build(tiny_cfg())
-    with torch.no_grad():
-        for name, parameter in teacher.named_parameters():
-            if ".attention_weights." in name:  # zero at the start, which makes all attention uniform
-                parameter.normal_()
-    save_file({"model": teacher.state_dict()}, tmp_path / "teacher.pth")
-    (tmp_path / "teacher.yaml").write_text(tiny_cfg().dump())
-
-    def make(*options, mode="freeze"):
-        cfg = tiny_cfg()
-        cfg.merge_from_list(["MODEL.META_ARCHITECTURE", "Distiller"])
-        cfg.DISTILL.TEACHER.CONFIG = str(tmp_path / "teacher.yaml")
-        cfg.DISTILL.TEACHER.WEIGHTS = str(tmp_path / "teacher.pth")
-        cfg.DISTILL.METHODS = METHODS
-        cfg.DISTILL.INHERIT.MODE = mode
-        cfg.merge_from_list(options)
-        resolve_teacher(cfg)
-        return cfg
-
-    return make
-
-
-def train_losses(model, batch):
-    with EventStorage():
-        return model.train()(batch)
 
 
 def test_an_identical_student_has_nothing_to_learn(teacher_files, samples):
@@ -250,20 +206,6 @@ def test_a_forward_pass_waits_for_the_device_once_and_a_step_once_more(
     assert waits == ["cpu", "cpu"]
 
 
-class Untrained(DistillMethod):
-    """Returns one loss of a name that is given."""
-
-    node = "UNTRAINED"
-    knowledge = BEVKnowledge
-
-    def __init__(self, name):
-        super().__init__(None, None, None)
-        self.name = name
-
-    def forward(self, student, teacher, targets):
-        return {self.name: (student.bev_embed - teacher.bev_embed).mean()}
-
-
 @pytest.mark.parametrize("second", ["a", "b"])
 def test_losses_of_one_name_do_not_replace_each_other(teacher_files, samples, second):
     built = build(teacher_files("DISTILL.METHODS", []))
@@ -344,113 +286,3 @@ def test_a_batch_of_two_is_two_batches_of_one(teacher_files, samples):
     for name in ("temporal_attention", "spatial_attention", "bev_response"):
         key = f"loss_distill_{name}"
         torch.testing.assert_close(both[key], (first[key] + second[key]) / 2, rtol=1e-4, atol=1e-7)
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        (("DISTILL.TEACHER.WEIGHTS", ""), ValueError, "DISTILL.TEACHER.WEIGHTS is empty"),
-        (("DISTILL.TEACHER.WEIGHTS", "nowhere.pth"), FileNotFoundError, "nowhere.pth does not exist"),
-        (
-            ("DISTILL.TEACHER.OPTS", ["MODEL.BEVFORMER.NUM_CLASSES", 7]),
-            ValueError,
-            r"teacher\.pth[\s\S]*class_branches",
-        ),
-        (
-            ("DISTILL.TEACHER.OPTS", ["MODEL.BEVFORMER.ENCODER_LAYERS", 3]),
-            ValueError,
-            r"teacher\.pth[\s\S]*missing",
-        ),
-        (("DISTILL.TEACHER.DTYPE", "float8"), ValueError, "float8.*bfloat16"),
-        (("DISTILL.METHODS", ["BEVResponze"]), KeyError, "BEVResponze"),
-        (
-            ("MODEL.BEVFORMER.BEV_SHAPE", [4, 4]),
-            ValueError,
-            r"teacher bev_queries is \(48, 16\), student's is \(16, 16\)",
-        ),
-    ],
-)
-def test_a_teacher_that_does_not_fit_is_an_error(teacher_files, options, error, message):
-    with pytest.raises(error, match=message):
-        build(teacher_files(*options))
-
-
-def test_a_teacher_that_sees_other_images_is_an_error(teacher_files):
-    with pytest.raises(ValueError, match=r"INPUT.IMAGE_SCALE: the teacher's is 0.8, the student's is 0.5"):
-        teacher_files("DISTILL.TEACHER.OPTS", ["INPUT.IMAGE_SCALE", 0.8])
-
-
-def test_the_dumped_config_embeds_the_teacher(teacher_files, tmp_path):
-    cfg = teacher_files()
-    (tmp_path / "dumped.yaml").write_text(cfg.dump())
-    (tmp_path / "teacher.yaml").unlink()
-    again = get_cfg()
-    again.merge_from_file(str(tmp_path / "dumped.yaml"))
-    resolve_teacher(again)
-    assert isinstance(build(again), Distiller)
-
-
-def test_weights_that_would_overwrite_what_is_inherited_are_an_error(teacher_files):
-    with pytest.raises(ValueError, match=r"MODEL.WEIGHTS student.pth would overwrite.*INHERIT.MODE init"):
-        build(teacher_files("MODEL.WEIGHTS", "student.pth", mode="init"))
-
-
-@pytest.mark.parametrize("name", ["", "Distiller", "SubDistiller"])
-def test_the_student_has_a_plain_architecture(teacher_files, name):
-    with pytest.raises(ValueError, match=rf"DISTILL\.STUDENT\.META_ARCHITECTURE is '{name}'"):
-        build(teacher_files("DISTILL.STUDENT.META_ARCHITECTURE", name))
-
-
-class MonoOnly(Untrained):
-    """Reads what a BEVFormer does not return."""
-
-    node = "MONO_ONLY"
-    knowledge = MonoKnowledge
-
-
-class ReadsHeatmap(Untrained):
-    """Requires a field that is empty unless the model has an auxiliary head."""
-
-    node = "READS_HEATMAP"
-    requires = frozenset({"bev_heatmap"})
-
-
-def test_a_method_on_a_detector_that_it_cannot_read_is_named_at_build_time(teacher_files):
-    built = build(teacher_files("DISTILL.METHODS", []))
-    pair = {"student": built.student, "teacher": built.teacher}
-    with pytest.raises(
-        ValueError,
-        match=r"METHODS: MonoOnly reads MonoKnowledge, but the student, a BEVFormer, returns BEVKnowledge",
-    ):
-        Distiller(**pair, methods={"MonoOnly": MonoOnly("x")}, weights={"MonoOnly": 1.0})
-    with pytest.raises(ValueError, match="DepthGuidedPrediction reads MonoKnowledge"):
-        build(teacher_files("DISTILL.METHODS", ["DepthGuidedPrediction"]))
-
-
-def test_a_required_field_that_is_empty_is_named(teacher_files, samples):
-    built = build(teacher_files("DISTILL.METHODS", []))
-    methods = {"ReadsHeatmap": ReadsHeatmap("x")}
-    model = Distiller(
-        student=built.student, teacher=built.teacher, methods=methods, weights={"ReadsHeatmap": 1.0}
-    )
-    with pytest.raises(ValueError, match="ReadsHeatmap requires bev_heatmap, which the student left empty"):
-        train_losses(model, samples(1))
-
-
-@META_ARCH_REGISTRY.register()
-class SubDistiller(Distiller):
-    """A distillation under a name of its own."""
-
-
-@META_ARCH_REGISTRY.register()
-class DistillerByNameOnly(torch.nn.Module):
-    """No Distiller, whatever its name says."""
-
-
-def test_a_distillation_is_known_by_its_class(teacher_files):
-    cfg = teacher_files("MODEL.META_ARCHITECTURE", "SubDistiller")
-    assert is_distillation(cfg) and cfg.DISTILL.STUDENT.META_ARCHITECTURE == "BEVFormer"
-    assert type(build(cfg)) is SubDistiller
-    assert type(build(student_config(cfg))) is type(build(cfg).student)
-    cfg.MODEL.META_ARCHITECTURE = "DistillerByNameOnly"
-    assert not is_distillation(cfg)

@@ -57,6 +57,18 @@ def test_sixteen_processes_instead_of_eight(monkeypatch: pytest.MonkeyPatch) -> 
     assert found == [32, 0.04, 4500, 250, (3000, 4000), 500, 0, 1]
 
 
+def test_three_processes_instead_of_eight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Iterations are rounded; the batch of a process stays 2, and the samples seen within half a batch."""
+    monkeypatch.setattr(PROCESSES, lambda: 3)
+    found = numbers(resolve(make(*ITERATIONS, "SOLVER.MAX_ITER", 9001)))
+    assert found == [6, 0.0075, 24003, 1333, (16000, 21336), 2667, 8000, 267]
+
+
+def test_a_single_iteration_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PROCESSES, lambda: 16)
+    assert resolve(make(*EIGHT, "SOLVER.MAX_ITER", 1)).SOLVER.MAX_ITER == 1
+
+
 @pytest.mark.parametrize("reference", [0, 1])
 def test_nothing_is_scaled_for_the_number_that_is_meant(reference: int) -> None:
     cfg = make(*ITERATIONS, "SOLVER.REFERENCE_WORLD_SIZE", reference)
@@ -94,10 +106,12 @@ def test_epochs_need_a_fourth_of_the_iterations_with_four_times_the_processes(
 
 
 def test_half_an_epoch_and_steps_of_no_use() -> None:
-    cfg = make("SOLVER.EPOCHS", 0.5, "SOLVER.IMS_PER_BATCH", 4, "SOLVER.CHECKPOINT_PERIOD", 0)
+    """A period counts whole epochs and is at least one, so it may be longer than this training."""
+    cfg = make("SOLVER.EPOCHS", 0.5, "SOLVER.IMS_PER_BATCH", 4, "SOLVER.CHECKPOINT_PERIOD", 1)
     cfg.freeze()
     resolved = resolve(cfg, 103)  # 26 iterations per epoch
     assert resolved.SOLVER.MAX_ITER == 13 and resolved.is_frozen()
+    assert resolved.SOLVER.CHECKPOINT_PERIOD == 26
     assert resolved.SOLVER.STEPS == cfg.SOLVER.STEPS  # of the other schedule
 
 
@@ -114,6 +128,11 @@ def test_hold_of_an_epoch_without_epochs() -> None:
         (("TEST.EVAL_PERIOD", 25), r"EVAL_PERIOD is 25, beyond the 24 epochs"),
         (("SOLVER.STEPS", (16, 60000)), r"STEPS is 60000, beyond the 24 epochs"),
         (("SOLVER.EPOCHS", -1), r"EPOCHS is -1\.0, expected a positive number"),
+        (("SOLVER.EPOCHS", 23.5, "TEST.EVAL_PERIOD", 25), r"EVAL_PERIOD is 25, beyond the 23\.5 epochs"),
+        (
+            ("SOLVER.EPOCHS", 1e-4, "SOLVER.STEPS", (), "TEST.EVAL_PERIOD", 1),
+            r"EPOCHS is 0\.0001, at most half an iteration: an epoch has 3517 iterations",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other(options: tuple[Any, ...], message: str) -> None:

@@ -80,6 +80,20 @@ def test_nan_loss_stops_before_the_step(tmp_path: Path) -> None:
     assert torch.isfinite(flat(trainer.model)).all()
 
 
+class Evaluates(HookBase):
+    """Leaves the model in eval mode."""
+
+    def after_step(self) -> None:
+        self.trainer.model.eval()
+
+
+def test_a_model_that_was_left_in_eval_mode_is_not_trained(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    trainer.register_hooks([Evaluates()])
+    with pytest.raises(RuntimeError, match="iteration 1: the model is in eval mode"):
+        trainer.train(0, 2)
+
+
 class Sqrt(nn.Module):
     """A finite loss with an infinite gradient."""
 

@@ -17,7 +17,7 @@ from bevkd2.ops import Reduction, bev_response_l2
 class BEVResponse(DistillMethod[BEVKnowledge]):
     """Computes the L2 of the BEV responses: the mean absolute BEV embedding over the channels.
 
-    The widths of the two may differ.     Cells that no camera sees do not count.
+    The widths of the two may differ. Cells that no camera sees do not count.
 
     Args:
         cfg: the method's node: REDUCTION (see :func:`bevkd2.ops.bev_response_l2`).
@@ -43,11 +43,11 @@ class BEVResponse(DistillMethod[BEVKnowledge]):
         Raises:
             ValueError: the two have another BEV grid.
         """
-        assert student.bev_embed is not None and teacher.bev_embed is not None
         if student.bev_shape != teacher.bev_shape:
             raise ValueError(
                 f"DISTILL.{self.node}: the student's BEV grid is {student.bev_shape}, the teacher's "
                 f"{teacher.bev_shape} (rows, columns); use the same MODEL.BEVFORMER.BEV_SHAPE"
             )
         mask = student.seen_by_any_camera()
-        return bev_response_l2(student.bev_embed, teacher.bev_embed, mask, reduction=self.reduction)
+        embeds = student.filled("bev_embed"), teacher.filled("bev_embed")
+        return bev_response_l2(*embeds, mask, reduction=self.reduction)

@@ -71,19 +71,16 @@ class PerspectiveFeature(DistillMethod[Knowledge]):
 
     def forward(self, student: Knowledge, teacher: Knowledge, targets: Any) -> Tensor:
         """Returns the loss."""
-        assert student.fpn is not None and teacher.fpn is not None
-        assert student.image_sizes is not None and student.fpn_strides is not None
-        features = [
-            adapter(student.fpn[level]) for level, adapter in zip(self.levels, self.adapters, strict=True)
-        ]
+        fpn, fpn_t, strides = student.filled("fpn"), teacher.filled("fpn"), student.filled("fpn_strides")
+        features = [adapter(fpn[level]) for level, adapter in zip(self.levels, self.adapters, strict=True)]
         weights = draw_weights(
             [_shape(level) for level in features],
-            strides=[student.fpn_strides[level] for level in self.levels],
-            image_sizes=student.image_sizes,
+            strides=[strides[level] for level in self.levels],
+            image_sizes=student.filled("image_sizes"),
             perspective=self.perspective,
             occlusion=self._occlusion(targets),
         )
-        wanted = [teacher.fpn[level] for level in self.levels]
+        wanted = [fpn_t[level] for level in self.levels]
         # The mean over the levels is folded in, so that the op's gradients need no other pass.
         losses = feature_l2(features, wanted, weights.maps, weights.cells, loss_weight=1 / len(features))
         return losses.sum()
