@@ -19,8 +19,8 @@ from bevkd2.structures import CAMERA_NAMES, GlobalBoxes, from_global, invert_pos
 
 logger = logging.getLogger(__name__)
 
-# The devkit, and so nuscenes_tables and ego_motion, are imported where an index is built: that takes seconds,
-# and a run that finds its index in the cache does without.
+# The devkit, and so bevkd2.nuscenes.tables and ego_motion, are imported where an index is built: that takes
+# seconds, and a run that finds its index in the cache does without.
 
 Array = npt.NDArray[np.float64]
 
