@@ -83,24 +83,25 @@ DATA_FORMAT_REGISTRY = FormatRegistry()
 """Every format that ``DATASETS.FORMAT`` may name."""
 
 
-def class_names(cfg: FvcoreNode, *, single_images: bool = False) -> tuple[str, ...]:
+def class_names(cfg: FvcoreNode, *, single_images: bool | None = None) -> tuple[str, ...]:
     """Returns the names of the classes that are detected; the label of a class is its place.
 
     Args:
         cfg: the config; reads ``DATASETS.FORMAT`` and ``DATASETS.CLASSES``.
-        single_images: whether the caller is a monocular detector, which cannot read other samples.
+        single_images: what samples the caller can read: of a monocular detector True, of a multi-view
+            detector False; None: any.
 
     Raises:
-        ValueError: the format is unknown, ``CLASSES`` is not a list of its classes, each once, or samples are
-            frames of several cameras where single images are needed.
+        ValueError: the format is unknown, ``CLASSES`` is not a list of its classes, each once, or the caller
+            cannot read the format's samples.
     """
     form, names = DATA_FORMAT_REGISTRY.get(cfg.DATASETS.FORMAT), tuple(cfg.DATASETS.CLASSES)
-    if single_images and not form.single_images:
-        monocular = [other.name for other in DATA_FORMAT_REGISTRY if other.single_images]
-        raise ValueError(
-            f"DATASETS.FORMAT is {form.name!r}, expected one of {', '.join(monocular)}: monocular models "
-            "read single images"
-        )
+    if single_images is not None and single_images != form.single_images:
+        readable = [other.name for other in DATA_FORMAT_REGISTRY if other.single_images == single_images]
+        reads = "monocular models read single images"
+        if not single_images:
+            reads = "multi-view models read frames of several cameras"
+        raise ValueError(f"DATASETS.FORMAT is {form.name!r}, expected one of {', '.join(readable)}: {reads}")
     if form.fixed_classes and names:
         raise ValueError(
             f"DATASETS.CLASSES is {list(names)}, but the classes of format {form.name!r} are fixed: "

@@ -86,30 +86,55 @@ class CfgNode(fvcore_config.CfgNode):
         return _load_yaml(find_file(filename), seen=())
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """yaml's SafeLoader, which would keep the last of two equal keys and drop the first without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Constructs a mapping.
+
+        Raises:
+            yaml.constructor.ConstructorError: a key is there twice; names its line.
+        """
+        seen = set()
+        for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    "in a mapping", node.start_mark, f"the key {key.value!r} is there twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _load_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(
-            f"config file {path} does not exist; --config-file takes the path of a YAML file"
-        )
+        why = f"it is the {BASE_KEY} of {seen[-1]}" if seen else "--config-file takes the path of a YAML file"
+        raise FileNotFoundError(f"config file {path} does not exist; {why}")
     if path.resolve() in seen:
         chain = " -> ".join(str(p) for p in (*seen, path))
         raise ValueError(f"config file {path} is its own {BASE_KEY}: {chain}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader) or {}  # noqa: S506  (it is safe)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(
             f"config file {path} is not plain YAML ({error}); Python tags and other objects are refused"
         ) from error
     if not isinstance(content, dict):
         raise ValueError(f"config file {path} holds a {type(content).__name__}, expected a mapping of keys")
-    base_names = content.pop(BASE_KEY, [])
     merged: dict[str, Any] = {}
-    for name in [base_names] if isinstance(base_names, str) else base_names:
+    for name in _base_names(content.pop(BASE_KEY, []), path):
         _merge_files(_load_yaml(_relative_to(path, name), (*seen, path.resolve())), merged)
     for keys in _RELATIVE_TO_FILE:
         _resolve_path(content, keys, path)
     _merge_files(content, merged)
     return merged
+
+
+def _base_names(value: Any, path: Path) -> list[str]:
+    """Returns the files that a ``_BASE_`` names; ``path`` is the file that it is in."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"config file {path}: {BASE_KEY} is {value!r}, expected a path or a list of paths")
+    return names
 
 
 def _merge_files(content: dict[str, Any], merged: dict[str, Any]) -> None:
@@ -127,8 +152,9 @@ def _resolve_path(content: dict[str, Any], keys: tuple[str, ...], path: Path) ->
     node: Any = content
     for key in keys[:-1]:
         node = node.get(key) if isinstance(node, dict) else None
-    if isinstance(node, dict) and node.get(keys[-1]):
-        node[keys[-1]] = str(_relative_to(path, node[keys[-1]]))
+    value = node.get(keys[-1]) if isinstance(node, dict) else None
+    if isinstance(value, str) and value:  # the merge refuses other types
+        node[keys[-1]] = str(_relative_to(path, value))
 
 
 def _merge_dicts(source: dict[str, Any], target: dict[str, Any]) -> None:
@@ -147,7 +173,7 @@ def _checked(
     for key, value in other.items():
         if key not in known:
             if not known.is_new_allowed():
-                raise KeyError(_unknown(prefix + key, list(known), prefix, source))
+                raise KeyError(_unknown(f"{prefix}{key}", list(known), prefix, source))
             result[key] = value
         elif isinstance(known[key], fvcore_config.CfgNode):
             if not isinstance(value, fvcore_config.CfgNode):

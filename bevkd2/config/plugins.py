@@ -37,7 +37,11 @@ def add_config_extension(extend: ConfigExtension) -> ConfigExtension:
 
 
 def extend_config(cfg: CfgNode) -> None:
-    """Imports the built-in and installed plugins once, and lets every extension add its keys to ``cfg``."""
+    """Imports the built-in and installed plugins once, and lets every extension add its keys to ``cfg``.
+
+    Raises:
+        ImportError: one of them cannot be imported.
+    """
     _load_installed_plugins()
     for extend in _EXTENSIONS:
         extend(cfg)
@@ -66,4 +70,10 @@ def _load_installed_plugins() -> None:
         importlib.import_module(module)
     for point in entry_points(group=ENTRY_POINT_GROUP):
         logging.getLogger(__name__).info("plugin %s: importing %s", point.name, point.value)
-        point.load()
+        try:
+            point.load()
+        except ImportError as error:
+            raise ImportError(
+                f"plugin {point.name!r}, the entry point {point.value} of the group {ENTRY_POINT_GROUP}: "
+                f"{error}; install what it needs, or uninstall the package that brings it"
+            ) from error

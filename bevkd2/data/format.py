@@ -200,15 +200,16 @@ def dataset_root(cfg: CfgNode) -> str:
     """Returns the folder of the data set.
 
     A relative ``DATASETS.ROOT`` that does not exist is looked for in the folder that the environment variable
-    ``DETECTRON2_DATASETS`` names, where it is set.
+    ``DETECTRON2_DATASETS`` names, where it is set. In both, ``~`` is the home folder.
 
     Raises:
-        FileNotFoundError: it is in neither place.
+        FileNotFoundError: ``DETECTRON2_DATASETS`` is set, and the folder is in neither place.
     """
-    root, datasets = Path(cfg.DATASETS.ROOT), os.environ.get("DETECTRON2_DATASETS", "")
+    root = Path(cfg.DATASETS.ROOT).expanduser()
+    datasets = os.environ.get("DETECTRON2_DATASETS", "")
     if root.is_absolute() or root.exists() or not datasets:
         return str(root)  # the format says what is wrong with one that does not exist
-    elsewhere = Path(datasets) / root
+    elsewhere = Path(datasets).expanduser() / root
     if not elsewhere.exists():
         raise FileNotFoundError(
             f"DATASETS.ROOT is {str(root)!r}, but neither {Path.cwd() / root} nor {elsewhere} (in "

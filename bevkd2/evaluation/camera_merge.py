@@ -53,6 +53,10 @@ class MergeRule:
     max_per_sample: int
 
     def __post_init__(self) -> None:
+        if not 0 <= self.score_threshold <= 1:
+            raise ValueError(
+                f"TEST.NUSCENES_MONO.SCORE_THRESHOLD is {self.score_threshold}, expected a score in [0, 1]"
+            )
         if not 0 <= self.nms_threshold <= 1:
             raise ValueError(
                 f"TEST.NUSCENES_MONO.NMS_THRESHOLD is {self.nms_threshold}, expected an IoU in [0, 1]"

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import bevkd2.modeling  # noqa: F401  (registers the models)
+import tests.engine.toys  # noqa: F401  (registers ToyDetector)
 from bevkd2.config import load_config
 from bevkd2.d2 import build_model
 from bevkd2.data.kitti.dataset import load_kitti
@@ -151,9 +152,11 @@ def test_models_must_know_the_same_data(tool, mono):
 
 
 def test_a_model_must_read_what_the_format_is(tool, work, tmp_path):
-    extra = ["--weights", str(work / "student.pth")]
+    words = [*arguments(work, tmp_path, "--weights", str(work / "student.pth")), "DATASETS.FORMAT", "kitti"]
+    with pytest.raises(ValueError, match=r"FORMAT is 'kitti', .*multi-view models read frames"):
+        draw(tool, words)
     with pytest.raises(ValueError, match=r"FORMAT 'kitti' need a detector that gives a MonoKnowledge"):
-        draw(tool, [*arguments(work, tmp_path, *extra), "DATASETS.FORMAT", "kitti"])
+        draw(tool, [*words, "MODEL.META_ARCHITECTURE", "ToyDetector"])
 
 
 def test_image_ids_are_for_monocular_datasets(tool, work, tmp_path):

@@ -56,6 +56,15 @@ def test_a_monocular_detector_refuses_frames_of_several_cameras(architecture):
         build_model(cfg)
 
 
+def test_a_multi_view_detector_refuses_single_images():
+    assert len(class_names(mono_cfg("nuscenes"), single_images=False)) == 10
+    cfg = mono_cfg("kitti")
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.DEVICE = "BEVFormer", "cpu"
+    message = r"FORMAT is 'kitti', expected one of .*nuscenes.*: multi-view models read frames of several"
+    with pytest.raises(ValueError, match=message):
+        build_model(cfg)
+
+
 def test_a_name_is_registered_once():
     kind = type(DATA_FORMAT_REGISTRY.get("kitti"))
     with pytest.raises(ValueError, match=r"data format 'kitti' of .*KittiFormat is registered already, by"):

@@ -26,6 +26,7 @@ def write(folder: Path, name: str, text: str) -> Path:
         ("MODEL: {WETGHTS: x.pth}", "MODEL.WETGHTS", "MODEL.WEIGHTS"),
         ("SOLVR: {BASE_LR: 1.0}", "SOLVR", "SOLVER"),
         ("MODEL: {BEVFORMER: {BEV_SHAP: [1, 1]}}", "MODEL.BEVFORMER.BEV_SHAP", "MODEL.BEVFORMER.BEV_SHAPE"),
+        ("SOLVER: {5: 1.0}", "SOLVER.5", "SOLVER."),
     ],
 )
 def test_unknown_key_names_the_file_and_the_nearest_key(
@@ -62,6 +63,12 @@ def test_unknown_option_names_the_nearest_key() -> None:
         ("MODEL: {RESNETS: {DEFORM_ON_PER_STAGE: [1, 0, 0, 0]}}", r"STAGE\[0\]: expected bool"),
         ("MODEL: resnet", r"MODEL is a node of keys, found the value 'resnet'"),
         ("- a\n- b", r"holds a list, expected a mapping"),
+        ("DISTILL: {TEACHER: {CONFIG: 5}}", r"TEACHER\.CONFIG: expected str as in '', found int 5"),
+        ("_BASE_:\nSEED: 1", r"_BASE_ is None, expected a path or a list of paths"),
+        ("_BASE_: {base.yaml: 1}", r"_BASE_ is \{'base\.yaml': 1\}, expected a path"),
+        ("_BASE_: [[base.yaml]]", r"_BASE_ is \[\['base\.yaml'\]\], expected a path"),
+        ("SOLVER: {GAMMA: 0.3}\nSEED: 1\nSOLVER: {MAX_ITER: 5}", r"'SOLVER' is there twice\n.*line 3"),
+        ("SOLVER:\n  MAX_ITER: 5\n  MAX_ITER: 6", r"'MAX_ITER' is there twice\n.*line 3"),
         ("MODEL: [", r"is not plain YAML"),
     ],
 )
@@ -166,7 +173,7 @@ def test_diamond_of_bases_is_no_cycle(tmp_path: Path) -> None:
 def test_absent_file_and_absent_base(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config file .*none\.yaml does not exist"):
         load_config(tmp_path / "none.yaml")
-    with pytest.raises(FileNotFoundError, match=r"config file .*gone\.yaml does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.yaml does not exist; it is the _BASE_ of .*/a\.yaml"):
         load_config(write(tmp_path, "a.yaml", "_BASE_: gone.yaml"))
 
 

@@ -36,11 +36,12 @@ def test_only_register_writes_to_the_catalogs(format_cfg: CfgNode, tmp_path: Pat
     format_cfg.DATASETS.CLASSES = (
         [] if format_cfg.DATASETS.FORMAT == "nuscenes" else [class_names(format_cfg)[0]]
     )
-    if format_cfg.DATASETS.FORMAT != "kitti":
-        format_cfg.DATASETS.CACHE_DIR = str(tmp_path)  # a part of the name: no other test has registered it
+    root = tmp_path / "root"  # a part of the name: no other test has registered it
+    root.symlink_to(format_cfg.DATASETS.ROOT, target_is_directory=True)
+    format_cfg.DATASETS.ROOT = str(root)
     form, split = data_format(format_cfg), format_cfg.DATASETS.TEST[0]
     name = form.dataset_name(format_cfg, split)
-    assert format_cfg.DATASETS.FORMAT != "nuscenes" or name not in DatasetCatalog
+    assert name not in DatasetCatalog
     assert form.register(format_cfg, split) == form.register(format_cfg, split) == name
     assert MetadataCatalog.get(name).thing_classes == list(class_names(format_cfg))
     assert len(DatasetCatalog.get(name)) == len(load_dataset(format_cfg, split)) > 0
@@ -97,6 +98,19 @@ def test_a_relative_root_is_looked_for_in_the_datasets_folder(
     assert dataset_root(cfg) == kitti_world.name
     cfg.DATASETS.ROOT = str(tmp_path / "absolute")
     assert dataset_root(cfg) == cfg.DATASETS.ROOT
+
+
+def test_a_tilde_is_the_home_folder(
+    kitti_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(kitti_world.parent))
+    cfg = get_cfg()
+    cfg.DATASETS.ROOT = f"~/{kitti_world.name}"
+    assert dataset_root(cfg) == str(kitti_world)
+    cfg.DATASETS.ROOT = kitti_world.name
+    monkeypatch.setenv("DETECTRON2_DATASETS", "~")
+    assert dataset_root(cfg) == str(kitti_world)
 
 
 def test_a_root_that_is_nowhere_names_both_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -230,6 +230,9 @@ def test_from_config(fixture_world, index, tmp_path):
     cfg.TEST.NUSCENES_MONO.NMS_THRESHOLD = 5.0
     with pytest.raises(ValueError, match=r"NMS_THRESHOLD is 5\.0"):
         build_evaluator(cfg, "both", tmp_path)
+    cfg.TEST.NUSCENES_MONO.SCORE_THRESHOLD = 5.0
+    with pytest.raises(ValueError, match=r"SCORE_THRESHOLD is 5\.0, expected a score"):
+        build_evaluator(cfg, "both", tmp_path)
 
 
 @pytest.mark.parametrize("image_scale", [[], [32, 18]])

@@ -142,7 +142,7 @@ def _called_with_cfg(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 def _translate(
     from_config: Callable[..., dict[str, Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    """Call from_config with the arguments that it takes, and lay the others over its result."""
+    """Calls from_config with the arguments that it takes; the others override its result."""
     parameters = inspect.signature(from_config).parameters
     if next(iter(parameters), None) != "cfg":
         raise TypeError(f"{from_config.__qualname__} must take 'cfg' as the first argument!")

@@ -19,13 +19,13 @@ _LOGGER_NAME = "detectron2.evaluation.evaluator"
 
 
 class DatasetEvaluator:
-    """Take in inputs and outputs a batch at a time, and give results at the end."""
+    """Collects inputs and outputs batch by batch, and returns results at the end."""
 
     def reset(self) -> None:
-        """Prepare for a new round."""
+        """Prepares for a new round of batches."""
 
     def process(self, inputs: Any, outputs: Any) -> None:
-        """Take in one batch.
+        """Collects one batch.
 
         Args:
             inputs: what the model was called with, usually a list with one dict a sample.

@@ -25,7 +25,7 @@ def near_matches(name: str, known: Iterable[str]) -> str:
 
 
 class Registry(_Registry):
-    """Map names, typically found in a config, to the classes or functions registered under them."""
+    """Maps names, typically found in a config, to the classes or functions registered under them."""
 
     def get(self, name: str) -> Any:
         """Looks up a registered object.

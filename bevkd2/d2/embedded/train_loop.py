@@ -245,7 +245,7 @@ class SimpleTrainer(TrainerBase):
         )
 
     def _finish_write(self) -> None:
-        """Wait for the thread, and raise what was raised in it."""
+        """Waits for the thread, and raises what was raised in it."""
         pending, self._pending_write = self._pending_write, None
         if pending is not None:
             pending.result()

@@ -27,7 +27,7 @@ class EventWriter:
 
 
 class JSONWriter(EventWriter):
-    """Append the scalars to a file, one JSON object a line for each iteration."""
+    """Appends the scalars to a file, one JSON object a line for each iteration."""
 
     def __init__(self, json_file: str, window_size: int = 20):
         """Opens the file.
@@ -63,7 +63,7 @@ class TensorboardXWriter(EventWriter):
     """Writes scalars, images and histograms for TensorBoard."""
 
     def __init__(self, log_dir: str, window_size: int = 20, **kwargs: Any):
-        """Remember where to; the file is made at the first write.
+        """Sets the folder; the file is made at the first write.
 
         Args:
             log_dir: directory of the event files.

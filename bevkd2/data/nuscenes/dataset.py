@@ -19,8 +19,8 @@ from bevkd2.structures import CAMERA_NAMES, GlobalBoxes, from_global, invert_pos
 
 logger = logging.getLogger(__name__)
 
-# The devkit, and so nuscenes_tables and ego_motion, are imported where an index is built: that takes seconds,
-# and a run that finds its index in the cache does without.
+# The devkit, and so bevkd2.nuscenes.tables and ego_motion, are imported where an index is built: that takes
+# seconds, and a run that finds its index in the cache does without.
 
 Array = npt.NDArray[np.float64]
 
@@ -46,9 +46,14 @@ def load_nuscenes(
 
     Raises:
         FileNotFoundError: root, version, a table or an image does not exist.
-        ValueError: no such split; a table, box or time that cannot be.
+        ValueError: no such split; a table, box or time that cannot be; no camera, or one twice.
         DanglingTokenError: a table refers to a record that is not there.
     """
+    if not cameras or len(set(cameras)) < len(cameras):
+        raise ValueError(
+            f"INPUT.CAMERAS is {list(cameras)}, expected one camera or more, each once, of "
+            f"{', '.join(CAMERA_NAMES)}"
+        )
     check_version(root, version)
     build = partial(build_index, root, version, split, tuple(cameras))
     index = cached_index(root, version, split, cameras, cache_dir, build)

@@ -66,7 +66,7 @@ class NuScenesIndex:
         num_lidar_pts: (M,) int64.
         num_radar_pts: (M,) int64.
         visibility: (M,) int64, nuScenes levels 1 to 4; 0 where not annotated.
-        attributes: (M,) int64 index into ATTRIBUTE_NAMES (of nuscenes_layout), NO_ATTRIBUTE for none.
+        attributes: (M,) int64 index into ATTRIBUTE_NAMES, NO_ATTRIBUTE for none.
     """
 
     root: str

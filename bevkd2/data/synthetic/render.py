@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from bevkd2.data.synthetic.backdrop import Backdrop
 from bevkd2.data.synthetic.near_plane import NEAR, clip_near, project
-from bevkd2.data.synthetic.nuscenes.rig import Sensor
-from bevkd2.data.synthetic.nuscenes.scene import Scene
+from bevkd2.data.synthetic.scene import Scene
+from bevkd2.data.synthetic.sensor import Sensor
 from bevkd2.data.synthetic.textures import TEXELS, face_textures
 from bevkd2.structures import invert_pose
 

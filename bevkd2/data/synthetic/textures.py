@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from bevkd2.data.synthetic.nuscenes.scene import Light, WorldObject
+from bevkd2.data.synthetic.scene import Light, WorldObject
 
 Image = npt.NDArray[np.float32]
 

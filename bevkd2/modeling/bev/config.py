@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bevkd2.config import CfgNode, add_config_extension, add_removed_key
+from bevkd2.config import CfgNode, add_config_extension, add_removed_key, class_names
 from bevkd2.modeling.bev.box_coder import DecodeOptions
 from bevkd2.modeling.bev.criterion import SetCriterion
 from bevkd2.modeling.bev.decoder import ObjectDecoder
@@ -93,6 +93,7 @@ def bevformer_arguments(cfg: CfgNode) -> dict[str, Any]:
     Raises:
         ValueError: keys that contradict each other.
     """
+    class_names(cfg, single_images=False)  # refuses formats of single images
     _check(cfg)
     bev, mask = cfg.MODEL.BEVFORMER, cfg.MODEL.GRID_MASK
     return {

@@ -26,6 +26,14 @@ def test_frames_of_a_split(fixture_world):
         index[6]
 
 
+@pytest.mark.parametrize("cameras", [(), ("CAM_BACK", "CAM_FRONT", "CAM_BACK")])
+def test_no_camera_and_one_twice_are_refused(fixture_world, cameras):
+    with pytest.raises(
+        ValueError, match=r"INPUT\.CAMERAS is \[.*\], expected one camera or more, each once, of"
+    ):
+        load_nuscenes(fixture_world.root, VERSION, "first", cameras=cameras)
+
+
 def test_only_the_ten_classes_are_kept(fixture_world):
     index = load_nuscenes(fixture_world.root, VERSION, "first")
     names = [CLASS_NAMES[label] for label in index.labels[index.annotations(1)]]

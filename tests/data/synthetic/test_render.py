@@ -11,8 +11,9 @@ from pyquaternion import Quaternion
 
 from bevkd2.data.synthetic import WorldConfig
 from bevkd2.data.synthetic.nuscenes.classes import CLASSES
-from bevkd2.data.synthetic.nuscenes.scene import EgoPath, Road, Scene, WorldObject, make_scene
+from bevkd2.data.synthetic.nuscenes.scene import make_scene
 from bevkd2.data.synthetic.render import SceneRenderer
+from bevkd2.data.synthetic.scene import EgoPath, Road, Scene, WorldObject
 
 SIZE = (352, 128)
 MAGENTA = np.array([1.0, 0.0, 1.0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from bevkd2.data.synthetic.nuscenes.classes import ObjectClass
+from bevkd2.data.synthetic.scene import ObjectClass
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import dataclasses
 import math
 
@@ -13,7 +12,16 @@ import numpy.typing as npt
 from bevkd2.data.synthetic.kitti.calibration import CAMERA_HEIGHT, Calibration, make_calibration
 from bevkd2.data.synthetic.kitti.classes import TYPES, KittiType
 from bevkd2.data.synthetic.kitti.config import KittiWorldConfig
-from bevkd2.data.synthetic.nuscenes.scene import LANE_WIDTH, EgoPath, Road, Scene, WorldObject, draw_light
+from bevkd2.data.synthetic.scene import (
+    LANE_WIDTH,
+    EgoPath,
+    Road,
+    Scene,
+    WorldObject,
+    draw_color,
+    draw_distractor,
+    draw_light,
+)
 
 Array = npt.NDArray[np.float64]
 
@@ -119,12 +127,10 @@ def _draw_object(
     rng: np.random.Generator, config: KittiWorldConfig, road: Road, kitti_type: KittiType | None
 ) -> WorldObject:
     if kitti_type is None:
-        size = np.array([rng.uniform(0.3, 4.0), rng.uniform(0.3, 3.0), rng.uniform(0.8, 4.0)])
-        color = np.clip(rng.uniform(0.25, 0.75) + 0.02 * rng.standard_normal(3), 0.0, 1.0)
+        size, color = draw_distractor(rng)
     else:
         size = np.array(kitti_type.kind.size) * np.exp(config.size_sigma * rng.standard_normal(3))
-        hue = (kitti_type.hue + config.hue_sigma * rng.standard_normal()) % 1.0
-        color = np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.75, 0.95), rng.uniform(0.7, 0.95)))
+        color = draw_color(rng, kitti_type.hue, config.hue_sigma)
     nearest = config.nearest + size[0] / 2
     along = nearest * (max(config.farthest, nearest) / nearest) ** rng.random()
     lateral, turn = _draw_spot(rng, road, kitti_type)

@@ -2,41 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-
-@dataclasses.dataclass(frozen=True)
-class ObjectClass:
-    """How objects of a class look and move.
-
-    Attributes:
-        name: detection class.
-        category: nuScenes category, a name that the devkit maps to ``name``.
-        size: mean length, width, height in metres, near nuScenes's means of the class.
-        speeds: (least, greatest) speed of those that move, m/s.
-        moving_share: the share that moves.
-        look: name of the painter in textures.py.
-    """
-
-    name: str
-    category: str
-    size: tuple[float, float, float]
-    speeds: tuple[float, float]
-    moving_share: float
-    look: str
-
-    def attribute(self, moving: bool, on_road: bool) -> str | None:
-        """Returns the nuScenes attribute; None for the classes that have none."""
-        if self.name in ("barrier", "traffic_cone"):
-            return None
-        if self.name == "pedestrian":
-            return "pedestrian.moving" if moving else "pedestrian.standing"
-        if self.name in ("motorcycle", "bicycle"):
-            return "cycle.with_rider" if moving else "cycle.without_rider"
-        if moving:
-            return "vehicle.moving"
-        return "vehicle.stopped" if on_road else "vehicle.parked"
-
+from bevkd2.data.synthetic.scene import ObjectClass
 
 CLASSES = (
     ObjectClass("car", "vehicle.car", (4.6, 1.95, 1.73), (2.0, 8.0), 0.5, "car"),
@@ -65,3 +31,16 @@ ATTRIBUTES = (
     "pedestrian.moving",
 )
 """All of nuScenes's."""
+
+
+def attribute_of(kind: ObjectClass, moving: bool, on_road: bool) -> str | None:
+    """Returns the nuScenes attribute; None for the classes that have none."""
+    if kind.name in ("barrier", "traffic_cone"):
+        return None
+    if kind.name == "pedestrian":
+        return "pedestrian.moving" if moving else "pedestrian.standing"
+    if kind.name in ("motorcycle", "bicycle"):
+        return "cycle.with_rider" if moving else "cycle.without_rider"
+    if moving:
+        return "vehicle.moving"
+    return "vehicle.stopped" if on_road else "vehicle.parked"

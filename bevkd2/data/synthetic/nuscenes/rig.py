@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
 import numpy.typing as npt
 
-from bevkd2.structures import CAMERA_NAMES, pose_matrix
+from bevkd2.data.synthetic.sensor import AXES_QUATERNION, Sensor
+from bevkd2.structures import CAMERA_NAMES
 
 Array = npt.NDArray[np.float64]
 
@@ -25,33 +25,6 @@ _MOUNTS: dict[str, tuple[float, float, tuple[float, float, float], int]] = {
 }
 # Height of the horizon in the image, as a share of the image height from the top.
 _HORIZON = 0.45
-AXES_QUATERNION = np.array([0.5, -0.5, 0.5, -0.5])
-"""From camera axes (x right, y down, z forward) to ego axes (x forward, y left, z up), for a camera that
-looks forward: a third of a turn about (-1, 1, -1)."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Sensor:
-    """One calibrated sensor.
-
-    Attributes:
-        channel: nuScenes's name of it.
-        translation: (3,) position in the ego frame, metres.
-        rotation: (4,) quaternion w, x, y, z from the sensor's frame to the ego's.
-        intrinsics: (3, 3) pinhole matrix in pixels; None for the lidar.
-        delay: microseconds from the key frame to this sensor's exposure.
-    """
-
-    channel: str
-    translation: Array
-    rotation: Array
-    intrinsics: Array | None
-    delay: int
-
-    @property
-    def sensor2ego(self) -> Array:
-        """(4, 4) rigid transform."""
-        return pose_matrix(self.translation, self.rotation)
 
 
 def euler_quaternion(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> Array:

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bevkd2.data.synthetic import WorldConfig
-from bevkd2.data.synthetic.nuscenes.classes import CLASSES
-from bevkd2.data.synthetic.nuscenes.scene import FRAME_INTERVAL, EgoPath, Road, make_scene
+from bevkd2.data.synthetic.nuscenes.classes import CLASSES, attribute_of
+from bevkd2.data.synthetic.nuscenes.scene import FRAME_INTERVAL, make_scene
+from bevkd2.data.synthetic.scene import EgoPath, Road
 from bevkd2.nuscenes.layout import CLASS_NAMES
 
 paths = st.builds(
@@ -96,7 +97,9 @@ def test_attributes_are_those_that_the_devkit_expects(label):
     kind = CLASSES[label]
     assert category_to_detection_name(kind.category) == kind.name
     allowed = detection_name_to_rel_attributes(kind.name) or [None]
-    given_attributes = {kind.attribute(moving, road) for moving in (True, False) for road in (True, False)}
+    given_attributes = {
+        attribute_of(kind, moving, road) for moving in (True, False) for road in (True, False)
+    }
     assert given_attributes <= set(allowed)
 
 

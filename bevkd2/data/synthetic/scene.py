@@ -1,0 +1,197 @@
+"""What the scenes of every layout are made of: a road, the ego's path along it, objects, sun and air."""
+
+from __future__ import annotations
+
+import colorsys
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bevkd2.data.synthetic.sensor import Sensor
+
+Array = npt.NDArray[np.float64]
+
+LANE_WIDTH = 3.5
+"""Metres."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EgoPath:
+    """A drive along an arc at constant speed, in the global frame.
+
+    Attributes:
+        origin: (2,) position at time 0, metres.
+        heading: radians at time 0.
+        speed: m/s.
+        curvature: 1/m, positive to the left, never 0.
+    """
+
+    origin: Array
+    heading: float
+    speed: float
+    curvature: float
+
+    def pose(self, time: float) -> tuple[Array, float]:
+        """Returns the position (2,) in metres and heading in radians at ``time`` in seconds."""
+        turn = self.curvature * self.speed * time
+        # The chord of an arc has length arc * sinc(turn / 2) and the mean of the two headings.
+        chord = self.speed * time * float(np.sinc(turn / (2 * math.pi)))
+        middle = self.heading + turn / 2
+        return self.origin + chord * np.array([math.cos(middle), math.sin(middle)]), self.heading + turn
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Road:
+    """A road of parallel lanes along the ego's path; the ego drives in the rightmost one.
+
+    Attributes:
+        path: the middle of the ego's lane.
+        num_lanes: lanes, counted from the ego's to the left.
+    """
+
+    path: EgoPath
+    num_lanes: int
+
+    @property
+    def edges(self) -> tuple[float, float]:
+        """Returns the lateral offsets of the right and the left edge, metres, positive to the left."""
+        return -LANE_WIDTH / 2, (self.num_lanes - 0.5) * LANE_WIDTH
+
+    def coordinates(
+        self, x: npt.NDArray[Any], y: npt.NDArray[Any]
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Returns the distance along the road and lateral offset to the left of the ego's path.
+
+        Args:
+            x: global x in metres, any shape.
+            y: global y in metres, same shape.
+
+        Returns:
+            (along, lateral) in metres, of the same shape and dtype.
+        """
+        cos, sin = math.cos(self.path.heading), math.sin(self.path.heading)
+        dx, dy = x - float(self.path.origin[0]), y - float(self.path.origin[1])
+        radius = 1 / self.path.curvature
+        sign = math.copysign(1.0, radius)
+        forward, left = cos * dx + sin * dy, cos * dy - sin * dx
+        lateral = radius - sign * np.hypot(forward, left - radius)
+        along = radius * np.arctan2(sign * forward, sign * (radius - left))
+        return along, lateral
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectClass:
+    """How objects of a class look and move.
+
+    Attributes:
+        name: detection class.
+        category: nuScenes category, a name that the devkit maps to ``name``.
+        size: mean length, width, height in metres, near nuScenes's means of the class.
+        speeds: (least, greatest) speed of those that move, m/s.
+        moving_share: the share that moves.
+        look: name of the painter in textures.py.
+    """
+
+    name: str
+    category: str
+    size: tuple[float, float, float]
+    speeds: tuple[float, float]
+    moving_share: float
+    look: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WorldObject:
+    """A box that stands on the ground and moves along a straight line.
+
+    Attributes:
+        kind: the class; None for a distractor.
+        size: (3,) length, width, height in metres.
+        yaw: heading in the global frame, radians.
+        position: (2,) of the centre at time 0, global, metres.
+        velocity: (2,) global, m/s.
+        color: (3,) RGB in 0..1.
+        attribute: nuScenes attribute, None for classes without.
+    """
+
+    kind: ObjectClass | None
+    size: Array
+    yaw: float
+    position: Array
+    velocity: Array
+    color: Array
+    attribute: str | None
+
+    def center(self, time: float) -> Array:
+        """Returns (3,) gravity centre at ``time`` in seconds, global, metres."""
+        return np.array([*(self.position + time * self.velocity), self.size[2] / 2])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Light:
+    """Sun and air of a scene.
+
+    Attributes:
+        sun: (3,) unit vector towards the sun, global.
+        ambient: share of the light that comes from everywhere; the rest comes from the sun.
+        haze_distance: metres after which 1/e of the contrast is left.
+        haze_color: (3,) RGB in 0..1.
+        contact_rim: metres by which the dark under a box reaches out from its foot on all sides, whatever the
+            sun; 0 for none.
+    """
+
+    sun: Array
+    ambient: float
+    haze_distance: float
+    haze_color: Array
+    contact_rim: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scene:
+    """Everything that a scene's images and annotations are made from.
+
+    Attributes:
+        rig: the cameras; in nuScenes layout LIDAR_TOP before them.
+        road: with the ego's path.
+        objects: annotated ones first, then the distractors.
+        light: sun and air.
+        texture_seed: for the painters.
+    """
+
+    rig: list[Sensor]
+    road: Road
+    objects: list[WorldObject]
+    light: Light
+    texture_seed: int
+
+
+def draw_light(rng: np.random.Generator) -> Light:
+    """Draws sun and air of a random day."""
+    azimuth, elevation = rng.uniform(-math.pi, math.pi), math.radians(rng.uniform(25.0, 65.0))
+    level = math.cos(elevation)
+    sun = np.array([level * math.cos(azimuth), level * math.sin(azimuth), math.sin(elevation)])
+    gray = rng.uniform(0.72, 0.86)
+    haze_color = np.array([gray - 0.03, gray, gray + 0.04])
+    return Light(sun, rng.uniform(0.55, 0.7), rng.uniform(90.0, 200.0), haze_color)
+
+
+def draw_color(rng: np.random.Generator, hue: float, hue_sigma: float) -> Array:
+    """Draws the colour of an object: (3,) RGB in 0..1.
+
+    Args:
+        rng: generator of the scene.
+        hue: mean hue of its class, on a circle of length 1.
+        hue_sigma: standard deviation about it.
+    """
+    hue = (hue + hue_sigma * rng.standard_normal()) % 1.0
+    return np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.75, 0.95), rng.uniform(0.7, 0.95)))
+
+
+def draw_distractor(rng: np.random.Generator) -> tuple[Array, Array]:
+    """Draws a distractor's size (3,) in metres (length, width, height), and its colour (3,), RGB in 0..1."""
+    size = np.array([rng.uniform(0.3, 4.0), rng.uniform(0.3, 3.0), rng.uniform(0.8, 4.0)])
+    return size, np.clip(rng.uniform(0.25, 0.75) + 0.02 * rng.standard_normal(3), 0.0, 1.0)
