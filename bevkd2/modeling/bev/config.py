@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bevkd2.config import CfgNode, add_config_extension, add_removed_key
+from bevkd2.config import CfgNode, add_config_extension, add_removed_key, class_names
 from bevkd2.modeling.bev.box_coder import DecodeOptions
 from bevkd2.modeling.bev.criterion import SetCriterion
 from bevkd2.modeling.bev.decoder import ObjectDecoder
@@ -19,13 +19,15 @@ from bevkd2.modeling.detector import detector_arguments
 add_removed_key("MODEL.BEVFORMER.NUM_CAMERAS", "it is the number of INPUT.CAMERAS")
 add_removed_key("MODEL.BEVFORMER.EMBED_DIM", "it is MODEL.FPN.OUT_CHANNELS")
 add_removed_key("MODEL.BEVFORMER.PC_RANGE", "use INPUT.POINT_RANGE")
+add_removed_key("MODEL.BEVFORMER.NUM_CLASSES", "it is the number of classes of DATASETS.FORMAT")
 
 
 @add_config_extension
 def add_bevformer_config(cfg: CfgNode) -> None:
     """Adds MODEL.BEVFORMER and MODEL.GRID_MASK.
 
-    The channels of queries and features are MODEL.FPN.OUT_CHANNELS, and the cameras are INPUT.CAMERAS.
+    The channels of queries and features are MODEL.FPN.OUT_CHANNELS, the cameras are INPUT.CAMERAS, and the
+    classes are those of DATASETS.FORMAT.
 
     Args:
         cfg: the whole config.
@@ -38,7 +40,6 @@ def add_bevformer_config(cfg: CfgNode) -> None:
     grid_mask.MODE = 1
 
     bev = cfg.MODEL.BEVFORMER = CfgNode()
-    bev.NUM_CLASSES = 10  # classes of the head; nuScenes has 10
     bev.NUM_HEADS = 8  # attention heads
     bev.FFN_DIM = 512  # hidden channels of the feed-forward networks
     bev.DROPOUT = 0.1  # dropout rate of attention outputs and feed-forward networks
@@ -97,7 +98,7 @@ def bevformer_arguments(cfg: CfgNode) -> dict[str, Any]:
     bev, mask = cfg.MODEL.BEVFORMER, cfg.MODEL.GRID_MASK
     return {
         **detector_arguments(cfg),
-        "num_classes": bev.NUM_CLASSES,
+        "num_classes": len(class_names(cfg)),
         "num_cameras": len(cfg.INPUT.CAMERAS),
         "encoder": _encoder(cfg),
         "decoder": _decoder(cfg),
@@ -142,7 +143,7 @@ def _decoder(cfg: CfgNode) -> ObjectDecoder:
         num_points=bev.DECODER_POINTS,
         ffn_dim=bev.FFN_DIM,
         dropout=bev.DROPOUT,
-        num_classes=bev.NUM_CLASSES,
+        num_classes=len(class_names(cfg)),
         pc_range=cfg.INPUT.POINT_RANGE,
     )
 

@@ -153,7 +153,7 @@ def _codes(sample: Mapping[str, Any], num_classes: int) -> Tensor:
     if len(labels) != len(sample["boxes"]) or bool(((labels < 0) | (labels >= num_classes)).any()):
         raise ValueError(
             f"{name}: labels are {labels.tolist()} for {len(sample['boxes'])} boxes, expected one per box in "
-            f"0..{num_classes - 1} (MODEL.BEVFORMER.NUM_CLASSES)"
+            f"0..{num_classes - 1} (the classes of DATASETS.FORMAT)"
         )
     try:
         return encode_boxes(sample["boxes"]).float()
