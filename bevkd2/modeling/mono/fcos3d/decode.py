@@ -11,8 +11,8 @@ from torch import Tensor
 from bevkd2.modeling.mono.depth import depth_confidence, predicted_depth
 from bevkd2.modeling.mono.fcos3d.head import DenseOutputs
 from bevkd2.modeling.mono.grid import DenseGrid, flatten_levels
-from bevkd2.modeling.mono.head import check_scores
 from bevkd2.modeling.mono.lift import full_local_yaw, lift_boxes
+from bevkd2.modeling.scores import check_scores
 from bevkd2.ops.box3d import batched_rotated_nms
 from bevkd2.structures import CameraBoxes3D
 
