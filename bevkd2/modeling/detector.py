@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -33,22 +33,27 @@ class FeatureShapes:
     """Finest first."""
 
 
-def detector_arguments(cfg: CfgNode) -> dict[str, Any]:
-    """Builds image backbone, feature pyramid and pixel normaliser.
+def detector_arguments(
+    cfg: CfgNode, build_neck: Callable[[CfgNode, dict[str, ShapeSpec]], Neck] = FPN.from_config
+) -> dict[str, Any]:
+    """Builds image backbone, neck and pixel normaliser.
 
     Args:
-        cfg: the whole config; reads MODEL.BACKBONE, MODEL.FPN, MODEL.PIXEL_* and MODEL.SIZE_DIVISIBILITY.
+        cfg: the whole config; reads MODEL.BACKBONE, MODEL.PIXEL_*, MODEL.SIZE_DIVISIBILITY and the keys of
+            the neck.
+        build_neck: makes a neck of the config and the shapes of the backbone's features by name; by default
+            the feature pyramid of MODEL.FPN.
 
     Returns:
         The keyword arguments of :class:`Detector`.
 
     Raises:
-        ValueError: the pyramid reads what the backbone lacks, or wrong pixel statistics.
+        ValueError: the neck reads what the backbone lacks, or wrong pixel statistics.
     """
     backbone = build_backbone(cfg)
     return {
         "image_backbone": backbone,
-        "neck": FPN.from_config(cfg, backbone.output_shape()),
+        "neck": build_neck(cfg, backbone.output_shape()),
         "pixels": PixelNormalizer.from_config(cfg),
     }
 

@@ -18,7 +18,7 @@ from bevkd2.visualization.mono_figure import mono_figure
 from bevkd2.visualization.mono_model_view import MonoView, mono_figures, see_image
 from bevkd2.visualization.mono_view import draw_mono_bev, draw_mono_image, upright2img
 from bevkd2.visualization.objects import CLASS_COLORS, DrawnObjects, class_palette
-from bevkd2.visualization.perspective_view import Occluders, draw_perspective, perspective_maps
+from bevkd2.visualization.perspective_view import draw_perspective, perspective_maps
 
 __all__ = [
     "CLASS_COLORS",
@@ -27,7 +27,6 @@ __all__ = [
     "ModelStream",
     "ModelView",
     "MonoView",
-    "Occluders",
     "attention_entropy",
     "bev_response",
     "camera_images",

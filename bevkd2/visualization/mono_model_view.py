@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from fvcore.common.config import CfgNode as FvcoreNode
 
+from bevkd2.distill.methods.perspective_feature import PerspectiveWeights
 from bevkd2.modeling import Detector
 from bevkd2.structures import project_points
 from bevkd2.visualization.canvas import with_title
@@ -17,7 +18,7 @@ from bevkd2.visualization.feature_view import draw_feature_maps, feature_respons
 from bevkd2.visualization.image_heat import TILE_WIDTH, Levels, Map
 from bevkd2.visualization.mono_figure import mono_figure
 from bevkd2.visualization.objects import DrawnObjects, Image
-from bevkd2.visualization.perspective_view import Occluders, draw_perspective, perspective_maps
+from bevkd2.visualization.perspective_view import draw_perspective, perspective_maps
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,10 +67,14 @@ def mono_figures(
         views: model name -> its view.
         class_names: in the order of the labels.
         score_threshold: least score of a drawn detection.
-        perspective: the config node DISTILL.PERSPECTIVE_FEATURE; None: the matrix is not drawn.
+        perspective: the config node DISTILL.PERSPECTIVE_FEATURE; None, or a node whose PERSPECTIVE is off: no
+            matrix is drawn.
 
     Returns:
         Name of the picture -> image: "detections_<model>", "features" and "perspective".
+
+    Raises:
+        ValueError: a setting of ``perspective`` that cannot be.
     """
     image = np.ascontiguousarray(sample["image"].numpy().transpose(1, 2, 0))
     annotated = "boxes" in sample
@@ -90,9 +95,10 @@ def mono_figures(
     features = draw_feature_maps(image, responses, boxes2d, _tile_width(responses))
     title = f"mean absolute FPN features, image {sample['image_id']}"
     pictures["features"] = with_title(features, title, height=14)
-    if perspective is not None:
+    weights = None if perspective is None else PerspectiveWeights.from_config(perspective)
+    if weights is not None and weights.perspective is not None:
         levels = next(iter(responses.values()))
-        pictures["perspective"] = _perspective_figure(sample, image, levels, perspective, boxes2d)
+        pictures["perspective"] = _perspective_figure(sample, image, levels, weights, boxes2d)
     return pictures
 
 
@@ -102,18 +108,17 @@ def _tile_width(rows: Mapping[str, Levels]) -> int:
 
 
 def _perspective_figure(
-    sample: Mapping[str, Any], image: Image, levels: Levels, node: FvcoreNode, boxes2d: Map | None
+    sample: Mapping[str, Any], image: Image, levels: Levels, weights: PerspectiveWeights, boxes2d: Map | None
 ) -> Image:
-    """Eq. 3 with the settings of a config and, where they ask for it and there are objects, occlusion."""
+    """Draws Eq. 3 and, where the method applies it and there are objects, the occlusion rule."""
+    assert weights.perspective is not None
     size = (image.shape[0], image.shape[1])
     shapes = {stride: (cells.shape[0], cells.shape[1]) for stride, cells in levels.items()}
-    eq3 = {"amplitude": node.AMPLITUDE, "sigma": node.SIGMA, "center": node.CENTER}
-    rows = {"Eq. 3": perspective_maps(size, shapes, **eq3)}
-    if node.OCCLUSION != "off" and "boxes" in sample:
+    rows = {"Eq. 3": perspective_maps(dataclasses.replace(weights, near_depth=None), size, shapes)}
+    if weights.near_depth is not None and "boxes" in sample:
         _, depths = project_points(sample["boxes"].center, sample["cam2img"])
-        occluders = Occluders(sample["boxes2d"], depths, node.NEAR_DEPTH)
-        name = f"occlusion: {node.OCCLUSION}, {node.NEAR_DEPTH:g} m"
-        rows[name] = perspective_maps(size, shapes, **eq3, occluders=occluders)
+        name = f"occlusion: near_boxes, {weights.near_depth:g} m"
+        rows[name] = perspective_maps(weights, size, shapes, sample["boxes2d"], depths)
     title = f"perspective matrix, image {sample['image_id']}"
-    drawn = draw_perspective(image, rows, node.AMPLITUDE, boxes2d, _tile_width(rows))
+    drawn = draw_perspective(image, rows, weights.perspective.amplitude, boxes2d, _tile_width(rows))
     return with_title(drawn, title, height=14)

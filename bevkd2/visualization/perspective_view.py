@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from bevkd2.ops import occlusion_factor, perspective_matrix
+from bevkd2.distill.methods.perspective_feature import PerspectiveWeights
 from bevkd2.visualization.image_heat import TILE_WIDTH, Levels, Map, draw_heat_grid
 from bevkd2.visualization.objects import Image
 
@@ -16,52 +15,33 @@ from bevkd2.visualization.objects import Image
 _OPACITY = 0.75
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Occluders:
-    """Objects that hide what is far (see ``bevkd2.ops.occlusion_factor``).
-
-    Attributes:
-        boxes2d: (n, 4) x1, y1, x2, y2 in pixels.
-        depths: (n,) metres.
-        near_depth: metres; objects beyond it hide nothing.
-    """
-
-    boxes2d: Tensor
-    depths: Tensor
-    near_depth: float
-
-
 def perspective_maps(
+    weights: PerspectiveWeights,
     image_size: tuple[int, int],
     level_shapes: Mapping[int, tuple[int, int]],
-    *,
-    amplitude: float = 0.3,
-    sigma: Sequence[float] = (0.7, 0.7),
-    center: Sequence[float] = (0.5, 0.5),
-    occluders: Occluders | None = None,
+    boxes2d: Tensor | None = None,
+    depths: Tensor | None = None,
 ) -> dict[int, Map]:
-    """Returns the weights that feature imitation gives to the cells of one image; defaults are the paper's.
+    """Returns the weights that feature imitation gives to the cells of one image.
 
     Args:
+        weights: of the method.
         image_size: height and width in pixels before padding.
         level_shapes: stride -> rows and columns of the level.
-        amplitude: A of Eq. 3.
-        sigma: sigma_x and sigma_y in image widths and heights.
-        center: the farthest point, x and y in image widths and heights.
-        occluders: the occlusion rule is applied with these objects; None: it is not.
+        boxes2d: (n, 4) x1, y1, x2, y2 in pixels of the objects; None: no objects.
+        depths: (n,) of the same objects, metres.
 
     Returns:
-        Stride -> (h, w).
+        Stride -> (h, w), 0 in the padding.
     """
-    sizes = torch.tensor([image_size], dtype=torch.float32)
-    maps: dict[int, Map] = {}
-    for stride, shape in level_shapes.items():
-        weights = perspective_matrix(sizes, shape, stride, amplitude=amplitude, sigma=sigma, center=center)
-        if occluders is not None:
-            near = occluders.near_depth
-            weights = weights * occlusion_factor([occluders.boxes2d], [occluders.depths], shape, stride, near)
-        maps[stride] = weights[0].numpy()
-    return maps
+    drawn = weights.draw(
+        list(level_shapes.values()),
+        list(level_shapes),
+        torch.tensor([image_size], dtype=torch.float32),
+        [torch.zeros(0, 4) if boxes2d is None else boxes2d],
+        [torch.zeros(0) if depths is None else depths],
+    )
+    return {stride: level[0].numpy() for stride, level in zip(level_shapes, drawn.levels(), strict=True)}
 
 
 def draw_perspective(

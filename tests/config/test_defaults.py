@@ -18,4 +18,4 @@ def test_a_tree_that_began_elsewhere_keeps_its_own_keys() -> None:
     cfg = fvcore_config.CfgNode({"MODEL": {"KEYPOINT_ON": True, "DEVICE": "cuda"}, "VIS_PERIOD": 7})
     add_bevkd2_config(cfg)
     assert cfg.MODEL.KEYPOINT_ON and cfg.VIS_PERIOD == 7
-    assert cfg.MODEL.DEVICE == "auto" and cfg.MODEL.BEVFORMER.NUM_CLASSES == 10
+    assert cfg.MODEL.DEVICE == "auto" and cfg.MODEL.BEVFORMER.NUM_QUERIES == 900

@@ -16,6 +16,7 @@ from bevkd2.modeling.backbones.norms import make_norm
         ("MODEL: {RESNETS: {NORM: FrozenBN}}", r"RESNETS\.NORM.*MODEL\.BACKBONE\.NORM.*FrozenStatsBN"),
         ("MODEL: {BEVFORMER: {NUM_CAMERAS: 6}}", r"NUM_CAMERAS.*the number of INPUT\.CAMERAS"),
         ("MODEL: {BEVFORMER: {EMBED_DIM: 256}}", r"EMBED_DIM.*it is MODEL\.FPN\.OUT_CHANNELS"),
+        ("MODEL: {BEVFORMER: {NUM_CLASSES: 10}}", r"NUM_CLASSES.*the number of classes of DATASETS\.FORMAT"),
     ],
 )
 def test_a_removed_key_names_its_successor(tmp_path: Path, text: str, message: str) -> None:

@@ -16,9 +16,9 @@ from tests.distill.pairs import Untrained, build, train_losses
         (("DISTILL.TEACHER.WEIGHTS", ""), ValueError, "DISTILL.TEACHER.WEIGHTS is empty"),
         (("DISTILL.TEACHER.WEIGHTS", "nowhere.pth"), FileNotFoundError, "nowhere.pth does not exist"),
         (
-            ("DISTILL.TEACHER.OPTS", ["MODEL.BEVFORMER.NUM_CLASSES", 7]),
+            ("DISTILL.TEACHER.OPTS", ["MODEL.BEVFORMER.NUM_QUERIES", 7]),
             ValueError,
-            r"teacher\.pth[\s\S]*class_branches",
+            r"teacher\.pth[\s\S]*object_queries",
         ),
         (
             ("DISTILL.TEACHER.OPTS", ["MODEL.BEVFORMER.ENCODER_LAYERS", 3]),

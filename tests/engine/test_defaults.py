@@ -150,7 +150,7 @@ def test_evaluation_keeps_the_trainings_config(tmp_path: Path) -> None:
 
 def distiller(tmp_path: Path) -> tuple[str, ...]:
     (tmp_path / "teacher.yaml").write_text(
-        "MODEL: {META_ARCHITECTURE: ToyDetector, BEVFORMER: {NUM_CLASSES: 7}}\n"
+        "MODEL: {META_ARCHITECTURE: ToyDetector, BEVFORMER: {NUM_QUERIES: 7}}\n"
     )
     student = tmp_path / "student.yaml"
     student.write_text("MODEL: {META_ARCHITECTURE: Distiller}\nDISTILL: {TEACHER: {CONFIG: teacher.yaml}}\n")
@@ -163,7 +163,7 @@ def without_architecture(output: Path, flags: tuple[str, ...]) -> argparse.Names
 
 def test_teacher_is_embedded_in_the_dumped_config(tmp_path: Path) -> None:
     cfg = setup(without_architecture(tmp_path / "out", distiller(tmp_path)))
-    assert cfg.DISTILL.TEACHER.RESOLVED.MODEL.BEVFORMER.NUM_CLASSES == 7 and cfg.DISTILL.TEACHER.CONFIG == ""
+    assert cfg.DISTILL.TEACHER.RESOLVED.MODEL.BEVFORMER.NUM_QUERIES == 7 and cfg.DISTILL.TEACHER.CONFIG == ""
     write_config(cfg)
     (tmp_path / "teacher.yaml").unlink()
     again = setup(

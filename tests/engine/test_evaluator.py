@@ -76,7 +76,7 @@ def test_neither_weights_nor_checkpoint(tmp_path: Path) -> None:
 def test_weights_of_another_class_count(tmp_path: Path) -> None:
     cfg = toy_cfg(tmp_path)
     Checkpointer(build_model(cfg), str(tmp_path)).save("ten")
-    cfg.merge_from_list(["MODEL.BEVFORMER.NUM_CLASSES", 3, "MODEL.WEIGHTS", str(tmp_path / "ten.pth")])
+    cfg.merge_from_list(["DATASETS.FORMAT", "kitti", "MODEL.WEIGHTS", str(tmp_path / "ten.pth")])
     with pytest.raises(
         StateDictMismatchError,
         match=r"ten\.pth does not fit ToyDetector: .*head\.bias \(10,\) instead of \(3,\)",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bevkd2.config import CfgNode, get_cfg
+from bevkd2.config import CfgNode, class_names, get_cfg
 from bevkd2.d2 import META_ARCH_REGISTRY, DatasetEvaluator, comm
 
 SIZE = 4  # features of a sample
@@ -23,14 +23,14 @@ TOY_OPTIONS = (
 
 @META_ARCH_REGISTRY.register()
 class ToyDetector(nn.Module):
-    """Backbone, dropout and a head of MODEL.BEVFORMER.NUM_CLASSES outputs; one parameter is frozen."""
+    """Backbone, dropout and a head with one output per class; one parameter is frozen."""
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
         self.image_backbone = nn.Linear(SIZE, 8)
         self.image_backbone.bias.requires_grad_(False)
         self.dropout = nn.Dropout(cfg.MODEL.BEVFORMER.DROPOUT)
-        self.head = nn.Linear(8, cfg.MODEL.BEVFORMER.NUM_CLASSES)
+        self.head = nn.Linear(8, len(class_names(cfg)))
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         return list(self.image_backbone.parameters())

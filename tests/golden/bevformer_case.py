@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bevkd2.checkpoint.import_bevformer import from_published
-from bevkd2.config import CfgNode, get_cfg
+from bevkd2.config import CfgNode, class_names, get_cfg
 from bevkd2.modeling import BEVFormer
 from bevkd2.modeling.bev.decoder import DecoderOutput
 from bevkd2.modeling.bev.encoder import EncoderOutput
@@ -62,10 +62,11 @@ def config_of(case: Case) -> CfgNode:
             f"case {case.name}: flags {flags}: this BEVFormer has camera embeddings and refinement"
         )
     cfg = get_cfg()
+    if meta["num_classes"] != len(class_names(cfg)):
+        raise ValueError(f"case {case.name}: {meta['num_classes']} classes, expected nuScenes' ten")
     resnets, fpn, bev = cfg.MODEL.RESNETS, cfg.MODEL.FPN, cfg.MODEL.BEVFORMER
     resnets.DEPTH, resnets.STEM_OUT_CHANNELS, resnets.RES2_OUT_CHANNELS = 10, 8, 8
     fpn.NUM_OUTS, fpn.OUT_CHANNELS = len(case.inputs["in/spatial_shapes"]), meta["embed_dims"]
-    bev.NUM_CLASSES = meta["num_classes"]
     cfg.INPUT.CAMERAS = [f"camera {n}" for n in range(meta["sca"]["num_cams"])]
     bev.NUM_HEADS, bev.FFN_DIM = meta["num_heads"], size["ffn"]
     bev.BEV_SHAPE, bev.NUM_QUERIES = [size["bev_h"], size["bev_w"]], size["nq"]

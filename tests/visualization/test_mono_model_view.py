@@ -51,6 +51,14 @@ def test_every_picture_of_two_models(model, node):
     assert pictures["features"].shape[0] > 3 * tile
     assert tile < pictures["perspective"].shape[0] < 2 * tile
     assert "perspective" not in mono_figures(sample, views, NAMES)
+    node.PERSPECTIVE = False  # plain feature imitation has no matrix
+    assert "perspective" not in mono_figures(sample, views, NAMES, perspective=node)
+
+
+def test_settings_that_the_method_refuses_are_not_drawn(model, node):
+    sample, node.OCCLUSION = make_image(3), "on"
+    with pytest.raises(ValueError, match=r"DISTILL\.PERSPECTIVE_FEATURE\.OCCLUSION: 'on'"):
+        mono_figures(sample, {"m": see_image(model, sample)}, NAMES, perspective=node)
 
 
 def test_detections_and_truth_are_told_apart(model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,10 +15,65 @@ from bevkd2.distill.methods.base import DistillMethod, register_method
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import Knowledge
 from bevkd2.modeling.mono.inputs import MonoTargets
-from bevkd2.ops import Occlusion, Perspective, draw_weights, feature_l2, pack_boxes
+from bevkd2.ops import Occlusion, Perspective, PixelWeights, draw_weights, feature_l2, pack_boxes
 
 _ADAPTERS = {"conv1x1": 1, "conv3x3": 3}
 _OCCLUSION_RULES = ("off", "near_boxes")
+
+
+@dataclasses.dataclass(frozen=True)
+class PerspectiveWeights:
+    """How much each cell of the necks' features counts: the perspective matrix and the occlusion rule."""
+
+    perspective: Perspective | None
+    """Eq. 3; None: every cell of the image counts 1."""
+    near_depth: float | None
+    """Metres: objects nearer than this lower the weights in their 2D boxes; None: no object does."""
+
+    @classmethod
+    def from_config(cls, node: FvcoreNode) -> PerspectiveWeights:
+        """Builds the weights that DISTILL.PERSPECTIVE_FEATURE describes.
+
+        Raises:
+            ValueError: a setting that cannot be.
+        """
+        check = PerspectiveFeature.check
+        for key in ("SIGMA", "CENTER"):
+            check(len(node[key]) == 2, key, f"{list(node[key])}; expected two numbers (x, y)")
+        check(min(node.SIGMA) > 0, "SIGMA", f"{list(node.SIGMA)}; expected deviations above 0")
+        check(node.AMPLITUDE >= 0, "AMPLITUDE", f"{node.AMPLITUDE}; expected at least 0")
+        check(node.NEAR_DEPTH > 0, "NEAR_DEPTH", f"{node.NEAR_DEPTH}; expected metres above 0")
+        occlusion = PerspectiveFeature.one_of(node, "OCCLUSION", _OCCLUSION_RULES)
+        matrix = Perspective(node.AMPLITUDE, tuple(node.SIGMA), tuple(node.CENTER))
+        return cls(matrix if node.PERSPECTIVE else None, None if occlusion == "off" else node.NEAR_DEPTH)
+
+    def draw(
+        self,
+        level_shapes: Sequence[tuple[int, int]],
+        strides: Sequence[int],
+        image_sizes: Tensor,
+        boxes2d: Sequence[Tensor],
+        depths: Sequence[Tensor],
+    ) -> PixelWeights:
+        """Draws the weights of a batch; the padding has weight 0.
+
+        Args:
+            level_shapes: rows and columns of each level.
+            strides: stride of each level in pixels.
+            image_sizes: (B, 2) height and width in pixels before padding.
+            boxes2d: B tensors (n, 4) x1, y1, x2, y2 in pixels; read where there is a ``near_depth``.
+            depths: B tensors (n,) in metres; likewise.
+        """
+        occlusion = None
+        if self.near_depth is not None:
+            occlusion = Occlusion(*pack_boxes(boxes2d), torch.cat(list(depths)), self.near_depth)
+        return draw_weights(
+            level_shapes,
+            strides=strides,
+            image_sizes=image_sizes,
+            perspective=self.perspective,
+            occlusion=occlusion,
+        )
 
 
 @register_method
@@ -44,14 +100,12 @@ class PerspectiveFeature(DistillMethod[Knowledge]):
 
     def __init__(self, cfg: FvcoreNode, student: FeatureShapes, teacher: FeatureShapes) -> None:
         super().__init__(cfg, student, teacher)
-        self._check_settings(cfg)
+        self.one_of(cfg, "ADAPTER", (*_ADAPTERS, "none"))
+        self.cell_weights = PerspectiveWeights.from_config(cfg)
         self.levels = list(cfg.LEVELS) or list(range(len(student.fpn)))
         self.adapters = nn.ModuleList(
             _adapter(cfg.ADAPTER, *pair) for pair in _paired(self.levels, student, teacher)
         )
-        matrix = Perspective(cfg.AMPLITUDE, tuple(cfg.SIGMA), tuple(cfg.CENTER))
-        self.perspective = matrix if cfg.PERSPECTIVE else None
-        self.occlusion, self.near_depth = cfg.OCCLUSION, cfg.NEAR_DEPTH
 
     @classmethod
     def add_config(cls, node: FvcoreNode) -> None:
@@ -73,37 +127,27 @@ class PerspectiveFeature(DistillMethod[Knowledge]):
         """Returns the loss."""
         fpn, fpn_t, strides = student.filled("fpn"), teacher.filled("fpn"), student.filled("fpn_strides")
         features = [adapter(fpn[level]) for level, adapter in zip(self.levels, self.adapters, strict=True)]
-        weights = draw_weights(
+        weights = self.cell_weights.draw(
             [_shape(level) for level in features],
-            strides=[strides[level] for level in self.levels],
-            image_sizes=student.filled("image_sizes"),
-            perspective=self.perspective,
-            occlusion=self._occlusion(targets),
+            [strides[level] for level in self.levels],
+            student.filled("image_sizes"),
+            *self._objects(targets),
         )
         wanted = [fpn_t[level] for level in self.levels]
         # The mean over the levels is folded in, so that the op's gradients need no other pass.
         losses = feature_l2(features, wanted, weights.maps, weights.cells, loss_weight=1 / len(features))
         return losses.sum()
 
-    def _check_settings(self, cfg: FvcoreNode) -> None:
-        self.one_of(cfg, "ADAPTER", (*_ADAPTERS, "none"))
-        self.one_of(cfg, "OCCLUSION", _OCCLUSION_RULES)
-        for key in ("SIGMA", "CENTER"):
-            self.check(len(cfg[key]) == 2, key, f"{list(cfg[key])}; expected two numbers (x, y)")
-        self.check(min(cfg.SIGMA) > 0, "SIGMA", f"{list(cfg.SIGMA)}; expected deviations above 0")
-        self.check(cfg.AMPLITUDE >= 0, "AMPLITUDE", f"{cfg.AMPLITUDE}; expected at least 0")
-        self.check(cfg.NEAR_DEPTH > 0, "NEAR_DEPTH", f"{cfg.NEAR_DEPTH}; expected metres above 0")
-
-    def _occlusion(self, targets: Any) -> Occlusion | None:
-        if self.occlusion == "off":
-            return None
+    def _objects(self, targets: Any) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Returns 2D boxes and depths of the objects, none where they are not read."""
+        if self.cell_weights.near_depth is None:
+            return (), ()
         if not isinstance(targets, MonoTargets):
             raise ValueError(
                 f"DISTILL.{self.node}.OCCLUSION: near_boxes needs targets with 2D boxes, which "
                 f"{type(targets).__name__} lacks; set it to off"
             )
-        boxes, splits = pack_boxes(targets.boxes2d)
-        return Occlusion(boxes, splits, torch.cat(list(targets.depths)), self.near_depth)
+        return targets.boxes2d, targets.depths
 
 
 def _shape(features: Tensor) -> tuple[int, int]:

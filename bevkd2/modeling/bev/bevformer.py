@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,7 +58,7 @@ class BEVFormer(MultiViewDetector):
             decoder: bird's-eye view to objects.
             criterion: the set losses.
             geometry: grid, range, and how motion and cameras map to it.
-            grid_mask: training augmentation, or None.
+            grid_mask: draws the masks of this model's training; None: it draws none.
             num_queries: object queries.
             query_init: "random" | "grid": object queries start on a regular grid.
             use_can_bus: add an embedding of the 18-vector of motion to the BEV queries.
@@ -143,12 +142,7 @@ class BEVFormer(MultiViewDetector):
                 features, _ = self.features(frames, frozenset())
                 encoded, _ = self._encode(features, frames, past)
                 state = update_rows(state, _next_state(encoded, frames), frames.rows, batch_size)
-        return self._extract_current(self._masked(inputs.current), state, wants)
-
-    def _masked(self, frames: Frames) -> Frames:
-        if self.grid_mask is None or frames.grid_mask is None:
-            return frames
-        return dataclasses.replace(frames, images=self.grid_mask(frames.images, frames.grid_mask))
+        return self._extract_current(inputs.current, state, wants)
 
     def _extract_current(
         self, frames: Frames, state: TemporalState | None, wants: frozenset[str]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bevkd2.modeling.scores import check_scores
 from bevkd2.structures import Boxes3D, wrap_angle
 
 
@@ -108,7 +109,11 @@ def decode_detections(class_logits: Tensor, box_codes: Tensor, options: DecodeOp
 
     Returns:
         ``boxes`` (Boxes3D), ``scores`` (k,) in descending order and ``labels`` (k,) int64.
+
+    Raises:
+        ValueError: a score is NaN.
     """
+    check_scores(class_logits)
     num_classes = class_logits.shape[1]
     probabilities = class_logits.float().sigmoid().flatten()
     scores, index = probabilities.topk(min(options.max_detections, len(probabilities)))

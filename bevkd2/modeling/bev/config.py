@@ -19,13 +19,15 @@ from bevkd2.modeling.detector import detector_arguments
 add_removed_key("MODEL.BEVFORMER.NUM_CAMERAS", "it is the number of INPUT.CAMERAS")
 add_removed_key("MODEL.BEVFORMER.EMBED_DIM", "it is MODEL.FPN.OUT_CHANNELS")
 add_removed_key("MODEL.BEVFORMER.PC_RANGE", "use INPUT.POINT_RANGE")
+add_removed_key("MODEL.BEVFORMER.NUM_CLASSES", "it is the number of classes of DATASETS.FORMAT")
 
 
 @add_config_extension
 def add_bevformer_config(cfg: CfgNode) -> None:
     """Adds MODEL.BEVFORMER and MODEL.GRID_MASK.
 
-    The channels of queries and features are MODEL.FPN.OUT_CHANNELS, and the cameras are INPUT.CAMERAS.
+    The channels of queries and features are MODEL.FPN.OUT_CHANNELS, the cameras are INPUT.CAMERAS, and the
+    classes are those of DATASETS.FORMAT.
 
     Args:
         cfg: the whole config.
@@ -38,7 +40,6 @@ def add_bevformer_config(cfg: CfgNode) -> None:
     grid_mask.MODE = 1
 
     bev = cfg.MODEL.BEVFORMER = CfgNode()
-    bev.NUM_CLASSES = 10  # classes of the head; nuScenes has 10
     bev.NUM_HEADS = 8  # attention heads
     bev.FFN_DIM = 512  # hidden channels of the feed-forward networks
     bev.DROPOUT = 0.1  # dropout rate of attention outputs and feed-forward networks
@@ -93,15 +94,15 @@ def bevformer_arguments(cfg: CfgNode) -> dict[str, Any]:
     Raises:
         ValueError: keys that contradict each other.
     """
-    class_names(cfg, single_images=False)  # refuses formats of single images
+    num_classes = len(class_names(cfg, single_images=False))
     _check(cfg)
     bev, mask = cfg.MODEL.BEVFORMER, cfg.MODEL.GRID_MASK
     return {
         **detector_arguments(cfg),
-        "num_classes": bev.NUM_CLASSES,
+        "num_classes": num_classes,
         "num_cameras": len(cfg.INPUT.CAMERAS),
         "encoder": _encoder(cfg),
-        "decoder": _decoder(cfg),
+        "decoder": _decoder(cfg, num_classes),
         "criterion": _criterion(bev),
         "geometry": _geometry(cfg),
         "grid_mask": GridMask(prob=mask.PROB, ratio=mask.RATIO, mode=mask.MODE) if mask.ENABLED else None,
@@ -134,7 +135,7 @@ def _encoder(cfg: CfgNode) -> BEVEncoder:
     )
 
 
-def _decoder(cfg: CfgNode) -> ObjectDecoder:
+def _decoder(cfg: CfgNode, num_classes: int) -> ObjectDecoder:
     bev = cfg.MODEL.BEVFORMER
     return ObjectDecoder(
         embed_dim=cfg.MODEL.FPN.OUT_CHANNELS,
@@ -143,7 +144,7 @@ def _decoder(cfg: CfgNode) -> ObjectDecoder:
         num_points=bev.DECODER_POINTS,
         ffn_dim=bev.FFN_DIM,
         dropout=bev.DROPOUT,
-        num_classes=bev.NUM_CLASSES,
+        num_classes=num_classes,
         pc_range=cfg.INPUT.POINT_RANGE,
     )
 

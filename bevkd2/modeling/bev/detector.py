@@ -25,7 +25,8 @@ class MultiViewDetector(Detector[BEVInputs, BEVTargets, BEVKnowledge]):
 
     A subclass implements ``extract``, ``losses`` and ``inference``. Samples have the keys ``images`` (N, 3,
     H, W) uint8 RGB, ``lidar2img`` (N, 4, 4), ``can_bus`` (18,), ``scene_token``, ``timestamp``, optionally
-    ``history`` (a list of such frames, oldest first), and in training ``boxes`` and ``labels``.
+    ``history`` (a list of such frames, oldest first) and ``grid_mask`` (a pattern that blanks pixels of the
+    current frame), and in training ``boxes`` and ``labels``.
 
     In eval mode, a detector whose knowledge has a ``state`` gets back the state of the scene's last frame:
     frames of a scene are to be given in order.
@@ -52,7 +53,7 @@ class MultiViewDetector(Detector[BEVInputs, BEVTargets, BEVKnowledge]):
         return self
 
     def preprocess(self, batched_inputs: Sequence[Sample]) -> BEVInputs:
-        """Moves to the device, normalises, pads and batches.
+        """Moves to the device, normalises, pads, masks and batches.
 
         Raises:
             KeyError: a sample lacks a key.

@@ -2,30 +2,62 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
-class GridMask(nn.Module):
-    """Blanks squares of a random grid, the same in all cameras of a sample.
+@dataclasses.dataclass(frozen=True)
+class MaskPattern:
+    """A regular grid of horizontal and vertical bars, in pixels."""
 
-    A mask is a function of four random numbers, so that teacher and student can be given the same one.
-    """
+    period: int
+    """From bar to bar."""
+    bar: int
+    """Width of a bar, below the period."""
+    row: int
+    """Where the first horizontal bar begins."""
+    column: int
+    """Where the first vertical bar begins."""
+    mode: int
+    """1: the squares between the bars are blanked | 0: the bars are."""
 
-    def __init__(self, *, prob: float, ratio: float, mode: int) -> None:
-        """Sets the strengths.
+    def mask(self, height: int, width: int) -> Tensor:
+        """Returns (H, W) float32 of ones and zeros on the CPU."""
+        rows, columns = (
+            (torch.arange(length) - start) % self.period < self.bar
+            for length, start in ((height, self.row), (width, self.column))
+        )
+        bars = rows[:, None] | columns[None, :]
+        mask: Tensor = (bars if self.mode == 1 else ~bars).float()
+        return mask
 
-        Args:
-            prob: probability that a sample is masked at all.
-            ratio: width of the grid's bars over its period.
-            mode: 1: the squares between the bars are blanked | 0: the bars are.
+
+@dataclasses.dataclass(frozen=True)
+class GridMask:
+    """Draws a random grid for a sample, the same for all of its cameras."""
+
+    prob: float
+    """Probability that a sample is masked at all."""
+    ratio: float
+    """Width of the grid's bars over its period."""
+    mode: int
+    """Of :class:`MaskPattern`."""
+
+    def __post_init__(self) -> None:
+        """Checks the mode.
+
+        Raises:
+            ValueError: it is neither 0 nor 1.
         """
-        super().__init__()
-        if mode not in (0, 1):
-            raise ValueError(f"MODEL.GRID_MASK.MODE is {mode}, expected 0 (blank bars) or 1 (blank squares)")
-        self.prob, self.ratio, self.mode = prob, ratio, mode
+        if self.mode not in (0, 1):
+            raise ValueError(
+                f"MODEL.GRID_MASK.MODE is {self.mode}, expected 0 (blank bars) or 1 (blank squares)"
+            )
 
-    def draw(self, height: int) -> Tensor:
+    def draw(self, height: int) -> MaskPattern | None:
         """Draws the mask of one sample.
 
         The numbers come from torch's default generator of the main process, which the trainer seeds for every
@@ -35,30 +67,30 @@ class GridMask(nn.Module):
             height: of the sample's images in pixels, before padding.
 
         Returns:
-            (4,) int64: period (0: no mask), width of a bar, and where the first row and column of bars start.
+            The pattern; None: the sample is not masked.
         """
         chance, *numbers = torch.rand(4).tolist()
         if chance > self.prob:
-            return torch.zeros(4, dtype=torch.int64)
+            return None
         period = 2 + int(numbers[0] * (max(height, 3) - 2))
         bar = min(max(int(period * self.ratio + 0.5), 1), period - 1)
-        return torch.tensor([period, bar, int(numbers[1] * period), int(numbers[2] * period)])
+        return MaskPattern(period, bar, int(numbers[1] * period), int(numbers[2] * period), self.mode)
 
-    def forward(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """Masks (B, N, C, H, W) images by (B, 4) numbers of :meth:`draw`."""
-        height, width = images.shape[-2:]
-        masks = [self.mask(numbers, height, width) for numbers in drawn]
-        return images * torch.stack(masks).to(images)[:, None, None]
 
-    def mask(self, drawn: Tensor, height: int, width: int) -> Tensor:
-        """Returns (H, W) of ones and zeros on the CPU, of the (4,) numbers of :meth:`draw`."""
-        period, bar, row, column = drawn.tolist()
-        if not period:
-            return torch.ones(height, width)
-        rows, columns = (
-            (torch.arange(length) - start) % period < bar
-            for length, start in ((height, row), (width, column))
-        )
-        bars = rows[:, None] | columns[None, :]
-        mask: Tensor = (bars if self.mode == 1 else ~bars).float()
-        return mask
+def apply_masks(images: Tensor, patterns: Sequence[MaskPattern | None]) -> Tensor:
+    """Blanks the pixels that each sample's pattern names.
+
+    Args:
+        images: (R, N, C, H, W), normalised: a blank pixel is 0.
+        patterns: one per sample; None: it is not masked.
+
+    Returns:
+        (R, N, C, H, W).
+    """
+    if all(pattern is None for pattern in patterns):
+        return images
+    height, width = images.shape[-2:]
+    masks = [
+        torch.ones(height, width) if pattern is None else pattern.mask(height, width) for pattern in patterns
+    ]
+    return images * torch.stack(masks).to(images)[:, None, None]

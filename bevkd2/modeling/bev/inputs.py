@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from bevkd2.modeling.bev.box_coder import encode_boxes
+from bevkd2.modeling.bev.grid_mask import apply_masks
 from bevkd2.modeling.pixels import PixelNormalizer
 from bevkd2.structures import Boxes3D
 
 MASK_KEY = "grid_mask"
-"""Key of what :meth:`bevkd2.modeling.bev.grid_mask.GridMask.draw` drew for a sample."""
+"""Optional key of a frame: its :class:`bevkd2.modeling.bev.grid_mask.MaskPattern`, or None for no mask."""
 FRAME_KEYS = ("images", "lidar2img", "can_bus", "scene_token", "timestamp")
 
 
@@ -23,7 +24,7 @@ class Frames:
     """One time step of R rows of a batch, N cameras."""
 
     images: Tensor
-    """(R, N, 3, H, W) float32, normalised, padded right and bottom with zeros."""
+    """(R, N, 3, H, W) float32, normalised, padded right and bottom with zeros, and masked."""
     image_sizes: Tensor
     """(R, N, 2) float32: height and width in pixels before padding."""
     lidar2img: Tensor
@@ -35,8 +36,6 @@ class Frames:
     """Microseconds."""
     rows: list[int]
     """Which samples of the batch the R rows belong to."""
-    grid_mask: Tensor | None = None
-    """(R, 4) of :meth:`bevkd2.modeling.bev.grid_mask.GridMask.draw`, on the CPU; None: no mask."""
 
     @property
     def padded_size(self) -> tuple[int, int]:
@@ -75,7 +74,8 @@ def collate_frames(
     """Batches one time step.
 
     Args:
-        frames: one mapping per row with ``FRAME_KEYS``, as the mapper emits it.
+        frames: one mapping per row with ``FRAME_KEYS``, as the mapper emits it, and where there is a
+            ``MASK_KEY``, its pattern is applied.
         rows: which sample of the batch each belongs to.
         normalize: of the model that will read them.
         num_cameras: N that the model was built for.
@@ -89,16 +89,15 @@ def collate_frames(
     device = normalize.device
     sizes = [torch.tensor(frame["images"].shape[-2:]).expand(num_cameras, 2) for frame in frames]
     return Frames(
-        images=normalize([frame["images"] for frame in frames]),
+        images=apply_masks(
+            normalize([frame["images"] for frame in frames]), [frame.get(MASK_KEY) for frame in frames]
+        ),
         image_sizes=torch.stack(sizes).float().to(device),
         lidar2img=torch.stack([torch.as_tensor(frame["lidar2img"]) for frame in frames]).float().to(device),
         can_bus=torch.stack([torch.as_tensor(frame["can_bus"]).double() for frame in frames]).to(device),
         scene_tokens=[frame["scene_token"] for frame in frames],
         timestamps=[int(frame["timestamp"]) for frame in frames],
         rows=rows,
-        grid_mask=torch.stack([frame[MASK_KEY] for frame in frames])
-        if all(MASK_KEY in frame for frame in frames)
-        else None,
     )
 
 
@@ -154,7 +153,7 @@ def _codes(sample: Mapping[str, Any], num_classes: int) -> Tensor:
     if len(labels) != len(sample["boxes"]) or bool(((labels < 0) | (labels >= num_classes)).any()):
         raise ValueError(
             f"{name}: labels are {labels.tolist()} for {len(sample['boxes'])} boxes, expected one per box in "
-            f"0..{num_classes - 1} (MODEL.BEVFORMER.NUM_CLASSES)"
+            f"0..{num_classes - 1} (the classes of DATASETS.FORMAT)"
         )
     try:
         return encode_boxes(sample["boxes"]).float()

@@ -33,6 +33,33 @@ def depth_confidence(logits: Tensor) -> Tensor:
     return logits.softmax(dim=-1).topk(2, dim=-1).values.mean(dim=-1)
 
 
+def predicted_depth(
+    direct: Tensor, bins: Tensor | None, fuse_lambda: Tensor | None, unit: float
+) -> tuple[Tensor, Tensor | None]:
+    """Computes the depth that a head means: fused where it has a distribution, else the regressed one.
+
+    Args:
+        direct: (...) regressed depth in metres.
+        bins: (..., bins) logits of the distribution; None where the head has none.
+        fuse_lambda: scalar of :func:`fuse_depth`; needed with ``bins``.
+        unit: metres between bins.
+
+    Returns:
+        (...) metres each: the depth, and the distribution's expectation or None.
+
+    Raises:
+        ValueError: ``bins`` without ``fuse_lambda``.
+    """
+    if bins is None:
+        return direct, None
+    if fuse_lambda is None:
+        raise ValueError(
+            "predicted_depth: the head has depth bins, so its fuse_lambda is needed to fuse the depths"
+        )
+    probabilistic = depth_from_bins(bins, unit)
+    return fuse_depth(direct, probabilistic, fuse_lambda), probabilistic
+
+
 def fuse_depth(direct: Tensor, probabilistic: Tensor, fuse_lambda: Tensor) -> Tensor:
     """Averages both estimates with one learned weight (PGD, Eq. 2).
 

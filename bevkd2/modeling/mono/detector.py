@@ -15,8 +15,8 @@ from bevkd2.modeling.mono.inputs import MonoInputs, MonoTargets, collate_images,
 class MonoDetector(Detector[MonoInputs, MonoTargets, MonoKnowledge]):
     """Base of detectors that read one image at a time.
 
-    A subclass implements ``extract``, ``losses`` and ``inference``, and extends ``targets`` where its
-    assignment of objects to locations does not depend on predictions. Samples have the keys ``image`` (3, H,
+    A subclass implements ``extract``, ``losses`` and ``inference``, and ``assign`` where its assignment of
+    objects to locations does not depend on predictions. Samples have the keys ``image`` (3, H,
     W) uint8 RGB, ``cam2img`` (4, 4), ``image_id``, and in training ``boxes``, ``labels``, ``boxes2d`` and,
     where the data has them, ``attributes``.
     """
@@ -43,13 +43,26 @@ class MonoDetector(Detector[MonoInputs, MonoTargets, MonoKnowledge]):
         return collate_images(batched_inputs, self.pixels, self.neck.strides)
 
     def targets(self, batched_inputs: Sequence[Sample], inputs: MonoInputs) -> MonoTargets:
-        """Moves annotations to the device.
+        """Moves annotations to the device, and assigns objects to locations.
 
         Raises:
             KeyError: a sample without annotations.
             ValueError: a label that is no class, or a box behind the camera.
         """
-        return collate_targets(batched_inputs, inputs, self.num_classes)
+        targets = collate_targets(batched_inputs, inputs, self.num_classes)
+        targets.assigned = self.assign(targets)
+        return targets
+
+    def assign(self, targets: MonoTargets) -> Tensor | None:
+        """Returns which object each location has to predict.
+
+        Args:
+            targets: of a batch of B images; ``assigned`` is not filled yet.
+
+        Returns:
+            (B, Q) int64 as ``MonoTargets.assigned``; None, as here, where predictions decide it.
+        """
+        return None
 
     def features(self, inputs: MonoInputs, wants: frozenset[str]) -> tuple[list[Tensor], MonoKnowledge]:
         """Runs backbone and neck.

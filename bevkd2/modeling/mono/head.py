@@ -1,4 +1,4 @@
-"""What the heads of monocular detectors share: branches of convolutions, and a check of scores."""
+"""What the heads of monocular detectors share: branches of convolutions."""
 
 from __future__ import annotations
 
@@ -52,22 +52,6 @@ class Branch(nn.Module):
         """Maps (B, C, h, w) to (B, out_channels, h, w)."""
         out: Tensor = self.out(self.convs(x))
         return out if out.dtype == torch.float64 else out.float()
-
-
-def check_scores(scores: Tensor) -> None:
-    """Checks that scores are numbers: NaN is above no threshold, and would silently give no detections.
-
-    Args:
-        scores: of any shape.
-
-    Raises:
-        ValueError: one is NaN.
-    """
-    if bool(scores.isnan().any()):
-        raise ValueError(
-            "the model's scores contain NaN: its weights or its training have diverged; use an earlier "
-            "checkpoint"
-        )
 
 
 def _initialize(conv: nn.Conv2d, bias: float = 0.0) -> None:

@@ -72,7 +72,7 @@ class MonoTargets:
         """
         if self.assigned is None:
             raise ValueError(
-                "MonoTargets.assigned is not filled: the detector's targets() has to set it, e.g. by "
+                "MonoTargets.assigned is not filled: the detector's assign() has to return it, e.g. by "
                 "assign_locations"
             )
         return self.assigned

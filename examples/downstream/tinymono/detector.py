@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from bevkd2.modeling import (
     MonoInputs,
     MonoKnowledge,
     MonoTargets,
-    Sample,
     assign_locations,
     average_over_ranks,
     detector_arguments,
@@ -53,7 +51,8 @@ class TinyMono(MonoDetector):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         own = {key.lower(): value for key, value in cfg.MODEL.TINYMONO.items()}
-        return {**detector_arguments(cfg), **own, "num_classes": len(class_names(cfg))}
+        num_classes = len(class_names(cfg, single_images=True))
+        return {**detector_arguments(cfg), **own, "num_classes": num_classes}
 
     def extract(
         self, inputs: MonoInputs, wants: frozenset[str] = frozenset(), state: Any = None
@@ -66,11 +65,9 @@ class TinyMono(MonoDetector):
         knowledge.depth = knowledge.direct_depth = typical * codes[..., 0].clamp(-3, 3).exp()
         return knowledge
 
-    def targets(self, batched_inputs: Sequence[Sample], inputs: MonoInputs) -> MonoTargets:
-        """Returns annotations, with the object that each cell near a centre is assigned to."""
-        targets = super().targets(batched_inputs, inputs)
-        targets.assigned = assign_locations(targets, [(-1.0, 1e8)])
-        return targets
+    def assign(self, targets: MonoTargets) -> Tensor:
+        """Returns (B, Q) the object that each cell near a centre has to predict."""
+        return assign_locations(targets, [(-1.0, 1e8)])
 
     def losses(self, knowledge: MonoKnowledge, targets: MonoTargets) -> dict[str, Tensor]:
         """Returns a focal loss of the heat map, and the L1 distance of the assigned cells' codes."""

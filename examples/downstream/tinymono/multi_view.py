@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bevkd2.config import CfgNode, add_config_extension
+from bevkd2.config import CfgNode, add_config_extension, class_names
 from bevkd2.d2 import META_ARCH_REGISTRY, configurable
 from bevkd2.modeling import (
     BEVInputs,
@@ -83,7 +83,7 @@ class TinyBEV(MultiViewDetector):
         return {
             **detector_arguments(cfg),
             "num_cameras": len(cfg.INPUT.CAMERAS),
-            "num_classes": cfg.MODEL.BEVFORMER.NUM_CLASSES,
+            "num_classes": len(class_names(cfg, single_images=False)),
             "point_range": list(cfg.INPUT.POINT_RANGE),
             "bev_shape": tuple(node.BEV_SHAPE),
             "pillar_points": node.PILLAR_POINTS,

@@ -146,15 +146,11 @@ def test_gradient_reaches_every_trainable_parameter(tiny_cfg: CfgNode, make_samp
 
 def test_history_has_no_gradient_and_no_dropout(tiny_cfg: CfgNode, make_sample: Make):
     tiny_cfg.MODEL.BEVFORMER.DROPOUT = 0.0
-    tiny_cfg.MODEL.GRID_MASK.PROB = 1.0
     model = randomized(tiny_cfg).train()
-    masked = []
-    model.grid_mask.register_forward_hook(lambda module, *_: masked.append(module.training))
     modes = {name: module.training for name, module in model.named_modules()}
     grad_enabled = []
     model.neck.register_forward_hook(lambda *_: grad_enabled.append(torch.is_grad_enabled()))
     model([make_sample(1, history=2)])
-    assert masked == [True]  # the current frame alone
     assert grad_enabled == [False, False, True]
     assert modes == {name: module.training for name, module in model.named_modules()}
 
@@ -346,14 +342,17 @@ def test_grid_queries_start_on_a_grid(tiny_cfg: CfgNode):
     torch.testing.assert_close(reference, torch.stack([x, y, torch.full((12,), 0.5)], 1))
 
 
-def test_the_grid_mask_is_drawn_once_and_followed_in_eval_mode_too(tiny_cfg: CfgNode, make_sample: Make):
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_drawn_mask_is_applied_by_whoever_gets_it(tiny_cfg: CfgNode, make_sample: Make, enabled: bool):
+    """A teacher reads the student's masked images, also where its own config has the mask off."""
     tiny_cfg.MODEL.GRID_MASK.PROB = 1.0
-    teacher, student = randomized(tiny_cfg), build_model(tiny_cfg).train()
-    samples = student.augment([make_sample(1), make_sample(2)])
+    student = build_model(tiny_cfg).train()
+    tiny_cfg.MODEL.GRID_MASK.ENABLED, tiny_cfg.MODEL.GRID_MASK.MODE = enabled, 0
+    teacher = randomized(tiny_cfg)
+    plain = [make_sample(1, history=1), make_sample(2)]
+    samples = student.augment(plain)
     assert all(again is first for again, first in zip(student.augment(samples), samples, strict=True))
-    drawn = teacher.preprocess(samples).current
-    images = teacher._masked(drawn).images
-    assert torch.equal(images, student._masked(student.preprocess(samples).current).images)
-    assert not torch.equal(images, drawn.images)
-    plain = teacher.preprocess([make_sample(1), make_sample(2)]).current
-    assert teacher._masked(plain) is plain  # no mask in evaluation
+    masked, unmasked = teacher.preprocess(samples), teacher.preprocess(plain)
+    assert torch.equal(masked.current.images, student.preprocess(samples).current.images)
+    assert not torch.equal(masked.current.images, unmasked.current.images)
+    assert torch.equal(masked.history[0].images, unmasked.history[0].images)  # the current frame alone

@@ -93,3 +93,10 @@ def test_all_pass_where_all_scores_are_tiny():
     logits, codes = torch.full((3, 2), -8.0), torch.zeros(3, 10)
     options = DecodeOptions(max_detections=5, score_threshold=0.3, post_center_range=RANGE)
     assert len(decode_detections(logits, codes, options)["scores"]) == 5
+
+
+def test_scores_that_are_no_numbers_are_an_error_and_not_no_detection():
+    logits, codes = logits_and_codes()
+    logits[1, 0] = codes[1, 0] = float("nan")
+    with pytest.raises(ValueError, match="scores contain NaN: its weights or its training have diverged"):
+        decode_detections(logits, codes, DecodeOptions(max_detections=4, post_center_range=RANGE))

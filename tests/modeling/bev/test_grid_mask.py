@@ -1,16 +1,24 @@
 import pytest
 import torch
 
-from bevkd2.modeling.bev.grid_mask import GridMask
+from bevkd2.modeling.bev.grid_mask import GridMask, apply_masks
 
 
-def masked(module: GridMask, images: torch.Tensor) -> torch.Tensor:
-    return module(images, torch.stack([module.draw(images.shape[-2]) for _ in images]))
+def masked(grid: GridMask, images: torch.Tensor) -> torch.Tensor:
+    return apply_masks(images, [grid.draw(images.shape[-2]) for _ in images])
 
 
 def test_probability_zero_changes_nothing() -> None:
     images = torch.rand(2, 3, 3, 16, 20)
     assert torch.equal(masked(GridMask(prob=0.0, ratio=0.5, mode=1), images), images)
+
+
+def test_a_sample_without_a_pattern_is_left_as_it_is_beside_one_with() -> None:
+    torch.manual_seed(0)
+    images, pattern = torch.rand(2, 3, 3, 16, 20) + 1, GridMask(prob=1.0, ratio=0.5, mode=1).draw(16)
+    result = apply_masks(images, [None, pattern])
+    assert torch.equal(result[0], images[0])
+    assert torch.equal(result[1] == 0, (pattern.mask(16, 20) == 0).expand(3, 3, 16, 20))
 
 
 @pytest.mark.parametrize("mode", [0, 1])
@@ -27,15 +35,14 @@ def test_mask_is_a_grid_shared_by_the_cameras(mode: int) -> None:
 
 def test_padding_does_not_change_the_mask_of_the_image() -> None:
     torch.manual_seed(0)
-    module = GridMask(prob=1.0, ratio=0.5, mode=1)
-    drawn = module.draw(30)
-    assert torch.equal(module.mask(drawn, 32, 64)[:30, :40], module.mask(drawn, 48, 48)[:30, :40])
+    pattern = GridMask(prob=1.0, ratio=0.5, mode=1).draw(30)
+    assert torch.equal(pattern.mask(32, 64)[:30, :40], pattern.mask(48, 48)[:30, :40])
 
 
 def test_about_the_right_share_is_blanked() -> None:
     torch.manual_seed(0)
-    module = GridMask(prob=1.0, ratio=0.5, mode=1)
-    kept = torch.stack([module.mask(module.draw(64), 64, 64) for _ in range(300)]).mean()
+    grid = GridMask(prob=1.0, ratio=0.5, mode=1)
+    kept = torch.stack([grid.draw(64).mask(64, 64) for _ in range(300)]).mean()
     assert 0.65 < float(kept) < 0.85  # 1 - (1 - ratio)^2 for large periods
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bevkd2.modeling.mono.depth import depth_confidence, depth_from_bins, fuse_depth
+from bevkd2.modeling.mono.depth import depth_confidence, depth_from_bins, fuse_depth, predicted_depth
 
 
 def test_a_sure_distribution_is_its_bin():
@@ -35,3 +35,12 @@ def test_two_even_bins_are_as_sure_as_one():
 def test_lambda_weighs_the_direct_depth(fuse_lambda: float, expected: float):
     fused = fuse_depth(torch.tensor(10.0), torch.tensor(30.0), torch.tensor(fuse_lambda))
     assert float(fused) == pytest.approx(expected)
+
+
+def test_a_head_means_the_fused_depth_where_it_has_bins_and_the_direct_one_else():
+    direct, bins = torch.tensor([10.0]), torch.tensor([[-50.0, -50.0, -50.0, 50.0]])
+    depth, probabilistic = predicted_depth(direct, bins, torch.tensor(0.0), 10.0)
+    assert (depth.item(), probabilistic.item()) == (pytest.approx(20), pytest.approx(30))
+    assert predicted_depth(direct, None, None, 10.0) == (direct, None)
+    with pytest.raises(ValueError, match="the head has depth bins, so its fuse_lambda is needed"):
+        predicted_depth(direct, bins, None, 10.0)

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bevkd2.modeling.mono.depth import depth_confidence, depth_from_bins, fuse_depth
+from bevkd2.modeling.mono.depth import depth_confidence, predicted_depth
 from bevkd2.modeling.mono.fcos3d.head import DenseOutputs
 from bevkd2.modeling.mono.grid import DenseGrid, flatten_levels
-from bevkd2.modeling.mono.head import check_scores
 from bevkd2.modeling.mono.lift import full_local_yaw, lift_boxes
+from bevkd2.modeling.scores import check_scores
 from bevkd2.ops.box3d import batched_rotated_nms
 from bevkd2.structures import CameraBoxes3D
 
@@ -171,12 +171,14 @@ def fused_depth(
     Returns:
         (B, Q) metres each: the depth to decode with, the direct one, and the distribution's expectation or
         None.
+
+    Raises:
+        ValueError: depth bins without ``fuse_lambda``.
     """
     direct = flatten_levels([level[:, 2:3] for level in outputs.boxes])[..., 0]
-    if outputs.depth_bins is None or fuse_lambda is None:
-        return direct, direct, None
-    probabilistic = depth_from_bins(flatten_levels(outputs.depth_bins), unit)
-    return fuse_depth(direct, probabilistic, fuse_lambda), direct, probabilistic
+    bins = None if outputs.depth_bins is None else flatten_levels(outputs.depth_bins)
+    depth, probabilistic = predicted_depth(direct, bins, fuse_lambda, unit)
+    return depth, direct, probabilistic
 
 
 def _best_of_levels(scores: Tensor, shapes: Sequence[tuple[int, int]], count: int) -> Tensor:

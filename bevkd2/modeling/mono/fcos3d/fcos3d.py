@@ -10,7 +10,6 @@ from torch import Tensor
 
 from bevkd2.config import CfgNode
 from bevkd2.d2 import META_ARCH_REGISTRY, configurable
-from bevkd2.modeling.detector import Sample
 from bevkd2.modeling.knowledge import MonoKnowledge
 from bevkd2.modeling.mono.assign import assign_locations
 from bevkd2.modeling.mono.detector import MonoDetector
@@ -62,16 +61,9 @@ class FCOS3D(MonoDetector):
         """Translates the config into constructor arguments."""
         return fcos3d_arguments(cfg)
 
-    def targets(self, batched_inputs: Sequence[Sample], inputs: MonoInputs) -> MonoTargets:
-        """Moves annotations to the device, and assigns objects to locations.
-
-        Raises:
-            KeyError: a sample without annotations.
-            ValueError: a label that is no class, or a box behind the camera.
-        """
-        targets = super().targets(batched_inputs, inputs)
-        targets.assigned = assign_locations(targets, self.regress_ranges, self.center_radius)
-        return targets
+    def assign(self, targets: MonoTargets) -> Tensor:
+        """Returns (B, Q) int64: the object near whose projected centre each location is."""
+        return assign_locations(targets, self.regress_ranges, self.center_radius)
 
     def extract(
         self, inputs: MonoInputs, wants: frozenset[str] = frozenset(), state: Any = None

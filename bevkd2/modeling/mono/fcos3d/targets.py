@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bevkd2.modeling.mono.assign import distances_to_sides
-from bevkd2.modeling.mono.depth import depth_from_bins, fuse_depth
+from bevkd2.modeling.mono.depth import predicted_depth
 from bevkd2.modeling.mono.fcos3d.head import DenseOutputs
 from bevkd2.modeling.mono.grid import flatten_levels
 from bevkd2.modeling.mono.inputs import MonoTargets
@@ -163,6 +163,9 @@ def outputs_at(
 ) -> PositiveOutputs:
     """Picks the maps' values at the positive locations.
 
+    Their depths are computed of these values, not picked from ``MonoKnowledge.depth``: so the gradient passes
+    through the positive locations alone.
+
     Args:
         outputs: the head's maps.
         targets: with the indices of the positive locations.
@@ -171,6 +174,9 @@ def outputs_at(
 
     Returns:
         The maps' values; where nothing is positive, empty tensors that depend on the maps.
+
+    Raises:
+        ValueError: depth bins without ``fuse_lambda``.
     """
 
     def pick(maps: Sequence[Tensor]) -> Tensor:
@@ -180,13 +186,7 @@ def outputs_at(
         return None if maps is None else pick(maps)
 
     boxes = pick(outputs.boxes)
-    depth = boxes[:, 2]
-    if outputs.depth_bins is not None:
-        if fuse_lambda is None:
-            raise ValueError(
-                "outputs_at: the head has depth bins, so its fuse_lambda is needed to fuse the depths"
-            )
-        depth = fuse_depth(depth, depth_from_bins(pick(outputs.depth_bins), depth_bin_size), fuse_lambda)
+    depth, _ = predicted_depth(boxes[:, 2], pick_optional(outputs.depth_bins), fuse_lambda, depth_bin_size)
     uncertainty = pick_optional(outputs.uncertainty)
     return PositiveOutputs(
         boxes=boxes,

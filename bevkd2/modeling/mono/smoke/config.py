@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from bevkd2.config import CfgNode, add_config_extension, class_names
-from bevkd2.d2 import build_backbone
+from bevkd2.modeling.detector import detector_arguments
 from bevkd2.modeling.mono.config import check_prior_classes
 from bevkd2.modeling.mono.smoke.decode import SmokeCoder
 from bevkd2.modeling.mono.smoke.head import SmokeHead
 from bevkd2.modeling.mono.smoke.losses import SmokeLossWeights
 from bevkd2.modeling.necks import DLAUp
-from bevkd2.modeling.pixels import PixelNormalizer
 
 
 @add_config_extension
@@ -58,12 +57,11 @@ def smoke_arguments(cfg: CfgNode) -> dict[str, Any]:
     _check(cfg.MODEL.SMOKE, classes)
     check_prior_classes(cfg, "SMOKE")
     smoke = cfg.MODEL.SMOKE
-    backbone = build_backbone(cfg)
-    neck = DLAUp.from_config(cfg, backbone.output_shape())
+    shared = detector_arguments(cfg, DLAUp.from_config)
+    neck = shared["neck"]
     mean, deviation = smoke.DEPTH_PRIOR
     return {
-        "image_backbone": backbone,
-        "neck": neck,
+        **shared,
         "head": SmokeHead(neck.out_channels, len(classes), smoke.FEATURE_CHANNELS),
         "coder": SmokeCoder(
             depth_prior=(mean, deviation),
@@ -75,7 +73,6 @@ def smoke_arguments(cfg: CfgNode) -> dict[str, Any]:
         "max_detections": smoke.MAX_DETECTIONS,
         "score_threshold": smoke.SCORE_THRESHOLD,
         "num_classes": len(classes),
-        "pixels": PixelNormalizer.from_config(cfg),
     }
 
 

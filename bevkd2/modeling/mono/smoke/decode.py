@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bevkd2.modeling.mono.head import check_scores
 from bevkd2.modeling.mono.smoke.head import SmokeOutputs
+from bevkd2.modeling.scores import check_scores
 from bevkd2.structures import CameraBoxes3D, unproject_points, wrap_angle
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from bevkd2.config import CfgNode
 from bevkd2.d2 import META_ARCH_REGISTRY, configurable
-from bevkd2.modeling.detector import Sample
 from bevkd2.modeling.knowledge import MonoKnowledge
 from bevkd2.modeling.mono.detector import MonoDetector
 from bevkd2.modeling.mono.grid import flatten_levels
@@ -63,18 +61,10 @@ class SMOKE(MonoDetector):
         """Builds the parts that MODEL.SMOKE describes."""
         return smoke_arguments(cfg)
 
-    def targets(self, batched_inputs: Sequence[Sample], inputs: MonoInputs) -> MonoTargets:
-        """Moves annotations to the device, and assigns to every object the cell of its centre.
-
-        Raises:
-            KeyError: a sample without annotations.
-            ValueError: a label that is no class, or a box behind the camera.
-        """
-        targets = super().targets(batched_inputs, inputs)
-        (shape,) = inputs.grid.shapes
-        objects = objects_of(targets, self.coder.stride)
-        targets.assigned = assign_cells(objects, len(inputs.images), shape)
-        return targets
+    def assign(self, targets: MonoTargets) -> Tensor:
+        """Returns (B, Q) int64: the object whose projected centre lies in each cell."""
+        (shape,) = targets.grid.shapes
+        return assign_cells(objects_of(targets, self.coder.stride), len(targets.boxes), shape)
 
     def extract(
         self, inputs: MonoInputs, wants: frozenset[str] = frozenset(), state: None = None
