@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bevkd2.config import get_cfg
+from bevkd2.config import get_cfg, plugins
 from bevkd2.distill.methods import DISTILL_REGISTRY, DistillMethod, register_method
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import BEVKnowledge
@@ -109,7 +109,10 @@ def test_a_method_that_reads_an_unknown_field_is_refused():
             requires = frozenset({"no_such_field"})
 
 
-def test_a_registered_method_brings_its_node():
+def test_a_registered_method_brings_its_node(monkeypatch):
+    # Its node is in no config that later tests make.
+    monkeypatch.setattr(plugins, "_EXTENSIONS", list(plugins._EXTENSIONS))
+
     @register_method
     class MeanDistance(DistillMethod):
         node = "MEAN_DISTANCE"
