@@ -95,7 +95,8 @@ def depth_guidance(
         rho: ``"exp"`` (the paper's choice), ``"linear"`` or ``"off"``.
 
     Returns:
-        The shape of ``true_depth``, float32 (float64 where a depth is).
+        The shape of ``true_depth``, float32 (float64 where a depth that is read is; with rho ``"off"`` and
+        two depths, ``true_depth`` is not).
 
     Raises:
         ValueError: an unknown rho, shapes or devices that do not fit, or only one of the two depths.
@@ -103,6 +104,51 @@ def depth_guidance(
     _check_depths(student_depth, teacher_depth, true_depth, max_depth, counted, frozen)
     if rho not in get_args(Rho):
         raise ValueError(f"depth_guidance: rho is {rho!r}; expected one of {get_args(Rho)}")
+    if teacher_depth is not None:
+        teacher_depth = teacher_depth.detach()
+    true_depth = true_depth.detach()
+    fixed = None if frozen is None else frozen.view(-1, *[1] * (true_depth.dim() - 1)).expand_as(true_depth)
+    if counted is None:
+        return _guidance(student_depth, teacher_depth, true_depth, fixed, max_depth, slope, offset, rho)
+    if counted.device.type == "cpu" and not torch.compiler.is_compiling():
+        # Few locations are counted. On CUDA gathering them would wait for the device.
+        at = counted.flatten().nonzero()[:, 0]
+        optional = (student_depth, teacher_depth, fixed)
+        student, teacher, fixed = (None if tensor is None else tensor.take(at) for tensor in optional)
+        weight = _guidance(student, teacher, true_depth.take(at), fixed, max_depth, slope, offset, rho)
+        return weight.new_ones(counted.numel()).index_copy_(0, at, weight).view(counted.shape)
+    if student_depth is not None and student_depth.requires_grad:
+        # The fill gives unused locations gradient 0, where the chain rule would give 0 * NaN.
+        student_depth = student_depth.masked_fill(~counted, 0)
+    weight = _guidance(student_depth, teacher_depth, true_depth, fixed, max_depth, slope, offset, rho)
+    return torch.where(counted, weight, 1)
+
+
+def _guidance(
+    student_depth: Tensor | None,
+    teacher_depth: Tensor | None,
+    true_depth: Tensor,
+    fixed: Tensor | None,
+    max_depth: Tensor,
+    slope: float,
+    offset: float,
+    rho: Rho,
+) -> Tensor:
+    """Computes :func:`depth_guidance` at every location.
+
+    Args:
+        student_depth: any shape, metres, or ``None``.
+        teacher_depth: the same shape, metres, or ``None``.
+        true_depth: the same shape, metres.
+        fixed: the same shape, bool: locations of frozen samples; or ``None``.
+        max_depth: scalar tensor, metres.
+        slope: of phi.
+        offset: of phi.
+        rho: see there.
+
+    Returns:
+        The shape of ``true_depth``, float32 (float64 where a depth is).
+    """
 
     def tau(depth: Tensor) -> Tensor:
         return (widen(depth) / max_depth.to(widen(depth).dtype)).clamp(0, 1)
@@ -110,21 +156,14 @@ def depth_guidance(
     if student_depth is None or teacher_depth is None:
         weight = torch.ones_like(widen(true_depth))
     else:
-        fixed = None if frozen is None else frozen.view(-1, *[1] * (true_depth.dim() - 1))
-        if student_depth.requires_grad:
-            # The fill gives unused locations gradient 0, where the chain rule would give 0 * NaN.
-            unused = None if counted is None else ~counted
-            for mask in (fixed, unused):
-                student_depth = student_depth if mask is None else student_depth.masked_fill(mask, 0)
-        weight = slope * (tau(student_depth) - tau(teacher_depth.detach())).abs() + offset
+        if fixed is not None and student_depth.requires_grad:
+            student_depth = student_depth.masked_fill(fixed, 0)  # gradient 0, even if NaN
+        weight = slope * (tau(student_depth) - tau(teacher_depth)).abs() + offset
         if fixed is not None:
             weight = torch.where(fixed, offset, weight)
-    far = tau(true_depth.detach())
     if rho == "exp":
-        weight = weight * far.exp()
-    elif rho == "linear":
-        weight = weight * (far + 1)
-    return weight if counted is None else torch.where(counted, weight, 1)
+        return weight * tau(true_depth).exp()
+    return weight * (tau(true_depth) + 1) if rho == "linear" else weight
 
 
 def _check_depths(

@@ -96,6 +96,49 @@ def test_guidance_gets_gradcheck_and_depths_beyond_the_limits_get_no_gradient():
     assert (grad != 0).tolist() == [[False, True, True, False]]
 
 
+@pytest.mark.parametrize("rho", ["exp", "linear", "off"])
+@pytest.mark.parametrize("with_depths", [True, False])
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), (torch.float16, torch.float64)], ids=str)
+def test_gathered_locations_equal_the_elementwise_form(rho, with_depths, share, dtypes, monkeypatch):
+    """Bit for bit, values and gradients; compiled and CUDA code compute every location."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher, true = (70 * torch.rand(3, 4, 20, 5, generator=generator) - 10).transpose(1, 2)
+    student, true = student.to(dtypes[0]), true.to(dtypes[1])
+    counted = torch.rand(20, 4, 5, generator=generator) < share
+    frozen = torch.rand(20, generator=generator) < 0.3
+    upstream = torch.rand(20, 4, 5, generator=generator)
+    student[frozen], teacher[frozen] = float("nan"), float("nan")
+    for depth in (student, teacher, true):
+        depth[~counted] = float("nan")
+    student.requires_grad_()
+    results = []
+    for elementwise in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda value=elementwise: value)
+        depths = (student, teacher) if with_depths else (None, None)
+        weight = depth_guidance(*depths, true, torch.tensor(50.0), counted=counted, frozen=frozen, rho=rho)
+        assert bool((weight[~counted] == 1).all())
+        results.append([weight.detach()])
+        if with_depths:
+            results[-1] += torch.autograd.grad(weight, student, upstream.to(weight.dtype))
+    for gathered, elementwise in zip(*results, strict=True):
+        assert gathered.dtype == elementwise.dtype
+        assert torch.isfinite(gathered).all()
+        assert torch.equal(gathered, elementwise)
+
+
+def test_only_counted_locations_are_computed(monkeypatch):
+    """The weight of a step's objects does not cost what one of all locations costs."""
+    sizes, clamp = [], torch.Tensor.clamp
+    monkeypatch.setattr(
+        torch.Tensor, "clamp", lambda self, *limits: sizes.append(self.numel()) or clamp(self, *limits)
+    )
+    depths, counted = torch.rand(3, 2, 1000), torch.zeros(2, 1000, dtype=torch.bool)
+    counted[1, [3, 500, 999]] = True
+    depth_guidance(*depths, torch.tensor(1.0), counted=counted)
+    assert sizes == [3, 3, 3]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
