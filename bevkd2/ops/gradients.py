@@ -63,8 +63,8 @@ def graph_is_kept(upstream: Tensor) -> bool:
 def refuse_second_derivative(op: str) -> None:
     """Raises if the running backward pass is itself being differentiated.
 
-    Every autograd formula of the package calls this first: the backward ops have no formulas of their own,
-    and saved gradients are constants for autograd, so torch would return wrong second derivatives.
+    The formulas of losses call this first: their saved gradients are constants for autograd, so torch would
+    return wrong second derivatives. A backward op of its own is refused by :func:`refuse_double_backward`.
 
     Args:
         op: name of the op in the namespace ``bevkd2``.
@@ -74,3 +74,19 @@ def refuse_second_derivative(op: str) -> None:
     """
     if torch.is_grad_enabled():  # in a backward pass only create_graph=True enables it
         raise RuntimeError(f"bevkd2::{op} has no second derivative; do not use create_graph=True through it")
+
+
+def refuse_double_backward(op: str) -> None:
+    """Registers a formula that raises for a backward op, where torch would return wrong second derivatives.
+
+    The first derivative with ``create_graph=True`` stays allowed: a gradient penalty elsewhere in the graph
+    may need it, and never differentiate this op twice.
+
+    Args:
+        op: name of the backward op in the namespace ``bevkd2``.
+    """
+
+    def raise_error(ctx: object, *grads: Tensor) -> None:
+        raise RuntimeError(f"bevkd2::{op} has no second derivative; do not differentiate its gradient again")
+
+    torch.library.register_autograd(f"bevkd2::{op}", raise_error)

@@ -15,7 +15,7 @@ from .arguments import (
     to_coordinates,
     warn_of_16_bits,
 )
-from .gradients import gradient_like, refuse_second_derivative
+from .gradients import gradient_like, refuse_double_backward
 
 _OP = "ms_deform_attn"
 
@@ -141,7 +141,6 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    refuse_second_derivative(_OP)
     value, locations, weights = ctx.saved_tensors
     need_value, _, _, need_locations, need_weights = ctx.needs_input_grad
     grads = torch.ops.bevkd2.ms_deform_attn_backward(
@@ -166,3 +165,4 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd("bevkd2::ms_deform_attn", _backward, setup_context=_setup_context)
+refuse_double_backward("ms_deform_attn_backward")

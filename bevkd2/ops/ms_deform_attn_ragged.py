@@ -15,7 +15,7 @@ from .arguments import (
     to_coordinates,
     warn_of_16_bits,
 )
-from .gradients import gradient_like, refuse_second_derivative
+from .gradients import gradient_like, refuse_double_backward
 
 _OP = "ms_deform_attn_ragged"
 
@@ -140,7 +140,6 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad_out: Tensor | None, grad_weights: Tensor | None) -> tuple[Tensor | None, ...]:
-    refuse_second_derivative(_OP)
     value, references, offsets, logits, row_splits, row_value = ctx.saved_tensors
     need_value, _, need_references, need_offsets, need_logits, _, _, _ = ctx.needs_input_grad
     if grad_out is None:  # only the weights were used
@@ -174,3 +173,4 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_weights: Tensor | None) ->
 
 
 torch.library.register_autograd("bevkd2::ms_deform_attn_ragged", _backward, setup_context=_setup_context)
+refuse_double_backward("ms_deform_attn_ragged_backward")
