@@ -144,3 +144,14 @@ def test_a_format_must_say_everything() -> None:
 
     with pytest.raises(TypeError, match=r"abstract .*evaluator"):
         Half()
+
+
+def test_a_format_leaves_the_keys_that_formats_share_alone() -> None:
+    """A format of a downstream package is registered last, when defaults may have been changed."""
+    cfg = get_cfg()
+    cfg.INPUT.FLIP_PROB = 0.1
+    cfg.INPUT.AFFINE.ENABLED = True
+    for name in ("kitti", "nuscenes_mono"):
+        cfg.DATASETS.FORMAT = name
+        data_format(cfg).add_config(cfg)
+    assert cfg.INPUT.FLIP_PROB == 0.1 and cfg.INPUT.AFFINE.ENABLED

@@ -10,7 +10,6 @@ import numpy as np
 from fvcore.common.config import CfgNode
 from tqdm import tqdm
 
-from bevkd2.config import CfgNode as CN  # noqa: N817
 from bevkd2.data.format import DataFormat, Mapper
 from bevkd2.data.mono.index import JoinedIndex, MonoIndex
 from bevkd2.data.mono.mapper import MonoMapper
@@ -29,26 +28,6 @@ class MonoFormat(DataFormat, ABC):
     """
 
     single_images = True
-
-    def add_config(self, cfg: CfgNode) -> None:
-        """Adds the keys of :class:`MonoMapper`, the same for all monocular formats."""
-        inp = cfg.INPUT
-        # [width, height] in pixels: images are scaled, proportions kept, to the largest size that fits; []:
-        # as they are. Published for KITTI: [1242, 375] in training only.
-        inp.RESIZE_TRAIN = []
-        inp.RESIZE_TEST = []  # the same in evaluation
-        inp.FLIP_PROB = 0.5  # how often a training image is mirrored; monocular formats only
-        # The objects' image-plane boxes: "projected" (around the 3D boxes' corners, as published) | "label"
-        # (those of the label files; not every format has them)
-        inp.BOXES2D = "projected"
-
-        affine = inp.AFFINE = CN()  # SMOKE's warp to one size; instead of RESIZE_TRAIN and RESIZE_TEST
-        affine.ENABLED = False  # warp every image
-        affine.SIZE = [1280, 384]  # width, height in pixels
-        affine.PROB = 0.3  # how often a training image is shifted and scaled
-        affine.SHIFT = 0.2  # largest shift, in widths and heights of the image
-        affine.SCALE = [0.6, 1.4]  # of the window that fills SIZE: below 1 objects grow
-        affine.STEP = 0.1  # of shifts and scales
 
     def join(self, indices: Sequence[MonoIndex]) -> MonoIndex:
         """Returns the images of all splits."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bevkd2.config import CfgNode, add_config_extension
 from bevkd2.d2 import configurable
 from bevkd2.data.image_cache import ImageCache
 from bevkd2.data.image_files import read_image
@@ -20,6 +21,28 @@ from bevkd2.structures import wrap_angle
 
 BOXES2D_RULES = ("projected", "label")
 """Values of INPUT.BOXES2D."""
+
+
+@add_config_extension
+def add_mono_config(cfg: CfgNode) -> None:
+    """Adds the keys of :class:`MonoMapper`, which all monocular formats share."""
+    inp = cfg.INPUT
+    # [width, height] in pixels: images are scaled, proportions kept, to the largest size that fits; []:
+    # as they are. Published for KITTI: [1242, 375] in training only.
+    inp.RESIZE_TRAIN = []
+    inp.RESIZE_TEST = []  # the same in evaluation
+    inp.FLIP_PROB = 0.5  # how often a training image is mirrored; monocular formats only
+    # The objects' image-plane boxes: "projected" (around the 3D boxes' corners, as published) | "label"
+    # (those of the label files; not every format has them)
+    inp.BOXES2D = "projected"
+
+    affine = inp.AFFINE = CfgNode()  # SMOKE's warp to one size; instead of RESIZE_TRAIN and RESIZE_TEST
+    affine.ENABLED = False  # warp every image
+    affine.SIZE = [1280, 384]  # width, height in pixels
+    affine.PROB = 0.3  # how often a training image is shifted and scaled
+    affine.SHIFT = 0.2  # largest shift, in widths and heights of the image
+    affine.SCALE = [0.6, 1.4]  # of the window that fills SIZE: below 1 objects grow
+    affine.STEP = 0.1  # of shifts and scales
 
 
 class MonoMapper:
