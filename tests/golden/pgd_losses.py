@@ -27,6 +27,7 @@ from tests.golden.pgd_case import (
     pgd_cases,
 )
 from tests.golden.report import FLOAT32_FLOOR, FLOAT32_RELATIVE, Differences, Row
+from tests.tolerance import float64_twin
 
 _LOSS = 1e-5
 _RELATIVE = FLOAT32_RELATIVE
@@ -37,8 +38,8 @@ _GRADIENT_FLOOR = 1e-6
 # those of a tower's parameter are measured by the gradient's length, and so are those of the class branch,
 # whose every location has a loss.
 _TOWER_DISTANCE = 1e-3
-# The gradient of a sampling offset jumps where the location crosses a pixel: ours in float32 differs from ours
-# in float64 by 1.45e-3, most of it at one location of 25,600, and by as much from the recording.
+# The gradient of a sampling offset jumps where the location crosses a pixel: ours in float32 is 1.45e-3 away
+# from ours in float64, most of it at one location of 25,600, and so is the recording.
 _OFFSETS_DISTANCE = 2e-3
 _TOWERS = ("cls_convs.", "reg_convs.")
 _CLASS_BRANCH = "conv_cls_prev."
@@ -247,10 +248,12 @@ def _compare_gradients(
 
 def _compare_head(differences: Differences, case: PGDCase, targets: MonoTargets) -> None:
     """Gradients through the whole head, in float64; recorded for the first set of code weights."""
-    head, features = case.head().double(), _leaves([level.double() for level in case.features()])
-    losses = case.criterion(case.code_weights[0]).double()(head(features), _double(targets), head.fuse_lambda)
-    assert all(loss.dtype == torch.float64 for loss in losses.values()), losses
-    torch.stack(list(losses.values())).sum().backward()
+    with float64_twin():
+        twin = case.double()
+        head, features = twin.head(), _leaves(twin.features())
+        targets = twin.targets(case.detailed)
+        losses = twin.criterion(case.code_weights[0])(head(features), targets, head.fuse_lambda)
+        torch.stack(list(losses.values())).sum().backward()
     ours = to_published({f"head.{name}": weight.grad for name, weight in head.named_parameters()})
     recorded = {key for key in case.train if key.startswith(f"{case.detailed}/param_grad_l2/")}
     if recorded != {f"{case.detailed}/param_grad_l2/{key.removeprefix('bbox_head.')}" for key in ours}:
@@ -264,16 +267,6 @@ def _compare_head(differences: Differences, case: PGDCase, targets: MonoTargets)
         if level >= 2:  # the coarser levels are recorded in full
             golden = case.train[f"{case.detailed}/feat_grad/{level}"]
             differences.add_close("gradients of features", feature.grad, golden, _FLOOR)
-
-
-def _double(targets: MonoTargets) -> MonoTargets:
-    """Returns the targets with calibration and locations in float64: all that is computed from them is too."""
-    grid = dataclasses.replace(
-        targets.grid,
-        locations=targets.grid.locations.double(),
-        location_strides=targets.grid.location_strides.double(),
-    )
-    return dataclasses.replace(targets, cam2img=targets.cam2img.double(), grid=grid)
 
 
 def _compare_parameter(differences: Differences, case: PGDCase, name: str, gradient: Tensor) -> None:
