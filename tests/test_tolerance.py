@@ -15,7 +15,12 @@ def test_two_orders_of_a_sum_are_within_the_bound(dtype: torch.dtype):
 
 
 def test_the_twin_has_no_float32():
+    captured = torch.float32
     with float64_twin():
         assert torch.ones(1, dtype=torch.float32).dtype == torch.float64
         assert torch.ones(1, dtype=torch.float16).float().dtype == torch.float64
+        assert torch.tensor([1.0]).dtype == torch.float64
+        with pytest.raises(AssertionError, match=r"aten\.ones.* returned float32"):
+            torch.ones(1, dtype=captured)
+    assert torch.tensor([1.0]).dtype == captured == torch.float32
     assert torch.ones(1, dtype=torch.float64).float().dtype == torch.float32

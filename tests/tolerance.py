@@ -2,9 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest import mock
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+_FLOAT32 = torch.float32
 
 
 def ulps(scale: float, n: int, dtype: torch.dtype = torch.float32) -> float:
@@ -26,15 +31,36 @@ def ulps(scale: float, n: int, dtype: torch.dtype = torch.float32) -> float:
     return n * torch.finfo(dtype).eps * scale
 
 
+class _NoFloat32(TorchDispatchMode):
+    """Raises where an operator returns float32."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if any(isinstance(part, torch.Tensor) and part.dtype == _FLOAT32 for part in tree_leaves(result)):
+            raise AssertionError(f"{func} returned float32 inside float64_twin, expected float64")
+        return result
+
+
 @contextmanager
 def float64_twin() -> Iterator[None]:
     """Lets code that asks for float32 compute in float64 while the context is open.
 
-    A model of float64 parameters run inside has no float32 anywhere: what differs by more than
-    ``ulps(..., torch.float64)`` differs in meaning, not in rounding.
+    Two results of a model of float64 parameters that differ by more than ``ulps(..., torch.float64)`` differ
+    in meaning, not in rounding.
+
+    Raises:
+        AssertionError: an operator returned float32 nevertheless, in the forward or in the backward pass.
     """
+    default = torch.get_default_dtype()
     with (
         mock.patch.object(torch.Tensor, "float", torch.Tensor.double),
         mock.patch.object(torch, "float32", torch.float64),
+        _NoFloat32(),
     ):
-        yield
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(default)

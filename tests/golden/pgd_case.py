@@ -77,6 +77,13 @@ class PGDCase:
     train: Mapping[str, Tensor]
     weights: Mapping[str, Tensor]
 
+    def double(self) -> PGDCase:
+        """Returns the case with all floating-point arrays in float64."""
+        parts = (self.inputs, self.outputs, self.train, self.weights)
+        return PGDCase(
+            *({k: v.double() if v.is_floating_point() else v for k, v in part.items()} for part in parts)
+        )
+
     @property
     def is_kitti(self) -> bool:
         """Whether it is the setting with an uncertainty and keypoints, and without velocities."""

@@ -47,7 +47,10 @@ def test_changed_numbers_fail(heads: Path) -> None:
     arrays["dense/param_grad_sum/conv_regs.2.weight"] = (
         arrays["dense/param_grad_sum/conv_regs.2.weight"] + 1.0
     )
-    arrays["dense/param_grad/cls_convs.0.gn.bias"] *= np.float32(1.01)
+    arrays["dense/param_grad/conv_cls_prev.0.gn.bias"] *= np.float32(1.0002)
+    arrays["dense/param_grad_sum/conv_cls_prev.0.gn.bias"] += np.float32(0.1)
+    arrays["dense/param_grad/cls_convs.1.conv.conv_offset.bias"] *= np.float32(1.004)
+    arrays["dense/param_grad/cls_convs.0.gn.bias"] *= np.float32(1.002)
     arrays["dense/feat_grad/3"][1, 2] += np.float32(1e-3)
     _save(heads, "train", arrays)
     failed = [row.quantity for row in pgd_losses.compare(heads.parent) if row.failed]
@@ -56,8 +59,11 @@ def test_changed_numbers_fail(heads: Path) -> None:
         "pgd_kitti: regression targets",
         "pgd_kitti: projected 3D boxes, pixels",
         "pgd_kitti: losses",
-        "pgd_kitti: gradients of branches, distance",
+        "pgd_kitti: gradients of branches",
         "pgd_kitti: gradients of branches, sums",
+        "pgd_kitti: gradients of the class branch, distance",
+        "pgd_kitti: gradients of the class branch, sums",
+        "pgd_kitti: gradients of offsets, distance",
         "pgd_kitti: gradients of towers, distance",
         "pgd_kitti: gradients of features",
     ]
