@@ -193,6 +193,8 @@ def _add_distill(cfg: fvcore_config.CfgNode) -> None:
     teacher.EVALUATE = False  # score the teacher on DATASETS.TEST before training, and log it
     cfg.DISTILL.METHODS = []  # names in DISTILL_REGISTRY
     cfg.DISTILL.FACTOR = 0.01  # multiplies every method's WEIGHT (paper 1, Eq. 9)
+    cfg.DISTILL.WARMUP = 0.0  # share of the iterations, at the beginning, over which FACTOR rises from 0
+    cfg.DISTILL.DECAY = 0.0  # share of the iterations, at the end, over which FACTOR falls to 0
     # The student's own random augmentation (GridMask) is applied to the teacher's images too
     cfg.DISTILL.SHARE_AUGMENTATION = True
     inherit = cfg.DISTILL.INHERIT = CN()

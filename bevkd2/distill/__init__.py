@@ -8,16 +8,27 @@ from bevkd2.distill.config import (
 )
 from bevkd2.distill.distiller import Distiller, build_teacher
 from bevkd2.distill.inherit import inherit, verify_inherited
-from bevkd2.distill.methods import DISTILL_REGISTRY, DistillMethod, register_method
+from bevkd2.distill.masks import draw_content, draw_masks
+from bevkd2.distill.methods import DISTILL_REGISTRY, DistillMethod, FeatureMethod, register_method
+from bevkd2.distill.schedule import Progress, Schedule
+from bevkd2.distill.sources import FeaturePair, FeatureSource, resolve_sources
 
 __all__ = [
     "DISTILL_REGISTRY",
     "DistillMethod",
     "Distiller",
+    "FeatureMethod",
+    "FeaturePair",
+    "FeatureSource",
+    "Progress",
+    "Schedule",
     "build_teacher",
+    "draw_content",
+    "draw_masks",
     "inherit",
     "is_distillation",
     "register_method",
+    "resolve_sources",
     "resolve_teacher",
     "student_config",
     "teacher_config",

@@ -18,6 +18,7 @@ from bevkd2.d2 import META_ARCH_REGISTRY, configurable
 from bevkd2.distill.config import student_config, teacher_config
 from bevkd2.distill.inherit import Inheritable, inherit, verify_inherited
 from bevkd2.distill.methods import DISTILL_REGISTRY, DistillMethod
+from bevkd2.distill.schedule import Progress, Schedule
 from bevkd2.modeling.detector import Detector
 from bevkd2.modeling.knowledge import Knowledge
 
@@ -30,7 +31,10 @@ class Distiller(nn.Module):
 
     total = detection losses + ``factor`` * sum over methods of ``weight`` * loss
 
-    This is Eq. 9 of structured distillation and Eq. 7 of depth-guided distillation.
+    This is Eq. 9 of structured distillation and Eq. 7 of depth-guided distillation. Factor and weights may
+    change during training by their schedules.
+
+    The teacher computes nothing but the fields that the methods require.
 
     The teacher is not a registered submodule: it moves with ``.to``, but is in no state dict, no optimizer
     and no DDP bucket; it is in eval mode and without gradient whether ``.train()`` is called or not. In eval
@@ -43,7 +47,9 @@ class Distiller(nn.Module):
         teacher: another detector, its weights loaded.
         methods: distillation methods by name.
         weights: each method's weight.
+        schedules: of the weights, by method; 1 throughout for a method without one.
         factor: multiplies all weights; 0.01 in structured distillation, 1 in depth-guided, which has none.
+        factor_schedule: of the factor.
         teacher_dtype: autocast type of the teacher's forward pass; float32 switches autocast off.
         share_augmentation: the student's own augmentation, such as its GridMask, is the teacher's too.
         inherit_mode, inherit_params, inherit_resize: see :func:`bevkd2.distill.inherit.inherit`.
@@ -61,7 +67,9 @@ class Distiller(nn.Module):
         teacher: Detector[Any, Any, Any],
         methods: Mapping[str, DistillMethod[Any]],
         weights: Mapping[str, float],
+        schedules: Mapping[str, Schedule] | None = None,
         factor: float = 0.01,
+        factor_schedule: Schedule = Schedule(),  # noqa: B008  (immutable)
         teacher_dtype: torch.dtype = torch.float32,
         share_augmentation: bool = True,
         inherit_mode: str = "off",
@@ -71,22 +79,22 @@ class Distiller(nn.Module):
         super().__init__()
         self.student: Detector[Any, Any, Any] = student
         self.methods = nn.ModuleDict(methods)
-        self.weights = dict(weights)
-        self.factor = factor
+        self.weights, self.schedules = dict(weights), dict(schedules or {})
+        self.factor, self.factor_schedule = factor, factor_schedule
+        self.progress = Progress()
         self.teacher_dtype = teacher_dtype
         self.share_augmentation = share_augmentation
         self.inherit_mode = inherit_mode
         self.inherit_resize = inherit_resize
         self._unregistered = (teacher.requires_grad_(False).eval(),)
-        self._check_knowledge()
-        self.wants = frozenset[str]().union(
-            *(method.requires & method.knowledge.costly_fields() for method in methods.values())
-        )
+        self.wants = frozenset[str]().union(*(method.requires for method in methods.values()))
         self._values_to_log: dict[str, Tensor] = {}
         self.inherited: tuple[str, ...] = ()
         if inherit_mode != "off":
             pair = _inheritable(student), _inheritable(teacher)
             self.inherited = tuple(inherit(*pair, inherit_params, inherit_mode, inherit_resize))
+        for method in methods.values():
+            method.attach(student, teacher)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -109,7 +117,12 @@ class Distiller(nn.Module):
             "teacher": teacher,
             "methods": {name: method(node[method.node], *shapes) for name, method in methods.items()},
             "weights": {name: node[method.node].WEIGHT for name, method in methods.items()},
+            "schedules": {
+                name: Schedule(node[m.node].WARMUP, node[m.node].DECAY, f"DISTILL.{m.node}")
+                for name, m in methods.items()
+            },
             "factor": node.FACTOR,
+            "factor_schedule": Schedule(node.WARMUP, node.DECAY),
             "teacher_dtype": _DTYPES[node.TEACHER.DTYPE],
             "share_augmentation": node.SHARE_AUGMENTATION,
             "inherit_mode": node.INHERIT.MODE,
@@ -121,16 +134,16 @@ class Distiller(nn.Module):
         for name, method in self.methods.items():
             yield name, cast("DistillMethod[Any]", method)
 
-    def _check_knowledge(self) -> None:
-        """Checks that every method can read what student and teacher return."""
-        for name, method in self._named_methods():
-            for role, detector in (("student", self.student), ("teacher", self.teacher)):
-                if not issubclass(detector.knowledge, method.knowledge):
-                    raise ValueError(
-                        f"DISTILL.METHODS: {name} reads {method.knowledge.__name__}, but the {role}, a "
-                        f"{type(detector).__name__}, returns {detector.knowledge.__name__}; leave {name} out "
-                        f"or use a detector that returns {method.knowledge.__name__}"
-                    )
+    def set_progress(self, iteration: int, max_iter: int) -> None:
+        """Tells the schedules and the methods which iteration comes next; the trainer calls it.
+
+        Args:
+            iteration: counted from 0.
+            max_iter: one past the last one.
+        """
+        self.progress = Progress(iteration, max_iter)
+        for _, method in self._named_methods():
+            method.progress = self.progress
 
     @property
     def teacher(self) -> Detector[Any, Any, Any]:
@@ -154,7 +167,7 @@ class Distiller(nn.Module):
         samples = self.student.augment(batched_inputs)
         with torch.no_grad(), self._teacher_autocast():
             inputs = self.teacher.preprocess(samples if self.share_augmentation else batched_inputs)
-            knowledge_t = self.teacher.extract(inputs, self.wants)
+            knowledge_t = self.teacher.extract(inputs, self.wants, partial=True)
         inputs = self.student.preprocess(samples)
         knowledge_s = self.student.extract(inputs, self.wants)
         targets = self.student.targets(samples, inputs)
@@ -165,10 +178,14 @@ class Distiller(nn.Module):
         """Returns the weighted losses of all methods, and keeps the unweighted values for the log."""
         self._values_to_log = {}
         weighted: dict[str, Tensor] = {}
+        factor = self.factor * self.factor_schedule.factor(self.progress)
         for name, method in self._named_methods():
             _check_filled(name, method, "student", student)
             _check_filled(name, method, "teacher", teacher)
             losses = method(student, teacher, targets)
+            weight = factor * self.weights[name]
+            if name in self.schedules:
+                weight *= self.schedules[name].factor(self.progress)
             if isinstance(losses, Tensor):
                 losses = {method.node.lower(): losses}
             for key, loss in losses.items():
@@ -177,7 +194,7 @@ class Distiller(nn.Module):
                         f"DISTILL.METHODS: {name} returns a loss {key!r}, which another method has "
                         "returned already; a loss needs a name of its own"
                     )
-                weighted[f"loss_distill_{key}"] = self.factor * self.weights[name] * loss
+                weighted[f"loss_distill_{key}"] = weight * loss
                 self._values_to_log[f"distill_raw/{key}"] = loss.detach()
         return weighted
 

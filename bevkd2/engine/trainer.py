@@ -37,6 +37,15 @@ class HasValuesToLog(Protocol):
         ...
 
 
+@runtime_checkable
+class HasProgress(Protocol):
+    """A model whose losses depend on how far training is."""
+
+    def set_progress(self, iteration: int, max_iter: int) -> None:
+        """Receives the number of the next iteration, counted from 0, and of one past the last one."""
+        ...
+
+
 class DistillTrainer(SimpleTrainer):
     """Trains a model that returns a dict of losses, on any device.
 
@@ -110,6 +119,9 @@ class DistillTrainer(SimpleTrainer):
                 "evaluates it between two steps, such as a hook, must call model.train() afterwards"
             )
         batch, data_time = self._next_batch()
+        model = self._bare_model()
+        if isinstance(model, HasProgress):
+            model.set_progress(self.iter, self.max_iter)
 
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self._device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
@@ -151,8 +163,12 @@ class DistillTrainer(SimpleTrainer):
 
     def _values_to_log(self) -> dict[str, Tensor]:
         """Returns what the model has to log besides its losses, by name, on the device."""
-        model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+        model = self._bare_model()
         return model.pop_values_to_log() if isinstance(model, HasValuesToLog) else {}
+
+    def _bare_model(self) -> nn.Module:
+        model: nn.Module = self.model
+        return model.module if isinstance(model, DistributedDataParallel) else model
 
     def _check_losses(self, losses: Mapping[str, Tensor], batch: Sequence[Mapping[str, Any]]) -> None:
         bad = [f"{name}={value.item():g}" for name, value in losses.items() if not value.isfinite()]

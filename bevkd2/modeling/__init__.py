@@ -13,9 +13,24 @@ from bevkd2.modeling.bev import (
     pillar_points,
     project_pillars,
 )
-from bevkd2.modeling.detector import Detector, FeatureShapes, Sample, detector_arguments
+from bevkd2.modeling.bev.decoder import DecoderOutput
+from bevkd2.modeling.detector import (
+    BEVShape,
+    DecoderShape,
+    Detector,
+    FeatureShapes,
+    Sample,
+    detector_arguments,
+)
 from bevkd2.modeling.heatmaps import HeatmapHead, draw_heatmap, gaussian_radius, heatmap_loss
-from bevkd2.modeling.knowledge import COSTLY, BEVKnowledge, Knowledge, MonoKnowledge, TemporalState
+from bevkd2.modeling.knowledge import (
+    COSTLY,
+    BEVKnowledge,
+    Knowledge,
+    MonoKnowledge,
+    PreActivation,
+    TemporalState,
+)
 from bevkd2.modeling.losses import average_over_ranks
 from bevkd2.modeling.mono import (
     BACKGROUND,
@@ -42,8 +57,11 @@ __all__ = [
     "BEVFormer",
     "BEVInputs",
     "BEVKnowledge",
+    "BEVShape",
     "BEVTargets",
     "DLAUp",
+    "DecoderOutput",
+    "DecoderShape",
     "DenseGrid",
     "Detector",
     "FeatureShapes",
@@ -57,6 +75,7 @@ __all__ = [
     "MultiViewDetector",
     "Neck",
     "PixelNormalizer",
+    "PreActivation",
     "Sample",
     "TemporalState",
     "assign_locations",

@@ -25,12 +25,37 @@ KnowledgeT = TypeVar("KnowledgeT", bound=Knowledge)
 
 
 @dataclasses.dataclass(frozen=True)
+class BEVShape:
+    """Shape of a bird's-eye view and of the encoder that makes it."""
+
+    channels: int
+    shape: tuple[int, int]
+    """Rows and columns."""
+    layers: int = 0
+    """Encoder layers whose outputs the knowledge can hold."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderShape:
+    """Shape of a decoder of object queries."""
+
+    channels: int
+    layers: int
+    queries: int
+
+
+@dataclasses.dataclass(frozen=True)
 class FeatureShapes:
-    """Channels and strides of what :class:`Knowledge` calls ``backbone`` and ``fpn``."""
+    """Channels, strides and grids of what a detector's knowledge holds, known when the model is built."""
 
     backbone: dict[str, ShapeSpec]
+    """By name, as :attr:`Knowledge.backbone`."""
     fpn: list[ShapeSpec]
-    """Finest first."""
+    """Finest first, as :attr:`Knowledge.fpn`."""
+    bev: BEVShape | None = None
+    """None for a detector without a bird's-eye view."""
+    decoder: DecoderShape | None = None
+    """None for a detector without object queries."""
 
 
 def detector_arguments(
@@ -96,13 +121,22 @@ class Detector(nn.Module, ABC, Generic[InputsT, TargetsT, KnowledgeT]):
         """
 
     @abstractmethod
-    def extract(self, inputs: InputsT, wants: frozenset[str] = frozenset(), state: Any = None) -> KnowledgeT:
+    def extract(
+        self,
+        inputs: InputsT,
+        wants: frozenset[str] = frozenset(),
+        state: Any = None,
+        *,
+        partial: bool = False,
+    ) -> KnowledgeT:
         """Runs the model up to its raw predictions.
 
         Args:
             inputs: of :meth:`preprocess`.
-            wants: costly fields to fill, among ``self.knowledge.costly_fields()``.
+            wants: fields to fill beside those that are not costly.
             state: what a temporal detector put into the knowledge of the frame before.
+            partial: nothing but ``wants`` is going to be read, so that the other fields need not be computed;
+                a teacher is run so. A detector may ignore it.
 
         Raises:
             ValueError: an unknown want.
@@ -168,7 +202,7 @@ class Detector(nn.Module, ABC, Generic[InputsT, TargetsT, KnowledgeT]):
         Raises:
             ValueError: an unknown want.
         """
-        self.knowledge.check_wants(wants)
+        self.knowledge.fields_to_fill(wants, partial=True)
         backbone = self.image_backbone(images)
         levels = self.neck(backbone)
         knowledge: Any = self.knowledge(

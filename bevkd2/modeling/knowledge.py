@@ -16,6 +16,18 @@ COSTLY = {"costly": True}
 
 
 @dataclasses.dataclass
+class PreActivation:
+    """Features before a stage's last ReLU, and what its last batch normalisation says of them."""
+
+    features: Tensor
+    """(R, C, H, W)."""
+    mean: Tensor
+    """(C,) the normalisation's bias: the mean of what it puts out."""
+    std: Tensor
+    """(C,) the absolute value of the normalisation's weight: the deviation of what it puts out."""
+
+
+@dataclasses.dataclass
 class Knowledge:
     """Fields that every detector can fill.
 
@@ -27,6 +39,8 @@ class Knowledge:
 
     backbone: dict[str, Tensor] | None = dataclasses.field(default=None, metadata=COSTLY)
     """Features of the image backbone, name -> (B*N, C, H, W)."""
+    pre_activation: dict[str, PreActivation] | None = dataclasses.field(default=None, metadata=COSTLY)
+    """The same before their last ReLU; None where the backbone cannot tell."""
     fpn: list[Tensor] | None = dataclasses.field(default=None, metadata=COSTLY)
     """Features of the neck, finest first, each (B*N, C, H, W)."""
     fpn_strides: list[int] | None = None
@@ -38,21 +52,27 @@ class Knowledge:
 
     @classmethod
     def costly_fields(cls) -> frozenset[str]:
-        """Returns the names that ``wants`` may contain."""
+        """Returns the names of the fields that are filled only where ``wants`` names them."""
         return frozenset(field.name for field in dataclasses.fields(cls) if field.metadata.get("costly"))
 
     @classmethod
-    def check_wants(cls, wants: frozenset[str]) -> None:
-        """Checks that all wanted names are costly fields of this class.
+    def fields_to_fill(cls, wants: frozenset[str], partial: bool) -> frozenset[str]:
+        """Returns the names of the fields that ``extract`` has to fill.
+
+        Args:
+            wants: names of fields.
+            partial: only these; otherwise all that are not costly as well.
 
         Raises:
-            ValueError: others; they are named.
+            ValueError: a name that is no field; it is named.
         """
-        if unknown := wants - cls.costly_fields():
+        names = frozenset(field.name for field in dataclasses.fields(cls))
+        if unknown := wants - names:
             raise ValueError(
-                f"extract: {cls.__name__} has no costly field {sorted(unknown)}; expected names among "
-                f"{sorted(cls.costly_fields())}"
+                f"extract: {cls.__name__} has no field {sorted(unknown)}; expected names among "
+                f"{sorted(names)}"
             )
+        return wants if partial else wants | (names - cls.costly_fields())
 
     def filled(self, name: str) -> Any:
         """Returns the field ``name``, which must not be None.
@@ -108,9 +128,20 @@ class BEVKnowledge(Knowledge):
     spatial_attention: list[Tensor] | None = dataclasses.field(default=None, metadata=COSTLY)
     """For every encoder layer, (B, H*W, M, L, P) float32 after softmax over L*P. It depends on the cell
     alone, so it is the same for every camera that sees the cell."""
-    sampling_offsets: list[Tensor] | None = dataclasses.field(default=None, metadata=COSTLY)
+    temporal_offsets: list[Tensor] | None = dataclasses.field(default=None, metadata=COSTLY)
+    """For every encoder layer, (B, H*W, M, 2, 1, P, 2) x, y in BEV cells: where the temporal attention
+    samples around the cell, in the previous and in the current BEV."""
+    spatial_offsets: list[Tensor] | None = dataclasses.field(default=None, metadata=COSTLY)
     """For every encoder layer, (B, H*W, M, L, P, 2) x, y in cells of each level: where the spatial attention
     samples around the reference points; point p belongs to reference point p % Z."""
+    temporal_outputs: list[Tensor] | None = dataclasses.field(default=None, metadata=COSTLY)
+    """For every encoder layer, (B, H*W, C): the queries after the temporal attention, its residual and its
+    normalisation."""
+    spatial_outputs: list[Tensor] | None = dataclasses.field(default=None, metadata=COSTLY)
+    """For every encoder layer, (B, H*W, C): the queries after the spatial attention, its residual and its
+    normalisation."""
+    layer_outputs: list[Tensor] | None = dataclasses.field(default=None, metadata=COSTLY)
+    """For every encoder layer, (B, H*W, C): what the layer puts out; the last is ``bev_embed``."""
     reference_points: Tensor | None = dataclasses.field(default=None, metadata=COSTLY)
     """(B, N, H*W, Z, 2) the Z points of every cell's pillar in every camera: x, y as fractions of the padded
     image; meaningless behind the camera."""
@@ -118,11 +149,17 @@ class BEVKnowledge(Knowledge):
     """(D, B, Q, K)."""
     box_codes: Tensor | None = None
     """(D, B, Q, 10): cx, cy (m), log w, log l, cz (m), log h, sin, cos of the published yaw, vx, vy (m/s)."""
-    bev_heatmap: Tensor | None = None
-    """(B, K, H, W) logits of the auxiliary BEV head; None where the model has none."""
-    image_heatmap: Tensor | None = None
-    """(B*N, K, h, w) logits of the auxiliary image head on the finest FPN level; None where the model has
-    none."""
+    object_queries: Tensor | None = None
+    """(Q, 2C) the decoder's queries: position first, then content."""
+    decoder_states: list[Tensor] | None = dataclasses.field(default=None, metadata=COSTLY)
+    """For every decoder layer, (B, Q, C)."""
+    decoder_reference_points: list[Tensor] | None = dataclasses.field(default=None, metadata=COSTLY)
+    """(B, Q, 3) float32 x, y, z as fractions of the range: the initial ones, then after every layer."""
+    bev_heatmap: Tensor | None = dataclasses.field(default=None, metadata=COSTLY)
+    """(B, K, H, W) logits of the auxiliary BEV head; always filled in training; None where there is none."""
+    image_heatmap: Tensor | None = dataclasses.field(default=None, metadata=COSTLY)
+    """(B*N, K, h, w) logits of the auxiliary image head on the finest FPN level; always filled in training;
+    None where there is none."""
     state: TemporalState | None = None
     """For the next frame."""
 

@@ -15,7 +15,7 @@ from bevkd2.visualization.attention import attention_entropy, draw_cell_attentio
 from bevkd2.visualization.bev_response import bev_response
 from bevkd2.visualization.objects import Array, DrawnObjects, Image
 
-_WANTS = frozenset({"fpn", "spatial_attention", "sampling_offsets", "reference_points"})
+_WANTS = frozenset({"fpn", "spatial_attention", "spatial_offsets", "reference_points"})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -143,7 +143,7 @@ def _attention(knowledge: BEVKnowledge, padded_size: tuple[int, int]) -> Spatial
         seen=seen,
         entropy=np.where(seen.any(axis=0), attention_entropy(weights), np.nan),
         reference_points=_to_numpy(knowledge.filled("reference_points")[0]),
-        offsets=_to_numpy(knowledge.filled("sampling_offsets")[-1][0]),
+        offsets=_to_numpy(knowledge.filled("spatial_offsets")[-1][0]),
         weights=weights,
         spatial_shapes=[(level.shape[-2], level.shape[-1]) for level in knowledge.filled("fpn")],
         padded_size=padded_size,

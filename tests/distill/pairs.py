@@ -21,6 +21,7 @@ class Untrained(DistillMethod):
 
     node = "UNTRAINED"
     knowledge = BEVKnowledge
+    requires = frozenset({"bev_embed"})
 
     def __init__(self, name):
         super().__init__(None, None, None)

@@ -138,7 +138,9 @@ def _compare(case: PGDCase, golden: Mapping[str, Tensor]) -> list[Row]:
                 differences.add_close("maps in training", ours, recorded, _MAP_FLOOR)
     for level, ours in enumerate(published_maps(outputs, case.strides, training=False)["bbox"]):
         _compare_boxes(differences, "in evaluation", ours, golden[f"bbox_eval/{level}"])
-    depth, _, _ = fused_depth(outputs, head.fuse_lambda, BIN_SIZE)
+    depth, _, _ = fused_depth(
+        [level[:, 2:3] for level in outputs.boxes], outputs.depth_bins, head.fuse_lambda, BIN_SIZE
+    )
     images, options = len(depth), _options(case)
     found = candidates_of(
         outputs,

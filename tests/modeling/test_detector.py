@@ -16,7 +16,7 @@ from tests.modeling.mono.pgd_model import make_image, small_cfg
 def test_costly_fields_are_those_of_the_class() -> None:
     assert Knowledge.costly_fields() == {"backbone", "fpn"}
     assert MonoKnowledge.costly_fields() == Knowledge.costly_fields()
-    own = {"temporal_attention", "spatial_attention", "sampling_offsets", "reference_points"}
+    own = {"temporal_attention", "spatial_attention", "spatial_offsets", "reference_points"}
     assert BEVKnowledge.costly_fields() == Knowledge.costly_fields() | own
     assert (BEVFormer.knowledge, MonoDetector.knowledge) == (BEVKnowledge, MonoKnowledge)
 

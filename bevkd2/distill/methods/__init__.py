@@ -4,13 +4,17 @@ from bevkd2.distill.methods.attention import SpatialAttention, TemporalAttention
 from bevkd2.distill.methods.base import DISTILL_REGISTRY, DistillMethod, register_method
 from bevkd2.distill.methods.bev_response import BEVResponse
 from bevkd2.distill.methods.depth_guided import DepthGuidedPrediction
+from bevkd2.distill.methods.feature import FeatureMethod
 from bevkd2.distill.methods.perspective_feature import PerspectiveFeature
+from bevkd2.distill.methods.pkd import PKD
 
 __all__ = [
     "DISTILL_REGISTRY",
+    "PKD",
     "BEVResponse",
     "DepthGuidedPrediction",
     "DistillMethod",
+    "FeatureMethod",
     "PerspectiveFeature",
     "SpatialAttention",
     "TemporalAttention",

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, get_args
 from fvcore.common.config import CfgNode as FvcoreNode
 from torch import Tensor
 
+from bevkd2.distill.layers import map_layers
 from bevkd2.distill.methods.base import DistillMethod, register_method
-from bevkd2.distill.methods.layers import map_layers
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import BEVKnowledge
 from bevkd2.ops import Reduction, attention_l2

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from bevkd2.config import CfgNode
 from bevkd2.config.plugins import add_config_extension
 from bevkd2.d2 import Registry
-from bevkd2.modeling.detector import FeatureShapes
+from bevkd2.distill.schedule import Progress
+from bevkd2.modeling.detector import Detector, FeatureShapes
 from bevkd2.modeling.knowledge import Knowledge
 
 DISTILL_REGISTRY = Registry("DISTILL")
@@ -26,6 +27,7 @@ class DistillMethod(nn.Module, Generic[KnowledgeT]):
     """Base of all methods. A subclass sets ``node`` and implements ``forward``.
 
     It states ``knowledge`` and ``requires`` where it reads more than what every detector's knowledge has.
+    Where its settings decide what it reads, its constructor sets both on the instance.
 
     Args:
         cfg: the method's own node, ``cfg.DISTILL.<node>``.
@@ -35,27 +37,49 @@ class DistillMethod(nn.Module, Generic[KnowledgeT]):
 
     node: ClassVar[str]
     """Name of the method's node under ``DISTILL``; in lower case, of its loss."""
-    knowledge: ClassVar[type[Knowledge]] = Knowledge
+    knowledge: type[Knowledge] = Knowledge
     """What student and teacher must both return; checked when the model is built."""
-    requires: ClassVar[frozenset[str]] = frozenset()
-    """Fields of ``knowledge`` that both must fill; the costly ones of them are computed on request."""
+    requires: frozenset[str] = frozenset()
+    """Fields of ``knowledge`` that both must fill. A teacher computes nothing but what methods require."""
+    progress: Progress = Progress()
+    """Where in training the step is; the Distiller sets it before each forward pass."""
 
     def __init__(self, cfg: FvcoreNode, student: FeatureShapes, teacher: FeatureShapes) -> None:
         super().__init__()
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
-        fields = {field.name for field in dataclasses.fields(cls.knowledge)}
-        if unknown := cls.requires - fields:
-            raise TypeError(
-                f"{cls.__name__}.requires names {sorted(unknown)}; expected fields of "
-                f"{cls.knowledge.__name__}: {', '.join(sorted(fields))}"
-            )
+        _check_fields(cls.__name__, cls.knowledge, cls.requires)
 
     @classmethod
     def add_config(cls, node: FvcoreNode) -> None:
-        """Adds the method's keys to its node; every method has WEIGHT."""
+        """Adds the method's keys to its node; every method has WEIGHT, WARMUP and DECAY."""
         node.WEIGHT = 1.0  # multiplied by DISTILL.FACTOR
+        node.WARMUP = 0.0  # share of the iterations, at the beginning, over which WEIGHT rises from 0
+        node.DECAY = 0.0  # share of the iterations, at the end, over which WEIGHT falls to 0
+
+    def attach(self, student: Detector[Any, Any, Any], teacher: Detector[Any, Any, Any]) -> None:
+        """Receives the two detectors, once, when the Distiller is built, and checks what can be checked then.
+
+        A method that runs a part of a detector, such as its decoder on other queries, overrides it and keeps
+        what it needs in a tuple, so that the detector does not become a submodule of the method.
+
+        Args:
+            student: the detector that is trained.
+            teacher: the frozen one.
+
+        Raises:
+            ValueError: they do not fit the method, or each other.
+        """
+        name = type(self).__name__
+        for role, detector in (("student", student), ("teacher", teacher)):
+            if not issubclass(detector.knowledge, self.knowledge):
+                raise ValueError(
+                    f"DISTILL.METHODS: {name} reads {self.knowledge.__name__}, but the {role}, a "
+                    f"{type(detector).__name__}, returns {detector.knowledge.__name__}; leave {name} out or "
+                    f"use a detector that returns {self.knowledge.__name__}"
+                )
+        _check_fields(name, self.knowledge, self.requires)
 
     @classmethod
     def one_of(cls, cfg: FvcoreNode, key: str, legal: Iterable[str]) -> Any:
@@ -93,6 +117,15 @@ class DistillMethod(nn.Module, Generic[KnowledgeT]):
             An unweighted scalar loss (float32), or several by name; the Distiller multiplies them by the
             weights. A single loss is named as the node, in lower case.
         """
+
+
+def _check_fields(name: str, knowledge: type[Knowledge], requires: frozenset[str]) -> None:
+    fields = {field.name for field in dataclasses.fields(knowledge)}
+    if unknown := requires - fields:
+        raise TypeError(
+            f"{name}.requires names {sorted(unknown)}; expected fields of {knowledge.__name__}: "
+            f"{', '.join(sorted(fields))}"
+        )
 
 
 def register_method(cls: type[DistillMethod[Any]]) -> type[DistillMethod[Any]]:

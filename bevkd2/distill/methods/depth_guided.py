@@ -48,6 +48,8 @@ class DepthGuidedPrediction(DistillMethod[MonoKnowledge]):
         self.depth_field = _DEPTHS[self.one_of(cfg, "DEPTH", _DEPTHS)]
         self.temperature, self.detach = cfg.TEMPERATURE, cfg.DETACH_DEPTH
         self.depth_attention, self.slope, self.offset = cfg.DEPTH_ATTENTION, cfg.PHI_SLOPE, cfg.PHI_OFFSET
+        if self.depth_attention:
+            self.requires = self.requires | {self.depth_field}
         self.object_weight, self.background_weight = cfg.OBJECT_WEIGHT, cfg.BACKGROUND_WEIGHT
 
     @classmethod

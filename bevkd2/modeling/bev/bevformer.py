@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from bevkd2.d2 import META_ARCH_REGISTRY, configurable
 from bevkd2.modeling.bev.box_coder import DecodeOptions, decode_detections
 from bevkd2.modeling.bev.config import bevformer_arguments
 from bevkd2.modeling.bev.criterion import SetCriterion
-from bevkd2.modeling.bev.decoder import ObjectDecoder
+from bevkd2.modeling.bev.decoder import DecoderOutput, ObjectDecoder
 from bevkd2.modeling.bev.detector import MultiViewDetector
 from bevkd2.modeling.bev.encoder import BEVEncoder, EncoderOutput
 from bevkd2.modeling.bev.geometry import BEVGeometry, VisiblePairs
@@ -22,9 +23,16 @@ from bevkd2.modeling.bev.heatmaps import HeatmapWeights, bev_heatmap_loss, image
 from bevkd2.modeling.bev.inputs import MASK_KEY, BEVInputs, BEVTargets, Frames
 from bevkd2.modeling.bev.layers import BEVPosition, can_bus_embedding
 from bevkd2.modeling.bev.memory import evaluating, rows_with_history, select_rows, update_rows
-from bevkd2.modeling.detector import Sample
+from bevkd2.modeling.detector import BEVShape, DecoderShape, FeatureShapes, Sample
 from bevkd2.modeling.heatmaps import HeatmapHead
 from bevkd2.modeling.knowledge import BEVKnowledge, TemporalState
+
+# Fields that need neither the history nor the encoder, and those that need the decoder.
+_BEFORE_ENCODER = frozenset(
+    {"backbone", "pre_activation", "fpn", "fpn_strides", "image_sizes", "image_heatmap", "object_queries"}
+    | {"bev_shape", "bev_range", "bev_mask", "reference_points"}
+)
+_DECODED = frozenset({"logits", "class_logits", "box_codes", "decoder_states", "decoder_reference_points"})
 
 
 @META_ARCH_REGISTRY.register()
@@ -119,15 +127,31 @@ class BEVFormer(MultiViewDetector):
             for sample in batched_inputs
         ]
 
+    def feature_shapes(self) -> FeatureShapes:
+        """Returns the shapes of backbone, neck, bird's-eye view and decoder."""
+        channels = self.neck.out_channels
+        return dataclasses.replace(
+            super().feature_shapes(),
+            bev=BEVShape(channels, self.bev_shape, len(self.encoder.layers)),
+            decoder=DecoderShape(channels, len(self.decoder.layers), len(self.object_queries)),
+        )
+
     def extract(
-        self, inputs: BEVInputs, wants: frozenset[str] = frozenset(), state: TemporalState | None = None
+        self,
+        inputs: BEVInputs,
+        wants: frozenset[str] = frozenset(),
+        state: TemporalState | None = None,
+        *,
+        partial: bool = False,
     ) -> BEVKnowledge:
         """Encodes the history, without gradient and in eval mode, and then the current frames.
 
         Args:
             inputs: of :meth:`preprocess`.
-            wants: costly fields to fill, of :class:`bevkd2.modeling.knowledge.BEVKnowledge`.
+            wants: fields to fill beside those that are not costly.
             state: of the frames before, row by row; rows of another scene or of no earlier time have no past.
+            partial: fill nothing but ``wants``: the decoder, and history and encoder, run only where one of
+                these needs them.
 
         Returns:
             The knowledge, with the state for the next frames.
@@ -135,6 +159,9 @@ class BEVFormer(MultiViewDetector):
         Raises:
             ValueError: an unknown want.
         """
+        fills = self.knowledge.fields_to_fill(wants, partial)
+        if fills <= _BEFORE_ENCODER:
+            return self._extract_images(inputs.current, fills)[1]
         batch_size = len(inputs.current.rows)
         with torch.no_grad(), evaluating(self):
             for frames in inputs.history:
@@ -142,31 +169,56 @@ class BEVFormer(MultiViewDetector):
                 features, _ = self.features(frames, frozenset())
                 encoded, _ = self._encode(features, frames, past)
                 state = update_rows(state, _next_state(encoded, frames), frames.rows, batch_size)
-        return self._extract_current(inputs.current, state, wants)
+        return self._extract_current(inputs.current, state, fills)
 
-    def _extract_current(
-        self, frames: Frames, state: TemporalState | None, wants: frozenset[str]
-    ) -> BEVKnowledge:
+    def _extract_images(self, frames: Frames, fills: frozenset[str]) -> tuple[list[Tensor], BEVKnowledge]:
+        """Returns the neck's levels, and a knowledge with the fields of ``_BEFORE_ENCODER``."""
         geometry = self.geometry
-        features, knowledge = self.features(frames, wants)
-        encoded, pairs = self._encode(features, frames, state, wants)
-        decoded = self.decoder(self.object_queries, encoded.bev_embed, geometry.bev_shape)
+        features, knowledge = self.features(frames, fills)
         x0, y0, _, x1, y1, _ = geometry.pc_range
         knowledge.bev_shape, knowledge.bev_range = geometry.bev_shape, (x0, y0, x1, y1)
+        knowledge.object_queries = self.object_queries
+        if "bev_mask" in fills:
+            knowledge.bev_mask = geometry.visible_pairs(frames).bev_mask
+        if "reference_points" in fills:
+            knowledge.reference_points, _ = geometry.project(frames)
+        if self.image_heatmap_head is not None and (self.training or "image_heatmap" in fills):
+            knowledge.image_heatmap = self.image_heatmap_head(features[0].flatten(0, 1))
+        return features, knowledge
+
+    def _extract_current(
+        self,
+        frames: Frames,
+        state: TemporalState | None,
+        fills: frozenset[str],
+    ) -> BEVKnowledge:
+        features, knowledge = self._extract_images(frames, fills - {"bev_mask"})
+        encoded, pairs = self._encode(features, frames, state, fills)
         knowledge.bev_embed, knowledge.bev_mask = encoded.bev_embed, pairs.bev_mask
         for name, layers in encoded.costly.items():
             setattr(knowledge, name, layers)
-        if "reference_points" in wants:
-            knowledge.reference_points, _ = geometry.project(frames)
-        knowledge.class_logits, knowledge.box_codes = decoded.class_logits, decoded.box_codes
-        knowledge.logits = decoded.class_logits[-1]
         knowledge.state = _next_state(encoded, frames)
-        if self.training and self.bev_heatmap_head is not None:
-            grid = encoded.bev_embed.transpose(1, 2).unflatten(2, geometry.bev_shape)
+        if not fills.isdisjoint(_DECODED):
+            decoded = self.decode(knowledge, self.object_queries)
+            knowledge.class_logits, knowledge.box_codes = decoded.class_logits, decoded.box_codes
+            knowledge.logits = decoded.class_logits[-1]
+            if "decoder_states" in fills:
+                knowledge.decoder_states = decoded.states
+            if "decoder_reference_points" in fills:
+                knowledge.decoder_reference_points = decoded.reference_points
+        if self.bev_heatmap_head is not None and (self.training or "bev_heatmap" in fills):
+            grid = encoded.bev_embed.transpose(1, 2).unflatten(2, self.bev_shape)
             knowledge.bev_heatmap = self.bev_heatmap_head(grid)
-        if self.training and self.image_heatmap_head is not None:
-            knowledge.image_heatmap = self.image_heatmap_head(features[0].flatten(0, 1))
         return knowledge
+
+    def decode(
+        self, knowledge: BEVKnowledge, object_queries: Tensor, reference_points: Tensor | None = None
+    ) -> DecoderOutput:
+        """Runs the decoder on the bird's-eye view of ``knowledge`` with the given queries."""
+        decoded: DecoderOutput = self.decoder(
+            object_queries, knowledge.filled("bev_embed"), self.bev_shape, reference_points
+        )
+        return decoded
 
     def _encode(
         self,

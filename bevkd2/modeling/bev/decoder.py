@@ -146,16 +146,26 @@ class ObjectDecoder(nn.Module):
         self.register_buffer("range_low", limits[:3], persistent=False)
         self.register_buffer("range_extent", limits[3:] - limits[:3], persistent=False)
 
-    def forward(self, object_queries: Tensor, bev: Tensor, bev_shape: tuple[int, int]) -> DecoderOutput:
+    def forward(
+        self,
+        object_queries: Tensor,
+        bev: Tensor,
+        bev_shape: tuple[int, int],
+        reference_points: Tensor | None = None,
+    ) -> DecoderOutput:
         """Decodes objects.
 
         Args:
-            object_queries: (Q, 2C): position first, then content.
+            object_queries: (Q, 2C), or one set per sample (B, Q, 2C): position first, then content.
             bev: (B, H*W, C).
             bev_shape: (H, W).
+            reference_points: (B, Q, 3) where the queries begin, as fractions of the range; None: where this
+                decoder's own layer puts their positions.
         """
-        position, query = (part[None].expand(len(bev), -1, -1) for part in object_queries.chunk(2, dim=-1))
-        reference = self.reference_points(position).float().sigmoid()
+        position, query = (part.expand(len(bev), -1, -1) for part in object_queries.chunk(2, dim=-1))
+        if reference_points is None:
+            reference_points = self.reference_points(position).float().sigmoid()
+        reference = reference_points
         states, references, logits, codes = [], [reference], [], []
         for layer, class_branch, box_branch in zip(
             self.layers, self.class_branches, self.box_branches, strict=True

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bevkd2.modeling.bev.decoder import DecoderOutput
 from bevkd2.modeling.bev.inputs import (
     BEVInputs,
     BEVTargets,
@@ -90,6 +91,21 @@ class MultiViewDetector(Detector[BEVInputs, BEVTargets, BEVKnowledge]):
         sizes = frames.image_sizes.flatten(0, 1)
         levels, knowledge = self.run_backbone(frames.images.flatten(0, 1), sizes, wants)
         return [level.unflatten(0, frames.images.shape[:2]) for level in levels], knowledge
+
+    def decode(
+        self, knowledge: BEVKnowledge, object_queries: Tensor, reference_points: Tensor | None = None
+    ) -> DecoderOutput:
+        """Runs the decoder on queries that are given, such as another model's.
+
+        A detector without object queries does not implement it; ``feature_shapes().decoder`` is None there.
+
+        Args:
+            knowledge: of :meth:`extract`; its ``bev_embed`` is read.
+            object_queries: (Q, 2C), or one set per sample (B, Q, 2C): position first, then content.
+            reference_points: (B, Q, 3) where the queries begin, as fractions of the range; None: where this
+                detector's own layer puts them.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no decoder of object queries")
 
     def detect(self, batched_inputs: Sequence[Sample]) -> list[dict[str, Any]]:
         """Returns the detections of each sample; frames of a scene, given in order, use the one before."""

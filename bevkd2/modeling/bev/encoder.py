@@ -65,12 +65,20 @@ class EncoderLayer(nn.Module):
             wants: costly fields of :class:`bevkd2.modeling.knowledge.BEVKnowledge`.
 
         Returns:
-            The new query, and the wanted fields of both attentions by name.
+            The new query, and the wanted fields of this layer by name.
         """
         query, temporal = self.temporal_attention(query, position, history, wants)
-        query = self.temporal_norm(query)
-        query, spatial = self.spatial_attention(query, tokens, spatial_shapes, pairs, wants)
-        return self.ffn_norm(self.ffn(self.spatial_norm(query))), temporal | spatial
+        after_temporal = self.temporal_norm(query)
+        query, spatial = self.spatial_attention(after_temporal, tokens, spatial_shapes, pairs, wants)
+        after_spatial = self.spatial_norm(query)
+        output = self.ffn_norm(self.ffn(after_spatial))
+        outputs = {
+            "temporal_outputs": after_temporal,
+            "spatial_outputs": after_spatial,
+            "layer_outputs": output,
+        }
+        wanted = {name: value for name, value in outputs.items() if name in wants}
+        return output, temporal | spatial | wanted
 
 
 class BEVEncoder(nn.Module):

@@ -12,10 +12,11 @@ from torch import Tensor
 from bevkd2.modeling.bev.box_coder import encode_boxes
 from bevkd2.modeling.bev.grid_mask import apply_masks
 from bevkd2.modeling.pixels import PixelNormalizer
-from bevkd2.structures import Boxes3D
+from bevkd2.structures import Boxes3D, project_points
 
 MASK_KEY = "grid_mask"
 """Optional key of a frame: its :class:`bevkd2.modeling.bev.grid_mask.MaskPattern`, or None for no mask."""
+_NEAREST = 0.1  # metres in front of the camera from which on a corner is projected
 FRAME_KEYS = ("images", "lidar2img", "can_bus", "scene_token", "timestamp")
 
 
@@ -66,6 +67,48 @@ class BEVTargets:
     """(B, N, 4, 4), for the image heat map."""
     image_sizes: Tensor
     """(B, N, 2), for the image heat map."""
+
+    def image_boxes(self) -> list[Tensor]:
+        """Returns the objects' boxes in every image of the batch.
+
+        A box spans the corners of its object that lie in front of the camera, not beyond the image.
+
+        Returns:
+            B*N tensors (n, 4) x1, y1, x2, y2 in pixels: camera after camera, sample after sample.
+        """
+        return [
+            boxes_in_image(boxes, matrix, size)
+            for boxes, matrices, sizes in zip(self.boxes, self.lidar2img, self.image_sizes, strict=True)
+            for matrix, size in zip(matrices, sizes, strict=True)
+        ]
+
+    def grid_boxes(self) -> list[Tensor]:
+        """Returns B tensors (n, 5): x, y, length, width in metres and yaw, LIDAR_TOP frame."""
+        return [
+            torch.cat([boxes.center[:, :2], boxes.size[:, :2], boxes.yaw[:, None]], dim=1)
+            for boxes in self.boxes
+        ]
+
+
+def boxes_in_image(boxes: Boxes3D, lidar2img: Tensor, image_size: Tensor) -> Tensor:
+    """Projects boxes to one image.
+
+    Args:
+        boxes: n boxes, LIDAR_TOP frame.
+        lidar2img: (4, 4).
+        image_size: (2,) height and width in pixels before padding.
+
+    Returns:
+        (m, 4) x1, y1, x2, y2 in pixels of those m boxes of which some of the image shows a part.
+    """
+    if not len(boxes):
+        return lidar2img.new_zeros(0, 4)
+    pixels, depth = project_points(boxes.corners(), lidar2img.expand(len(boxes), 4, 4))
+    front = (depth > _NEAREST)[..., None]
+    limits = image_size.flip(0).to(pixels)
+    low = pixels.where(front, torch.inf).amin(dim=1).clamp(min=0)
+    high = pixels.where(front, -torch.inf).amax(dim=1).minimum(limits)
+    return torch.cat([low, high], dim=1)[(low < high).all(dim=1)]
 
 
 def collate_frames(

@@ -58,7 +58,7 @@ class SpatialCrossAttention(DeformableAttention):
         Returns:
             output: (B, Q, C).
             costly: where wanted, ``spatial_attention`` (B, Q, M, L, P) float32 after softmax over L*P, and
-                ``sampling_offsets`` (B, Q, M, L, P, 2) in cells of each level.
+                ``spatial_offsets`` (B, Q, M, L, P, 2) in cells of each level.
         """
         batch, cells, _ = query.shape
         points = (self.num_heads, self.num_levels, self.num_points)
@@ -79,6 +79,6 @@ class SpatialCrossAttention(DeformableAttention):
         costly = {}
         if weights is not None:
             costly["spatial_attention"] = weights.unflatten(0, (batch, cells))
-        if "sampling_offsets" in wants:
-            costly["sampling_offsets"] = offsets.unflatten(0, (batch, cells))
+        if "spatial_offsets" in wants:
+            costly["spatial_offsets"] = offsets.unflatten(0, (batch, cells))
         return query + self.dropout(output), costly

@@ -84,24 +84,27 @@ class TemporalSelfAttention(DeformableAttention):
 
         Returns:
             output: (B, Q, C).
-            costly: where wanted, ``temporal_attention`` (B, Q, M, 2, 1, P) float32 after softmax over P.
+            costly: where wanted, ``temporal_attention`` (B, Q, M, 2, 1, P) float32 after softmax over P, and
+                ``temporal_offsets`` (B, Q, M, 2, 1, P, 2) in cells.
         """
         queue = history.queue_for(query)
         context = torch.cat([queue[:, 0], query + position], dim=-1)
         value = self.value_proj(queue).flatten(0, 1).unflatten(-1, (self.num_heads, -1))
+        offsets = self._by_queue(self.sampling_offsets(context), 2)
         attended, weights = ms_deform_attn_fused(
             value,
             [self.bev_shape],
             history.reference_points.flatten(0, 1).unsqueeze(2),
-            self._by_queue(self.sampling_offsets(context), 2),
+            offsets,
             self._by_queue(self.attention_weights(context)).squeeze(-1),
             num_queues=NUM_QUEUES,
             return_weights="temporal_attention" in wants,
         )
         costly = {}
         if weights is not None:
-            weights = weights.unflatten(0, (-1, NUM_QUEUES)).permute(0, 2, 3, 1, 4, 5)
-            costly["temporal_attention"] = weights
+            costly["temporal_attention"] = _by_sample(weights)
+        if "temporal_offsets" in wants:
+            costly["temporal_offsets"] = _by_sample(offsets)
         return query + self.dropout(self.output_proj(attended)), costly
 
     def _by_queue(self, projected: Tensor, last: int = 1) -> Tensor:
@@ -109,3 +112,9 @@ class TemporalSelfAttention(DeformableAttention):
         shaped = projected.unflatten(-1, (self.num_heads, NUM_QUEUES, 1, self.num_points, last))
         by_queue: Tensor = shaped.permute(0, 3, 1, 2, 4, 5, 6).flatten(0, 1)
         return by_queue
+
+
+def _by_sample(by_queue: Tensor) -> Tensor:
+    """Turns (B*2, Q, M, ...), queues within samples, to (B, Q, M, 2, ...)."""
+    by_sample: Tensor = by_queue.unflatten(0, (-1, NUM_QUEUES)).movedim(1, 3)
+    return by_sample

@@ -77,6 +77,10 @@ class MonoTargets:
             )
         return self.assigned
 
+    def image_boxes(self) -> list[Tensor]:
+        """Returns B tensors (n, 4): x1, y1, x2, y2 of the objects in pixels."""
+        return self.boxes2d
+
     @property
     def max_depth(self) -> Tensor:
         """Returns the largest annotated depth of the batch (m), a scalar; 1 where there is no object."""

@@ -55,7 +55,12 @@ class TinyMono(MonoDetector):
         return {**detector_arguments(cfg), **own, "num_classes": num_classes}
 
     def extract(
-        self, inputs: MonoInputs, wants: frozenset[str] = frozenset(), state: Any = None
+        self,
+        inputs: MonoInputs,
+        wants: frozenset[str] = frozenset(),
+        state: Any = None,
+        *,
+        partial: bool = False,
     ) -> MonoKnowledge:
         """Predicts logits, codes and depths of all cells."""
         (level,), knowledge = self.features(inputs, wants)

@@ -29,13 +29,13 @@ def test_output_is_the_mean_over_the_cameras_that_see_the_cell():
     attention = make_attention()
     references, visible, pairs = make_pairs()
     query, features = torch.randn(BATCH, CELLS, 8), torch.randn(BATCH * CAMERAS, 30, 8)
-    wants = frozenset({"spatial_attention", "sampling_offsets"})
+    wants = frozenset({"spatial_attention", "spatial_offsets"})
     out, costly = attention(query, features, LEVELS, pairs, wants)
     weights = costly["spatial_attention"]
 
     offsets = attention.sampling_offsets(query).view(BATCH, CELLS, 2, 2, 4, 2)
     logits = attention.attention_weights(query).view(BATCH, CELLS, 2, 2, 4)
-    assert torch.equal(costly["sampling_offsets"], offsets)
+    assert torch.equal(costly["spatial_offsets"], offsets)
     values = attention.value_proj(features).view(BATCH, CAMERAS, 30, 2, 4)
     total = torch.zeros(BATCH, CELLS, 8)
     for camera in range(CAMERAS):

@@ -55,9 +55,15 @@ class BoxPrior(nn.Module):
             Both in metres.
         """
         classes = logits.argmax(dim=1)
-        return self._metric_depth(depth, classes), self._metric_size(size, classes)
+        return self.metric_depth(depth, classes), self._metric_size(size, classes)
 
-    def _metric_depth(self, depth: Tensor, classes: Tensor) -> Tensor:
+    def metric_depth(self, depth: Tensor, classes: Tensor) -> Tensor:
+        """Converts raw depths to metres.
+
+        Args:
+            depth: (B, 1, h, w).
+            classes: (B, h, w) int64: the most likely class.
+        """
         if self.depth is None:
             return depth.exp()
         rows = self.depth[classes if len(self.depth) > 1 else torch.zeros_like(classes)]

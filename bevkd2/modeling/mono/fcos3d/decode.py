@@ -159,12 +159,13 @@ def select_detections(candidates: Candidates, options: DecodeOptions) -> dict[st
 
 
 def fused_depth(
-    outputs: DenseOutputs, fuse_lambda: Tensor | None, unit: float
+    depth: Sequence[Tensor], depth_bins: Sequence[Tensor] | None, fuse_lambda: Tensor | None, unit: float
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Computes the depths of all locations.
 
     Args:
-        outputs: of a head.
+        depth: (B, 1, h, w) per level: the direct depth in metres.
+        depth_bins: (B, bins, h, w) logits per level; None where the head has no depth distribution.
         fuse_lambda: of the same head; None where it has no depth distribution.
         unit: metres between bins of the depth distribution.
 
@@ -175,10 +176,10 @@ def fused_depth(
     Raises:
         ValueError: depth bins without ``fuse_lambda``.
     """
-    direct = flatten_levels([level[:, 2:3] for level in outputs.boxes])[..., 0]
-    bins = None if outputs.depth_bins is None else flatten_levels(outputs.depth_bins)
-    depth, probabilistic = predicted_depth(direct, bins, fuse_lambda, unit)
-    return depth, direct, probabilistic
+    direct = flatten_levels(depth)[..., 0]
+    bins = None if depth_bins is None else flatten_levels(depth_bins)
+    fused, probabilistic = predicted_depth(direct, bins, fuse_lambda, unit)
+    return fused, direct, probabilistic
 
 
 def _best_of_levels(scores: Tensor, shapes: Sequence[tuple[int, int]], count: int) -> Tensor:

@@ -15,10 +15,12 @@ from bevkd2.modeling.mono.assign import assign_locations
 from bevkd2.modeling.mono.detector import MonoDetector
 from bevkd2.modeling.mono.fcos3d.config import fcos3d_arguments, pgd_arguments
 from bevkd2.modeling.mono.fcos3d.decode import DecodeOptions, candidates_of, fused_depth, select_detections
-from bevkd2.modeling.mono.fcos3d.head import DenseHead
+from bevkd2.modeling.mono.fcos3d.head import DenseHead, DepthOutputs
 from bevkd2.modeling.mono.fcos3d.losses import DenseCriterion
 from bevkd2.modeling.mono.grid import flatten_levels
 from bevkd2.modeling.mono.inputs import MonoInputs, MonoTargets
+
+_DEPTHS = frozenset({"depth", "direct_depth", "probabilistic_depth"})
 
 
 @META_ARCH_REGISTRY.register()
@@ -66,14 +68,20 @@ class FCOS3D(MonoDetector):
         return assign_locations(targets, self.regress_ranges, self.center_radius)
 
     def extract(
-        self, inputs: MonoInputs, wants: frozenset[str] = frozenset(), state: Any = None
+        self,
+        inputs: MonoInputs,
+        wants: frozenset[str] = frozenset(),
+        state: Any = None,
+        *,
+        partial: bool = False,
     ) -> MonoKnowledge:
         """Runs backbone, neck and head.
 
         Args:
             inputs: of :meth:`preprocess`.
-            wants: costly fields to fill, of :class:`MonoKnowledge`.
+            wants: fields to fill beside those that are not costly.
             state: not used: every image is on its own.
+            partial: fill nothing but ``wants``: only those branches of the head run that these need.
 
         Returns:
             The knowledge; ``outputs`` are :class:`DenseOutputs`.
@@ -81,13 +89,21 @@ class FCOS3D(MonoDetector):
         Raises:
             ValueError: an unknown want.
         """
-        levels, knowledge = self.features(inputs, wants)
-        outputs = self.head(levels)
-        knowledge.outputs = outputs
-        knowledge.logits = flatten_levels(outputs.logits)
-        knowledge.depth, knowledge.direct_depth, knowledge.probabilistic_depth = fused_depth(
-            outputs, self.head.fuse_lambda, self.decoding.depth_unit
-        )
+        fills = self.knowledge.fields_to_fill(wants, partial)
+        levels, knowledge = self.features(inputs, fills)
+        if "outputs" in fills:
+            outputs = self.head(levels)
+            knowledge.outputs = outputs
+            maps = DepthOutputs(outputs.logits, [m[:, 2:3] for m in outputs.boxes], outputs.depth_bins)
+        elif "logits" in fills or not fills.isdisjoint(_DEPTHS):
+            maps = self.head.class_and_depth(levels, with_depth=not fills.isdisjoint(_DEPTHS))
+        else:
+            return knowledge
+        knowledge.logits = flatten_levels(maps.logits)
+        if maps.depth is not None:
+            knowledge.depth, knowledge.direct_depth, knowledge.probabilistic_depth = fused_depth(
+                maps.depth, maps.depth_bins, self.head.fuse_lambda, self.decoding.depth_unit
+            )
         return knowledge
 
     def losses(self, knowledge: MonoKnowledge, targets: MonoTargets) -> dict[str, Tensor]:

@@ -80,6 +80,18 @@ class DenseOutputs:
     """(B, 9, h, w) logits (nuScenes)."""
 
 
+@dataclasses.dataclass
+class DepthOutputs:
+    """The maps of :class:`DenseOutputs` that say which class there is and how far; one per level."""
+
+    logits: list[Tensor]
+    """(B, K, h, w) before the sigmoid."""
+    depth: list[Tensor] | None
+    """(B, 1, h, w) metres: the direct depth."""
+    depth_bins: list[Tensor] | None
+    """(B, bins, h, w) logits of the depth distribution (PGD)."""
+
+
 class DenseHead(nn.Module):
     """Predicts a box at every cell of every level; all levels share everything but scalar factors.
 
@@ -161,6 +173,25 @@ class DenseHead(nn.Module):
         factors = [dict(scales.named_parameters()) for scales in self.scales]
         maps = [self._level(x, level) for x, level in zip(levels, factors, strict=True)]
         return DenseOutputs(**{name: [level[name] for level in maps] for name in maps[0]})
+
+    def class_and_depth(self, levels: Sequence[Tensor], with_depth: bool = True) -> DepthOutputs:
+        """Runs only the branches of classes and depths, and no box tower without depths.
+
+        Args:
+            levels: (B, C, h, w) each, finest first.
+            with_depth: compute the depths too.
+        """
+        logits, depths, bins = [], [], []
+        for x, scales in zip(levels, self.scales, strict=True):
+            logits.append(self.class_branch(self.class_tower(x)))
+            if not with_depth:
+                continue
+            features = self.box_tower(x)
+            raw = self.regressors["depth"](features) * scales.get_parameter("depth")
+            depths.append(self.prior.metric_depth(raw, logits[-1].argmax(dim=1)))
+            if "depth_bins" in self.extra_branches:
+                bins.append(self.extra_branches["depth_bins"](features))
+        return DepthOutputs(logits, depths or None, bins or None)
 
     def _level(self, x: Tensor, factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         class_features, box_features = self.class_tower(x), self.box_tower(x)

@@ -19,6 +19,8 @@ from bevkd2.modeling.mono.smoke.head import SmokeHead
 from bevkd2.modeling.mono.smoke.losses import SmokeLossWeights, smoke_losses
 from bevkd2.modeling.mono.smoke.targets import assign_cells, heatmap_targets, objects_of
 
+_PREDICTED = frozenset({"logits", "outputs", "depth", "direct_depth"})
+
 
 @META_ARCH_REGISTRY.register()
 class SMOKE(MonoDetector):
@@ -67,19 +69,32 @@ class SMOKE(MonoDetector):
         return assign_cells(objects_of(targets, self.coder.stride), len(targets.boxes), shape)
 
     def extract(
-        self, inputs: MonoInputs, wants: frozenset[str] = frozenset(), state: None = None
+        self,
+        inputs: MonoInputs,
+        wants: frozenset[str] = frozenset(),
+        state: None = None,
+        *,
+        partial: bool = False,
     ) -> MonoKnowledge:
         """Runs backbone, neck and head.
 
         Args:
             inputs: of :meth:`preprocess`.
-            wants: costly fields to fill, of :class:`MonoKnowledge`.
+            wants: fields to fill beside those that are not costly.
             state: none; single images have no past.
+            partial: fill nothing but ``wants``: the head runs only where one of these needs it, and its box
+                branch, which also predicts the depth, only where one needs that.
 
         Raises:
             ValueError: an unknown want.
         """
-        (level,), knowledge = self.features(inputs, wants)
+        fills = self.knowledge.fields_to_fill(wants, partial)
+        (level,), knowledge = self.features(inputs, fills)
+        if fills.isdisjoint(_PREDICTED):
+            return knowledge
+        if fills.isdisjoint(_PREDICTED - {"logits"}):
+            knowledge.logits = flatten_levels([self.head.class_branch(level)])
+            return knowledge
         outputs = self.head(level)
         knowledge.outputs = outputs
         knowledge.logits = flatten_levels([outputs.logits])

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bevkd2.distill.methods.layers import map_layers
+from bevkd2.distill.layers import map_layers
 
 
 @pytest.mark.parametrize(

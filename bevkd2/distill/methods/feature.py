@@ -1,0 +1,99 @@
+"""The base class of methods that compare feature maps, from whichever sources the config names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from fvcore.common.config import CfgNode as FvcoreNode
+from torch import Tensor, nn
+
+from bevkd2.distill.methods.base import DistillMethod
+from bevkd2.distill.sources import FeaturePair, FeatureSource, knowledge_class, resolve_sources
+from bevkd2.modeling.detector import FeatureShapes
+from bevkd2.modeling.knowledge import Knowledge
+
+_KERNELS = {"conv1x1": 1, "conv3x3": 3}
+ADAPTERS = (*_KERNELS, "auto", "none")
+
+
+class FeatureMethod(DistillMethod[Knowledge]):
+    """Base of methods on the feature maps of SOURCES (:mod:`bevkd2.distill.sources`).
+
+    A subclass sets ``sources_default``, and ``adapter_default`` where the method maps the student's channels
+    to the teacher's, and implements :meth:`compare`. Losses are summed or averaged over the maps as the
+    paper of the method says.
+
+    Args:
+        cfg: the method's node: SOURCES, LAYER_MAP and, where the method has adapters, ADAPTER.
+        student: shapes of the student's features.
+        teacher: of the teacher's.
+
+    Raises:
+        ValueError: sources that the two do not share, or channels that differ without an adapter.
+    """
+
+    sources_default: ClassVar[tuple[str, ...]] = ("fpn",)
+    """SOURCES unless the config names others."""
+    adapter_default: ClassVar[str | None] = None
+    """ADAPTER unless the config names another; None: the method has no adapters, and channels may differ."""
+
+    def __init__(self, cfg: FvcoreNode, student: FeatureShapes, teacher: FeatureShapes) -> None:
+        super().__init__(cfg, student, teacher)
+        self.sources = resolve_sources(list(cfg.SOURCES), student, teacher, self.check, cfg.LAYER_MAP)
+        self.knowledge = knowledge_class(self.sources)
+        self.requires = frozenset[str]().union(*(source.requires for source in self.sources))
+        if self.adapter_default is not None:
+            kind = self.one_of(cfg, "ADAPTER", ADAPTERS)
+            self.adapters = nn.ModuleList(self.make_adapter(kind, source) for source in self.sources)
+
+    @classmethod
+    def add_config(cls, node: FvcoreNode) -> None:
+        """Adds WEIGHT, its schedule, SOURCES, LAYER_MAP and, where the method has adapters, ADAPTER."""
+        super().add_config(node)
+        # Feature maps: backbone.<name> | fpn | fpn.<level> | bev | bev.layers | bev.temporal | bev.spatial,
+        # the last three also of one encoder layer: bev.layers.<i>
+        node.SOURCES = list(cls.sources_default)
+        node.LAYER_MAP = []  # [[student layer, teacher layer], ...]; []: spread evenly, last meets last
+        if cls.adapter_default is not None:
+            # From the student's channels to the teacher's: "conv1x1" | "conv3x3" | "none" | "auto": conv1x1
+            # where they differ
+            node.ADAPTER = cls.adapter_default
+
+    def make_adapter(self, kind: str, source: FeatureSource) -> nn.Module:
+        """Makes the layer that maps the student's features of one source to the teacher's channels."""
+        ours, theirs = source.student_channels, source.teacher_channels
+        if kind == "none" or (kind == "auto" and ours == theirs):
+            self.check(
+                ours == theirs,
+                "ADAPTER",
+                f"none, but {source.name} has {ours} channels in the student and {theirs} in the teacher; "
+                "use conv1x1",
+            )
+            return nn.Identity()
+        kernel = _KERNELS.get(kind, 1)
+        return nn.Conv2d(ours, theirs, kernel, padding=kernel // 2)
+
+    def pairs(self, student: Knowledge, teacher: Knowledge) -> list[FeaturePair]:
+        """Returns the maps of both models, in the order of the sources, without adapters."""
+        return [source.read(student, teacher) for source in self.sources]
+
+    def adapted(self, pairs: Sequence[FeaturePair]) -> list[Tensor]:
+        """Returns the student's maps after the adapters, (R, C', h, w) each."""
+        return [adapter(pair.student) for adapter, pair in zip(self.adapters, pairs, strict=True)]
+
+    def forward(self, student: Knowledge, teacher: Knowledge, targets: Any) -> Tensor | dict[str, Tensor]:
+        """Compares the maps of all sources."""
+        return self.compare(self.pairs(student, teacher), student, targets)
+
+    def compare(
+        self, pairs: Sequence[FeaturePair], student: Knowledge, targets: Any
+    ) -> Tensor | dict[str, Tensor]:
+        """Computes the loss of the maps; a subclass implements it.
+
+        Args:
+            pairs: in the order of ``self.sources``.
+            student: the student's knowledge, for masks.
+            targets: the student's, for masks.
+        """
+        raise NotImplementedError

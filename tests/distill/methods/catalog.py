@@ -1,0 +1,63 @@
+"""What the tests of all methods know about each: on what it runs, and what holds for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from tests.distill.methods.harness import DETECTORS
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A method with one setting."""
+
+    method: str
+    """Its name in the registry."""
+    detectors: tuple[str, ...] = DETECTORS
+    """Of ``harness.DETECTORS``: those on which it runs. On the others, building it is an error."""
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Keys of its node that differ from the defaults."""
+    options: tuple[Any, ...] = ()
+    """KEY, VALUE, ... of both detectors' configs."""
+    student_width: int = 8
+    """Channels of the student's neck; the teacher's has 16."""
+    zero: bool = True
+    """The loss of a student that is the teacher is 0 (methods whose minimum is elsewhere say False)."""
+    per_sample: bool = True
+    """The loss of a batch of two is the mean of those of its samples."""
+    reaches: tuple[str, ...] = ("image_backbone", "neck")
+    """Parts of the student (prefixes of parameter names) that get a gradient of the method alone."""
+    lr: float = 1e-2
+    """Of the twenty steps in which the loss has to fall."""
+
+    def __str__(self) -> str:
+        """Returns the name and the settings, as the test's identifier."""
+        return "-".join([self.method, *(f"{key}={value}" for key, value in self.settings.items())])
+
+
+_BEV = ("BEVFormer",)
+_MONO = ("PGD", "SMOKE")
+
+CATALOG = [
+    Entry(
+        "TemporalAttention",
+        _BEV,
+        student_width=16,
+        reaches=("encoder.layers.0.temporal_attention", "encoder.layers.1.temporal_attention"),
+    ),
+    Entry(
+        "SpatialAttention",
+        _BEV,
+        student_width=16,
+        reaches=("encoder.layers.0.spatial_attention", "encoder.layers.1.spatial_attention"),
+    ),
+    Entry("BEVResponse", _BEV, reaches=("image_backbone", "neck", "encoder")),
+    Entry("PerspectiveFeature", settings={"ADAPTER": "none"}, student_width=16),
+    Entry("PerspectiveFeature"),
+    Entry("DepthGuidedPrediction", _MONO, per_sample=False, reaches=("image_backbone", "neck", "head")),
+    Entry("PKD", per_sample=False),
+    Entry("PKD", _BEV, {"SOURCES": ["bev"]}, per_sample=False, reaches=("image_backbone", "neck", "encoder")),
+    Entry("PKD", _BEV, {"SOURCES": ["bev.layers", "bev.spatial.1"]}, per_sample=False, reaches=("encoder",)),
+]
+"""Every method of the registry, at least once."""
