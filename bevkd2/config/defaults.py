@@ -200,6 +200,10 @@ def _add_distill(cfg: fvcore_config.CfgNode) -> None:
     inherit = cfg.DISTILL.INHERIT = CN()
     inherit.MODE = "off"  # "freeze" (the paper's) | "init" (its ablation) | "off"
     # What is inherited: the paper fixes BEV queries and positional encodings. Not the paper's, to be added:
-    # object_queries (together with reference_points), can_bus_mlp, level_embeddings, camera_embeddings
+    # object_queries (together with reference_points), can_bus_mlp, level_embeddings, camera_embeddings, or
+    # any prefix of the names in the state dicts, such as neck
     inherit.PARAMS = ["bev_queries", "bev_position"]
     inherit.RESIZE = ""  # "": different BEV grids are an error | "bilinear"
+    # What starts as the teacher's and is trained: prefixes of the names in the student's state dict, such as
+    # neck, decoder or head. Not the papers'; FGD and FocalDistiller do so.
+    inherit.INIT_PARAMS = []

@@ -16,7 +16,7 @@ from bevkd2.checkpoint.io import model_state
 from bevkd2.config import find_file, stored_classes
 from bevkd2.d2 import META_ARCH_REGISTRY, configurable
 from bevkd2.distill.config import student_config, teacher_config
-from bevkd2.distill.inherit import Inheritable, inherit, verify_inherited
+from bevkd2.distill.inherit import INIT_KEY, check_together, inherit, verify_inherited
 from bevkd2.distill.methods import DISTILL_REGISTRY, DistillMethod
 from bevkd2.distill.schedule import Progress, Schedule
 from bevkd2.modeling.detector import Detector
@@ -53,6 +53,7 @@ class Distiller(nn.Module):
         teacher_dtype: autocast type of the teacher's forward pass; float32 switches autocast off.
         share_augmentation: the student's own augmentation, such as its GridMask, is the teacher's too.
         inherit_mode, inherit_params, inherit_resize: see :func:`bevkd2.distill.inherit.inherit`.
+        inherit_init: prefixes of the student's parameters that start as the teacher's and are trained.
 
     Raises:
         ValueError: a method on a detector whose knowledge it cannot read, or parameters that cannot be
@@ -75,6 +76,7 @@ class Distiller(nn.Module):
         inherit_mode: str = "off",
         inherit_params: Sequence[str] = (),
         inherit_resize: str = "",
+        inherit_init: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.student: Detector[Any, Any, Any] = student
@@ -89,10 +91,10 @@ class Distiller(nn.Module):
         self._unregistered = (teacher.requires_grad_(False).eval(),)
         self.wants = frozenset[str]().union(*(method.requires for method in methods.values()))
         self._values_to_log: dict[str, Tensor] = {}
-        self.inherited: tuple[str, ...] = ()
-        if inherit_mode != "off":
-            pair = _inheritable(student), _inheritable(teacher)
-            self.inherited = tuple(inherit(*pair, inherit_params, inherit_mode, inherit_resize))
+        kept = inherit(student, teacher, inherit_params, inherit_mode, inherit_resize)
+        started = inherit(student, teacher, inherit_init, "init", inherit_resize, INIT_KEY)
+        _check_inherited(student, kept, started, [*inherit_params, *inherit_init])
+        self.inherited = tuple(kept)
         for method in methods.values():
             method.attach(student, teacher)
 
@@ -104,11 +106,15 @@ class Distiller(nn.Module):
             raise ValueError(
                 f"DISTILL.TEACHER.DTYPE: {node.TEACHER.DTYPE!r} is not one of {', '.join(_DTYPES)}"
             )
-        if node.INHERIT.MODE == "init" and cfg.MODEL.WEIGHTS:
-            raise ValueError(
-                f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} would overwrite what DISTILL.INHERIT.MODE init takes "
-                "from the teacher; leave one of them out"
-            )
+        for key, used in (
+            ("MODE init", node.INHERIT.MODE == "init"),
+            ("INIT_PARAMS", node.INHERIT.INIT_PARAMS),
+        ):
+            if used and cfg.MODEL.WEIGHTS:
+                raise ValueError(
+                    f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} would overwrite what DISTILL.INHERIT.{key} takes "
+                    "from the teacher; leave one of them out"
+                )
         methods = {name: DISTILL_REGISTRY.get(name) for name in node.METHODS}
         student, teacher = _build(student_config(cfg)), build_teacher(cfg)
         shapes = student.feature_shapes(), teacher.feature_shapes()
@@ -128,6 +134,7 @@ class Distiller(nn.Module):
             "inherit_mode": node.INHERIT.MODE,
             "inherit_params": node.INHERIT.PARAMS,
             "inherit_resize": node.INHERIT.RESIZE,
+            "inherit_init": node.INHERIT.INIT_PARAMS,
         }
 
     def _named_methods(self) -> Iterator[tuple[str, DistillMethod[Any]]]:
@@ -167,7 +174,7 @@ class Distiller(nn.Module):
         samples = self.student.augment(batched_inputs)
         with torch.no_grad(), self._teacher_autocast():
             inputs = self.teacher.preprocess(samples if self.share_augmentation else batched_inputs)
-            knowledge_t = self.teacher.extract(inputs, self.wants, partial=True)
+            knowledge_t = self.teacher.extract_only(inputs, self.wants)
         inputs = self.student.preprocess(samples)
         knowledge_s = self.student.extract(inputs, self.wants)
         targets = self.student.targets(samples, inputs)
@@ -215,8 +222,7 @@ class Distiller(nn.Module):
     def verify_inherited(self) -> None:
         """Checks that frozen, inherited parameters equal the teacher's; raises RuntimeError where not."""
         if self.inherit_mode == "freeze":
-            pair = _inheritable(self.student), _inheritable(self.teacher)
-            verify_inherited(*pair, self.inherited, self.inherit_resize)
+            verify_inherited(self.student, self.teacher, self.inherited, self.inherit_resize)
 
     def checkpoint_parts(self) -> dict[str, nn.Module]:
         """Returns what a checkpoint holds: the plain student, and the methods' adapters."""
@@ -265,13 +271,21 @@ def _check_filled(name: str, method: DistillMethod[Any], role: str, knowledge: K
         )
 
 
-def _inheritable(model: Detector[Any, Any, Any]) -> Inheritable:
-    if not isinstance(model, Inheritable):
+def _check_inherited(
+    student: nn.Module,
+    kept: Mapping[str, tuple[Tensor, Tensor]],
+    started: Mapping[str, tuple[Tensor, Tensor]],
+    named: Sequence[str],
+) -> None:
+    """Checks what both lists of inherited tensors name together."""
+    taken = {id(target) for target, _ in kept.values()}
+    if twice := sorted(name for name, (target, _) in started.items() if id(target) in taken):
         raise ValueError(
-            f"DISTILL.INHERIT.MODE: {type(model).__name__} has no inheritable() and bev_shape, so it has no "
-            "queries to inherit; set it to off"
+            f"{INIT_KEY} names {twice[0]}, which DISTILL.INHERIT.PARAMS names too; a parameter is either "
+            "frozen or trained: leave it out of one of them"
         )
-    return model
+    targets = {name: target for name, (target, _) in {**kept, **started}.items()}
+    check_together(student, targets, named)
 
 
 def _build(cfg: CfgNode) -> Detector[Any, Any, Any]:

@@ -121,26 +121,32 @@ class Detector(nn.Module, ABC, Generic[InputsT, TargetsT, KnowledgeT]):
         """
 
     @abstractmethod
-    def extract(
-        self,
-        inputs: InputsT,
-        wants: frozenset[str] = frozenset(),
-        state: Any = None,
-        *,
-        partial: bool = False,
-    ) -> KnowledgeT:
+    def extract(self, inputs: InputsT, wants: frozenset[str] = frozenset(), state: Any = None) -> KnowledgeT:
         """Runs the model up to its raw predictions.
 
         Args:
             inputs: of :meth:`preprocess`.
             wants: fields to fill beside those that are not costly.
             state: what a temporal detector put into the knowledge of the frame before.
-            partial: nothing but ``wants`` is going to be read, so that the other fields need not be computed;
-                a teacher is run so. A detector may ignore it.
 
         Raises:
             ValueError: an unknown want.
         """
+
+    def extract_only(self, inputs: InputsT, wants: frozenset[str], state: Any = None) -> KnowledgeT:
+        """Runs the model as far as ``wants`` need it: nothing else is going to be read.
+
+        A teacher is run so. This base runs all; a detector with parts that can be left out overrides it.
+
+        Args:
+            inputs: of :meth:`preprocess`.
+            wants: fields to fill.
+            state: of :meth:`extract`.
+
+        Raises:
+            ValueError: an unknown want.
+        """
+        return self.extract(inputs, wants, state)
 
     @abstractmethod
     def losses(self, knowledge: KnowledgeT, targets: TargetsT) -> dict[str, Tensor]:

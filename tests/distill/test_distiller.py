@@ -67,7 +67,7 @@ def test_all_learned_inputs_can_be_inherited(teacher_files):
 
 @pytest.mark.parametrize("alone", ["object_queries", "reference_points"])
 def test_object_queries_go_with_the_layer_of_their_reference_points(teacher_files, alone):
-    with pytest.raises(ValueError, match=f"PARAMS has {alone}, but not .*: add "):
+    with pytest.raises(ValueError, match=f"INHERIT names {alone}, but not .*: add "):
         build(teacher_files("DISTILL.INHERIT.PARAMS", ["bev_queries", alone]))
 
 
@@ -263,11 +263,11 @@ def test_the_teachers_precision_is_its_own_whatever_the_trainers_is(
     seen = {}
     for name, part in (("teacher", model.teacher), ("student", model.student)):
 
-        def extract(*arguments, name=name, original=part.extract):
+        def features(*arguments, name=name, original=part.features):
             seen[name] = torch.is_autocast_enabled("cpu")
             return original(*arguments)
 
-        monkeypatch.setattr(part, "extract", extract)
+        monkeypatch.setattr(part, "features", features)
     train_losses(model, samples(1))
     assert seen == {"teacher": dtype == "bfloat16", "student": False}
     with torch.autocast("cpu", torch.bfloat16):

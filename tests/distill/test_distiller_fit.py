@@ -70,6 +70,7 @@ class MonoOnly(Untrained):
 
     node = "MONO_ONLY"
     knowledge = MonoKnowledge
+    requires = frozenset({"depth"})
 
 
 class ReadsHeatmap(Untrained):

@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from bevkd2.distill import Distiller
 from bevkd2.distill.inherit import inherit, verify_inherited
+from tests.distill.methods.harness import build_detector
 
 
 class Model(nn.Module):
@@ -112,3 +114,84 @@ def test_verification_names_what_moved():
         student.tensors["column"][0, 0] += 0.25
     with pytest.raises(RuntimeError, match=r"bev_position.column differs.*0\.25"):
         verify_inherited(student, teacher, names, "")
+
+
+class Normalized(nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.neck = nn.Sequential(nn.Conv2d(3, width, 1), nn.BatchNorm2d(width))
+        self.head = nn.Conv2d(width, 2, 1)
+        nn.init.normal_(self.neck[1].running_mean)
+
+
+def test_any_prefix_can_start_from_the_teacher_with_its_statistics():
+    student, teacher = Normalized(), Normalized()
+    pairs = inherit(student, teacher, ["neck", "head.bias"], "init")
+    assert {name.split(".")[0] for name in pairs} == {"neck", "head"} and "head.weight" not in pairs
+    assert torch.equal(student.neck[1].running_mean, teacher.neck[1].running_mean)
+    assert torch.equal(student.neck[0].weight, teacher.neck[0].weight)
+    assert not torch.equal(student.head.weight, teacher.head.weight)
+    assert all(parameter.requires_grad for parameter in student.parameters())
+
+
+def test_a_frozen_prefix_is_verified():
+    student, teacher = Normalized(), Normalized()
+    names = list(inherit(student, teacher, ["head"], "freeze"))
+    assert names == ["head.weight", "head.bias"] and not student.head.weight.requires_grad
+    verify_inherited(student, teacher, names, "")
+    with torch.no_grad():
+        student.head.bias += 1
+    with pytest.raises(RuntimeError, match=r"head\.bias differs"):
+        verify_inherited(student, teacher, names, "")
+
+
+def test_statistics_that_training_changes_cannot_be_frozen():
+    with pytest.raises(ValueError, match=r"neck\.1 is a batch normalisation.*INIT_PARAMS"):
+        inherit(Normalized(), Normalized(), ["neck"], "freeze")
+
+
+def test_other_architectures_are_named():
+    with pytest.raises(ValueError, match=r"neck.0.weight is \(4, 3, 1, 1\), student's is \(5.*architecture"):
+        inherit(Normalized(5), Normalized(), ["neck"], "init")
+    with pytest.raises(ValueError, match=r"'tower' is not in both models.* such as head, neck"):
+        inherit(Normalized(), Normalized(), ["tower"], "init")
+
+
+def test_a_decoder_may_start_from_the_teachers_beside_frozen_queries():
+    teacher, student = (build_detector("BEVFormer", 16, seed) for seed in (1, 2))
+    model = Distiller(
+        student=student,
+        teacher=teacher,
+        methods={},
+        weights={},
+        inherit_mode="freeze",
+        inherit_params=["bev_queries", "object_queries"],
+        inherit_init=["decoder", "neck"],
+    )
+    assert not student.object_queries.requires_grad and "object_queries" in model.inherited
+    assert torch.equal(student.decoder.reference_points.weight, teacher.decoder.reference_points.weight)
+    assert torch.equal(student.decoder.box_branches[1][4].bias, teacher.decoder.box_branches[1][4].bias)
+    assert all(parameter.requires_grad for parameter in student.decoder.parameters())
+    model.verify_inherited()
+
+
+def test_a_dense_head_may_start_from_the_teachers():
+    teacher, student = (build_detector("PGD", 8, seed) for seed in (1, 2))
+    Distiller(student=student, teacher=teacher, methods={}, weights={}, inherit_init=["head", "neck"])
+    assert torch.equal(student.head.class_branch.out.weight, teacher.head.class_branch.out.weight)
+    ours, theirs = (next(model.image_backbone.parameters()) for model in (student, teacher))
+    assert not torch.equal(ours, theirs)
+
+
+def test_a_parameter_is_either_frozen_or_trained():
+    teacher, student = (build_detector("BEVFormer", 16, seed) for seed in (1, 2))
+    with pytest.raises(ValueError, match=r"INIT_PARAMS names bev_queries, which DISTILL\.INHERIT"):
+        Distiller(
+            student=student,
+            teacher=teacher,
+            methods={},
+            weights={},
+            inherit_mode="freeze",
+            inherit_params=["bev_queries"],
+            inherit_init=["bev_queries"],
+        )

@@ -35,7 +35,7 @@ def partly_and_whole(detector, field):
         inputs = model.preprocess(make_batch(detector, 1, 2))
         whole = model.extract(inputs, frozenset({field}))
         calls.clear()
-        part = model.extract(inputs, frozenset({field}), partial=True)
+        part = model.extract_only(inputs, frozenset({field}))
     return part, whole, set(calls)
 
 

@@ -141,8 +141,6 @@ class BEVFormer(MultiViewDetector):
         inputs: BEVInputs,
         wants: frozenset[str] = frozenset(),
         state: TemporalState | None = None,
-        *,
-        partial: bool = False,
     ) -> BEVKnowledge:
         """Encodes the history, without gradient and in eval mode, and then the current frames.
 
@@ -150,8 +148,6 @@ class BEVFormer(MultiViewDetector):
             inputs: of :meth:`preprocess`.
             wants: fields to fill beside those that are not costly.
             state: of the frames before, row by row; rows of another scene or of no earlier time have no past.
-            partial: fill nothing but ``wants``: the decoder, and history and encoder, run only where one of
-                these needs them.
 
         Returns:
             The knowledge, with the state for the next frames.
@@ -159,7 +155,15 @@ class BEVFormer(MultiViewDetector):
         Raises:
             ValueError: an unknown want.
         """
-        fills = self.knowledge.fields_to_fill(wants, partial)
+        return self._extract(inputs, self.knowledge.fields_to_fill(wants, partial=False), state)
+
+    def extract_only(
+        self, inputs: BEVInputs, wants: frozenset[str], state: TemporalState | None = None
+    ) -> BEVKnowledge:
+        """Runs the decoder, and history and encoder, only where ``wants`` need them."""
+        return self._extract(inputs, self.knowledge.fields_to_fill(wants, partial=True), state)
+
+    def _extract(self, inputs: BEVInputs, fills: frozenset[str], state: TemporalState | None) -> BEVKnowledge:
         if fills <= _BEFORE_ENCODER:
             return self._extract_images(inputs.current, fills)[1]
         batch_size = len(inputs.current.rows)

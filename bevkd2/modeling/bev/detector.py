@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from bevkd2.modeling.bev.inputs import (
     collate_targets,
 )
 from bevkd2.modeling.bev.memory import SceneMemory, split_by_time
-from bevkd2.modeling.detector import Detector, Sample
+from bevkd2.modeling.detector import BEVShape, Detector, FeatureShapes, Sample
 from bevkd2.modeling.knowledge import BEVKnowledge
 
 
@@ -91,6 +92,16 @@ class MultiViewDetector(Detector[BEVInputs, BEVTargets, BEVKnowledge]):
         sizes = frames.image_sizes.flatten(0, 1)
         levels, knowledge = self.run_backbone(frames.images.flatten(0, 1), sizes, wants)
         return [level.unflatten(0, frames.images.shape[:2]) for level in levels], knowledge
+
+    def feature_shapes(self) -> FeatureShapes:
+        """Returns the shapes of backbone, neck and bird's-eye view.
+
+        ``bev_embed`` is taken to have the neck's channels and the rows and columns of the attribute
+        ``bev_shape``; a detector where that is otherwise overrides this method.
+        """
+        shape = getattr(self, "bev_shape", None)
+        bev = None if shape is None else BEVShape(self.neck.out_channels, tuple(shape))
+        return dataclasses.replace(super().feature_shapes(), bev=bev)
 
     def decode(
         self, knowledge: BEVKnowledge, object_queries: Tensor, reference_points: Tensor | None = None

@@ -55,12 +55,7 @@ class TinyMono(MonoDetector):
         return {**detector_arguments(cfg), **own, "num_classes": num_classes}
 
     def extract(
-        self,
-        inputs: MonoInputs,
-        wants: frozenset[str] = frozenset(),
-        state: Any = None,
-        *,
-        partial: bool = False,
+        self, inputs: MonoInputs, wants: frozenset[str] = frozenset(), state: Any = None
     ) -> MonoKnowledge:
         """Predicts logits, codes and depths of all cells."""
         (level,), knowledge = self.features(inputs, wants)

@@ -6,7 +6,6 @@ pillar projects to, two convolutions mix the cells, and every cell predicts clas
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -18,9 +17,7 @@ from bevkd2.d2 import META_ARCH_REGISTRY, configurable
 from bevkd2.modeling import (
     BEVInputs,
     BEVKnowledge,
-    BEVShape,
     BEVTargets,
-    FeatureShapes,
     Frames,
     HeatmapHead,
     MultiViewDetector,
@@ -93,18 +90,8 @@ class TinyBEV(MultiViewDetector):
             "max_detections": node.MAX_DETECTIONS,
         }
 
-    def feature_shapes(self) -> FeatureShapes:
-        """Adds the shape of the bird's-eye view, which methods on BEV features read."""
-        bev = BEVShape(self.neck.out_channels, self.bev_shape)
-        return dataclasses.replace(super().feature_shapes(), bev=bev)
-
     def extract(
-        self,
-        inputs: BEVInputs,
-        wants: frozenset[str] = frozenset(),
-        state: Any = None,
-        *,
-        partial: bool = False,
+        self, inputs: BEVInputs, wants: frozenset[str] = frozenset(), state: Any = None
     ) -> BEVKnowledge:
         """Predicts class logits and codes of all cells."""
         levels, knowledge = self.features(inputs.current, wants)

@@ -68,12 +68,7 @@ class FCOS3D(MonoDetector):
         return assign_locations(targets, self.regress_ranges, self.center_radius)
 
     def extract(
-        self,
-        inputs: MonoInputs,
-        wants: frozenset[str] = frozenset(),
-        state: Any = None,
-        *,
-        partial: bool = False,
+        self, inputs: MonoInputs, wants: frozenset[str] = frozenset(), state: Any = None
     ) -> MonoKnowledge:
         """Runs backbone, neck and head.
 
@@ -81,7 +76,6 @@ class FCOS3D(MonoDetector):
             inputs: of :meth:`preprocess`.
             wants: fields to fill beside those that are not costly.
             state: not used: every image is on its own.
-            partial: fill nothing but ``wants``: only those branches of the head run that these need.
 
         Returns:
             The knowledge; ``outputs`` are :class:`DenseOutputs`.
@@ -89,7 +83,13 @@ class FCOS3D(MonoDetector):
         Raises:
             ValueError: an unknown want.
         """
-        fills = self.knowledge.fields_to_fill(wants, partial)
+        return self._extract(inputs, self.knowledge.fields_to_fill(wants, partial=False))
+
+    def extract_only(self, inputs: MonoInputs, wants: frozenset[str], state: Any = None) -> MonoKnowledge:
+        """Runs only those branches of the head that ``wants`` need."""
+        return self._extract(inputs, self.knowledge.fields_to_fill(wants, partial=True))
+
+    def _extract(self, inputs: MonoInputs, fills: frozenset[str]) -> MonoKnowledge:
         levels, knowledge = self.features(inputs, fills)
         if "outputs" in fills:
             outputs = self.head(levels)

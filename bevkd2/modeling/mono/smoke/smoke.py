@@ -69,12 +69,7 @@ class SMOKE(MonoDetector):
         return assign_cells(objects_of(targets, self.coder.stride), len(targets.boxes), shape)
 
     def extract(
-        self,
-        inputs: MonoInputs,
-        wants: frozenset[str] = frozenset(),
-        state: None = None,
-        *,
-        partial: bool = False,
+        self, inputs: MonoInputs, wants: frozenset[str] = frozenset(), state: None = None
     ) -> MonoKnowledge:
         """Runs backbone, neck and head.
 
@@ -82,13 +77,17 @@ class SMOKE(MonoDetector):
             inputs: of :meth:`preprocess`.
             wants: fields to fill beside those that are not costly.
             state: none; single images have no past.
-            partial: fill nothing but ``wants``: the head runs only where one of these needs it, and its box
-                branch, which also predicts the depth, only where one needs that.
 
         Raises:
             ValueError: an unknown want.
         """
-        fills = self.knowledge.fields_to_fill(wants, partial)
+        return self._extract(inputs, self.knowledge.fields_to_fill(wants, partial=False))
+
+    def extract_only(self, inputs: MonoInputs, wants: frozenset[str], state: None = None) -> MonoKnowledge:
+        """Runs only those branches of the head that ``wants`` need; one predicts depth and boxes."""
+        return self._extract(inputs, self.knowledge.fields_to_fill(wants, partial=True))
+
+    def _extract(self, inputs: MonoInputs, fills: frozenset[str]) -> MonoKnowledge:
         (level,), knowledge = self.features(inputs, fills)
         if fills.isdisjoint(_PREDICTED):
             return knowledge

@@ -49,7 +49,7 @@ def decode(outputs: DenseOutputs, options: DecodeOptions = OPTIONS) -> list[Cand
     camera[0, 0] = camera[1, 1] = 50.0
     camera[:2, 2] = 16.0
     batch = len(outputs.logits[0])
-    depth, _, _ = fused_depth(outputs, None, 0.0)
+    depth, _, _ = fused_depth([level[:, 2:3] for level in outputs.boxes], outputs.depth_bins, None, 0.0)
     return candidates_of(
         outputs,
         depth,
