@@ -34,6 +34,9 @@ COMMANDS = {
     "demo-mono": Command("demo_mono", "the same for monocular detectors"),
     "visualize": Command("visualize", "draw detections and features"),
     "analyze": Command("analyze_model", "count parameters and FLOPs, and time a model"),
+    "analyze-distillation": Command(
+        "analyze_distillation", "print each loss and its gradient on each part of the student"
+    ),
     "compute-priors": Command("compute_priors", "compute box priors of a data set"),
     "export-weights": Command("export_weights", "write the student's weights of a checkpoint alone"),
     "import-weights": Command("import_weights", "convert published weights"),

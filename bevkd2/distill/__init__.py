@@ -7,6 +7,7 @@ from bevkd2.distill.config import (
     teacher_config,
 )
 from bevkd2.distill.distiller import Distiller, build_teacher
+from bevkd2.distill.gradients import gradient_norms, trained_parts
 from bevkd2.distill.inherit import inherit, verify_inherited
 from bevkd2.distill.masks import draw_content, draw_masks
 from bevkd2.distill.methods import DISTILL_REGISTRY, DistillMethod, FeatureMethod, register_method
@@ -25,6 +26,7 @@ __all__ = [
     "build_teacher",
     "draw_content",
     "draw_masks",
+    "gradient_norms",
     "inherit",
     "is_distillation",
     "register_method",
@@ -32,5 +34,6 @@ __all__ = [
     "resolve_teacher",
     "student_config",
     "teacher_config",
+    "trained_parts",
     "verify_inherited",
 ]

@@ -16,6 +16,7 @@ from bevkd2.checkpoint.io import model_state
 from bevkd2.config import find_file, stored_classes
 from bevkd2.d2 import META_ARCH_REGISTRY, configurable
 from bevkd2.distill.config import student_config, teacher_config
+from bevkd2.distill.gradients import reaches
 from bevkd2.distill.inherit import INIT_KEY, check_together, inherit, verify_inherited
 from bevkd2.distill.methods import DISTILL_REGISTRY, DistillMethod
 from bevkd2.distill.schedule import Progress, Schedule
@@ -91,6 +92,7 @@ class Distiller(nn.Module):
         self._unregistered = (teacher.requires_grad_(False).eval(),)
         self.wants = frozenset[str]().union(*(method.requires for method in methods.values()))
         self._values_to_log: dict[str, Tensor] = {}
+        self.look_for_unreached, self._unreached = False, list[str]()
         kept = inherit(student, teacher, inherit_params, inherit_mode, inherit_resize)
         started = inherit(student, teacher, inherit_init, "init", inherit_resize, INIT_KEY)
         _check_inherited(student, kept, started, [*inherit_params, *inherit_init])
@@ -203,7 +205,18 @@ class Distiller(nn.Module):
                     )
                 weighted[f"loss_distill_{key}"] = weight * loss
                 self._values_to_log[f"distill_raw/{key}"] = loss.detach()
+                if self.look_for_unreached and not reaches(loss, self.student.backbone_parameters()):
+                    self._unreached.append(f"{name} ({key})")
+        self.look_for_unreached = False
         return weighted
+
+    def pop_unreached(self) -> list[str]:
+        """Returns the losses whose gradient did not reach the backbone when it was last looked for.
+
+        Setting ``look_for_unreached`` to True lets the next forward pass look for it, once.
+        """
+        found, self._unreached = self._unreached, []
+        return found
 
     def pop_values_to_log(self) -> dict[str, Tensor]:
         """Returns the unweighted losses of the last forward pass, detached and still on the device.

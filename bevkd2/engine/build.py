@@ -38,9 +38,11 @@ from bevkd2.engine.hooks import (
     Evaluate,
     EvaluateTeacher,
     InheritsWeights,
+    LooksForUnreached,
     PeakMemory,
     ProgressBar,
     VerifyInherited,
+    WarnOfUnreached,
 )
 from bevkd2.engine.schedule import resolve_solver
 from bevkd2.engine.solver import build_lr_schedule, build_optimizer
@@ -184,6 +186,7 @@ def build_hooks(
         LRScheduler(trainer.optimizer, build_lr_schedule(cfg)),
         VerifyInherited(model, (save_period, eval_period)) if isinstance(model, InheritsWeights) else None,
         _teacher_hook(cfg, model, evaluate),
+        WarnOfUnreached(model) if isinstance(model, LooksForUnreached) else None,
         # Saving comes before evaluating, so that a model whose evaluation fails can be inspected.
         PeriodicCheckpointer(checkpointer, save_period, max_to_keep=keep) if main else None,
         Evaluate(eval_period, lambda: evaluate(cfg, model)),

@@ -59,6 +59,53 @@ class VerifyInherited(HookBase):
             self._model.verify_inherited()
 
 
+@runtime_checkable
+class LooksForUnreached(Protocol):
+    """A model that can say which of its distillation losses have no gradient on the backbone."""
+
+    look_for_unreached: bool
+
+    def pop_unreached(self) -> list[str]:
+        """Returns the losses whose gradient did not reach the backbone when it was last looked for."""
+        ...
+
+
+class WarnOfUnreached(HookBase):
+    """Warns, once, of distillation losses that teach the student's image backbone nothing.
+
+    It looks a while after the start: some layers begin with zero weights, which stop every gradient. One
+    backward pass per loss is added to that one iteration.
+    """
+
+    def __init__(self, model: LooksForUnreached, iteration: int = 50) -> None:
+        """Sets when to look.
+
+        Args:
+            model: the model, not in DistributedDataParallel.
+            iteration: of the run, counted from its start; the last one of a shorter run.
+        """
+        self._model, self._iteration = model, iteration
+
+    def before_train(self) -> None:
+        """Finds the iteration, in a resumed training too."""
+        last = self.trainer.max_iter - 1
+        self._iteration = min(self.trainer.start_iter + self._iteration, last)
+
+    def before_step(self) -> None:
+        """Lets the model look in this iteration."""
+        if self.trainer.iter == self._iteration:
+            self._model.look_for_unreached = True
+
+    def after_step(self) -> None:
+        """Warns of what it found."""
+        for name in self._model.pop_unreached():
+            _logger.warning(
+                "the gradient of the distillation loss %s does not reach the student's image backbone: it "
+                "teaches only later layers. bevkd2 analyze-distillation prints the gradients of all losses",
+                name,
+            )
+
+
 class Evaluate(EvalHook):
     """Detectron2's EvalHook, which keeps the last scores.
 

@@ -49,10 +49,16 @@ CONFIGURED = {
     "tools/train_net.py": SHORT,
     "tools/visualize.py": ("MODEL.DEVICE", "cpu"),
     "tools/analyze_model.py": ("MODEL.DEVICE", "cpu"),
+    "tools/analyze_distillation.py": SHORT,
     "tools/import_weights.py": (),
     "tools/compute_priors.py": (),
 }
-READ_DATA = ("tools/train_net.py", "tools/visualize.py", "tools/compute_priors.py")
+READ_DATA = (
+    "tools/train_net.py",
+    "tools/analyze_distillation.py",
+    "tools/visualize.py",
+    "tools/compute_priors.py",
+)
 USUAL_ROOTS = ("data/nuscenes", "data/kitti")
 # Scripts, and the arguments that they get before options of the config.
 ARGUMENTS = {
@@ -61,6 +67,7 @@ ARGUMENTS = {
     "tools/export_weights.py": (),
     "tools/visualize.py": ("--num", "1"),
     "tools/analyze_model.py": ("--image-size", "208x64"),
+    "tools/analyze_distillation.py": ("--batches", "1"),
     "tools/kitti_eval.py": (),
     "benchmarks.bench_ms_deform_attn": ("--quick",),
     "benchmarks.bench_train_step": ("--iterations", "1", "--warm-up", "1"),
@@ -228,6 +235,8 @@ class Sandbox:
     def _make_data(self, cfg: CfgNode, words: list[str]) -> None:
         """Makes the data set, and has the command read it."""
         root = cfg.DATASETS.ROOT
+        if root == "data/demo":
+            worlds.demo(self.folder)
         if root == "data/demo_mono":
             worlds.demo_mono(self.folder)
         if not (root in USUAL_ROOTS or root.startswith("/path/to/")):
