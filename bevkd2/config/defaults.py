@@ -190,6 +190,9 @@ def _add_distill(cfg: fvcore_config.CfgNode) -> None:
     teacher.OPTS = []  # KEY VALUE overrides of the teacher's config
     teacher.RESOLVED = CN(new_allowed=True)  # filled by the set-up from CONFIG and OPTS, and dumped
     teacher.DTYPE = "float32"  # | "bfloat16" | "float16": autocast of the teacher's forward pass
+    # True: the teacher's samples have its own INPUT.IMAGE_SCALE, RESIZE_* and QUEUE_LENGTH, and the student's
+    # augmentation | False: both get the same sample
+    teacher.OWN_INPUT = False
     teacher.EVALUATE = False  # score the teacher on DATASETS.TEST before training, and log it
     cfg.DISTILL.METHODS = []  # names in DISTILL_REGISTRY
     cfg.DISTILL.FACTOR = 0.01  # multiplies every method's WEIGHT (paper 1, Eq. 9)

@@ -13,6 +13,7 @@ from bevkd2.d2 import DatasetCatalog, MetadataCatalog, comm
 from bevkd2.data.format import Mapper, data_format
 from bevkd2.data.image_cache import ImageCache
 from bevkd2.data.samplers import SceneSampler, TrainingSampler
+from bevkd2.distill import TEACHER_KEY, is_distillation, teacher_config
 
 
 class MappedDataset(Dataset[dict[str, Any]]):
@@ -23,7 +24,14 @@ class MappedDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, index: Any, mapper: Mapper, *, class_names: Sequence[str], seed: int, cache_images: bool
+        self,
+        index: Any,
+        mapper: Mapper,
+        *,
+        class_names: Sequence[str],
+        seed: int,
+        cache_images: bool,
+        teacher_mapper: Mapper | None = None,
     ) -> None:
         """Combines index and mapper.
 
@@ -33,12 +41,16 @@ class MappedDataset(Dataset[dict[str, Any]]):
             class_names: in the order of the labels.
             seed: of the augmentation.
             cache_images: keep decoded, resized images in memory.
+            teacher_mapper: makes the sample that the teacher gets, with the same random numbers, as the
+                sample's ``TEACHER_KEY``; None: the teacher gets the student's.
         """
         self.index, self.mapper, self._seed = index, mapper, seed
         self.class_names = tuple(class_names)
-        self._cache = None
-        if cache_images:
-            self._cache = ImageCache([mapper.cached_shape(index, i) for i in range(len(index))])
+        self._mappers = {"": mapper} | ({TEACHER_KEY: teacher_mapper} if teacher_mapper else {})
+        self._caches = {
+            name: ImageCache([m.cached_shape(index, i) for i in range(len(index))]) if cache_images else None
+            for name, m in self._mappers.items()
+        }
 
     def __len__(self) -> int:
         return len(self.index)
@@ -46,8 +58,12 @@ class MappedDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         """Returns the sample of (frame, position in the run)."""
         frame, position = key
-        rng = np.random.default_rng([self._seed, position])
-        return self.mapper(self.index, frame, rng, self._cache)
+        samples = {
+            name: mapper(self.index, frame, np.random.default_rng([self._seed, position]), self._caches[name])
+            for name, mapper in self._mappers.items()
+        }
+        sample = samples.pop("")
+        return {**sample, **samples}
 
 
 def build_train_loader(cfg: Any, start_iter: int = 0) -> DataLoader[dict[str, Any]]:
@@ -80,6 +96,7 @@ def build_train_loader(cfg: Any, start_iter: int = 0) -> DataLoader[dict[str, An
         class_names=MetadataCatalog.get(names[0]).thing_classes,
         seed=seed,
         cache_images=cfg.DATALOADER.CACHE_IMAGES,
+        teacher_mapper=_teacher_mapper(cfg),
     )
     sampler = TrainingSampler(len(index), seed, comm.get_rank(), world_size, start_iter * total)
     return _loader(dataset, sampler, total // world_size, cfg.DATALOADER.NUM_WORKERS)
@@ -107,6 +124,13 @@ def build_test_loader(cfg: Any, split: str) -> DataLoader[dict[str, Any]]:
     )
     sampler = SceneSampler(form.groups(index), comm.get_rank(), comm.get_world_size())
     return _loader(dataset, sampler, 1, cfg.DATALOADER.NUM_WORKERS)
+
+
+def _teacher_mapper(cfg: Any) -> Mapper | None:
+    """Returns the mapper of the teacher's own samples, where DISTILL.TEACHER.OWN_INPUT asks for them."""
+    if not (is_distillation(cfg) and cfg.DISTILL.TEACHER.OWN_INPUT):
+        return None
+    return data_format(cfg).mapper(teacher_config(cfg), is_train=True)
 
 
 def _loader(

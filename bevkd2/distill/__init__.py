@@ -1,6 +1,7 @@
 """Knowledge distillation: the Distiller, its methods, weight inheriting, and the configs of the pair."""
 
 from bevkd2.distill.config import (
+    TEACHER_KEY,
     is_distillation,
     resolve_teacher,
     student_config,
@@ -16,6 +17,7 @@ from bevkd2.distill.sources import FeaturePair, FeatureSource, resolve_sources
 
 __all__ = [
     "DISTILL_REGISTRY",
+    "TEACHER_KEY",
     "DistillMethod",
     "Distiller",
     "FeatureMethod",

@@ -10,16 +10,18 @@ from fvcore.common.config import CfgNode as FvcoreNode
 from bevkd2.config import CfgNode, get_cfg, read_config, stored_classes
 from bevkd2.d2 import META_ARCH_REGISTRY
 
-# The mapper decides these once for both models: teacher and student see the same images.
+TEACHER_KEY = "teacher"
+"""Optional key of a training sample: the sample that the teacher gets instead (DISTILL.TEACHER.OWN_INPUT)."""
+
+# What must be the same for both models, and what the teacher may have of its own.
 _SHARED = (
     ("DATASETS", "FORMAT"),
-    ("INPUT", "IMAGE_SCALE"),
     ("INPUT", "CAMERAS"),
     ("INPUT", "POINT_RANGE"),
-    ("INPUT", "RESIZE_TRAIN"),
-    ("INPUT", "RESIZE_TEST"),
     ("INPUT", "AFFINE"),
 )
+_SIZES = (("INPUT", "IMAGE_SCALE"), ("INPUT", "RESIZE_TRAIN"), ("INPUT", "RESIZE_TEST"))
+_OWN = ("IMAGE_SCALE", "RESIZE_TRAIN", "RESIZE_TEST", "QUEUE_LENGTH")
 
 
 def is_distillation(cfg: FvcoreNode) -> bool:
@@ -82,12 +84,13 @@ def resolve_teacher(cfg: FvcoreNode) -> None:
         node.OPTS = []
     elif not node.RESOLVED:
         raise ValueError("DISTILL.TEACHER.CONFIG is empty; name the teacher's YAML file")
-    for section, key in _SHARED:
+    for section, key in _SHARED if node.OWN_INPUT else _SHARED + _SIZES:
         students, teachers = cfg[section][key], node.RESOLVED[section][key]
         if students != teachers:
+            own = ", or set DISTILL.TEACHER.OWN_INPUT: True" if (section, key) in _SIZES else ""
             raise ValueError(
                 f"{section}.{key}: the teacher's is {teachers}, the student's is {students}; both see the "
-                "same images, so make them equal (DISTILL.TEACHER.OPTS overrides the teacher's)"
+                f"same images, so make them equal (DISTILL.TEACHER.OPTS overrides the teacher's){own}"
             )
     students, teachers = stored_classes(cfg), stored_classes(node.RESOLVED)
     if students != teachers:
@@ -116,7 +119,11 @@ def teacher_config(cfg: FvcoreNode) -> CfgNode:
     teacher = get_cfg()
     teacher.merge_from_other_cfg(cfg.DISTILL.TEACHER.RESOLVED, "DISTILL.TEACHER.RESOLVED")
     for section in ("DATASETS", "DATALOADER", "TEST", "INPUT"):
+        own = {key: teacher.INPUT[key] for key in _OWN} if section == "INPUT" else {}
         teacher[section] = cfg[section].clone()
+        if cfg.DISTILL.TEACHER.OWN_INPUT:
+            teacher[section].defrost()
+            teacher[section].update(own)
     teacher.defrost()  # what is cloned from a frozen config is frozen
     teacher.MODEL.BACKBONE.WEIGHTS = ""  # MODEL.WEIGHTS is loaded after it and replaces all of it
     teacher.MODEL.WEIGHTS = cfg.DISTILL.TEACHER.WEIGHTS or teacher.MODEL.WEIGHTS

@@ -15,7 +15,7 @@ from bevkd2.checkpoint import check_classes, load_file, load_strict
 from bevkd2.checkpoint.io import model_state
 from bevkd2.config import find_file, stored_classes
 from bevkd2.d2 import META_ARCH_REGISTRY, configurable
-from bevkd2.distill.config import student_config, teacher_config
+from bevkd2.distill.config import TEACHER_KEY, student_config, teacher_config
 from bevkd2.distill.gradients import reaches
 from bevkd2.distill.inherit import INIT_KEY, check_together, inherit, verify_inherited
 from bevkd2.distill.methods import DISTILL_REGISTRY, DistillMethod
@@ -175,13 +175,27 @@ class Distiller(nn.Module):
         self.teacher.eval()
         samples = self.student.augment(batched_inputs)
         with torch.no_grad(), self._teacher_autocast():
-            inputs = self.teacher.preprocess(samples if self.share_augmentation else batched_inputs)
+            inputs = self.teacher.preprocess(self._teacher_samples(batched_inputs, samples))
             knowledge_t = self.teacher.extract_only(inputs, self.wants)
         inputs = self.student.preprocess(samples)
         knowledge_s = self.student.extract(inputs, self.wants)
         targets = self.student.targets(samples, inputs)
         losses = dict(self.student.losses(knowledge_s, targets))
         return losses | self._distill(knowledge_s, knowledge_t, targets)
+
+    def _teacher_samples(
+        self, batched_inputs: Sequence[Mapping[str, Any]], augmented: Sequence[Mapping[str, Any]]
+    ) -> list[Mapping[str, Any]]:
+        """Returns the teacher's own samples where there are any, with the student's augmentation."""
+        samples = []
+        for plain, sample in zip(batched_inputs, augmented, strict=True):
+            own = plain.get(TEACHER_KEY)
+            if own is None:
+                own = sample if self.share_augmentation else plain
+            elif self.share_augmentation:
+                own = self.student.copy_augmentation(sample, own)
+            samples.append(own)
+        return samples
 
     def _distill(self, student: Knowledge, teacher: Knowledge, targets: Any) -> dict[str, Tensor]:
         """Returns the weighted losses of all methods, and keeps the unweighted values for the log."""

@@ -62,9 +62,7 @@ class FeatureSource:
         the student's.
         """
         ours, theirs = self._map(student, self.student_key), self._map(teacher, self.teacher_key)
-        if ours.shape[-2:] != theirs.shape[-2:]:
-            theirs = F.interpolate(theirs, size=ours.shape[-2:], mode="bilinear", align_corners=False)
-        return FeaturePair(self, ours, theirs.detach())
+        return FeaturePair(self, ours, resized_to(theirs, ours).detach())
 
     def _map(self, knowledge: Knowledge, key: str | int | None) -> Tensor:
         value: Any = knowledge.filled(self.field)
@@ -86,6 +84,13 @@ class FeaturePair:
     def shape(self) -> tuple[int, int]:
         """Returns rows and columns of the map."""
         return self.student.shape[-2], self.student.shape[-1]
+
+
+def resized_to(teacher: Tensor, student: Tensor) -> Tensor:
+    """Returns the teacher's map (R, C', h', w') at the rows and columns of the student's, bilinearly."""
+    if teacher.shape[-2:] == student.shape[-2:]:
+        return teacher
+    return F.interpolate(teacher, size=student.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def resolve_sources(

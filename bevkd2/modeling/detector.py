@@ -187,6 +187,15 @@ class Detector(nn.Module, ABC, Generic[InputsT, TargetsT, KnowledgeT]):
         """
         return list(batched_inputs)
 
+    def copy_augmentation(self, source: Sample, target: Sample) -> Sample:
+        """Returns ``target`` with what :meth:`augment` drew for ``source``.
+
+        Args:
+            source: a sample after :meth:`augment`.
+            target: a sample of the same frame, maybe of another image size.
+        """
+        return target
+
     def detect(self, batched_inputs: Sequence[Sample]) -> list[dict[str, Any]]:
         """Returns the detections of each sample; a temporal detector overrides it to keep its state."""
         inputs = self.preprocess(batched_inputs)

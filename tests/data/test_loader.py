@@ -6,6 +6,7 @@ import torch
 from bevkd2.config import get_cfg
 from bevkd2.data import build_test_loader, build_train_loader, data_format, load_dataset
 from bevkd2.data import loader as loader_module
+from bevkd2.distill import TEACHER_KEY, resolve_teacher
 from tests.data.kitti_fixture import VAL
 from tests.data.nuscenes_fixture import VERSION
 
@@ -92,13 +93,13 @@ def test_workers_fill_one_cache(cfg):
     cfg.DATASETS.TRAIN = ("first",)
     loader = build_train_loader(cfg)
     list(itertools.islice(iter(loader), 4))
-    filled = loader.dataset._cache._filled
+    filled = loader.dataset._caches[""]._filled
     assert filled.shape == (3,) and filled.all()
 
 
 def test_evaluation_reserves_no_memory_for_images_that_it_reads_once(cfg):
     cfg.DATALOADER.CACHE_IMAGES = True
-    assert build_test_loader(cfg, "both").dataset._cache is None
+    assert build_test_loader(cfg, "both").dataset._caches[""] is None
 
 
 def test_several_training_splits(cfg):
@@ -195,3 +196,42 @@ def test_training_needs_labels(cfg, kitti_world):
     cfg.DATASETS.TRAIN = ("test",)
     with pytest.raises(ValueError, match="names 'test', whose frames are in the folder testing"):
         load_dataset(cfg, "test")
+
+
+@pytest.fixture
+def distill_cfg(cfg, tmp_path):
+    (tmp_path / "teacher.yaml").write_text(
+        "MODEL: {META_ARCHITECTURE: BEVFormer}\nINPUT: {IMAGE_SCALE: 1.0, QUEUE_LENGTH: 3}\n"
+    )
+    cfg.merge_from_list(
+        [
+            *("MODEL.META_ARCHITECTURE", "Distiller", "INPUT.QUEUE_LENGTH", 2),
+            *("DISTILL.TEACHER.CONFIG", str(tmp_path / "teacher.yaml"), "DISTILL.TEACHER.OWN_INPUT", True),
+            *("INPUT.IMAGE_SCALE", 0.5),
+        ]
+    )
+    resolve_teacher(cfg)
+    return cfg
+
+
+def test_a_teacher_with_its_own_input_gets_larger_images_of_the_same_frames(distill_cfg):
+    for batch in batches(distill_cfg, 3):
+        for sample in batch:
+            teacher = sample[TEACHER_KEY]
+            assert teacher["sample_token"] == sample["sample_token"]
+            height, width = teacher["images"].shape[-2:]
+            assert sample["images"].shape[-2:] == (height // 2, width // 2)
+            scale = torch.diag(torch.tensor([0.5, 0.5, 1.0, 1.0]))
+            torch.testing.assert_close(sample["lidar2img"], scale @ teacher["lidar2img"])
+            assert len(teacher["history"]) >= len(sample["history"])
+
+
+def test_the_teachers_images_are_augmented_as_the_students(distill_cfg):
+    distill_cfg.INPUT.IMAGE_SCALE = 1.0  # so that the pixels can be compared; histories still differ
+    for sample in batches(distill_cfg, 1)[0]:
+        assert torch.equal(sample["images"], sample[TEACHER_KEY]["images"])
+
+
+def test_without_its_own_input_a_sample_is_made_once(distill_cfg):
+    distill_cfg.DISTILL.TEACHER.OWN_INPUT = False
+    assert all(TEACHER_KEY not in sample for sample in batches(distill_cfg, 1)[0])

@@ -187,3 +187,20 @@ def test_a_distillation_is_built_in_three_lines_of_python() -> None:
     first, *lines = done.stdout.splitlines()
     assert first == "PGD"
     assert lines[-2:] == [f"Distiller BEVFormer BEVFormer {device}", "True 3 3"]
+
+
+def test_a_teacher_with_its_own_input_keeps_its_sizes_and_history(tmp_path: Path) -> None:
+    path = student(tmp_path, "INPUT: {IMAGE_SCALE: 0.8, QUEUE_LENGTH: 5, PHOTOMETRIC: False}")
+    cfg = load_config(path, ["DISTILL.TEACHER.OWN_INPUT", True])
+    resolve_teacher(cfg)
+    teacher = teacher_config(cfg).INPUT
+    assert (teacher.IMAGE_SCALE, teacher.QUEUE_LENGTH) == (0.8, 5)
+    assert teacher.PHOTOMETRIC == cfg.INPUT.PHOTOMETRIC  # the augmentation is the student's
+    assert cfg.INPUT.IMAGE_SCALE == 0.5
+
+
+def test_cameras_are_the_same_even_with_its_own_input(tmp_path: Path) -> None:
+    path = student(tmp_path, "INPUT: {CAMERAS: [CAM_FRONT]}")
+    cfg = load_config(path, ["DISTILL.TEACHER.OWN_INPUT", True])
+    with pytest.raises(ValueError, match=r"INPUT\.CAMERAS: the teacher's is"):
+        resolve_teacher(cfg)

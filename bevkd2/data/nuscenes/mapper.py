@@ -92,8 +92,14 @@ class NuScenesMapper:
             FileNotFoundError: an image is missing.
             ValueError: an image cannot be decoded or has another size than the tables say.
         """
-        history = [self._frame(index, j, rng, cache) for j in self.history_frames(index, i, rng)]
-        sample = self._frame(index, i, rng, cache)
+        chosen = self.history_frames(index, i, rng)
+        # A stream per frame, newest first: a frame is distorted alike however long the history is.
+        streams = rng.spawn(len(chosen) + 1)
+        history = [
+            self._frame(index, j, stream, cache)
+            for j, stream in zip(chosen, reversed(streams[1:]), strict=True)
+        ]
+        sample = self._frame(index, i, streams[0], cache)
         sample["lidar2global"] = torch.from_numpy(index.lidar2global[i].copy())
         sample["ego2global"] = torch.from_numpy(index.ego2global[i].copy())
         sample["history"] = history

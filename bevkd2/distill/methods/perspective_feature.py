@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bevkd2.d2 import ShapeSpec
 from bevkd2.distill.methods.base import DistillMethod, register_method
+from bevkd2.distill.sources import resized_to
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import Knowledge
 from bevkd2.modeling.mono.inputs import MonoTargets
@@ -133,7 +134,7 @@ class PerspectiveFeature(DistillMethod[Knowledge]):
             student.filled("image_sizes"),
             *self._objects(targets),
         )
-        wanted = [fpn_t[level] for level in self.levels]
+        wanted = [resized_to(fpn_t[level], fpn[level]) for level in self.levels]
         # The mean over the levels is folded in, so that the op's gradients need no other pass.
         losses = feature_l2(features, wanted, weights.maps, weights.cells, loss_weight=1 / len(features))
         return losses.sum()

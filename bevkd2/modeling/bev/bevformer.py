@@ -127,6 +127,14 @@ class BEVFormer(MultiViewDetector):
             for sample in batched_inputs
         ]
 
+    def copy_augmentation(self, source: Sample, target: Sample) -> Sample:
+        """Returns ``target`` with the GridMask of ``source``, scaled to the height of its images."""
+        pattern = source.get(MASK_KEY)
+        if pattern is None:
+            return {**target, MASK_KEY: None}
+        scale = target["images"].shape[-2] / source["images"].shape[-2]
+        return {**target, MASK_KEY: pattern.scaled(scale)}
+
     def feature_shapes(self) -> FeatureShapes:
         """Returns the shapes of backbone, neck, bird's-eye view and decoder."""
         channels = self.neck.out_channels

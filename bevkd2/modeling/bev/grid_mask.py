@@ -24,6 +24,13 @@ class MaskPattern:
     mode: int
     """1: the squares between the bars are blanked | 0: the bars are."""
 
+    def scaled(self, factor: float) -> MaskPattern:
+        """Returns the pattern of the same image resized by ``factor``, to whole pixels."""
+        period = max(2, round(self.period * factor))
+        bar = min(max(1, round(self.bar * factor)), period - 1)
+        row, column = round(self.row * factor) % period, round(self.column * factor) % period
+        return MaskPattern(period, bar, row, column, self.mode)
+
     def mask(self, height: int, width: int) -> Tensor:
         """Returns (H, W) float32 of ones and zeros on the CPU."""
         rows, columns = (

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bevkd2.modeling.bev.grid_mask import GridMask, apply_masks
+from bevkd2.modeling.bev.grid_mask import GridMask, MaskPattern, apply_masks
 
 
 def masked(grid: GridMask, images: torch.Tensor) -> torch.Tensor:
@@ -49,3 +49,16 @@ def test_about_the_right_share_is_blanked() -> None:
 def test_unknown_mode_is_an_error() -> None:
     with pytest.raises(ValueError, match="MODE is 2"):
         GridMask(prob=1.0, ratio=0.5, mode=2)
+
+
+def test_a_pattern_of_a_resized_image_blanks_the_same_places() -> None:
+    pattern = MaskPattern(period=8, bar=4, row=2, column=6, mode=1)
+    larger = pattern.scaled(2.0)
+    assert (larger.period, larger.bar, larger.row, larger.column, larger.mode) == (16, 8, 4, 12, 1)
+    each = pattern.mask(16, 24).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    assert torch.equal(larger.mask(32, 48), each)
+
+
+def test_a_pattern_can_be_made_as_small_as_a_pixel() -> None:
+    small = MaskPattern(period=3, bar=2, row=2, column=0, mode=0).scaled(0.1)
+    assert (small.period, small.bar) == (2, 1)
