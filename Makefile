@@ -76,7 +76,7 @@ cuda: $(STAMP)  ## compile the CUDA sources, without a GPU
 gpu-check: $(STAMP)  ## run everything that needs a GPU
 	$(BIN)/python -m benchmarks.gpu_check
 
-# Two of the yardsticks are optional: `pip install --no-build-isolation -e ".[bench]"` builds them here.
+# Two of the baselines are optional: `pip install --no-build-isolation -e ".[bench]"` builds them here.
 bench: $(STAMP)  ## time the ops
 	$(BIN)/python -m benchmarks.bench_kitti_eval
 	$(BIN)/python -m benchmarks.bench --steps

@@ -3,9 +3,9 @@
 
     python -m benchmarks.ablation_depth_guided --seeds 0 1 2 --jobs 2
 
-Trains the monocular demo's student (configs/demo_mono) plainly and with each setting, with each seed, and
-scores it as KITTI does. A run whose scores are there already is not repeated, so an interrupted ablation goes
-on where it stopped. The world is that of `make demo-mono`; the teacher is the one in assets/.
+Trains the student of the monocular demo (configs/demo_mono) without distillation and with each setting, for
+each seed, and scores it by KITTI's rules. Runs with stored scores are not repeated, so an interrupted
+ablation can be continued. The world is that of ``make demo-mono``; the teacher is the one in assets/.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ COLUMNS = {
 
 
 def main() -> None:
-    """Runs what is missing and writes the table."""
+    """Runs the trainings that have no scores yet, and writes the table."""
     args = parse_args()
     names = args.rows or list(ROWS)
     if unknown := set(names) - set(ROWS):
-        sys.exit(f"--rows: {sorted(unknown)} are unknown; expected of {', '.join(ROWS)}")
+        sys.exit(f"--rows: {sorted(unknown)} are unknown; expected some of {', '.join(ROWS)}")
     runs = [(name, seed) for seed in args.seeds for name in names]
     with ThreadPoolExecutor(args.jobs) as pool:
         found = list(pool.map(lambda run: run_one(*run, args), runs))
@@ -104,10 +104,10 @@ def parse_args() -> argparse.Namespace:
 
 
 def run_one(name: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
-    """Trains and scores one student, unless its scores are there.
+    """Trains and scores one student, unless its scores exist.
 
     Raises:
-        SystemExit: the training failed; the log is named.
+        SystemExit: the training failed; the message names the log.
     """
     config, options = ROWS[name]
     folder = args.output / "".join(c if c.isalnum() else "_" for c in name) / f"seed{seed}"
@@ -125,10 +125,10 @@ def teacher_scores(args: argparse.Namespace) -> dict[str, float]:
 
 
 def scores(folder: Path, config: str, options: Sequence[str], args: argparse.Namespace) -> dict[str, float]:
-    """Runs tools/train_net.py where it has not yet scored, and reads the cars' AP|R40.
+    """Runs tools/train_net.py if there are no scores yet, and returns the AP|R40 of cars.
 
     Raises:
-        SystemExit: it failed; the log is named.
+        SystemExit: the run failed; the message names the log.
     """
     written = folder / "inference" / "kitti_scores.json"
     if not written.is_file():
@@ -145,12 +145,12 @@ def scores(folder: Path, config: str, options: Sequence[str], args: argparse.Nam
             sys.exit(f"tools/train_net.py failed with exit code {code}; see {folder / 'console.txt'}")
         print(f"done: {folder.relative_to(args.output)}", flush=True)
     ap = json.loads(written.read_text())["AP_R40"]
-    # KITTI leaves a class out of which nothing was detected.
+    # KITTI's scores have no class without detections.
     return {column: ap.get(key, 0.0) for column, key in COLUMNS.items()}
 
 
 def table(content: Mapping[str, Any]) -> str:
-    """Means over the seeds, and the standard deviation of 3D moderate, as a Markdown table."""
+    """Returns a Markdown table of means over the seeds, and the standard deviation of 3D moderate."""
     rows = [["teacher", *(content["teacher"][c] for c in COLUMNS), "", ""]]
     for name in dict.fromkeys(run["row"] for run in content["runs"]):
         runs = [run for run in content["runs"] if run["row"] == name]

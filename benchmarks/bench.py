@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""All ops against their yardsticks: writes results/<machine>.json and results/<machine>.md.
+"""Compares all ops with their baselines, and writes results/<machine>.json and results/<machine>.md.
 
     python -m benchmarks.bench [--families bench_distill_loss] [--cases spatial] [--threads N] [--quick]
     python -m benchmarks.bench --device cuda
 
-Every row is a ratio of medians of one run, in which the contestants took turns (harness.py). The exit code is
-1 where a ratio is less than required or memory more than allowed; the table marks it. Progress: stderr.
+Every row is a ratio of medians of one run, in which the implementations run in turns (harness.py). If a ratio
+is lower than required, or the memory larger than allowed, the table marks the row and the exit status is 1.
+Progress is printed to stderr.
 """
 
 import argparse
@@ -31,7 +32,7 @@ FAMILIES = ("bench_ms_deform_attn", "bench_ragged", "bench_distill_loss", "bench
 
 
 def main(families: tuple[str, ...] = FAMILIES) -> int:
-    """Runs the families and writes the results; returns the exit code."""
+    """Runs the families and writes the results; returns the exit status."""
     args = _arguments(families)
     torch.set_num_threads(args.threads)
     options = Options(args.device, args.quick, args.threads, tuple(args.cases))
@@ -79,7 +80,7 @@ def _arguments(families: tuple[str, ...]) -> argparse.Namespace:
 def run_contest(
     contest: Contest, options: Options, limits: Limits, budget: float, memory: dict[str, dict[str, float]]
 ) -> list[Row]:
-    """The rows of one case; its inputs are gone afterwards."""
+    """Returns the rows of one case; its inputs are freed afterwards."""
     begin = time.perf_counter()
     times = compare(contest, options, budget)
     print(f"{time.perf_counter() - begin:6.1f} s  {contest.case}, {contest.dtype}", file=sys.stderr)
@@ -90,7 +91,7 @@ def _peak_memory(families: list[str], options: Options) -> dict[str, dict[str, f
     command = [sys.executable, "-m", "benchmarks.peak_memory", *families, "--device", options.device]
     command += ["--threads", str(options.threads), *(["--quick"] if options.quick else [])]
     command += ["--cases", *options.cases] if options.cases else []
-    # Blocks are mapped one by one (mallopt(3)): what was freed before must not hide what is allocated next.
+    # Every block is mapped separately (mallopt(3)): freed memory must not hide later allocations.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     begin = time.perf_counter()
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
@@ -99,7 +100,7 @@ def _peak_memory(families: list[str], options: Options) -> dict[str, dict[str, f
 
 
 def _steps(args: argparse.Namespace) -> dict[str, Any]:
-    """What bench_train_step.py prints, by size."""
+    """Returns the output of bench_train_step.py, by size."""
     found = {}
     for size in ("demo", "tiny"):
         command = [sys.executable, "-m", "benchmarks.bench_train_step", "--size", size]
@@ -124,12 +125,12 @@ def _write(args: argparse.Namespace, report: dict[str, Any], rows: list[Row]) ->
 
 
 def heading(report: dict[str, Any]) -> str:
-    """What the table was taken on."""
+    """Returns the heading of the table: machine and versions."""
     on, limits = report["machine"], report["limits"]
     device = on["gpu"] if on["gpu"] != "none" else f"{on['processor']}, {on['threads']} threads"
     return (
         f"# {device}\n\ntorch {on['torch']}; copy {limits['copy_bytes_per_second'] / 1e9:.1f} GB/s, float32 "
-        f"matrix product {limits['flops_per_second'] / 1e9:,.0f} GFLOP/s. What the columns mean: "
+        f"matrix product {limits['flops_per_second'] / 1e9:,.0f} GFLOP/s. Meaning of the columns: "
         "docs/benchmarks.md.\n"
     )
 

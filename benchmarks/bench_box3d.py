@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Overlaps of rotated boxes, and their suppression, against shapely, eager torch and torchvision.
+"""Compares overlaps and suppression of rotated boxes with shapely, eager torch and torchvision.
 
     python -m benchmarks.bench_box3d [--quick] [--threads N] [--cases NMS] [--device cuda]
 
-Boxes are of cars' and pedestrians' sizes, in float64. A scene is 100 m wide and most of its pairs are far
-apart; a heap is 6 m wide and most of them overlap. shapely has its polygons made before, and intersects all
-pairs in one call; eager torch is tests/ops/references/boxes.py. torchvision suppresses boxes that are not
-rotated: there ours gets the same boxes and computes what it always does. What none of the yardsticks can do
-is left out of a case: shapely knows no heights and no CUDA.
+Boxes have the sizes of cars and pedestrians, in float64. A scene is 100 m wide, and most of its pairs are far
+apart; a heap is 6 m wide, and most of its pairs overlap. The polygons of shapely are made before, and one
+call intersects all pairs; eager torch is tests/ops/references/boxes.py. torchvision suppresses boxes without
+rotation: there our op gets the same boxes. A case leaves out the baselines that cannot compute it: shapely
+supports neither heights nor CUDA.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ Op = Callable[..., Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Overlaps of n boxes with n others, or the suppression of n."""
+    """A case: overlaps of n boxes with n others, or the suppression of n boxes."""
 
     n: int
     extent: float
@@ -48,8 +48,8 @@ class Case:
     labels: int = 0
     """0: overlaps; else suppression of as many classes."""
 
-    def yardsticks(self) -> list[str]:
-        """Of the CPU."""
+    def baselines(self) -> list[str]:
+        """Returns the baselines on the CPU."""
         shapely_can = self.labels == 0 and self.columns == 5
         found = [SHAPELY] if shapely_can else []
         found += [EAGER] if self.eager is not None else []
@@ -68,7 +68,7 @@ CASES = {
 
 
 def random_boxes(case: Case, n: int, seed: int) -> Tensor:
-    """(n, 5 or 7) boxes."""
+    """Returns (n, 5 or 7) boxes."""
     generator = torch.Generator().manual_seed(seed)
     boxes = torch.rand((n, case.columns), generator=generator, dtype=torch.float64)
     dims = case.columns // 2
@@ -79,8 +79,8 @@ def random_boxes(case: Case, n: int, seed: int) -> Tensor:
 
 
 def polygons(boxes: Tensor) -> np.ndarray:
-    """Shapely's polygons of planar boxes."""
-    import shapely  # here and below: a machine with a GPU need not have it
+    """Returns the shapely polygons of planar boxes."""
+    import shapely  # here and below: it may be missing on a machine with a GPU
 
     x, y, length, width, angle = boxes.T.numpy()
     along = 0.5 * length * np.stack([np.cos(angle), np.sin(angle)])
@@ -90,7 +90,7 @@ def polygons(boxes: Tensor) -> np.ndarray:
 
 
 def contests(options: Options) -> list[Contest]:
-    """All cases."""
+    """Returns all cases."""
     return [_contest(name, case, options) for name, case in CASES.items()]
 
 
@@ -108,7 +108,7 @@ def _contest(name: str, case: Case, options: Options) -> Contest:
         case=name,
         dtype="float64",
         make=make,
-        required={(yardstick, PART): 1.0 for yardstick in case.yardsticks()} if measured else {},
+        required={(baseline, PART): 1.0 for baseline in case.baselines()} if measured else {},
         tolerance=1e-6,
         memory=case.n <= 1000,
     )
@@ -118,7 +118,7 @@ def _overlaps(case: Case, n: int, device: str) -> list[Contestant]:
     boxes = random_boxes(case, n, 0), random_boxes(case, n, 1)
     there = [rows.to(device) for rows in boxes]
     found = [_contestant("bevkd2", case.ours, *there)]
-    if device == "cpu" and SHAPELY in case.yardsticks():
+    if device == "cpu" and SHAPELY in case.baselines():
         shapes = [polygons(rows) for rows in boxes]
         areas = [rows[:, 2:4].prod(1) for rows in boxes]
         found.append(_contestant(SHAPELY, _with_shapely, case, *shapes, *areas))

@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""Distillation losses, forward and backward together, against eager torch.
+"""Compares distillation losses, forward and backward together, with eager torch.
 
     python -m benchmarks.bench_distill_loss [--quick] [--threads N] [--cases "FPN, L2"] [--device cuda]
 
-Eager forms fold the weights into the mask and the normaliser into one factor, and take one level after the
-other; weights of boxes they draw box by box, as published code does. In 16-bit rows they run under autocast,
-as a training step's losses do; in float16 the upstream gradient is a loss scale of 2^16. FPN is
-BEVFormer-base's: six cameras, 256 channels, four levels for images of 928 x 1600; BEV is (1, 256, 200, 200).
-Masks cover half of the pixels.
+The eager forms multiply weights and normaliser into the mask, process one level after the other, and draw the
+weights of boxes box by box, as published code does. In 16-bit rows they run under autocast, as in a training
+step; in float16 the upstream gradient is a loss scale of 2^16. FPN is that of BEVFormer-base: six cameras,
+256 channels, four levels for images of 928 x 1600; BEV is (1, 256, 200, 200). Masks cover half of the pixels.
 
 Bytes are one read of student and teacher and one write of the student's gradient; an element costs 6
 operations in an L2 loss.
@@ -40,7 +39,7 @@ from bevkd2.ops.pixel_weights import BoxMask, Perspective, draw_weights, pack_bo
 
 EAGER, PART = "eager torch", "forward + backward"
 REQUIRED, REQUIRED_CUDA = 3.0, 5.0
-SLACK_MIB = 1.0  # of the memory limit: normalisers, and what the allocator rounds up
+SLACK_MIB = 1.0  # added to the memory limit: normalisers, and rounding of the allocator
 Tensors = list[Tensor]
 Loss = Callable[[Tensors, Tensors, Tensors], Tensor]
 
@@ -55,16 +54,16 @@ class Case:
     required: bool = False
     """Whether a ratio is required."""
     operations: float = 6.0
-    """Of an element, forward and backward."""
+    """Operations per element, forward and backward."""
 
     def sizes(self, quick: bool) -> list[tuple[int, ...]]:
-        """The shapes, or small ones."""
+        """Returns the shapes, or small ones."""
         limits = {4: (1, 8, 10, 10), 3: (1, 50, 256), 5: (1, 50, 8, 4, 8)}
         cut = [tuple(map(min, shape, limits[len(shape)])) for shape in self.shapes]
         return cut if quick else list(self.shapes)
 
     def make(self, quick: bool) -> tuple[Tensors, Tensors, Tensors]:
-        """Student, teacher and masks, level by level; rows hold numbers between 0 and 1."""
+        """Returns student, teacher and masks of each level; rows have numbers between 0 and 1."""
         generator = torch.Generator().manual_seed(0)
         groups: tuple[Tensors, Tensors, Tensors] = ([], [], [])
         for shape in self.sizes(quick):
@@ -78,12 +77,12 @@ class Case:
 
 
 def l2_fused(student: Tensors, teacher: Tensors, masks: Tensors) -> Tensor:
-    """Mean over the batch of the masked squared distance over C * h * w, summed over the levels."""
+    """Computes the batch mean of the masked squared distance / (C * h * w), summed over the levels."""
     return feature_l2(student, teacher, masks).sum()
 
 
 def l2_eager(student: Tensors, teacher: Tensors, masks: Tensors) -> Tensor:
-    """The same as mse_loss(none) * mask, with the factor on the mask."""
+    """Computes the same by mse_loss(none) * mask, with the factor on the mask."""
     levels = zip(student, teacher, masks, strict=True)
     return torch.stack(
         [(F.mse_loss(s, t, reduction="none") * (m / s.numel())[:, None]).sum() for s, t, m in levels]
@@ -92,7 +91,7 @@ def l2_eager(student: Tensors, teacher: Tensors, masks: Tensors) -> Tensor:
 
 @functools.cache
 def _drawing(shapes: tuple[torch.Size, ...], device: str, boxes: int) -> dict[str, Any]:
-    """What draw_weights draws on levels of strides 8, 16, ..: boxes of an image, or the perspective."""
+    """Returns arguments of draw_weights for strides 8, 16, ..: boxes of an image, or the perspective."""
     batch, _, rows, columns = shapes[0]
     drawing: dict[str, Any] = {
         "level_shapes": [tuple(shape[2:]) for shape in shapes],
@@ -110,46 +109,46 @@ def _drawing(shapes: tuple[torch.Size, ...], device: str, boxes: int) -> dict[st
 
 
 def l2_drawn(student: Tensors, teacher: Tensors, _: Tensors, boxes: int = 0) -> Tensor:
-    """L2 with weights that are drawn inside."""
+    """Computes the L2 loss, including the drawing of its weights."""
     drawing = _drawing(tuple(s.shape for s in student), str(student[0].device), boxes)
     return feature_l2(student, teacher, draw_weights(**drawing).maps).sum()
 
 
 def l2_drawn_eager(student: Tensors, teacher: Tensors, _: Tensors, boxes: int = 0) -> Tensor:
-    """The same, drawn in plain torch."""
+    """Computes the same in plain torch."""
     drawing = _drawing(tuple(s.shape for s in student), str(student[0].device), boxes)
     return l2_eager(student, teacher, draw_weights_reference(**drawing).levels())
 
 
 def response_fused(student: Tensors, teacher: Tensors, masks: Tensors) -> Tensor:
-    """Eq. 7-8 of structured distillation."""
+    """Computes Eq. 7-8 of structured distillation."""
     return bev_response_l2(student[0], teacher[0], masks[0], reduction="norm")
 
 
 def response_eager(student: Tensors, teacher: Tensors, masks: Tensors) -> Tensor:
-    """Mean absolute value over the channels, then the L2 norm over the cells, mean over the batch."""
+    """Computes mean absolute values over the channels, and the mean over the batch of their L2 norm."""
     difference = student[0].abs().mean(-1) - teacher[0].abs().mean(-1)
     return (difference.square() * masks[0]).sum(1).sqrt().mean()
 
 
 def attention_fused(student: Tensors, teacher: Tensors, masks: Tensors) -> Tensor:
-    """Eq. 4-6 of structured distillation."""
+    """Computes Eq. 4-6 of structured distillation."""
     return attention_l2(student[0], teacher[0], masks[0], reduction="norm")
 
 
 def attention_eager(student: Tensors, teacher: Tensors, masks: Tensors) -> Tensor:
-    """The L2 norm over the cells that count, mean over the batch."""
+    """Computes the L2 norm over the cells in the mask, mean over the batch."""
     squares = F.mse_loss(student[0], teacher[0], reduction="none") * masks[0][:, :, None, None, None]
     return squares.flatten(1).sum(1).sqrt().mean()
 
 
 def class_kl_fused(student: Tensors, teacher: Tensors, masks: Tensors) -> Tensor:
-    """Bernoulli KL at a temperature of 2, mean over the locations that count."""
+    """Computes the Bernoulli KL at a temperature of 2, mean over the locations in the mask."""
     return logit_distance(student[0], teacher[0], masks[0], distance="kl", temperature=2.0)
 
 
 def class_kl_eager(student: Tensors, teacher: Tensors, masks: Tensors) -> Tensor:
-    """The same with torch's binary cross-entropy, less the teacher's entropy."""
+    """Computes the same by torch's binary cross-entropy minus the entropy of the teacher."""
     probability = (teacher[0] / 2).sigmoid()
     cross = F.binary_cross_entropy_with_logits(student[0] / 2, probability, reduction="none")
     own = F.binary_cross_entropy_with_logits(teacher[0] / 2, probability, reduction="none")
@@ -157,24 +156,24 @@ def class_kl_eager(student: Tensors, teacher: Tensors, masks: Tensors) -> Tensor
 
 
 def channel_kl_fused(student: Tensors, teacher: Tensors, _: Tensors) -> Tensor:
-    """Every channel's softmax over the pixels, at a temperature of 2, summed over the levels."""
+    """Computes the KL of softmaxes over the pixels of a channel, temperature 2, summed over the levels."""
     return channel_wise_kl(student, teacher, temperature=2.0).sum()
 
 
 def channel_kl_eager(student: Tensors, teacher: Tensors, _: Tensors) -> Tensor:
-    """The same as torch's kl_div of log_softmax."""
+    """Computes the same by torch's kl_div of log_softmax."""
     return _softmax_kl(
         [s.flatten(0, 1).flatten(1) for s in student], [t.flatten(0, 1).flatten(1) for t in teacher]
     )
 
 
 def pixel_kl_fused(student: Tensors, teacher: Tensors, _: Tensors) -> Tensor:
-    """Every pixel's softmax over the channels, at a temperature of 2, summed over the levels."""
+    """Computes the KL of softmaxes over the channels of a pixel, temperature 2, summed over the levels."""
     return pixel_wise_kl(student, teacher, temperature=2.0).sum()
 
 
 def pixel_kl_eager(student: Tensors, teacher: Tensors, _: Tensors) -> Tensor:
-    """The same as torch's kl_div of log_softmax."""
+    """Computes the same by torch's kl_div of log_softmax."""
     return _softmax_kl(
         [s.flatten(2).transpose(1, 2).flatten(0, 1) for s in student],
         [t.flatten(2).transpose(1, 2).flatten(0, 1) for t in teacher],
@@ -206,7 +205,7 @@ CASES = {
 
 
 def contests(options: Options) -> list[Contest]:
-    """All losses and types for a device."""
+    """Returns the contests of all losses and dtypes for a device."""
     cuda = options.device.startswith("cuda")
     dtypes = (torch.float32, torch.bfloat16, *((torch.float16,) if cuda else ()))
     return [_contest(name, dtype, options) for name in CASES for dtype in dtypes]
@@ -229,7 +228,7 @@ def _contest(name: str, dtype: torch.dtype, options: Options) -> Contest:
     elements = sum(math.prod(shape) for shape in case.sizes(options.quick))
     required = case.required and not options.quick
     student_mib = elements * dtype.itemsize / 2**20
-    # On the CPU over float32, on a GPU over autocast.
+    # Relative to float32 on the CPU, to autocast on a GPU.
     least = {("cpu", True): REQUIRED, ("cuda", False): REQUIRED_CUDA}.get(
         (options.device, dtype == torch.float32)
     )

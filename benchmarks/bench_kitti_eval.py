@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Seconds to read and score KITTI's validation set on one core, as JSON.
+"""Measures the time to read and score KITTI's validation set on one core, and prints it as JSON.
 
     python -m benchmarks.bench_kitti_eval
 
-The set is made in a temporary directory: as many frames as the usual validation split has, with as many
-detections each as given. Labels are of KITTI's classes in about its proportions; most of the detections lie
-about a label, so they match, and the rest are false.
+The set is made in a temporary directory, with as many frames as the usual validation split, and the given
+number of detections per frame. Labels have KITTI's classes in about its proportions; most of the detections
+are close to a label, so they match, and the others are false.
 """
 
 import argparse
@@ -36,7 +36,7 @@ IMAGE_SIZE = (375, 1242)
 
 
 def main() -> None:
-    """Makes the set, scores it, and prints what it took."""
+    """Makes the set, scores it, and prints the time."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """Seconds of one evaluation, and a score as proof that there was something to match."""
+    """Returns the seconds of one evaluation, and a score, which shows that detections were matched."""
     started = time.perf_counter()
     truths, dets = find_frames(folder / "label_2", folder / "data").read()
     read = time.perf_counter()
@@ -68,7 +68,7 @@ def measure(folder: Path) -> dict[str, float]:
 
 
 def make_set(folder: Path, frames: int, detections: int) -> None:
-    """Writes label_2 and data."""
+    """Writes the folders label_2 and data."""
     rng = np.random.default_rng(0)
     for name in ("label_2", "data"):
         (folder / name).mkdir()
@@ -79,7 +79,7 @@ def make_set(folder: Path, frames: int, detections: int) -> None:
 
 
 def random_objects(rng: np.random.Generator, count: int) -> KittiObjects:
-    """Objects on flat ground before the camera."""
+    """Returns objects on flat ground in front of the camera."""
     shares = np.array([share for _, _, share in KINDS])
     kinds = rng.choice(len(KINDS), count, p=shares / shares.sum())
     sizes = np.array([KINDS[kind][1] for kind in kinds]) + rng.normal(0, 0.05, (count, 3))
@@ -99,7 +99,7 @@ def random_objects(rng: np.random.Generator, count: int) -> KittiObjects:
 
 
 def random_detections(rng: np.random.Generator, labels: KittiObjects, count: int) -> KittiObjects:
-    """Noisy copies of labels, and false ones."""
+    """Returns noisy copies of labels, and false detections."""
     labels = labels[labels.types != "DontCare"]
     false = random_objects(rng, count)
     false = false[false.types != "DontCare"]
@@ -123,7 +123,7 @@ def random_detections(rng: np.random.Generator, labels: KittiObjects, count: int
 
 
 def image_boxes(location: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """(n, 4) boxes of about the right place and size, clipped to the image."""
+    """Returns (n, 4) boxes of about the right position and size, clipped to the image."""
     x, bottom, z = location.T
     half = np.abs(sizes[:, 2]) / 2
     corners = np.stack([x - half, bottom - np.abs(sizes[:, 0]), x + half, bottom], axis=1)

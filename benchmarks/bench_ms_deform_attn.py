@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Deformable attention at BEVFormer's shapes, against the grid_sample form and torch-ms-deform-attn.
+"""Compares deformable attention at BEVFormer's shapes with grid_sample and torch-ms-deform-attn.
 
     python -m benchmarks.bench_ms_deform_attn [--quick] [--threads N] [--cases spatial] [--device cuda]
 
-Locations are float32 in every row, because in 16 bits they have lost their pixel; in 16-bit rows only value
-is narrow, and yardsticks that want one type get value cast to float32 and their output cast back.
+Locations are float32 in every row, since 16 bits cannot represent the pixel; in 16-bit rows only value has 16
+bits. Baselines that need one dtype get value cast to float32, and their output is cast back.
 
-Bytes count every input once, every output once, and the float32 gradient of value twice (it is filled with
-zeros before it is summed). A sample (query, head, level, point) costs 8 D + 22 operations forward and
-16 D + 57 backward: four corners times D channels, and the coordinates.
+Bytes count every input and every output once, and the float32 gradient of value twice (it is filled with
+zeros before it is summed). A sample (query, head, level, point) costs 8 D + 22 operations forward and 16 D +
+57 backward: four corners times D channels, and the coordinates.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ Form = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One call of BEVFormer's."""
+    """The sizes of one call in BEVFormer."""
 
     batch: int
     queries: int
@@ -41,12 +41,12 @@ class Shape:
 
     @property
     def pixels(self) -> int:
-        """S, of all levels."""
+        """Returns S, the number of pixels of all levels."""
         return sum(h * w for h, w in self.levels)
 
     @property
     def samples(self) -> int:
-        """Bilinear samples of the call."""
+        """Returns the number of bilinear samples of the call."""
         return self.batch * self.queries * HEADS * len(self.levels) * self.points
 
 
@@ -72,7 +72,7 @@ TWO_THREADS = (1.6, 1.6)
 
 
 def contests(options: Options) -> list[Contest]:
-    """All cases, types and offsets for a device."""
+    """Returns all cases, dtypes and offsets for a device."""
     cuda = options.device.startswith("cuda")
     narrow = (torch.bfloat16, torch.float16) if cuda else (torch.bfloat16,)
     found = [_contest(name, "local", torch.float32, options) for name in SHAPES]
@@ -117,20 +117,20 @@ def _required(name: str, offsets: str, dtype: torch.dtype, options: Options) -> 
     if options.quick:
         return {}
     found: dict[tuple[str, Part], float] = {}
-    over_aiueo, over_grid_sample = (1.0, 1.0), None  # never slower, anywhere
+    over_aiueo, over_grid_sample = (1.0, 1.0), None  # never slower in any row
     if options.device.startswith("cuda"):
         if (name, offsets) == ("spatial", "local"):
             over_aiueo = OVER_AIUEO_CUDA.get(dtype, over_aiueo)
     elif offsets == "local" and dtype == torch.float32:
         over_aiueo, over_grid_sample = OVER_AIUEO[name], OVER_GRID_SAMPLE[name]
-    for yardstick, ratios in ((AIUEO, over_aiueo), (GRID_SAMPLE, over_grid_sample)):
+    for baseline, ratios in ((AIUEO, over_aiueo), (GRID_SAMPLE, over_grid_sample)):
         if ratios is not None:
-            found |= {(yardstick, "forward"): ratios[0], (yardstick, "backward"): ratios[1]}
+            found |= {(baseline, "forward"): ratios[0], (baseline, "backward"): ratios[1]}
     return found
 
 
 def _threads(name: str, options: Options) -> Contest:
-    """All threads against one, the same op."""
+    """Returns the contest of the same op with all threads and with one."""
     shape = (QUICK if options.quick else SHAPES)[name]
 
     def make() -> list[Contestant]:
@@ -145,13 +145,13 @@ def _threads(name: str, options: Options) -> Contest:
         dtype="float32",
         make=make,
         required={} if options.quick else {("one thread", part): ratio for part, ratio in required},
-        tolerance=0.0,  # the same bits for every number of threads
+        tolerance=0.0,  # bitwise equal for every number of threads
         memory=False,
     )
 
 
 def _determinism(name: str, dtype: torch.dtype, options: Options) -> Contest:
-    """The deterministic mode as the yardstick of the default one: what reproducible bits cost."""
+    """Returns the contest of the default mode and the deterministic mode."""
     shape = (QUICK if options.quick else SHAPES)[name]
 
     def make() -> list[Contestant]:
@@ -174,7 +174,7 @@ def _determinism(name: str, dtype: torch.dtype, options: Options) -> Contest:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """torch.use_deterministic_algorithms, as it was before afterwards."""
+    """Turns torch.use_deterministic_algorithms on inside, and restores the setting afterwards."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:
@@ -184,9 +184,10 @@ def deterministic() -> Iterator[None]:
 
 
 def make_inputs(shape: Shape, local: bool, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Value, locations and weights, leaves that want gradients.
+    """Returns value, locations and weights: leaves that require gradients.
 
-    Local: references in raster order, offsets N(0, 2 px) of each level. Otherwise uniform over the maps.
+    Local locations are references in raster order with offsets N(0, 2 px) on each level; the others are
+    uniform over the maps.
     """
     generator = torch.Generator().manual_seed(0)
     value = torch.randn(shape.batch, shape.pixels, HEADS, WIDTH, generator=generator)
@@ -207,7 +208,7 @@ def make_inputs(shape: Shape, local: bool, dtype: torch.dtype, device: str) -> t
 
 
 def training_pass(form: Form, inputs: tuple[Tensor, Tensor, Tensor]) -> Callable[[Watch], Tensor]:
-    """A pass of forward, which records the graph, and of backward, which makes all three gradients."""
+    """Returns a pass: forward records the graph, and backward computes all three gradients."""
 
     def run(watch: Watch) -> Tensor:
         out = watch("forward", lambda: form(*inputs))
@@ -219,7 +220,7 @@ def training_pass(form: Form, inputs: tuple[Tensor, Tensor, Tensor]) -> Callable
 
 
 def grid_sample_form(value: Tensor, levels: tuple, locations: Tensor, weights: Tensor) -> Tensor:
-    """Deformable attention as one grid_sample a level: what pure PyTorch code does."""
+    """Computes deformable attention by one grid_sample per level, as code in plain PyTorch does."""
     batch, queries, heads, _, points, _ = locations.shape
     grids = 2 * locations - 1
     sampled, start = [], 0
@@ -236,7 +237,7 @@ def grid_sample_form(value: Tensor, levels: tuple, locations: Tensor, weights: T
 
 
 def aiueo_form(device: str) -> Callable[[tuple, str], Form] | None:
-    """torch-ms-deform-attn for a device, given the levels; None where it is not installed for it."""
+    """Returns torch-ms-deform-attn for a device and levels; None if it is not installed for the device."""
     if importlib.util.find_spec("torch_ms_deform_attn") is None:
         return None
     import torch_ms_deform_attn
@@ -254,12 +255,12 @@ def aiueo_form(device: str) -> Callable[[tuple, str], Form] | None:
 
 
 def _wide(form: Form) -> Form:
-    """Calls a form with value in float32, and returns value's type."""
+    """Calls a form with value in float32, and casts the output to the dtype of value."""
     return lambda value, locations, weights: form(value.float(), locations, weights).to(value.dtype)
 
 
 def work(shape: Shape, dtype: torch.dtype) -> dict[Part, Work]:
-    """Bytes and operations of forward and backward; see the module's text."""
+    """Returns bytes and operations of forward and backward; see the docstring of the module."""
     value = shape.batch * shape.pixels * HEADS * WIDTH
     out = shape.batch * shape.queries * HEADS * WIDTH
     points = 3 * 4 * shape.samples  # locations and weights

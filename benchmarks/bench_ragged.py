@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Spatial cross-attention over visible (camera, cell) pairs, against BEVFormer's rebatching with our own op.
+"""Compares spatial cross-attention over visible (camera, cell) pairs with BEVFormer's rebatching.
 
     python -m benchmarks.bench_ragged [--quick] [--threads N] [--cases "rig, op"]
 
-BEVFormer gives every camera the cells that it sees, padded with zeros to the camera that sees most, and
-averages afterwards; the index lists of both forms are made before. "op" starts at offsets and logits of each
-cell, which the padded form copies to the cameras; "layer" starts at the cells' queries: BEVFormer copies
-those and projects the copies to offsets and logits. Six cameras, a grid of 200 x 200, the features of
-BEVFormer-base for images of 900 x 1600. The rig is the synthetic world's, placed as on nuScenes's cars; where
-BEVKD2_SHARED names a folder with real/nuscenes-one, that key frame's cameras are measured, too.
+BEVFormer gives each camera its visible cells, padded with zeros to the number of the camera that sees most,
+and averages afterwards, with our op in both; the index lists are made before. "op" starts at the offsets and
+logits of each cell, which the padded form copies to the cameras; "layer" starts at the queries of the cells:
+BEVFormer copies them, and projects the copies to offsets and logits. There are six cameras, a grid of 200 x
+200, and the features of BEVFormer-base for images of 900 x 1600. The rig is that of the synthetic world, as
+on the cars of nuScenes; if BEVKD2_SHARED names a folder with real/nuscenes-one, the cameras of that key frame
+are measured too.
 """
 
 import dataclasses
@@ -45,11 +46,11 @@ PADDED_FORM = "padded, own op"
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What both forms know of the cameras."""
+    """The geometry that both forms read."""
 
     pairs: VisiblePairs
     cells: list[Tensor]
-    """Of each camera, the cells that it sees."""
+    """The visible cells of each camera."""
     padded_references: Tensor
     """(cameras, most cells, Z, 2), zero where a camera has fewer."""
     counts: Tensor
@@ -57,7 +58,7 @@ class Scene:
 
 
 def contests(options: Options) -> list[Contest]:
-    """Both starting points, for each set of cameras."""
+    """Returns the contests "op" and "layer" for each set of cameras."""
     rigs: dict[str, Callable[[], Tensor]] = {"rig": synthetic_cameras}
     shared = os.environ.get("BEVKD2_SHARED")
     if shared and not options.quick:
@@ -86,7 +87,7 @@ def _contest(name: str, cameras: Callable[[], Tensor], start: str, options: Opti
 
 
 def synthetic_cameras() -> Tensor:
-    """lidar2img (1, 6, 4, 4) of the synthetic world's rig."""
+    """Returns lidar2img (1, 6, 4, 4) of the synthetic world's rig."""
     lidar, *cameras = make_rig(np.random.default_rng(0), (IMAGE[1], IMAGE[0]))
     ego2lidar = invert_pose(lidar.sensor2ego)
     matrices = [lidar2img_matrix(c.intrinsics, ego2lidar @ c.sensor2ego) for c in cameras]
@@ -94,8 +95,8 @@ def synthetic_cameras() -> Tensor:
 
 
 def real_cameras(root: Path) -> Tensor:
-    """lidar2img (1, 6, 4, 4) of a nuScenes key frame."""
-    from bevkd2.data.nuscenes.dataset import load_nuscenes  # here: only this needs nuScenes's devkit
+    """Returns lidar2img (1, 6, 4, 4) of a nuScenes key frame."""
+    from bevkd2.data.nuscenes.dataset import load_nuscenes  # here: only this needs the nuScenes devkit
 
     with tempfile.TemporaryDirectory() as cache:
         index = load_nuscenes(root, "v1.0-one", "one", cache)
@@ -103,7 +104,7 @@ def real_cameras(root: Path) -> Tensor:
 
 
 def make_scene(lidar2img: Tensor, grid: tuple[int, int], device: str) -> Scene:
-    """The visible pairs, and BEVFormer's padded lists of the same."""
+    """Returns the visible pairs, and BEVFormer's padded lists of the same pairs."""
     points = pillar_points(grid, PC_RANGE, HEIGHTS, torch.device("cpu"))
     sizes = torch.tensor(IMAGE, dtype=torch.float32).expand(1, lidar2img.shape[1], 2)
     references, visible = project_pillars(points, lidar2img, sizes, PADDED)
@@ -120,7 +121,7 @@ def make_scene(lidar2img: Tensor, grid: tuple[int, int], device: str) -> Scene:
 
 
 def op_inputs(levels: tuple, scene: Scene, device: str) -> tuple[Tensor, ...]:
-    """Value, offsets of N(0, 2 px) and logits of every cell."""
+    """Returns value, offsets of N(0, 2 px) and logits of every cell."""
     generator = torch.Generator().manual_seed(0)
     shape = (len(scene.counts), HEADS, len(levels), POINTS)
     pixels = sum(h * w for h, w in levels)
@@ -131,7 +132,7 @@ def op_inputs(levels: tuple, scene: Scene, device: str) -> tuple[Tensor, ...]:
 
 
 def layer_inputs(levels: tuple, scene: Scene, device: str) -> tuple[Tensor, ...]:
-    """Value, queries, and the two projections' weights, which give offsets of N(0, 2 px)."""
+    """Returns value, queries, and the weights of the two projections, which give offsets of N(0, 2 px)."""
     generator = torch.Generator().manual_seed(0)
     pixels = sum(h * w for h, w in levels)
     value = torch.randn(len(scene.cells), pixels, HEADS, WIDTH, generator=generator)
@@ -150,7 +151,7 @@ def _project(query: Tensor, to_offsets: Tensor, to_logits: Tensor, levels: tuple
 
 
 def ragged_form(start: str, levels: tuple, scene: Scene, value: Tensor, *inputs: Tensor) -> Tensor:
-    """Offsets and logits once a cell; the op walks the visible pairs and averages."""
+    """Computes offsets and logits once per cell; the op processes the visible pairs and averages."""
     offsets, logits = inputs if start == "op" else _project(*inputs, levels)
     pairs = scene.pairs
     out, _ = ms_deform_attn_ragged(
@@ -160,7 +161,7 @@ def ragged_form(start: str, levels: tuple, scene: Scene, value: Tensor, *inputs:
 
 
 def padded_form(start: str, levels: tuple, scene: Scene, value: Tensor, *inputs: Tensor) -> Tensor:
-    """BEVFormer's: copies to every camera, padded to the longest list; the results are added and divided."""
+    """Computes BEVFormer's form: copies to every camera, padded to the longest list, then averages."""
     if start == "op":
         offsets, logits = (_rebatch(tensor, scene) for tensor in inputs)
     else:
@@ -175,7 +176,7 @@ def padded_form(start: str, levels: tuple, scene: Scene, value: Tensor, *inputs:
 
 
 def _rebatch(tensor: Tensor, scene: Scene) -> Tensor:
-    """(cells, ...) -> (cameras, most cells, ...)."""
+    """Copies (cells, ...) to (cameras, most cells, ...)."""
     longest = scene.padded_references.shape[1]
     padded = tensor.new_zeros(len(scene.cells), longest, *tensor.shape[1:])
     for camera, seen in enumerate(scene.cells):

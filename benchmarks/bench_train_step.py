@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A distillation step and its parts, with the ops and in plain torch, and the ops' share of it, as JSON.
+"""Measures a distillation step and its parts, with the ops and in plain torch, and prints JSON.
 
     python -m benchmarks.bench_train_step
     python -m benchmarks.bench_train_step --size tiny
@@ -8,12 +8,12 @@
 "distillation_step_plain" is the same step with the forms of plain_forms.py in place of the ops: deformable
 attention by grid_sample with BEVFormer's rebatching of the cameras, losses in eager torch. Seconds are
 medians of interleaved runs in one process. The share of the ops is the time in bevkd2's ops, forward and
-backward, over the time of a step, by torch.profiler; the plain forms' share follows, as the rest is the same:
-1 - (1 - share) * seconds / plain seconds. Peak memory is taken in a process a part: GPU memory in tensors, or
-on the CPU the peak of the resident set, less what it was before the model was built. Samples come from a
-small synthetic world by the project's own loader; all weights are random. Size "demo" is the demo's pair of
-models (176 x 64 pixels, 32 x 32 cells, batch 2); "tiny" is BEVFormer-tiny on a ResNet-18 as student and
-teacher (256 x 144 pixels, 50 x 50 cells, batch 1).
+backward, divided by the time of a step, measured by torch.profiler; the share of the plain forms follows,
+since the rest is the same: 1 - (1 - share) * seconds / plain seconds. Peak memory is measured in one process
+per part: GPU memory of tensors, or on the CPU the peak of the resident set minus its size before the model
+was built. Samples come from a small synthetic world through bevkd2's loader; all weights are random. Size
+"demo" is the demo's pair of models (176 x 64 pixels, 32 x 32 cells, batch 2); "tiny" is BEVFormer-tiny on a
+ResNet-18 as student and teacher (256 x 144 pixels, 50 x 50 cells, batch 1).
 """
 
 import argparse
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line; what is not given is the size's."""
+    """Parses the command line; options that are not given have the values of the size."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -121,7 +121,7 @@ def make_world(args: argparse.Namespace, folder: Path) -> None:
 def measure_seconds(args: argparse.Namespace) -> tuple[dict[str, float], float]:
     """Returns median seconds by part, and the share of the ops in a distillation step.
 
-    The parts take turns, so that a slow moment hits all of them.
+    The parts run in turns, so that all of them share slow phases of the machine.
     """
     cfg, batches = prepare(args)
     steps = {part: make_step(part, cfg.clone(), Path(args.world).parent) for part in PARTS}
@@ -144,7 +144,7 @@ def synchronize(cfg: CfgNode) -> None:
 
 
 def share_of_ops(step: Callable[[list], None], batches: list, cfg: CfgNode) -> float:
-    """Returns the time in bevkd2's ops over the time of their steps: of kernels on a GPU, else of the CPU."""
+    """Returns the share of bevkd2's ops in the time of the steps: kernels on a GPU, else CPU time."""
     cuda = cfg.MODEL.DEVICE.startswith("cuda")
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with profile(activities=activities) as profiler:
@@ -159,7 +159,7 @@ def share_of_ops(step: Callable[[list], None], batches: list, cfg: CfgNode) -> f
 
 
 def is_op(event: FunctionEvent | None) -> bool:
-    """Whether a profiled call is one of bevkd2's ops."""
+    """Returns whether a profiled call is one of bevkd2's ops."""
     return event is not None and event.name.startswith("bevkd2::")
 
 
@@ -193,7 +193,7 @@ def measure_memory(args: argparse.Namespace) -> float:
 
 
 def prepare(args: argparse.Namespace) -> tuple[CfgNode, list]:
-    """Returns the config on the benchmark's world, and the batches."""
+    """Returns the config with the world of the benchmark, and the batches."""
     cfg = load_config(args.config_file, args.opts)
     cfg.DATASETS.ROOT, cfg.DATASETS.VERSION = args.world, "v1.0-synthetic"
     cfg.DATASETS.TRAIN = ("synthetic_train",)
@@ -205,7 +205,7 @@ def prepare(args: argparse.Namespace) -> tuple[CfgNode, list]:
 
 
 def make_step(part: str, cfg: CfgNode, folder: Path) -> Callable[[list], None]:
-    """Returns what is timed, as a function of a batch."""
+    """Returns the function of a batch that is timed."""
     torch.manual_seed(0)
     if is_distillation(cfg):
         cfg.DISTILL.TEACHER.WEIGHTS = str(folder / "teacher.pth")

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Everything that needs a GPU, step by step; goes on after a step that fails, and says at the end which did.
+"""Runs everything that needs a GPU, step by step; continues after a step that fails, and lists the failures.
 
     python -m benchmarks.gpu_check
     python -m benchmarks.gpu_check --steps build tests --python /usr/bin/python3
-    python -m benchmarks.gpu_check --steps yardstick --yardstick torch_ms_deform_attn-0.1.1.tar.gz
+    python -m benchmarks.gpu_check --steps baseline --baseline torch_ms_deform_attn-0.1.1.tar.gz
 
-Steps: build (the CUDA library, for the GPUs that are visible), yardstick (builds torch-ms-deform-attn, where
---yardstick names its source archive or its requirement), tests (those marked gpu), memcheck, racecheck,
-initcheck and synccheck (compute-sanitizer, where it is present), bench (results/<gpu>.json and .md) and
+Steps: build (the CUDA library, for the GPUs that are visible), baseline (builds torch-ms-deform-attn, if
+--baseline names its source archive or its requirement), tests (those marked gpu), memcheck, racecheck,
+initcheck and synccheck (compute-sanitizer, if it is installed), bench (results/<gpu>.json and .md) and
 train_step (results/<gpu>_train_step.json). The summary is printed and written to results/<gpu>_check.json.
-The exit code is 1 where a step failed.
+The exit status is 1 if a step failed.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from benchmarks.machine import slug
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
-STEPS = ("build", "yardstick", "tests", *SANITIZERS, "bench", "train_step")
+STEPS = ("build", "baseline", "tests", *SANITIZERS, "bench", "train_step")
 LOOK = (
     "import torch; n = torch.cuda.device_count() if torch.cuda.is_available() else 0; "
     "print(torch.cuda.get_device_name() if n else ''); "
@@ -37,7 +37,7 @@ LOOK = (
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A command and what its environment has besides; skip: why it does not run."""
+    """A command with additional environment variables; skip: the reason why it does not run."""
 
     name: str
     command: list[str] = dataclasses.field(default_factory=list)
@@ -47,7 +47,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a step."""
+    """The result of a step."""
 
     step: str
     result: str
@@ -56,7 +56,7 @@ class Outcome:
 
 
 def main() -> int:
-    """Runs the steps; returns the exit code."""
+    """Runs the steps; returns the exit status."""
     args = parse_arguments()
     gpu, capabilities = look_for_gpu(args.python)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -69,13 +69,13 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--python", default=sys.executable, help="one that has torch, pytest and hypothesis")
-    parser.add_argument("--yardstick", help="what pip installs torch-ms-deform-attn from")
+    parser.add_argument("--baseline", help="what pip installs torch-ms-deform-attn from")
     parser.add_argument("--tests", nargs="+", default=["tests"], help="where the marked tests are looked for")
     parser.add_argument("--families", nargs="+", default=[], help="of bench.py; default: all")
     parser.add_argument("--timeout", type=float, help="seconds after which a step has failed")
@@ -84,7 +84,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def look_for_gpu(python: str) -> tuple[str, str]:
-    """Name of torch's first GPU and the compute capabilities of all; leaves where there is none."""
+    """Returns the name of torch's first GPU and the compute capabilities of all; exits if there is none."""
     done = subprocess.run([python, "-c", LOOK], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         sys.exit(f"gpu_check: {python} cannot import torch: {done.stderr.strip().splitlines()[-1]}")
@@ -92,14 +92,14 @@ def look_for_gpu(python: str) -> tuple[str, str]:
     if not name:
         sys.exit(
             f"gpu_check: the torch of {python} sees no GPU here. Run it on a machine with an NVIDIA GPU, its "
-            "driver and a torch that is built for CUDA; what needs no GPU is checked by `make cuda` and "
+            "driver and a torch that is built for CUDA; checks without a GPU are `make cuda` and "
             "`make test`."
         )
     return name, capabilities
 
 
 def plan(args: argparse.Namespace, gpu: str, capabilities: str) -> list[Step]:
-    """The steps that were asked for, in order."""
+    """Returns the requested steps, in order."""
     python, sanitizer = args.python, find_sanitizer()
     step_file = ["--size", "tiny", "--out", str(args.out / f"{slug(gpu)}_train_step.json")]
     once = [python, "-m", "benchmarks.run_once", "--device", "cuda", "--tests"]
@@ -107,12 +107,12 @@ def plan(args: argparse.Namespace, gpu: str, capabilities: str) -> list[Step]:
     cuda = {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST", capabilities)}
     bench = [python, "-m", "benchmarks.bench", "--device", "cuda", "--out", str(args.out)]
     marked = [python, "-m", "pytest", "-m", "gpu"]
-    pip = [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", str(args.yardstick)]
+    pip = [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", str(args.baseline)]
     steps = [
         Step("build", [python, "setup.py", "build_ext", "--inplace"], cuda),
-        Step("yardstick", pip, cuda, skip="" if args.yardstick else "--yardstick is not given"),
+        Step("baseline", pip, cuda, skip="" if args.baseline else "--baseline is not given"),
         Step("tests", [*marked, "--continue-on-collection-errors", "-rs", *args.tests]),
-        # Without the caching allocator every tensor is an allocation of its own, whose ends are watched.
+        # Without the caching allocator every tensor is a separate allocation, whose bounds are checked.
         *(
             Step(
                 tool,
@@ -129,7 +129,7 @@ def plan(args: argparse.Namespace, gpu: str, capabilities: str) -> list[Step]:
 
 
 def find_sanitizer() -> str:
-    """compute-sanitizer of PATH, CUDA_HOME or the usual place; empty where there is none."""
+    """Returns the path of compute-sanitizer in PATH, CUDA_HOME or the usual folder; "" if there is none."""
     home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
     beside = [home / "bin" / "compute-sanitizer", home / "compute-sanitizer" / "compute-sanitizer"]
     found = [str(path) for path in beside if path.exists()]
@@ -137,7 +137,7 @@ def find_sanitizer() -> str:
 
 
 def run_step(step: Step, timeout: float | None) -> Outcome:
-    """Runs a step, whose output goes where this script's does."""
+    """Runs a step; its output goes to the output of this script."""
     if step.skip:
         return Outcome(step.name, f"skipped: {step.skip}", 0.0)
     print(f"\n=== {step.name}: {' '.join(step.command)}", flush=True)

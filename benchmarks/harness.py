@@ -1,15 +1,15 @@
-"""The common form of the benchmarks: the same work done in several ways, which take turns.
+"""The harness of the benchmarks: several implementations of the same computation run in turns.
 
-A family is a module with ``contests(options) -> list[Contest]``. A contest has our op first and the
-yardsticks after it; each way of doing the work is a function of a watch, which times its parts:
+A family is a module with ``contests(options) -> list[Contest]``. A contest has our op first and
+the baselines after it; each implementation is a function of a watch, which times its parts:
 
     def run(watch: Watch) -> Tensor:
         out = watch("forward", lambda: form(*leaves))
         watch("backward", lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True))
         return out
 
-Rounds go through all of them, forwards and backwards in turn, so that a slow moment of the machine hits all;
-a figure is the median over the rounds, and a ratio is one of two medians of the same run.
+Each round runs all of them, in alternating order, so that all share slow phases of the machine. A time is the
+median over the rounds, and a ratio is that of two medians of the same run.
 """
 
 import dataclasses
@@ -24,14 +24,14 @@ from torch import Tensor
 
 T = TypeVar("T")
 Part = str  # "forward", "backward" or "forward + backward"
-SHORTEST = 0.005  # seconds: shorter parts are called several times between two looks at the clock
-SLOW = 1.0  # seconds: a first call that takes longer is a measurement, its warm-up is a small share of it
+SHORTEST = 0.005  # seconds: shorter parts are called several times per measurement
+SLOW = 1.0  # seconds: a longer first call counts as a measurement, since its warm-up is a small share
 MOST_ROUNDS, LEAST_ROUNDS = 25, 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What a family makes its contests for."""
+    """Options with which a family makes its contests."""
 
     device: str = "cpu"
     quick: bool = False
@@ -43,7 +43,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a part of a case must move and compute at least, by the formula that its family documents."""
+    """Bytes and operations that a part of a case needs at least, by the formula that its family documents."""
 
     bytes: float
     flops: float
@@ -51,40 +51,40 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-    """One way to do a contest's work; run is one pass of it. Inputs are made before, outside of run."""
+    """One implementation in a contest; run is one pass. Inputs are made before, outside of run."""
 
     name: str
     run: Callable[["Watch"], Tensor]
     """Returns the result, which must be the same for all."""
     threads: int | None = None
-    """Of the CPU; None: the options'."""
+    """Threads on the CPU; None: those of the options."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Contest:
-    """One case. make gives the contestants, ours first; it makes the inputs, so that few exist at a time."""
+    """One case. make returns the contestants, ours first, and makes their inputs."""
 
     family: str
     case: str
     dtype: str
     make: Callable[[], list[Contestant]]
     required: dict[tuple[str, Part], float] = dataclasses.field(default_factory=dict)
-    """The least ratio by yardstick and part."""
+    """The least ratio by baseline and part."""
     tolerance: float = 1e-4
     """The largest difference of results, as a share of ours' largest."""
     missing: tuple[str, ...] = ()
-    """Yardsticks that are not installed."""
+    """Baselines that are not installed."""
     work: dict[Part, Work] = dataclasses.field(default_factory=dict)
     memory: bool = True
     """Whether peak memory is measured."""
     memory_limit_mib: float | None = None
     """The most that ours may take above its inputs."""
     less_memory_than: str = ""
-    """A yardstick that ours must take less memory than."""
+    """A baseline that ours must take less memory than."""
 
 
 class Watch:
-    """Times the parts of passes, one list of seconds a round."""
+    """Times the parts of passes, with one list of seconds per round."""
 
     def __init__(self, device: str) -> None:
         self.cuda = device.startswith("cuda")
@@ -99,18 +99,18 @@ class Watch:
         return result
 
     def next_round(self) -> None:
-        """Later times belong to another round."""
+        """Starts the next round."""
         for seconds in self.rounds.values():
             if seconds[-1]:
                 seconds.append([])
 
     @property
     def counted(self) -> int:
-        """Rounds that have times."""
+        """Returns the number of rounds with times."""
         return max((sum(bool(turn) for turn in turns) for turns in self.rounds.values()), default=0)
 
     def settle(self) -> float:
-        """Ends the warm-up: sets the calls of each part by its last time. Returns the seconds of a pass."""
+        """Ends the warm-up: sets the calls of each part by its last time; returns the seconds of a pass."""
         last = {part: seconds[-1][-1] for part, seconds in self.rounds.items()}
         self.calls = {part: min(200, math.ceil(SHORTEST / max(s, 1e-7))) for part, s in last.items()}
         total = sum(last.values())
@@ -149,30 +149,30 @@ class Untimed(Watch):
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """The rounds of one contestant's part, in seconds."""
+    """The seconds of one part of one contestant, by round."""
 
     rounds: list[list[float]]
 
     @property
     def median(self) -> float:
-        """Over all passes."""
+        """Returns the median over all passes."""
         return statistics.median(seconds for turn in self.rounds for seconds in turn)
 
     @property
     def spread(self) -> float:
-        """Distance of the quartiles as a share of the median."""
+        """Returns the interquartile range divided by the median."""
         low, high = quartiles([seconds for turn in self.rounds for seconds in turn])
         return (high - low) / self.median
 
     def ratios(self, ours: "Times") -> tuple[float, float, float]:
-        """How many times longer than ``ours`` it took: ratio of medians, and the rounds' quartiles."""
+        """Returns the time divided by that of ``ours``: ratio of medians, and quartiles over the rounds."""
         turns = zip(self.rounds, ours.rounds, strict=False)
         low, high = quartiles([statistics.median(theirs) / statistics.median(own) for theirs, own in turns])
         return self.median / ours.median, low, high
 
 
 def quartiles(values: list[float]) -> tuple[float, float]:
-    """First and third quartile; of one value, itself."""
+    """Returns the first and third quartile; for one value, twice the value."""
     if len(values) < 2:
         return values[0], values[0]
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -180,18 +180,18 @@ def quartiles(values: list[float]) -> tuple[float, float]:
 
 
 def compare(contest: Contest, options: Options, budget: float) -> dict[str, dict[Part, Times]]:
-    """Times a contest's contestants in turn.
+    """Times the contestants of a contest in turns.
 
     Args:
-        contest: what to run.
-        options: the device, and the threads of contestants that name none.
-        budget: seconds that the rounds may take; there are at least three, and at most 25.
+        contest: the contest.
+        options: the device, and the number of threads of contestants that do not set it.
+        budget: seconds for the rounds; there are at least 3 rounds and at most 25.
 
     Returns:
         Times by contestant and part.
 
     Raises:
-        RuntimeError: two contestants have different results.
+        RuntimeError: the results of two contestants differ.
     """
     contestants = contest.make()
     watches = {contestant.name: Watch(options.device) for contestant in contestants}
@@ -205,7 +205,7 @@ def compare(contest: Contest, options: Options, budget: float) -> dict[str, dict
         for contestant in contestants if turn % 2 == 0 else contestants[::-1]:
             watch = watches[contestant.name]
             if watch.counted > turn:
-                continue  # its slow first call was this round
+                continue  # its slow first call counts as this round
             watch.next_round()
             for _ in range(passes[contestant.name]):
                 _run(contestant, watch, options)
@@ -217,7 +217,7 @@ def compare(contest: Contest, options: Options, budget: float) -> dict[str, dict
 
 def _warm_up(contestant: Contestant, watch: Watch, options: Options) -> Tensor:
     result = _run(contestant, watch, options)
-    # What is slow on a GPU at first is the loading of kernels, no measurement.
+    # On a GPU a slow first call is due to the loading of kernels and does not count.
     if watch.cuda or sum(seconds[-1][-1] for seconds in watch.rounds.values()) < SLOW:
         result = _run(contestant, watch, options)
     return result.detach()
@@ -240,10 +240,10 @@ def _run(contestant: Contestant, watch: Watch, options: Options) -> Tensor:
     threads = contestant.threads or options.threads
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
-        contestant.run(Watch(options.device))  # untimed: a thread that slept comes late to its first call
+        contestant.run(Watch(options.device))  # not timed: threads need time to wake up for the first call
     return contestant.run(watch)
 
 
 def chosen(contests: list[Contest], options: Options) -> list[Contest]:
-    """The contests that the options' cases name."""
+    """Returns the contests that ``options.cases`` names."""
     return [c for c in contests if not options.cases or c.case.startswith(options.cases)]

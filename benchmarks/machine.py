@@ -1,4 +1,4 @@
-"""What the figures of a benchmark were taken on."""
+"""Describes the machine of a benchmark."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ from pathlib import Path
 
 def machine() -> dict[str, str | int]:
     """Returns processor, threads, GPU and torch's version."""
-    import torch  # here: gpu_check.py may run in a Python without it
+    import torch  # here: gpu_check.py may run in a Python without torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
@@ -20,7 +20,7 @@ def machine() -> dict[str, str | int]:
 
 
 def machine_name(device: str) -> str:
-    """The name of the files that hold a machine's results: the GPU's, or the processor's and its cores."""
+    """Returns the name of the result files of a machine: the GPU, or the processor and its cores."""
     if device.startswith("cuda"):
         import torch
 
@@ -30,7 +30,7 @@ def machine_name(device: str) -> str:
 
 
 def slug(text: str) -> str:
-    """A text as a file name: small letters, digits and underscores."""
+    """Converts a text to a file name of lower-case letters, digits and underscores."""
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
 
 

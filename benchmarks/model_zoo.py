@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Parameters and multiply-adds of every monocular detector in configs/, for docs/model_zoo.md.
+"""Counts parameters and multiply-adds of every monocular detector in configs/, for docs/model_zoo.md.
 
     python -m benchmarks.model_zoo --json benchmarks/results/model_zoo_xeon_2_cores.json
     python -m benchmarks.model_zoo --table benchmarks/results/model_zoo_xeon_2_cores.json
 
 Counts are those of tools/analyze_model.py and do not depend on the machine. Configs of the same model (other
-schedules, or the student inside a distillation) are counted once. All of them take some minutes of one core.
+schedules, or the student inside a distillation) are counted once. All of them take some minutes on one core.
 """
 
 import argparse
@@ -44,7 +44,7 @@ PARTS = ("backbone", "neck", "head")
 
 
 def main() -> None:
-    """Counts, or prints the table of what was counted."""
+    """Counts, or prints the table of stored counts."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def count(name: str) -> dict[str, Any]:
-    """Returns what tools/analyze_model.py counts of one detector."""
+    """Returns the counts of tools/analyze_model.py for one detector."""
     print(name, file=sys.stderr)
     return analyze(load_config(ROOT / "configs" / f"{name}.yaml"))["models"]["model"]
 

@@ -1,11 +1,11 @@
-"""Peak memory of every contestant above its inputs, as JSON: {case and type: {contestant: MiB}}.
+"""Measures the peak memory of every contestant; prints JSON: {case and type: {contestant: MiB}}.
 
     python -m benchmarks.peak_memory bench_ms_deform_attn bench_ragged --threads 2
 
-On the CPU each contestant runs in a process of its own, forked when the inputs stand, and the figure is the
-peak of its resident set less what was resident at the fork. This process itself runs on one thread: a child
-could not use a pool of threads that its parent has started. On a GPU the figure is torch's peak of allocated
-memory less what was allocated before. Gradients and the output count; what a graph saves does, too.
+On the CPU each contestant runs in its own process, which is forked when the inputs exist; the result is the
+peak of its resident set minus its size at the fork. The parent process runs on one thread, since a child
+cannot use a thread pool that its parent has started. On a GPU the result is torch's peak of allocated memory
+minus the memory allocated before. Gradients, the output and tensors that the graph saves are included.
 """
 
 import argparse
@@ -24,7 +24,7 @@ MIB = 2**20
 
 
 def main() -> None:
-    """Prints the figures of some families."""
+    """Prints the peak memory of some families."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def measure_family(family: str, options: Options) -> dict[str, dict[str, float]]:
-    """The figures of one family."""
+    """Returns the peak memory of one family."""
     contests = importlib.import_module(f"benchmarks.{family}").contests
     small = dataclasses.replace(options, quick=True)
     warm_up = {(_key(contest), c.name): c for contest in contests(small) for c in contest.make()}
@@ -62,9 +62,9 @@ def _key(contest: Contest) -> str:
 
 
 def resident_peak_mib(*, forget: bool = False) -> float:
-    """The peak of the resident set since the start or the last ``forget`` (Linux)."""
+    """Returns the peak of the resident set since the start or the last ``forget`` (Linux)."""
     if forget:
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak becomes the present size
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak to the current size
     status = Path("/proc/self/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 2**10
@@ -81,7 +81,7 @@ def _peak_mib(contestant: Contestant, warm_up: Contestant | None, options: Optio
     try:
         return receiver.recv()
     except EOFError as error:
-        raise RuntimeError(f"peak memory of {contestant.name}: its process ended without a figure") from error
+        raise RuntimeError(f"peak memory of {contestant.name}: its process ended without a result") from error
     finally:
         child.join()
 
@@ -90,7 +90,7 @@ def _measure(
     contestant: Contestant, warm_up: Contestant | None, options: Options, sender: Connection
 ) -> None:
     torch.set_num_threads(contestant.threads or options.threads)
-    if warm_up is not None:  # what the first call of the same code loads is not the case's
+    if warm_up is not None:  # memory that the first call loads does not belong to the case
         warm_up.run(Untimed(options.device))
     before = resident_peak_mib(forget=True)
     contestant.run(Untimed(options.device))
@@ -98,7 +98,7 @@ def _measure(
 
 
 def _cuda_peak_mib(contestant: Contestant, options: Options) -> float:
-    contestant.run(Untimed(options.device))  # workspaces of libraries stay
+    contestant.run(Untimed(options.device))  # workspaces of libraries are not freed
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

@@ -1,4 +1,4 @@
-"""Rows of the benchmarks: what was measured beside what is required, as JSON and as a Markdown table."""
+"""Rows of the benchmarks: measurements and requirements, as JSON and as a Markdown table."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -9,8 +9,8 @@ from benchmarks.limits import Limits
 
 MIB = 2**20
 HEADER = (
-    "| case | type | part | ours (ms) | yardstick | (ms) | ratio (of rounds) | required | share of limit "
-    "| memory (MiB) | yardstick's |"
+    "| case | type | part | ours (ms) | baseline | (ms) | ratio (of rounds) | required | share of limit "
+    "| memory (MiB) | baseline's |"
 )
 
 STEP_PARTS = {
@@ -23,41 +23,41 @@ STEP_PARTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Our op against one yardstick in one part of a case."""
+    """Our op compared with one baseline in one part of a case."""
 
     family: str
     case: str
     dtype: str
     part: Part
-    yardstick: str
+    baseline: str
     ours_ms: float
     ours_spread: float
     """Distance of the quartiles as a share of the median."""
     rounds: int
-    yardstick_ms: float | None = None
-    """None: the yardstick is not installed."""
-    yardstick_spread: float | None = None
+    baseline_ms: float | None = None
+    """None: the baseline is not installed."""
+    baseline_spread: float | None = None
     ratio: float | None = None
-    """The yardstick's median over ours."""
+    """The baseline's median over ours."""
     ratio_quartiles: tuple[float, float] | None = None
-    """Of the rounds' ratios."""
+    """Quartiles of the ratios of the rounds."""
     required: float | None = None
     limit: str | None = None
-    """Which of the machine's limits binds: "copy" or "FLOP"."""
+    """The limit of the machine that determines the time: "copy" or "FLOP"."""
     share_of_limit: float | None = None
     """The least time that the machine's limits allow over ours."""
     memory_mib: float | None = None
     """Peak above the inputs, of all parts of the case together."""
-    yardstick_memory_mib: float | None = None
+    baseline_memory_mib: float | None = None
     memory_limit_mib: float | None = None
 
     @property
     def missed(self) -> list[str]:
-        """What is required and not reached."""
+        """Returns the missed requirements."""
         found = []
         if self.required is not None and self.ratio is not None and self.ratio < self.required:
             found.append(
-                f"{self.case} ({self.dtype}), {self.part}: {self.ratio:.2f} times {self.yardstick}, required "
+                f"{self.case} ({self.dtype}), {self.part}: {self.ratio:.2f} times {self.baseline}, required "
                 f"{self.required:g}"
             )
         limit = self.memory_limit_mib
@@ -71,17 +71,17 @@ class Row:
 def make_rows(
     contest: Contest, times: dict[str, dict[Part, Times]], memory: dict[str, float], limits: Limits | None
 ) -> list[Row]:
-    """One row a part and yardstick; yardsticks that are not installed have rows without figures."""
-    ours, *yardsticks = times
+    """Returns one row per part and baseline; rows of baselines that are not installed have no numbers."""
+    ours, *baselines = times
     rows = []
     for part, own in times[ours].items():
         common = _common(contest, part, own, memory.get(ours), limits)
-        for name in yardsticks:
+        for name in baselines:
             if part in times[name]:
                 rows.append(_against(contest, common, name, own, times[name][part], memory.get(name)))
         missing = [name for name in contest.missing if name not in times]
         required = contest.required
-        rows += [Row(**common, yardstick=name, required=required.get((name, part))) for name in missing]
+        rows += [Row(**common, baseline=name, required=required.get((name, part))) for name in missing]
     return rows
 
 
@@ -113,19 +113,19 @@ def _against(
         limit = memory if limit is None else min(limit, memory)
     return Row(
         **common,
-        yardstick=name,
-        yardstick_ms=1000 * theirs.median,
-        yardstick_spread=theirs.spread,
+        baseline=name,
+        baseline_ms=1000 * theirs.median,
+        baseline_spread=theirs.spread,
         ratio=ratio,
         ratio_quartiles=(low, high),
         required=contest.required.get((name, common["part"])),
-        yardstick_memory_mib=memory,
+        baseline_memory_mib=memory,
         memory_limit_mib=limit,
     )
 
 
 def table(rows: Iterable[Row]) -> str:
-    """The rows as a Markdown table, one a family; what is missed is bold."""
+    """Returns the rows as Markdown tables, one per family; missed requirements are bold."""
     by_family: dict[str, list[Row]] = {}
     for row in rows:
         by_family.setdefault(row.family, []).append(row)
@@ -137,7 +137,7 @@ def table(rows: Iterable[Row]) -> str:
 
 
 def steps_table(steps: dict[str, dict[str, Any]]) -> str:
-    """What bench_train_step.py found, by size."""
+    """Returns the results of bench_train_step.py as a table, by size."""
     lines = [
         "## A distillation step",
         "",
@@ -165,12 +165,12 @@ def _line(row: Row) -> str:
         row.dtype,
         row.part,
         f"{_number(row.ours_ms)} ± {50 * row.ours_spread:.0f} %",
-        row.yardstick,
+        row.baseline,
         *_measured(row),
         "" if row.required is None else f"{row.required:g}",
         share,
         f"**{memory}, missed**" if over else memory,
-        _number(row.yardstick_memory_mib),
+        _number(row.baseline_memory_mib),
     ]
     return "| " + " | ".join(cells) + " |"
 
@@ -180,12 +180,12 @@ def _measured(row: Row) -> list[str]:
         return ["not installed", ""]
     ratio = "{:.2f} ({:.2f} to {:.2f})".format(row.ratio, *row.ratio_quartiles)
     below = row.required is not None and row.ratio < row.required
-    seconds = f"{_number(row.yardstick_ms)} ± {50 * (row.yardstick_spread or 0):.0f} %"
+    seconds = f"{_number(row.baseline_ms)} ± {50 * (row.baseline_spread or 0):.0f} %"
     return [seconds, f"**{ratio}, missed**" if below else ratio]
 
 
 def _number(value: float | None) -> str:
-    """Three figures."""
+    """Formats a number with three significant digits."""
     if value is None:
         return ""
     return f"{value:,.0f}" if value >= 99.5 else f"{value:.3g}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs our side of every benchmark once on tiny inputs, and the GPU tests: what compute-sanitizer watches.
+"""Runs our op of every benchmark once on tiny inputs, and the GPU tests, for compute-sanitizer.
 
 compute-sanitizer --tool racecheck python -m benchmarks.run_once --device cuda --tests
 """
@@ -16,14 +16,15 @@ from benchmarks.bench import FAMILIES
 from benchmarks.harness import Options, Untimed
 
 OPS = Path(__file__).resolve().parent.parent / "tests" / "ops"
-# The kernels of all types, widths and modes, most of which no benchmark has. Left out: graphs, which need the
-# caching allocator, that the sanitizers go without; and waiting, which is no question of memory.
+# The kernels of all dtypes, widths and modes, most of which no benchmark has. Excluded are CUDA graphs, which
+# need the caching allocator, which is off under the sanitizers, and the tests of device waits, which are not
+# about memory.
 TESTS = ["-m", "gpu", "--continue-on-collection-errors", str(OPS)]
 TESTS += ["-k", "not graph and not never_waits_for and not do_not_wait"]
 
 
 def main() -> int:
-    """Prints what ran; returns the exit code."""
+    """Prints the cases that ran; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))

@@ -1,4 +1,4 @@
-"""The ablation's rows say what they train, runs are not repeated, and the table is that of the scores.
+"""Tests the ablation: rows name their settings, runs are not repeated, and the table has the stored scores.
 
 That it trains is tested by the command of docs/results.md (tests/docs).
 """
@@ -32,7 +32,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     ablation.main()
 
 
-def test_table_is_that_of_the_scores_and_nothing_is_trained_twice(
+def test_table_has_the_stored_scores_and_finished_runs_are_not_repeated(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: pytest.fail("trained again"))

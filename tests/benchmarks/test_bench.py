@@ -1,4 +1,4 @@
-"""bench.py: what it measures, requires and writes. Times themselves are not tested."""
+"""Tests the measurements, requirements and files of bench.py, but not the times."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FAMILIES = {
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The files of a quick run, and what it printed."""
+    """Runs a quick benchmark; returns its files and its output."""
     out = tmp_path_factory.mktemp("results")
     done = subprocess.run(
         [
@@ -69,14 +69,14 @@ def test_a_family_has_its_cases(written: dict[str, Any], family: str) -> None:
     assert f"## {family}" in written["table"] and written["table"].strip() == written["printed"].strip()
     for row in rows:
         assert row["ours_ms"] > 0 and row["required"] is None and not row["missed"]
-        if row["yardstick_ms"] is not None:
-            assert row["ratio"] == pytest.approx(row["yardstick_ms"] / row["ours_ms"])
+        if row["baseline_ms"] is not None:
+            assert row["ratio"] == pytest.approx(row["baseline_ms"] / row["ours_ms"])
 
 
-def test_every_kind_of_attention_has_both_yardsticks(written: dict[str, Any]) -> None:
+def test_every_kind_of_attention_has_both_baselines(written: dict[str, Any]) -> None:
     rows = [row for row in written["report"]["rows"] if row["family"] == "Deformable attention"]
     for case in FAMILIES["Deformable attention"]:
-        found = {(row["yardstick"], row["part"]) for row in rows if row["case"] == case}
+        found = {(row["baseline"], row["part"]) for row in rows if row["case"] == case}
         names = ("grid_sample", "torch-ms-deform-attn")
         assert found == {(name, part) for name in names for part in ("forward", "backward")}
 
@@ -107,7 +107,7 @@ def test_too_much_memory_is_marked() -> None:
     assert "**11, missed**" in report.table([row])
 
 
-def test_more_memory_than_a_yardstick_is_marked_where_that_is_required() -> None:
+def test_more_memory_than_the_baseline_is_marked_if_limited() -> None:
     case, times = contest(1.0, 2.0, less_memory_than="theirs")
     (row,) = report.make_rows(case, times, {"ours": 11.0, "theirs": 10.0}, None)
     assert row.missed
@@ -115,14 +115,14 @@ def test_more_memory_than_a_yardstick_is_marked_where_that_is_required() -> None
     assert not row.missed
 
 
-def test_a_yardstick_that_is_missing_has_a_row_that_says_so() -> None:
+def test_a_missing_baseline_has_a_row_that_says_so() -> None:
     case, times = contest(1.0, 2.0, missing=("absent",), required={("absent", "forward"): 2.0})
     _, row = report.make_rows(case, times, {}, None)
-    assert row.yardstick == "absent" and row.ratio is None and not row.missed
+    assert row.baseline == "absent" and row.ratio is None and not row.missed
     assert "| absent | not installed |" in report.table([row])
 
 
-def test_the_share_is_of_the_limit_that_binds() -> None:
+def test_share_is_relative_to_the_slower_limit() -> None:
     case, times = contest(1.0, 2.0, work={"forward": Work(bytes=50.0, flops=10.0)})
     (row,) = report.make_rows(case, times, {}, limits.Limits(100.0, 1000.0))
     assert (row.limit, row.share_of_limit) == ("copy", 0.5)
@@ -130,7 +130,7 @@ def test_the_share_is_of_the_limit_that_binds() -> None:
     assert (row.limit, row.share_of_limit) == ("FLOP", 0.1)
 
 
-def test_contestants_take_turns_and_turn_round(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_implementations_run_in_turns_in_both_orders(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
 
     def contestant(name: str) -> Contestant:
@@ -149,7 +149,7 @@ def test_contestants_take_turns_and_turn_round(monkeypatch: pytest.MonkeyPatch) 
     assert len(times["a"]["forward"].rounds) == len(times["b"]["forward"].rounds) == 3
 
 
-def test_contestants_with_other_results_are_refused() -> None:
+def test_implementations_with_different_results_are_refused() -> None:
     def contestant(name: str, value: float) -> Contestant:
         return Contestant(name, lambda watch: watch("forward", lambda: torch.full((1,), value)))
 

@@ -1,4 +1,4 @@
-"""The benchmarks run on small inputs and print what they promise; their figures are not tested."""
+"""The benchmarks run on small inputs and print the documented output; the numbers are not tested."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def steps(monkeypatch: pytest.MonkeyPatch, *words: str) -> dict[str, Step]:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_without_a_gpu_it_leaves_with_a_sentence() -> None:
+def test_gpu_check_without_a_gpu_exits_with_a_message() -> None:
     command = [sys.executable, "-m", "benchmarks.gpu_check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
@@ -44,24 +44,24 @@ def test_a_python_without_torch_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         gpu_check.look_for_gpu("/some/python")
 
 
-def test_the_cuda_library_is_built_for_the_gpus_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cuda_library_is_built_for_the_gpus_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
     build = steps(monkeypatch, "--python", "/some/python")["build"]
     assert build.command == ["/some/python", "setup.py", "build_ext", "--inplace"]
     assert build.environment == {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0"}
 
 
-def test_every_step_is_there_in_order_and_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_have_a_fixed_order_and_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tuple(steps(monkeypatch)) == gpu_check.STEPS
     assert list(steps(monkeypatch, "--steps", "bench", "tests")) == ["tests", "bench"]
 
 
-def test_sanitizers_are_skipped_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sanitizer_steps_are_skipped_if_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_check, "find_sanitizer", lambda: "")
     assert all("no compute-sanitizer" in steps(monkeypatch)[tool].skip for tool in gpu_check.SANITIZERS)
 
 
-def test_sanitizers_fail_on_what_they_find(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sanitizer_finding_fails_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_check, "find_sanitizer", lambda: "/cuda/bin/compute-sanitizer")
     planned = steps(monkeypatch)
     for tool in gpu_check.SANITIZERS:
@@ -90,11 +90,11 @@ def test_the_sanitizer_of_cuda_home_is_found(monkeypatch: pytest.MonkeyPatch, tm
         ("import time; time.sleep(30)", 0.1, "failed: it ran longer than 0.1 s"),
     ],
 )
-def test_what_becomes_of_a_step(code: str, timeout: float | None, result: str) -> None:
+def test_step_results_are_passed_failed_or_skipped(code: str, timeout: float | None, result: str) -> None:
     assert run_step(Step("step", [sys.executable, "-c", code]), timeout).result == result
 
 
-def test_a_step_that_fails_stops_nothing_and_decides_the_exit_code(
+def test_steps_continue_after_a_failure_and_the_exit_code_is_nonzero(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments(monkeypatch, "--out", str(tmp_path))
@@ -118,7 +118,7 @@ def test_a_step_that_fails_stops_nothing_and_decides_the_exit_code(
     assert gpu_check.main() == 0
 
 
-def test_sanitizers_watch_the_ops_but_no_graphs() -> None:
+def test_sanitizers_run_the_gpu_tests_without_cuda_graphs() -> None:
     command = [sys.executable, "-m", "pytest", "--collect-only", *run_once.TESTS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout[-2000:]

@@ -1,4 +1,4 @@
-"""The plain forms that a step is measured against compute what the ops do."""
+"""The plain forms compute the same results as the ops."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_losses() -> None:
     )
 
 
-def test_models_use_them_inside_alone() -> None:
+def test_models_use_reference_ops_only_inside_the_context() -> None:
     replaced = (
         (temporal_attention, "ms_deform_attn_fused", plain_forms.fused),
         (spatial_attention, "ms_deform_attn_ragged", plain_forms.ragged),

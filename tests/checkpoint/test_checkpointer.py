@@ -125,7 +125,7 @@ def test_last_checkpoint_that_was_deleted_is_a_named_error(tmp_path: Path) -> No
         Checkpointer(Pair(), str(tmp_path), trainer=Counter()).resume_or_load("", resume=True)
 
 
-def test_best_model_is_not_what_a_training_resumes_from(tmp_path: Path) -> None:
+def test_training_does_not_resume_from_the_best_model(tmp_path: Path) -> None:
     pair, path = saved(tmp_path)
     Checkpointer(pair, str(tmp_path), tag_last=False, trainer=Counter()).save("model_best", iteration=9)
     assert (tmp_path / "model_best.pth").is_file()

@@ -143,7 +143,7 @@ def test_numpy_numbers_are_stored_as_pythons(tmp_path: Path) -> None:
     assert back["list"] == [1.5] and torch.equal(back["array"], torch.arange(3))
 
 
-def test_what_could_not_be_read_back_is_refused_when_saved(tmp_path: Path) -> None:
+def test_saving_refuses_what_could_not_be_loaded(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     save_file({"n": 1}, path)
     with pytest.raises(TypeError, match=r"entry trainer\.hooks\.Mine\[1\] is a BytesIO"):
@@ -151,7 +151,7 @@ def test_what_could_not_be_read_back_is_refused_when_saved(tmp_path: Path) -> No
     assert load_file(path) == {"n": 1}
 
 
-def test_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+def test_failed_write_keeps_the_old_file_and_no_temporary_file(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     save_file({"n": 1}, path)
 

@@ -20,7 +20,7 @@ def test_the_first_rule_that_fits_counts():
     assert set(RULES.to_published(report.state)) == {"a.1.special", "a.2.x.y"}
 
 
-def test_numbers_are_numbers():
+def test_numbered_keys_need_digits():
     with pytest.raises(
         KeyError, match=r"1 key has no place in a published Toy: a\.b\.x; name the architecture"
     ):

@@ -17,7 +17,7 @@ import sys
 
 
 def run(script: str, words: list[str], environment: dict[str, str]) -> dict[str, object]:
-    """Runs the script once; returns its exit status and what it wrote."""
+    """Runs the script once; returns its exit status and its output."""
     out, err = io.StringIO(), io.StringIO()
     sys.argv, status = [script, *words], 0
     os.environ.update(environment)

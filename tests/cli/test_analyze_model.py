@@ -96,7 +96,7 @@ def test_images_have_the_size_that_the_config_gives_them(tool: ModuleType) -> No
     assert tool.noise(cfg, (96, 64))["image"].shape[1:] == (32, 48)
 
 
-def test_parameters_are_parted(tool: ModuleType) -> None:
+def test_parameters_are_counted_per_part(tool: ModuleType) -> None:
     model = tool.build(student(), "cpu")
     counts = tool.count_parameters(model)
     assert counts["total"] == sum(p.numel() for p in model.parameters())
@@ -120,7 +120,7 @@ def test_a_distillation_has_student_teacher_and_adapters(
     assert "adapters of PerspectiveFeature: 4,224 parameters" in printed
 
 
-def test_multi_view_models_have_parameters_and_a_word_on_flops(
+def test_multi_view_models_have_parameters_and_a_note_on_flops(
     tool: ModuleType, capsys: pytest.CaptureFixture
 ) -> None:
     config = str(CONFIGS / "bevformer" / "teacher1_r101_150.yaml")
@@ -142,7 +142,7 @@ def test_parameters_alone_take_no_forward_pass(tool: ModuleType, monkeypatch: py
         (["--config-file", str(CONFIGS / "demo_mono" / "student.yaml"), "MODEL.NECK", "1"], "MODEL.NECK"),
     ],
 )
-def test_errors_are_sentences(
+def test_errors_are_one_message(
     tool: ModuleType, words: list[str], message: str, capsys: pytest.CaptureFixture
 ) -> None:
     assert run_cli(tool.main, words) == 1

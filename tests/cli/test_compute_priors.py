@@ -94,7 +94,7 @@ def test_nuscenes_one_camera_at_a_time(
         ("PGD", ["--import", "no_such_package"], "--import no_such_package"),
     ],
 )
-def test_errors_are_sentences(
+def test_errors_are_one_message(
     compute_priors: ModuleType,
     kitti_world: Path,
     tmp_path: Path,

@@ -38,7 +38,7 @@ sys.exit(status)
     )
 
 
-def test_help_names_every_command_and_imports_no_tool(tmp_path: Path):
+def test_help_lists_every_command_and_imports_no_tool(tmp_path: Path):
     heavy = "print(sorted({'torch', 'numpy', 'cv2'} & set(sys.modules)))"
     done = run("--help", cwd=tmp_path, code=heavy)
     assert done.returncode == 0, done.stderr

@@ -44,7 +44,7 @@ PICTURES = {
 
 @dataclass
 class Run:
-    """A demo that was run: its output folder, summary.json, and what it printed."""
+    """Runs a demo; returns its output folder, summary.json and its output."""
 
     name: str
     output: Path
@@ -152,9 +152,7 @@ def test_table_is_printed(demo: Run) -> None:
 
 
 @pytest.mark.parametrize(("name", "target"), [("demo", "demo-teacher"), ("demo_mono", "demo-mono-teacher")])
-def test_a_teacher_that_is_not_there_is_named_before_anything_is_done(
-    name: str, target: str, tmp_path: Path
-) -> None:
+def test_missing_teacher_weights_are_an_error_before_any_work(name: str, target: str, tmp_path: Path) -> None:
     paths = ["--output", str(tmp_path / "o"), "--data", str(tmp_path / "d")]
     with pytest.raises(
         FileNotFoundError, match=rf"gone\.safetensors do not exist; `make {target}` trains them"

@@ -75,7 +75,7 @@ def test_pickles_are_refused(
     assert ".pkl" in capsys.readouterr().err
 
 
-def test_the_output_folder_is_made_and_what_is_in_its_way_is_named(
+def test_output_folder_is_created_and_an_obstacle_is_named(
     import_weights: ModuleType, published: tuple, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     _, argv = published
@@ -98,7 +98,7 @@ def test_pgd_weights_are_converted(import_weights: ModuleType, tmp_path: Path, c
     assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), model.parameters(), strict=True))
 
 
-def test_classes_that_a_published_file_states_are_held_against_the_config(
+def test_classes_of_a_published_file_must_match_the_config(
     import_weights: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     config, cfg = tmp_path / "pgd.yaml", small_cfg()

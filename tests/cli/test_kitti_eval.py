@@ -28,7 +28,7 @@ def tool() -> ModuleType:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two frames with a car each; what is found of the second is two metres off."""
+    """Two frames with a car each; the detection in the second is two metres off."""
     (tmp_path / "label_2").mkdir()
     (tmp_path / "data").mkdir()
     for frame in ("000000", "000001"):
@@ -77,7 +77,7 @@ def test_frames_without_a_detection_file_are_not_counted_but_named(tool, folder:
         (DETECTION.replace("Car", "Bus"), "000001.txt, line 1: unknown type 'Bus'"),
     ],
 )
-def test_bad_files_end_in_a_sentence(tool, folder: Path, capsys, row: str, message: str):
+def test_bad_files_give_one_message(tool, folder: Path, capsys, row: str, message: str):
     (folder / "data" / "000001.txt").write_text(row)
     assert run_cli(tool.main, ["--gt", str(folder), "--det", str(folder)]) == 1
     printed = capsys.readouterr()
@@ -105,7 +105,7 @@ def test_it_runs_as_a_script(folder: Path):
     assert "2 images" in printed
 
 
-def test_it_does_not_wait_for_torch():
+def test_kitti_eval_does_not_import_torch():
     # Loading torch would take longer than to score KITTI's validation set.
     modules = "bevkd2.kitti.frame_lists, bevkd2.kitti.ap, bevkd2.kitti.files"
     assert run("-c", f"import sys, {modules}; print('torch' in sys.modules)") == "False\n"

@@ -37,7 +37,7 @@ def test_the_arguments_reach_the_configuration(world):
     assert config["num_train_scenes"] == config["num_val_scenes"] == 1
 
 
-def test_another_configuration_is_refused_with_the_way_out(world, tool, capsys):
+def test_another_configuration_is_refused_with_a_remedy(world, tool, capsys):
     assert run_cli(tool.main, ["--out", str(world), "--train-scenes", "1", "--val-scenes", "1"]) == 1
     assert "--overwrite" in capsys.readouterr().err
 

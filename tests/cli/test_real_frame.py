@@ -1,4 +1,4 @@
-"""From a real JPEG to the official score: a small model learns one nuScenes key frame by heart."""
+"""From a real JPEG to the official score: a small model overfits one nuScenes key frame."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_one_real_key_frame_is_learnt(shared_dir: Path, tmp_path: Path) -> None:
+def test_one_real_key_frame_is_overfitted(shared_dir: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tools" / "train_net.py"), "--config-file"]
     command += [str(ROOT / "configs" / "demo" / "one_frame.yaml"), "DATASETS.ROOT"]
     command += [str(shared_dir / "real" / "nuscenes-one"), "DATASETS.CACHE_DIR", str(tmp_path / "cache")]

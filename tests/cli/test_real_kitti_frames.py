@@ -1,4 +1,4 @@
-"""From real PNGs to KITTI's score: small PGD and SMOKE learn two KITTI frames by heart."""
+"""From real PNGs to KITTI's score: small PGD and SMOKE models overfit two KITTI frames."""
 
 import json
 import os

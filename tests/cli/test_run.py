@@ -33,7 +33,7 @@ class Broken(DistillMethod):
         raise ValueError("a mistake in the method")
 """
 
-# What is typed (flags, options), and what the message must say.
+# Command line (flags, options), and the expected message.
 EARLY = {
     "unknown key": ((*STUDENT, "SOLVER.BASE_LRR", "1"), "unknown config key 'SOLVER.BASE_LRR'"),
     "no such config": (("--config-file", "nowhere.yaml"), "config file nowhere.yaml does not exist"),

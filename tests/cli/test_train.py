@@ -110,7 +110,7 @@ def test_student_of_a_checkpoint_is_the_plain_student(
     assert not (tmp_path / "plain" / "config.yaml").exists()
 
 
-def test_resumed_distillation_equals_one_that_never_stopped(
+def test_resumed_distillation_equals_an_uninterrupted_one(
     main: Run, world: Path, teacher: Path, distilled: Path, tmp_path: Path
 ) -> None:
     def stop(self: Any) -> None:

@@ -98,7 +98,7 @@ def test_flags_of_a_training_are_refused(flag, tool, work, tmp_path, capsys):
     assert f"unrecognized arguments: {flag}" in capsys.readouterr().err
 
 
-def test_a_number_below_one_is_an_error(tool, work, tmp_path):
+def test_num_below_one_is_an_error(tool, work, tmp_path):
     with pytest.raises(ValueError, match="--num is 0"):
         draw(tool, arguments(work, tmp_path, "--num", "0"))
 

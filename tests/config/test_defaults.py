@@ -14,7 +14,7 @@ def test_configs_are_independent() -> None:
     assert not get_cfg().SOLVER.AMP.ENABLED and get_cfg().MODEL.ALLOW_MISSING == []
 
 
-def test_a_tree_that_began_elsewhere_keeps_its_own_keys() -> None:
+def test_merging_into_another_config_keeps_its_keys() -> None:
     cfg = fvcore_config.CfgNode({"MODEL": {"KEYPOINT_ON": True, "DEVICE": "cuda"}, "VIS_PERIOD": 7})
     add_bevkd2_config(cfg)
     assert cfg.MODEL.KEYPOINT_ON and cfg.VIS_PERIOD == 7

@@ -63,7 +63,7 @@ def test_every_base_is_used() -> None:
 
 @pytest.mark.parametrize("path", ALL, ids=name_of)
 def test_no_key_repeats_the_default_or_a_base(path: Path) -> None:
-    """A value that the bases give already hides what a config changes."""
+    """A value that repeats one of the bases makes it hard to see what a config changes."""
     before = get_cfg()
     for base in bases_of(path):
         before.merge_from_file(str(base))

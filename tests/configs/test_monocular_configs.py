@@ -126,7 +126,7 @@ def test_the_papers_schedule_on_nuscenes(name: str) -> None:
     assert_schedule(cfg, NUSCENES_IMAGES, 16, 4e-3, 12, (8, 11))
 
 
-def test_the_papers_teacher_is_the_published_model_otherwise_trained() -> None:
+def test_the_papers_teacher_is_the_published_model_with_another_recipe() -> None:
     ours, published = detector("pgd_r101_kitti_paper"), detector("pgd_r101_kitti")
     assert ours.MODEL == published.MODEL and ours.DATASETS == published.DATASETS
     assert ours.SOLVER != published.SOLVER

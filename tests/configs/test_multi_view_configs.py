@@ -39,7 +39,7 @@ def test_published_number_of_parameters(size: str) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_published_faults_are_all_that_distinguishes_the_config_of_published_weights(size: str) -> None:
+def test_published_weights_config_differs_in_legacy_switches_only(size: str) -> None:
     mended = config(f"bevformer/bevformer_{size}.yaml")
     faulty = config(f"bevformer/bevformer_{size}_published.yaml")
     assert all(faulty.MODEL.BEVFORMER.LEGACY.values())

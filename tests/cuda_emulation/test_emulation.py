@@ -1,4 +1,4 @@
-"""The emulation runs right kernels right, and tells what is wrong with wrong ones."""
+"""The emulation runs correct kernels correctly, and reports the faults of incorrect ones."""
 
 import os
 import subprocess

@@ -54,7 +54,7 @@ def test_signature(dotted, expected):
         assert parameters(value) == expected
 
 
-def test_what_is_left_out_is_not_there():
+def test_excluded_names_do_not_exist():
     missing = [name for name, _ in signatures(API) if name.startswith("hooks.") and is_left_out(name)]
     assert missing, "the list names nothing of the snapshot"
     if d2.PROVIDER == "embedded":

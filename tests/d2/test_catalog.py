@@ -38,7 +38,7 @@ def test_unknown_dataset():
         DatasetCatalog.get(NAME)
 
 
-def test_metadata_is_one_object_a_name():
+def test_metadata_is_one_object_per_name():
     MetadataCatalog.get(NAME).thing_classes = ["car"]
     assert MetadataCatalog.get(NAME).thing_classes == ["car"]
     assert MetadataCatalog.get(NAME).name == NAME

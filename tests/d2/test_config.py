@@ -115,7 +115,7 @@ def test_first_argument_must_be_called_cfg(cfg):
         Wrong(cfg)
 
 
-def test_only_init_is_decorated_bare():
+def test_decorator_without_arguments_is_for_init_only():
     with pytest.raises(AssertionError, match="@configurable"):
         configurable(lambda a: a)
 

@@ -92,7 +92,7 @@ def test_inference_context(training):
     assert model.training is training
 
 
-def test_evaluator_interface_does_nothing_by_itself():
+def test_evaluator_base_methods_do_nothing():
     evaluator = DatasetEvaluator()
     evaluator.reset()
     evaluator.process([], [])

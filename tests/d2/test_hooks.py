@@ -47,7 +47,7 @@ class Saved:
         self.names.append((name, state["iteration"]))
 
 
-def test_names_are_the_module_s():
+def test_names_are_those_of_the_module():
     assert hooks.EvalHook is EvalHook
     assert hooks.LRScheduler is LRScheduler
 

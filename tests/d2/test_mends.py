@@ -88,7 +88,7 @@ def test_failure_in_the_metrics_thread_is_raised(toy_trainer):
         trainer.train(0, 4)
 
 
-def test_hooks_see_the_last_metrics_of_the_thread(toy_trainer):
+def test_hooks_read_the_last_metrics_of_the_thread(toy_trainer):
     seen = []
 
     class Look(HookBase):
@@ -111,7 +111,7 @@ def test_configs_cannot_run_code(tmp_path):
         cfg.merge_from_file(str(path), allow_unsafe=True)
 
 
-def test_config_needs_no_version_and_a_missing_one_is_named(tmp_path):
+def test_config_without_version_loads_and_a_missing_file_is_named(tmp_path):
     (tmp_path / "c.yaml").write_text("A: 1\n")
     cfg = CfgNode({"A": 0})
     cfg.merge_from_file(str(tmp_path / "c.yaml"))
@@ -174,7 +174,7 @@ def test_line_of_progress_twice_in_one_iteration(engine_log):
     assert len(engine_log) == 2
 
 
-def test_run_that_is_resumed_after_its_end_stays_at_its_end(toy_trainer):
+def test_resuming_a_finished_run_does_nothing(toy_trainer):
     toy_trainer.train(5, 5)
     assert toy_trainer.iter == toy_trainer.storage.iter == 5
 

@@ -27,7 +27,7 @@ def test_choice(environ, spec, expected):
 
 
 @pytest.mark.parametrize("spec", [None, FOLDER])
-def test_forcing_what_is_not_installed_fails(spec):
+def test_forcing_a_provider_that_is_not_installed_fails(spec):
     with pytest.raises(ImportError, match=r"not installed.*unset BEVKD2_D2"):
         choose_provider({"BEVKD2_D2": "detectron2"}, spec)
 
@@ -37,7 +37,7 @@ def test_unknown_value_of_the_switch_fails():
         choose_provider({"BEVKD2_D2": "d2"}, INSTALLED)
 
 
-def test_explanation_names_place_cause_and_way_out():
+def test_explanation_names_place_cause_and_remedy():
     message = str(explain_broken(OSError("undefined symbol"), INSTALLED))
     assert "/packages/detectron2/__init__.py" in message
     assert "OSError: undefined symbol" in message

@@ -48,7 +48,7 @@ def test_unknown_warm_up_and_wrong_multiplier():
         LRMultiplier(optimizer(1.0), lambda where: 1.0, 10)
 
 
-def test_resumed_schedule_goes_on_where_it_was():
+def test_resumed_schedule_continues():
     def schedule(opt):
         return LRMultiplier(opt, CosineParamScheduler(1, 0), max_iter=20)
 

@@ -7,7 +7,7 @@ from bevkd2.d2 import HookBase, SimpleTrainer, TrainerBase, has_event_storage
 
 
 class Recorder(HookBase):
-    """A hook that writes down what is called, and in which iteration."""
+    """A hook that records its calls and their iterations."""
 
     def __init__(self):
         self.calls = []
@@ -86,7 +86,7 @@ def test_gather_period_and_prefix(toy_trainer):
 
 
 @pytest.mark.parametrize("zero_first", [False, True])
-def test_gradients_do_not_add_up(toy_trainer, zero_first):
+def test_gradients_are_reset_between_steps(toy_trainer, zero_first):
     toy_trainer.zero_grad_before_forward = zero_first
     toy_trainer.train(0, 3)
     weight = 1.0
@@ -122,7 +122,7 @@ def test_failure_is_logged_and_hooks_end(toy_trainer, engine_log):
     assert not has_event_storage()
 
 
-def test_state_goes_round(toy_trainer):
+def test_trainer_state_round_trip(toy_trainer):
     toy_trainer.register_hooks([Stateful(3), Named(4), Recorder()])
     toy_trainer.optimizer.param_groups[0]["lr"] = 0.5
     toy_trainer.train(0, 2)
@@ -156,7 +156,7 @@ def test_only_hooks_are_registered(toy_trainer):
         toy_trainer.register_hooks([logging.Handler()])
 
 
-def test_trainer_does_not_keep_itself_alive(toy_trainer):
+def test_trainer_is_freed_without_garbage_collection(toy_trainer):
     hook = Recorder()
     trainer = SimpleTrainer(toy_trainer.model, [], toy_trainer.optimizer)
     trainer.register_hooks([hook])

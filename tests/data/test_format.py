@@ -59,7 +59,7 @@ def test_every_sample_has_an_id(format_cfg: CfgNode) -> None:
 
 
 class Poisoned(ToyDetector):
-    """Its loss is NaN, whatever it is given."""
+    """A model whose loss is always NaN."""
 
     def forward(self, batched_inputs):
         return {"loss_box": sum(p.sum() for p in self.parameters()) * float("nan")}
@@ -94,7 +94,7 @@ def test_a_relative_root_is_looked_for_in_the_datasets_folder(
     cfg.DATASETS.FORMAT, cfg.DATASETS.ROOT = "kitti", kitti_world.name
     assert dataset_root(cfg) == str(kitti_world)
     assert len(load_dataset(cfg, "val")) == len(VAL)
-    (tmp_path / kitti_world.name).mkdir()  # what is there comes first
+    (tmp_path / kitti_world.name).mkdir()  # an existing folder has priority
     assert dataset_root(cfg) == kitti_world.name
     cfg.DATASETS.ROOT = str(tmp_path / "absolute")
     assert dataset_root(cfg) == cfg.DATASETS.ROOT
@@ -113,7 +113,7 @@ def test_a_tilde_is_the_home_folder(
     assert dataset_root(cfg) == str(kitti_world)
 
 
-def test_a_root_that_is_nowhere_names_both_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_root_names_both_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     cfg = get_cfg()
     cfg.DATASETS.ROOT = "data/nowhere"
@@ -138,7 +138,7 @@ def test_the_evaluator_reads_the_same_folder(
         evaluator.evaluate()  # it found the list of frames
 
 
-def test_a_format_must_say_everything() -> None:
+def test_a_format_without_an_abstract_method_is_an_error() -> None:
     class Half(format_module.DataFormat):
         name = "half"
 
@@ -146,7 +146,7 @@ def test_a_format_must_say_everything() -> None:
         Half()
 
 
-def test_a_format_leaves_the_keys_that_formats_share_alone() -> None:
+def test_a_format_does_not_change_shared_keys() -> None:
     """A format of a downstream package is registered last, when defaults may have been changed."""
     cfg = get_cfg()
     cfg.INPUT.FLIP_PROB = 0.1

@@ -79,7 +79,7 @@ def test_test_loader_is_in_order(cfg):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_cached_images_change_nothing(cfg, workers):
+def test_cached_images_give_equal_samples(cfg, workers):
     plain = batches(cfg, 7)
     cfg.DATALOADER.CACHE_IMAGES = True
     cfg.DATALOADER.NUM_WORKERS = workers
@@ -149,7 +149,7 @@ def assert_same_images(a, b):
 
 
 @pytest.mark.parametrize(("workers", "cached"), [(2, False), (0, True), (2, True)])
-def test_single_images_are_the_same_whoever_reads_them(mono_cfg, workers, cached):
+def test_single_images_are_equal_in_every_worker(mono_cfg, workers, cached):
     mono_cfg.INPUT.RESIZE_TRAIN = [100, 100]
     plain = batches(mono_cfg, 10)
     assert max(len(sample["boxes"]) for batch in plain for sample in batch) > 0

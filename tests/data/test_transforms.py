@@ -56,7 +56,7 @@ def test_distortion_is_reproducible_and_within_bounds():
     assert len({bytes(out.numpy()) for out in outputs}) > 30
 
 
-def test_distortion_leaves_its_input_alone():
+def test_distortion_does_not_change_its_input():
     image = torch.full((3, 4, 4), 100, dtype=torch.uint8)
     for seed in range(5):
         PhotometricDistortion()(image, np.random.default_rng(seed))

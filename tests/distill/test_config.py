@@ -65,7 +65,7 @@ def test_student_survives_a_dump_the_command_line_and_a_frozen_config(tmp_path: 
     assert frozen.DISTILL.STUDENT.META_ARCHITECTURE == ""
 
 
-def test_a_distilled_student_can_teach(tmp_path: Path) -> None:
+def test_a_distilled_student_can_be_a_teacher(tmp_path: Path) -> None:
     write(
         tmp_path,
         plain="MODEL: {META_ARCHITECTURE: PGD}\n",

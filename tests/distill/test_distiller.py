@@ -12,7 +12,7 @@ from tests.distill.pairs import Untrained, build, train_losses
 NO_DROPOUT = ("MODEL.BEVFORMER.DROPOUT", 0.0)
 
 
-def test_an_identical_student_has_nothing_to_learn(teacher_files, samples):
+def test_losses_of_an_identical_student_are_zero(teacher_files, samples):
     model = build(teacher_files())
     model.student.load_state_dict(model.teacher.state_dict())
     model.train()
@@ -71,7 +71,7 @@ def test_object_queries_go_with_the_layer_of_their_reference_points(teacher_file
         build(teacher_files("DISTILL.INHERIT.PARAMS", ["bev_queries", alone]))
 
 
-def test_one_step_moves_every_trainable_parameter_and_no_inherited_one(teacher_files, samples):
+def test_one_step_changes_every_trainable_parameter_and_no_inherited_one(teacher_files, samples):
     model = build(teacher_files("DISTILL.INHERIT.PARAMS", OBJECT_QUERIES))
     before = {k: v.clone() for k, v in model.named_parameters()}
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -94,7 +94,7 @@ def test_init_inherits_and_trains(teacher_files):
     model.verify_inherited()  # nothing is frozen, nothing to verify
 
 
-def test_verification_finds_a_moved_query(teacher_files):
+def test_verification_finds_a_changed_query(teacher_files):
     model = build(teacher_files())
     with torch.no_grad():
         model.student.inheritable()["bev_queries"].add_(1.0)
@@ -102,7 +102,7 @@ def test_verification_finds_a_moved_query(teacher_files):
         model.verify_inherited()
 
 
-def test_the_teacher_is_frozen_and_outside(teacher_files, samples):
+def test_the_teacher_is_frozen_and_not_a_submodule(teacher_files, samples):
     model = build(teacher_files())
     model.train()
     model.teacher.train()
@@ -117,7 +117,7 @@ def test_the_teacher_is_frozen_and_outside(teacher_files, samples):
     assert next(model.teacher.parameters()).dtype == torch.float64
 
 
-def test_the_student_alone_is_what_a_checkpoint_holds(teacher_files, tiny_cfg):
+def test_checkpoints_have_the_student_alone(teacher_files, tiny_cfg):
     model = build(teacher_files())
     parts = model.checkpoint_parts()
     assert set(parts) == {"model", "distill"}
@@ -125,7 +125,7 @@ def test_the_student_alone_is_what_a_checkpoint_holds(teacher_files, tiny_cfg):
     plain.load_state_dict(parts["model"].state_dict())
 
 
-def test_evaluation_is_the_students(teacher_files, samples):
+def test_evaluation_runs_the_student_alone(teacher_files, samples):
     model = build(teacher_files()).eval()
     batch = samples(0, 1)
     with torch.no_grad():
@@ -207,7 +207,7 @@ def test_a_forward_pass_waits_for_the_device_once_and_a_step_once_more(
 
 
 @pytest.mark.parametrize("second", ["a", "b"])
-def test_losses_of_one_name_do_not_replace_each_other(teacher_files, samples, second):
+def test_losses_of_two_methods_need_different_names(teacher_files, samples, second):
     built = build(teacher_files("DISTILL.METHODS", []))
     model = Distiller(
         student=built.student,
@@ -223,7 +223,7 @@ def test_losses_of_one_name_do_not_replace_each_other(teacher_files, samples, se
     torch.testing.assert_close(losses["loss_distill_b"], 3 * losses["loss_distill_a"])
 
 
-def test_a_bfloat16_teacher_teaches_nearly_the_same(teacher_files, samples):
+def test_a_bfloat16_teacher_gives_nearly_the_same_losses(teacher_files, samples):
     batch = samples(0, 1)
     torch.manual_seed(3)
     exact = train_losses(build(teacher_files()), batch)
@@ -256,9 +256,7 @@ def test_every_distillation_loss_reaches_the_student(teacher_files, samples, met
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_teachers_precision_is_its_own_whatever_the_trainers_is(
-    teacher_files, samples, monkeypatch, dtype
-):
+def test_teacher_precision_is_independent_of_the_trainers(teacher_files, samples, monkeypatch, dtype):
     model = build(teacher_files("DISTILL.TEACHER.DTYPE", dtype))
     seen = {}
     for name, part in (("teacher", model.teacher), ("student", model.student)):

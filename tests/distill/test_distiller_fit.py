@@ -1,4 +1,4 @@
-"""Which students, teachers and methods fit together, and what is said where they do not."""
+"""Compatibility of students, teachers and methods, and the errors of those that do not fit."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def test_a_teacher_that_does_not_fit_is_an_error(teacher_files, options, error, 
         build(teacher_files(*options))
 
 
-def test_a_teacher_that_sees_other_images_is_an_error(teacher_files):
+def test_a_teacher_with_other_input_images_is_an_error(teacher_files):
     with pytest.raises(ValueError, match=r"INPUT.IMAGE_SCALE: the teacher's is 0.8, the student's is 0.5"):
         teacher_files("DISTILL.TEACHER.OPTS", ["INPUT.IMAGE_SCALE", 0.8])
 
@@ -66,7 +66,7 @@ def test_the_student_has_a_plain_architecture(teacher_files, name):
 
 
 class MonoOnly(Untrained):
-    """Reads what a BEVFormer does not return."""
+    """Reads knowledge that a BEVFormer does not return."""
 
     node = "MONO_ONLY"
     knowledge = MonoKnowledge
@@ -109,7 +109,7 @@ class SubDistiller(Distiller):
 
 @META_ARCH_REGISTRY.register()
 class DistillerByNameOnly(torch.nn.Module):
-    """No Distiller, whatever its name says."""
+    """Not a Distiller, although its name contains the word."""
 
 
 def test_a_distillation_is_known_by_its_class(teacher_files):

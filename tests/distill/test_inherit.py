@@ -51,7 +51,7 @@ def test_init_copies_and_leaves_it_trainable():
     assert not torch.equal(student.inheritable()["object_queries"], teacher.inheritable()["object_queries"])
 
 
-def test_off_touches_nothing():
+def test_off_changes_no_parameter():
     student, teacher = Model(), Model()
     before = {k: v.clone() for k, v in student.state_dict().items()}
     assert inherit(student, teacher, ALL, "off") == {}
@@ -106,7 +106,7 @@ def test_unknown_settings_are_named(options, message):
         inherit(Model(), Model(), **arguments)
 
 
-def test_verification_names_what_moved():
+def test_verification_names_changed_parameters():
     student, teacher = Model(), Model()
     names = list(inherit(student, teacher, ALL, "freeze"))
     verify_inherited(student, teacher, names, "")

@@ -14,12 +14,12 @@ from bevkd2.distill.layers import map_layers
         (6, 3, [(0, 0), (1, 0), (2, 1), (3, 1), (4, 2), (5, 2)]),
     ],
 )
-def test_layers_are_spread_evenly_and_last_meets_last(student, teacher, pairs):
+def test_layers_are_mapped_evenly_and_the_last_to_the_last(student, teacher, pairs):
     assert map_layers(student, teacher) == pairs
 
 
 @given(st.integers(1, 12), st.integers(1, 12))
-def test_every_student_layer_learns_from_a_layer_in_order(student, teacher):
+def test_every_student_layer_is_mapped_in_order(student, teacher):
     pairs = map_layers(student, teacher)
     assert [i for i, _ in pairs] == list(range(student))
     assert pairs[-1] == (student - 1, teacher - 1)
@@ -27,7 +27,7 @@ def test_every_student_layer_learns_from_a_layer_in_order(student, teacher):
     assert targets == sorted(targets) and all(0 <= j < teacher for j in targets)
 
 
-def test_an_explicit_map_wins():
+def test_an_explicit_layer_map_has_priority():
     assert map_layers(2, 6, [[0, 5], [1, 0]]) == [(0, 5), (1, 0)]
 
 

@@ -128,7 +128,7 @@ def test_a_student_is_trained_stored_resumed_and_used_alone(make: Make, case: st
 
 
 @pytest.mark.parametrize("case", ["PGD", "SMOKE", "nuScenes"])
-def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(make: Make, case: str) -> None:
+def test_losses_of_a_student_equal_to_its_teacher_are_zero(make: Make, case: str) -> None:
     cfg = make(case, width=16, ADAPTER="none")
     model = distiller(cfg).train()
     batch = next(iter(build_train_loader(cfg)))

@@ -1,4 +1,4 @@
-"""What README.md and docs/*.md say: pages, fenced blocks, commands; and what the Makefile and CI run."""
+"""Reads README.md and docs/*.md (pages, fenced blocks, commands), and the commands of the Makefile and CI."""
 
 from __future__ import annotations
 

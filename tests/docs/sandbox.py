@@ -83,7 +83,7 @@ FEWER = ("--train-scenes", "--val-scenes", "--train-frames", "--val-frames")
 ONE = ("--num-gpus", "--nproc-per-node", "--time")
 
 _processes = multiprocessing.get_context("forkserver")
-# Every command gets a process of its own, forked from one that has imported what is slow to import.
+# Every command runs in its own process, forked from one that has imported the slow modules.
 _processes.set_forkserver_preload(["bevkd2.engine", "bevkd2.data.synthetic", "bevkd2.visualization"])
 
 
@@ -175,7 +175,7 @@ class Sandbox:
             ).returncode
 
     def shrink(self, words: list[str]) -> list[str]:
-        """The command on small data; what it needs is made."""
+        """Runs the command on small data, after making the files that it needs."""
         script = next((word for word in words if word in ARGUMENTS), None)
         if script is None:
             known = ", ".join(ARGUMENTS)
@@ -209,7 +209,7 @@ class Sandbox:
             worlds.demo_mono(self.folder)
 
     def _shrink_configured(self, script: str, words: list[str]) -> None:
-        """Appends options, and makes the data and the weights that placeholders stand for."""
+        """Appends options, and makes the data and the weights of the placeholders."""
         config = self.folder / words[words.index("--config-file") + 1]
         first = first_option(words)
         plain = load_config(config)

@@ -102,7 +102,7 @@ def test_commands_of_a_page_work_in_their_order(page: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_stand_in_bash_blocks(page: Path) -> None:
+def test_commands_are_in_bash_blocks(page: Path) -> None:
     assert not languages(page) & SHELLS, "write ```bash: only such blocks are tested"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import shutil
 from pathlib import Path
@@ -13,6 +14,8 @@ from tests.docs.pages import KEYS, PAGES, ROOT, blocks, commands, inline_code, m
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _DOTTED_KEY = re.compile(r"\b[A-Z][A-Z0-9_]*(?:\.[A-Z][A-Z0-9_]*)+\b")
+_PYTHON_NAME = re.compile(r"bevkd2(?:\.\w+)+")
+_ENTRY_POINT_GROUP = "bevkd2.plugins"
 _SET_KEY = re.compile(r"\b([A-Z][A-Z0-9_]+): ")
 _FOLDERS = ("assets", "benchmarks", "bevkd2", "configs", "csrc", "docs", "examples", "tests", "tools")
 
@@ -41,7 +44,7 @@ def shortened(code: list[str]) -> set[str]:
 
 
 @each_page
-def test_links_lead_somewhere(page: Path) -> None:
+def test_linked_files_exist(page: Path) -> None:
     broken = [target for target in links(page) if not (page.parent / target).exists()]
     assert not broken, f"{page.name} links to what does not exist: {broken}"
 
@@ -53,7 +56,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @each_page
-def test_links_lead_to_headings(page: Path) -> None:
+def test_linked_headings_exist(page: Path) -> None:
     targets = [target.partition("#") for target in _LINK.findall(page.read_text()) if "://" not in target]
     named = [(page.parent / name if name else page, anchor) for name, _, anchor in targets if anchor]
     broken = [(path.name, anchor) for path, anchor in named if anchor not in anchors(path)]
@@ -61,7 +64,7 @@ def test_links_lead_to_headings(page: Path) -> None:
 
 
 @each_page
-def test_nothing_is_left_to_fill_in(page: Path) -> None:
+def test_pages_have_no_placeholders(page: Path) -> None:
     assert not re.findall(r"@[A-Z]+@|\bTODO\b", page.read_text())
 
 
@@ -71,6 +74,28 @@ def test_paths_exist(page: Path) -> None:
     paths = [word for word in words if word.split("/")[0] in _FOLDERS and "/" in word and "<" not in word]
     missing = [path for path in paths if not list(ROOT.glob(path.rstrip("/")))]
     assert not missing, f"{page.name} names what does not exist: {missing}"
+
+
+@each_page
+def test_python_names_exist(page: Path) -> None:
+    names = {code for code in inline_code(page) if _PYTHON_NAME.fullmatch(code)} - {_ENTRY_POINT_GROUP}
+    missing = sorted(name for name in names if not is_importable(name))
+    assert not missing, f"{page.name} names what cannot be imported: {missing}"
+
+
+def is_importable(name: str) -> bool:
+    """Returns whether a dotted name is a module, or an attribute of one."""
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+def test_a_name_that_does_not_exist_is_not_importable() -> None:
+    assert is_importable("bevkd2.config.get_cfg") and is_importable("bevkd2.modeling.bev.geometry")
+    assert not is_importable("bevkd2.modeling.bev.projection")
+    assert not is_importable("bevkd2.config.get_config")
 
 
 @each_page

@@ -1,4 +1,4 @@
-"""What the commands of a page read: data sets of a few frames, weights, and what the demos leave behind."""
+"""Inputs of the commands of a page: data sets of a few frames, weights, and files that the demos write."""
 
 from __future__ import annotations
 

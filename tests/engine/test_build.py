@@ -49,7 +49,7 @@ class Interrupt(ToyLoader):
 @pytest.mark.parametrize(
     "options", [(), ("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "float16"), DISTILL]
 )
-def test_resumed_training_equals_one_that_never_stopped(tmp_path: Path, options: tuple[Any, ...]) -> None:
+def test_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, options: tuple[Any, ...]) -> None:
     straight = run(toy_cfg(tmp_path / "straight", *options))
     cfg = toy_cfg(tmp_path / "stopped", *options, "TEST.EVAL_PERIOD", 2)
     with pytest.raises(KeyboardInterrupt):
@@ -65,7 +65,7 @@ def test_resumed_training_equals_one_that_never_stopped(tmp_path: Path, options:
             assert torch.equal(value, b["trainer"]["optimizer"]["state"][key][name])
 
 
-def test_without_resume_a_training_starts_anew(tmp_path: Path) -> None:
+def test_without_resume_training_starts_from_the_beginning(tmp_path: Path) -> None:
     first = run(toy_cfg(tmp_path))
     again = run(toy_cfg(tmp_path))
     assert torch.equal(flat(first), flat(again))
@@ -151,7 +151,7 @@ class Spoil(HookBase):
 
 
 @pytest.mark.parametrize(("at", "found_at", "eval_period"), [(0, 1, 2), (1, 2, 0), (4, 5, 0)])
-def test_inherited_parameter_that_moved_stops_before_it_is_saved_or_scored(
+def test_changed_inherited_parameter_stops_training_before_saving(
     tmp_path: Path, at: int, found_at: int, eval_period: int
 ) -> None:
     cfg = toy_cfg(tmp_path, *DISTILL, "TEST.EVAL_PERIOD", eval_period)
@@ -172,7 +172,7 @@ def test_inherited_parameter_that_moved_stops_before_it_is_saved_or_scored(
         assert load_file(path)["model"]["image_backbone.bias"].abs().max() < 11, path.name
 
 
-def test_hooks_run_in_their_order(tmp_path: Path) -> None:
+def test_hooks_run_in_the_documented_order(tmp_path: Path) -> None:
     cfg = toy_cfg(tmp_path, *DISTILL)
     trainer = build_trainer(cfg, build_model(cfg), build_loader=build_toy_loader, evaluate=toy_evaluate)
     order = [type(hook).__name__ for hook in trainer._hooks]

@@ -107,7 +107,7 @@ def test_fresh_seed_is_drawn_written_and_kept_over_a_resume(tmp_path: Path) -> N
 
 
 @needs_no_gpu
-def test_auto_device_is_resolved_and_said(tmp_path: Path) -> None:
+def test_auto_device_is_resolved_and_logged(tmp_path: Path) -> None:
     cfg = setup(arguments(tmp_path, "MODEL.DEVICE", "auto"))
     assert cfg.MODEL.DEVICE == "cpu"
     assert "MODEL.DEVICE auto: cpu, since this PyTorch was built" in (tmp_path / "log.txt").read_text()

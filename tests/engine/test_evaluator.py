@@ -73,7 +73,7 @@ def test_neither_weights_nor_checkpoint(tmp_path: Path) -> None:
         load_for_evaluation(cfg, build_model(cfg), resume=True)
 
 
-def test_weights_of_another_class_count(tmp_path: Path) -> None:
+def test_weights_with_another_number_of_classes_are_refused(tmp_path: Path) -> None:
     cfg = toy_cfg(tmp_path)
     Checkpointer(build_model(cfg), str(tmp_path)).save("ten")
     cfg.merge_from_list(["DATASETS.FORMAT", "kitti", "MODEL.WEIGHTS", str(tmp_path / "ten.pth")])
@@ -97,7 +97,7 @@ def test_allowance_does_not_hold_for_what_is_scored(tmp_path: Path) -> None:
     ("form", "evaluator"),
     [("nuscenes", NuScenesEvaluator), ("nuscenes_mono", NuScenesMonoEvaluator), ("kitti", KittiEvaluator)],
 )
-def test_the_data_s_format_decides_who_scores(tmp_path: Path, form: str, evaluator: type) -> None:
+def test_the_data_format_decides_the_evaluator(tmp_path: Path, form: str, evaluator: type) -> None:
     cfg = get_cfg()
     cfg.DATASETS.FORMAT = form
     assert type(build_evaluator(cfg, "val", tmp_path)) is evaluator

@@ -53,7 +53,7 @@ def test_teacher_is_scored_before_the_first_step_and_not_on_resume() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
-def test_peak_memory_is_put_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_peak_memory_is_stored_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     cpu = torch.device("cpu")
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
     assert resident * 0.95 <= peak_memory_mb(cpu) < resident * 100

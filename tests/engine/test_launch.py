@@ -98,7 +98,7 @@ def test_more_processes_than_gpus(device: str) -> None:
         ((1, 2, -1), r"--machine-rank is -1"),
     ],
 )
-def test_numbers_that_start_nothing_or_wait_for_ever(numbers: tuple[int, ...], message: str) -> None:
+def test_invalid_numbers_of_processes_are_errors(numbers: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         launch(fail_if_called, *numbers, dist_url="tcp://127.0.0.1:1", device="cpu")
 

@@ -70,7 +70,7 @@ def test_a_single_iteration_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("reference", [0, 1])
-def test_nothing_is_scaled_for_the_number_that_is_meant(reference: int) -> None:
+def test_the_reference_world_size_scales_nothing(reference: int) -> None:
     cfg = make(*ITERATIONS, "SOLVER.REFERENCE_WORLD_SIZE", reference)
     assert resolve(cfg) is cfg
 
@@ -105,7 +105,7 @@ def test_epochs_need_a_fourth_of_the_iterations_with_four_times_the_processes(
     assert numbers(cfg) == [32, 8e-4, 21120, 125, (14080, 19360), 880, 5280, 880]
 
 
-def test_half_an_epoch_and_steps_of_no_use() -> None:
+def test_half_an_epoch_with_steps_after_its_end() -> None:
     """A period counts whole epochs and is at least one, so it may be longer than this training."""
     cfg = make("SOLVER.EPOCHS", 0.5, "SOLVER.IMS_PER_BATCH", 4, "SOLVER.CHECKPOINT_PERIOD", 1)
     cfg.freeze()
@@ -135,6 +135,6 @@ def test_hold_of_an_epoch_without_epochs() -> None:
         ),
     ],
 )
-def test_settings_that_contradict_each_other(options: tuple[Any, ...], message: str) -> None:
+def test_contradicting_settings_are_errors(options: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resolve(make(*EPOCHS, *options), 28130)

@@ -29,7 +29,9 @@ def solver(**values: Any) -> CfgNode:
 
 
 @pytest.mark.parametrize("make", [ToyDetector, ToyDistiller])
-def test_backbone_is_slower_and_frozen_parameters_are_left_out(tmp_path: Path, make: type[nn.Module]) -> None:
+def test_backbone_has_a_lower_rate_and_frozen_parameters_are_excluded(
+    tmp_path: Path, make: type[nn.Module]
+) -> None:
     model = make(toy_cfg(tmp_path))
     optimizer = build_optimizer(solver(BASE_LR=0.02, BACKBONE_MULTIPLIER=0.1, WEIGHT_DECAY=0.3), model)
     rate = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
@@ -53,7 +55,7 @@ class OtherNames(nn.Module):
         return list(self.trunk.parameters())
 
 
-def test_the_detector_says_what_its_backbone_is() -> None:
+def test_backbone_parameters_come_from_the_detector() -> None:
     model = nn.ModuleDict({"student": OtherNames()})
     optimizer = build_optimizer(solver(BASE_LR=0.02, BACKBONE_MULTIPLIER=0.1), model)
     rate = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}

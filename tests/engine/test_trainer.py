@@ -57,7 +57,7 @@ def test_hooks_fire_around_backward_and_step(tmp_path: Path) -> None:
     assert {"grad_norm", "data_time"} <= set(metrics)
 
 
-def test_frozen_parameters_stay_and_are_not_in_the_optimizer(tmp_path: Path) -> None:
+def test_frozen_parameters_are_unchanged_and_not_in_the_optimizer(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train(0, 1)

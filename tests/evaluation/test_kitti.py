@@ -176,7 +176,7 @@ def test_the_whole_split_must_be_processed(kitti_world: Path, tmp_path: Path):
         out.evaluate()
 
 
-def test_files_of_another_split_do_not_stay(kitti_world: Path, tmp_path: Path):
+def test_files_of_another_split_are_removed(kitti_world: Path, tmp_path: Path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "000099.txt").write_text("")
     out = evaluator(kitti_world, tmp_path)
@@ -186,7 +186,7 @@ def test_files_of_another_split_do_not_stay(kitti_world: Path, tmp_path: Path):
     assert sorted(path.stem for path in (tmp_path / "data").iterdir()) == kitti_fixture.VAL
 
 
-def test_nothing_found_is_not_evaluated(kitti_world: Path, tmp_path: Path):
+def test_no_detections_give_nan_scores(kitti_world: Path, tmp_path: Path):
     out = evaluator(kitti_world, tmp_path)
     for frame in kitti_fixture.VAL:
         sample, found = model_output(kitti_world, frame)

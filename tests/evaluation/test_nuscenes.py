@@ -18,7 +18,7 @@ from tests.data.nuscenes_fixture import VERSION, FixtureWorld
 
 
 def ground_truth(index, i, noise=0.0):
-    """Inputs and outputs of a model that finds what is annotated."""
+    """Inputs and outputs of a model that detects all annotated objects."""
     frame = index[i]
     where = index.annotations(i)
     seen = torch.from_numpy(
@@ -85,7 +85,7 @@ def test_scores_on_a_custom_split_equal_the_devkits_own(fixture_world, tmp_path,
     assert "AVE (m/s)" in caplog.text and "traffic_cone" in caplog.text
 
 
-def test_errors_are_seen(fixture_world, tmp_path):
+def test_true_positive_errors_are_measured(fixture_world, tmp_path):
     index = load_nuscenes(fixture_world.root, VERSION, "both")
     scores = score(index, tmp_path, noise=0.7)
     assert scores["AP_car"] == pytest.approx(
@@ -136,7 +136,7 @@ def test_incomplete_split_is_named(fixture_world, tmp_path):
         out.evaluate()
 
 
-def test_reset_forgets(fixture_world, tmp_path):
+def test_reset_clears_detections(fixture_world, tmp_path):
     index = load_nuscenes(fixture_world.root, VERSION, "both")
     out = evaluator(index.root, VERSION, "first", tmp_path)
     out.process(*ground_truth(index, 5))

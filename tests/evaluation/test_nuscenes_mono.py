@@ -38,7 +38,7 @@ def index(fixture_world):
 
 
 def ground_truth(index, i, score=0.9):
-    """Input and output of a model that finds in an image what is annotated there."""
+    """Input and output of a model that detects all annotated objects of an image."""
     record = index.record(i)
     found = {
         "boxes": record.boxes,
@@ -117,7 +117,7 @@ def test_ground_truth_of_the_cameras_scores_one_in_the_fixture_world(index, tmp_
     assert errors["attr_err"] == 0.0
 
 
-def test_what_two_cameras_see_is_one_object(index, tmp_path):
+def test_an_object_in_two_cameras_is_one_detection(index, tmp_path):
     tokens = set()
     for sample, found in all_ground_truth(index):
         tokens |= {(sample["sample_token"], int(label)) for label in found["labels"]}
@@ -208,7 +208,7 @@ def test_without_attributes_and_velocities(index, tmp_path):
     assert all(car["velocity"] == [0, 0] for car in cars)
 
 
-def test_nothing_found_scores_zero(index, tmp_path):
+def test_no_detections_score_zero(index, tmp_path):
     empty = {"boxes": CameraBoxes3D.empty(), "scores": torch.zeros(0), "labels": torch.zeros(0).long()}
     pairs = [
         (sample, {**empty, "attributes": torch.zeros(0).long()}) for sample, _ in all_ground_truth(index)
@@ -255,7 +255,7 @@ def test_from_the_loader_to_the_score(fixture_world, tmp_path, image_scale):
     assert scores["AP_car"] == scores["AP_pedestrian"] == pytest.approx(1.0)
 
 
-# Merging, on cameras made by hand: the ego stands at (600, 1600), its cameras look along +x and +y.
+# Merging, on cameras made by hand: the ego is at (600, 1600), its cameras point along +x and +y.
 EGO = pose_matrix([600.0, 1600.0, 0.0], [1, 0, 0, 0])
 AHEAD = EGO @ pose_matrix([1.5, 0, 1.5], [0.5, -0.5, 0.5, -0.5])
 LEFT = EGO @ pose_matrix([0.0, 0.5, 1.6], [math.sqrt(0.5), -math.sqrt(0.5), 0, 0])
@@ -278,7 +278,7 @@ def seen(cam2global, rows, scores, labels, attributes=None):
 CAR, BUS, CONE = (CLASS_NAMES.index(name) for name in ("car", "bus", "traffic_cone"))
 
 
-def test_the_better_view_of_an_object_stays_with_all_of_its_columns():
+def test_the_detection_of_highest_score_keeps_all_its_columns():
     moving, parked = ATTRIBUTE_NAMES.index("vehicle.moving"), ATTRIBUTE_NAMES.index("vehicle.parked")
     ahead = seen(AHEAD, [[20, 20, 0.3, 5, 1], [20, 20, 0.3, 0, 0]], [0.4, 0.3], [CAR, BUS], [moving, parked])
     left = seen(LEFT, [[20.4, 20, 0.3, 4, 0]], [0.6], [CAR], [NO_ATTRIBUTE])
@@ -309,7 +309,7 @@ def test_range_is_cut_before_suppression():
     assert merged.scores.tolist() == [0.5]
 
 
-def test_low_scores_go_and_the_best_stay():
+def test_low_scores_are_dropped_and_the_best_are_kept():
     rows = [[10 + 5 * i, 0, 0, 0, 0] for i in range(5)]
     camera = seen(AHEAD, rows, [0.3, 0.009, 0.5, 0.2, 0.01], [CAR] * 5)
     assert merge_cameras([camera], RULE, RANGE).scores.tolist() == [0.5, 0.3, 0.2, 0.01]

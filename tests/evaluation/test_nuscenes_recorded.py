@@ -49,7 +49,7 @@ BOUND = 1e-11
 
 
 def noisy_detections(index, i: int, rng: random.Random) -> SampleDetections:
-    """Returns what is annotated in a frame, displaced, some of it missing, and as many false boxes."""
+    """Returns displaced boxes of some annotations of a frame, and as many false boxes."""
     frame, where = index[i], index.annotations(i)
     boxes = index.boxes3d(i).tensor.double().nan_to_num()  # a velocity that the tables do not give is NaN
     rows, scores, labels = [], [], []

@@ -63,7 +63,7 @@ def test_attribute_names_are_the_devkits():
 
 @pytest.mark.parametrize("name", CLASS_NAMES)
 @pytest.mark.parametrize("attribute", range(9))
-def test_a_predicted_attribute_stands_where_the_class_may_have_it(name, attribute):
+def test_a_predicted_attribute_is_kept_if_the_class_may_have_it(name, attribute):
     legal = detection_name_to_rel_attributes(name) or [""]
     given = predicted_attribute(name, attribute)
     if attribute != NO_ATTRIBUTE and ATTRIBUTE_NAMES[attribute] in legal:
@@ -72,7 +72,7 @@ def test_a_predicted_attribute_stands_where_the_class_may_have_it(name, attribut
         assert given in legal and given == predicted_attribute(name, NO_ATTRIBUTE)
 
 
-def test_predicted_attributes_are_written_whatever_the_speed():
+def test_predicted_attributes_are_written_at_any_speed():
     car, cone = CLASS_NAMES.index("car"), CLASS_NAMES.index("traffic_cone")
     stopped, rider = ATTRIBUTE_NAMES.index("vehicle.stopped"), ATTRIBUTE_NAMES.index("cycle.with_rider")
     found = detections([row(1, speed=9), row(2, speed=9), row(3)], labels=[car, car, cone])

@@ -95,7 +95,7 @@ def build(case: Case) -> BEVFormer:
 
 @contextmanager
 def recording(model: nn.Module) -> Iterator[dict[str, Any]]:
-    """Records what every module puts out, and what the decoder's norms read, by module name."""
+    """Records the outputs of every module, and the inputs of the decoder's norms, by module name."""
     seen: dict[str, Any] = {}
     handles = []
     for name, module in model.named_modules():

@@ -16,7 +16,7 @@ from tests.golden.report import Differences, Row
 # Relative; beneath the floors, where pairs touch, areas and quotients are rounding alone.
 _RELATIVE = 1e-9
 _FLOOR = 1e-14
-# Boxes that touch share nothing and identical ones everything; what is allowed is rounding of the inputs.
+# Touching boxes have an overlap of 0 and identical ones of 1; the tolerance is the rounding of the inputs.
 _TOUCHING, _IDENTICAL = 1e-14, 2e-14
 _CHUNK = 50  # of the pairs, in each of the (_CHUNK, _CHUNK) matrices whose diagonal holds them
 

@@ -1,4 +1,4 @@
-"""Recorded runs of PGD's head: what was read, what came out, and the same head of this package."""
+"""Recorded runs of PGD's head: inputs, outputs, and the same head of this package."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ _KEYPOINT_FLOOR = 3e-3
 _BOX2D_FLOOR = 5e-4
 # Likewise of detections' corners: 3.4e-5 in double, 1.0e-5 in float32 (metres).
 _CORNER_FLOOR = 5e-5
-# Of the numbers of a box, by what they are: the floor in training, and in evaluation.
+# Kind of box parameter -> the floor in training, and in evaluation.
 _BOX_FLOORS = {
     "metres": (FLOAT32_FLOOR, FLOAT32_FLOOR),
     "others": (_MAP_FLOOR, _MAP_FLOOR),

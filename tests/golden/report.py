@@ -72,7 +72,7 @@ class Differences:
             self.note(quantity, float("inf"))
             return
         tolerance = self._tolerances[quantity]
-        # Where both are 0 nothing differs, whatever the floor.
+        # Where both are 0 there is no difference, for any floor.
         scale = (atol / tolerance + golden.abs()).clamp(min=1e-300, max=at_most / tolerance)
         gap = (ours - golden).abs() / scale
         self.note(quantity, float(gap.max()) if gap.numel() else 0.0)

@@ -1,4 +1,4 @@
-"""KITTI's rules once more, by the letter and one image at a time: what the compiled score is held to.
+"""Reference implementation of KITTI's rules, one image at a time, for tests of the compiled evaluation.
 
 Overlaps on the ground come from shapely, so nothing is shared with the code that is tested.
 """

@@ -30,7 +30,7 @@ SIZES = {
 
 
 def thing(kind="Car", box=(100, 100, 200, 150), x=0.0, y=1.7, z=20.0, ry=0.0, score=None, **changes):
-    """One object; what is not given is in plain sight."""
+    """One object; by default it is fully visible."""
     unlabelled = kind == "DontCare"
     values = {
         "types": np.array([kind]),
@@ -214,7 +214,7 @@ def test_a_detection_of_exactly_25_or_40_pixels_counts():
 
 
 def test_a_low_detection_of_any_class_takes_an_object():
-    # Of 40.5 pixels the object counts at easy; what is found of it has 39 and is ignored, so no miss.
+    # With 40.5 pixels the object counts at easy; its detection has 39 and is ignored, so it is not missed.
     truths = [thing(box=(100, 100, 160, 140.5)), thing(box=(400, 100, 500, 150))]
     dets = [
         thing("Cyclist", box=(100, 100, 160, 139.5), score=0.9),
@@ -279,7 +279,7 @@ def test_the_overlap_must_exceed_the_minimum():
 @pytest.mark.parametrize(
     ("cls", "neighbour", "kind"), [("car", "Van", "Car"), ("pedestrian", "Person_sitting", "Pedestrian")]
 )
-def test_neighbours_are_neither_right_nor_wrong(cls: str, neighbour: str, kind: str):
+def test_detections_of_neighbour_classes_are_ignored(cls: str, neighbour: str, kind: str):
     truths = [thing(neighbour, box=(300, 100, 400, 180)), thing(kind)]
     dets = [thing(kind, box=(300, 100, 400, 180), score=0.9), thing(kind, score=0.5)]
     assert counts(truths, dets, f"{cls}/bbox/moderate") == (1, 0, 0, 1)
@@ -300,7 +300,7 @@ def test_unlabelled_regions_excuse_detections_in_the_image_only():
 def test_a_region_must_hold_more_than_the_minimum():
     truths = [thing("Pedestrian"), thing("DontCare", box=(350, 100, 500, 200))]
     right = thing("Pedestrian", score=0.5)
-    for left, false in ((300, 1), (301, 0)):  # a half of it lies inside, and a little more
+    for left, false in ((300, 1), (301, 0)):  # half of it is inside, or slightly more
         det = thing("Pedestrian", box=(left, 100, left + 100, 200), score=0.9)
         assert counts(truths, [right, det], "pedestrian/bbox/moderate") == (1, false, 0, 1)
 
@@ -327,7 +327,7 @@ def test_orientation_similarity_falls_with_the_angle():
         assert curve.precision[0] == 1 and curve.aos[0] == pytest.approx(share, abs=1e-12)
 
 
-def test_what_is_not_defined_is_null():
+def test_undefined_scores_are_null():
     # The van takes the car's detection where overlaps decide; what it took before lies in a region without
     # labels. So at the only threshold nothing counts: 0 / 0, as the official tool has it.
     van = thing("Van", box=(100, 100, 200, 200))
@@ -382,7 +382,7 @@ def test_loose_overlaps_can_be_asked_for():
     assert kitti_scores(truths, dets, min_overlaps=loose).curves["car/3d/easy"].tp.tolist() == [1]
 
 
-def test_what_cannot_be_scored_is_refused():
+def test_invalid_arguments_are_refused():
     good = thing(score=0.5)
     with pytest.raises(ValueError, match="ground truth of 2 images and there are detections of 1"):
         kitti_scores([thing(), thing()], [good])

@@ -36,7 +36,7 @@ def test_reads_p2_among_the_others(tmp_path):
         ((row("P2", [*P2[:8], 0.1, *P2[9:]]),), "third row that begins 0 0 1"),
     ],
 )
-def test_what_is_no_calibration(tmp_path, lines, message):
+def test_files_that_are_not_calibrations_are_refused(tmp_path, lines, message):
     with pytest.raises(ValueError, match=message):
         read_cam2img(write(tmp_path / "a.txt", *lines))
 

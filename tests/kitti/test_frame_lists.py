@@ -25,7 +25,7 @@ def test_frames_keep_their_order(tmp_path: Path):
         ("\n\n", "lists no frame"),
     ],
 )
-def test_what_is_no_list_is_refused(tmp_path: Path, text: str, message: str):
+def test_files_that_are_not_frame_lists_are_refused(tmp_path: Path, text: str, message: str):
     path = tmp_path / "val.txt"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):

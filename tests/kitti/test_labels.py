@@ -32,7 +32,7 @@ def label_file(tmp_path: Path):
     return write
 
 
-def test_every_column_lands_where_it_belongs(label_file):
+def test_every_column_is_read(label_file):
     found = read_labels(label_file(LABEL + "\n"))
     assert found.types.tolist() == ["Car"]
     assert (found.truncated[0], found.occluded[0], found.alpha[0]) == (0.88, 3, -0.69)
@@ -91,7 +91,7 @@ def test_a_missing_file_is_named(tmp_path: Path):
         (LABEL.replace("Car", "\ufeffCar"), r"line 3: unknown type '\\ufeffCar'"),
     ],
 )
-def test_what_cannot_be_a_label_is_refused(label_file, text: str, message: str):
+def test_invalid_labels_are_refused(label_file, text: str, message: str):
     path = label_file(f"{LABEL}\n\n{text}\n")
     with pytest.raises(ValueError, match=f"^{path}, {message}"):
         read_labels(path)
@@ -109,7 +109,7 @@ def test_labels_are_no_detections(label_file):
         read_detections(label_file(LABEL))
 
 
-def test_bytes_that_are_no_text_are_refused(label_file):
+def test_binary_files_are_refused(label_file):
     with pytest.raises(ValueError, match="line 1: unknown type"):
         read_labels(label_file(LABEL.encode().replace(b"Car", b"\xff\xfe")))
 
@@ -140,7 +140,7 @@ def objects(draw: st.DrawFn) -> KittiObjects:
 
 @settings(max_examples=50, deadline=None)
 @given(objects())
-def test_what_is_written_is_read_again(tmp_path_factory, written: KittiObjects):
+def test_written_files_are_read_back_equal(tmp_path_factory, written: KittiObjects):
     path = tmp_path_factory.mktemp("files") / "000000.txt"
     write_detections(path, written)
     found = read_detections(path)
@@ -148,13 +148,13 @@ def test_what_is_written_is_read_again(tmp_path_factory, written: KittiObjects):
         np.testing.assert_allclose(
             getattr(found, name), value, rtol=0, atol=1e-12
         ) if name != "types" else np.testing.assert_array_equal(found.types, value)
-    # float32 scores are told apart, however small.
+    # float32 scores differ in the file, even if they are tiny.
     assert (found.scores.astype(np.float32) == written.scores.astype(np.float32)).all()
     write_labels(path, written)
     assert len(read_labels(path)) == len(written) and read_labels(path).scores is None
 
 
-def test_what_cannot_be_read_again_is_not_written(tmp_path: Path, label_file):
+def test_unreadable_values_are_not_written(tmp_path: Path, label_file):
     path = tmp_path / "out.txt"
     good = read_detections(label_file(DETECTION))
     with pytest.raises(ValueError, match="no scores"):

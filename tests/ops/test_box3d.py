@@ -110,13 +110,13 @@ def test_precision_holds_for_tiny_boxes_and_far_origins(scale: float, origin: fl
         rows[:, :4] *= scale
         rows[:, :2] += origin
     got = float(rotated_intersection(a, b)) / scale**2
-    # The left half of the second, less what of it lies beyond |y| = 0.5: its tips reach sqrt(0.5).
+    # The left half of the second box without its part beyond |y| = 0.5: its corners are at sqrt(0.5).
     tip = math.sqrt(0.5) - 0.5
     assert got == pytest.approx(0.5 - tip**2, rel=1e-9 + 1e-15 * origin / scale)
 
 
 @OPS
-def test_a_box_is_itself_and_a_flat_one_overlaps_nothing(op: Op, columns: int) -> None:
+def test_overlap_with_itself_is_full_and_with_a_flat_box_zero(op: Op, columns: int) -> None:
     boxes = random_boxes(30, 2, columns, extent=1e3)
     sizes = slice(columns // 2, columns // 2 * 2)
     own = op(boxes, boxes).diagonal()
@@ -240,7 +240,7 @@ def test_nms_of_equal_boxes_keeps_the_first_of_the_best() -> None:
     assert rotated_nms(boxes, torch.tensor([0.5, math.inf, -math.inf, 0.1]), 1.0).tolist() == [1, 0, 3, 2]
 
 
-def test_nms_of_nothing() -> None:
+def test_nms_of_no_boxes() -> None:
     kept = rotated_nms(torch.zeros(0, 5), torch.zeros(0), 0.5)
     assert kept.tolist() == [] and kept.dtype is torch.int64
 
@@ -260,7 +260,7 @@ def test_nms_of_nothing() -> None:
         ({"boxes": torch.zeros(3, 7)}, r"boxes is \(3, 7\); expected \(N, 5\): x, y, length, width, angle"),
     ],
 )
-def test_nms_names_what_does_not_fit(changes: dict, message: str) -> None:
+def test_nms_errors_name_the_mismatch(changes: dict, message: str) -> None:
     arguments = {
         "boxes": random_boxes(3, 0),
         "scores": torch.rand(3),
@@ -294,7 +294,7 @@ def test_nms_passes_opcheck() -> None:
         ((torch.zeros(2, 4).double(), torch.zeros(2, 5).double()), r"must be float64 \(N, 5\)"),
     ],
 )
-def test_kernels_trust_no_one(arguments: tuple, message: str) -> None:
+def test_kernels_check_their_arguments(arguments: tuple, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         torch.ops.bevkd2.rotated_iou(*arguments)
 

@@ -65,14 +65,14 @@ def test_forced_cuda_that_cannot_be_is_an_error(
         load(ROOT / "setup.py").cuda_decision(fake_torch(cuda, True), None)
 
 
-def test_setup_without_torch_leaves_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setup_without_torch_exits_with_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     setup = load(ROOT / "setup.py")
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(SystemExit, match="torch is not installed here"):
         setup.extensions()
 
 
-def test_compile_script_without_nvcc_leaves_with_a_sentence(
+def test_compile_script_without_nvcc_exits_with_a_message(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     script = load(ROOT / "csrc" / "compile_cuda.py")

@@ -86,7 +86,7 @@ def test_dtypes_and_layouts(emulated: Any, student: torch.dtype, teacher: torch.
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_what_weighs_nothing_may_be_nan(emulated: Any, layout: torch.memory_format) -> None:
+def test_entries_of_weight_zero_may_be_nan(emulated: Any, layout: torch.memory_format) -> None:
     arguments = make([(2, 13, 7, 11)], kind="pixels")
     expected, _, expected_grads = torch.ops.bevkd2.weighted_l2(*raw(arguments, False), True)
     student = arguments["student"][0].to(memory_format=layout, copy=True)

@@ -256,7 +256,7 @@ def test_cuda_never_waits_for_the_device(dtype: torch.dtype) -> None:
 
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        step()  # what is allocated once
+        step()  # the first step allocates more
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

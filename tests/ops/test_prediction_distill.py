@@ -55,7 +55,7 @@ def test_the_paper_s_ablations_are_settings():
     ).item() == pytest.approx(3.0)
 
 
-def test_depths_that_no_object_has_do_not_explode():
+def test_depths_beyond_the_limits_are_clipped():
     weight = depth_guidance(
         torch.tensor([-30.0, 1e6]), torch.tensor([1e6, -5.0]), torch.tensor([50.0, 50.0]), torch.tensor(50.0)
     )

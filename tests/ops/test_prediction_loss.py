@@ -209,7 +209,7 @@ def test_float16_gradients_fold_the_upstream_gradient_in() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_a_graph_may_be_walked_again(dtype: torch.dtype) -> None:
+def test_backward_may_run_again_on_a_retained_graph(dtype: torch.dtype) -> None:
     case = make()
     student = case.student.detach().to(dtype).requires_grad_()
     loss = sum(prediction_loss(student, *case.arguments()[1:], distance="kl"))
@@ -235,7 +235,7 @@ def test_detached_guidance_and_detached_logits_get_no_gradient() -> None:
     assert not prediction_loss(student.detach(), teacher, objects, distance="l2").objects.requires_grad
 
 
-def test_no_gradient_is_made_where_none_is_wanted() -> None:
+def test_no_gradient_is_computed_unless_requested() -> None:
     case = make()
     numbers = (0, 1.0, 1.0, 1.0)
     with torch.no_grad():
@@ -289,7 +289,7 @@ def test_no_object_no_background_no_location_no_class() -> None:
             assert torch.autograd.grad(loss, empty)[0].shape == shape
 
 
-def test_other_strides_are_taken() -> None:
+def test_other_strides_are_accepted() -> None:
     case = make()
     turned = case.student.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
     ours = prediction_loss(turned, *case.arguments()[1:], distance="l2")
@@ -301,7 +301,7 @@ def test_other_strides_are_taken() -> None:
     )
 
 
-def test_thread_counts_agree_bitwise() -> None:
+def test_results_are_bitwise_equal_for_any_number_of_threads() -> None:
     case = make(locations=9000)
     before, results = torch.get_num_threads(), []
     try:

@@ -136,7 +136,7 @@ def test_backward_may_run_again_on_a_retained_graph(kind: str, dtype: torch.dtyp
     loss = OPS[kind][0](student, teacher)
     given = torch.autograd.grad(loss, student, retain_graph=True)[0]
     once = given.clone()
-    given.fill_(7)  # must not change what is saved
+    given.fill_(7)  # must not change the saved tensor
     double = torch.autograd.grad(2 * loss, student, retain_graph=True)[0]
     torch.testing.assert_close(double, 2 * once)
     assert torch.equal(torch.autograd.grad(loss, student)[0], once)

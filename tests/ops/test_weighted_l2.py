@@ -108,7 +108,7 @@ def test_student_and_teacher_may_differ_in_dtype(student: torch.dtype, teacher: 
             assert_close(grad, reference, TOLERANCE[student] if student != torch.float64 else 1e-12)
 
 
-def test_layouts_are_read_as_they_are_and_give_the_same() -> None:
+def test_layouts_are_read_without_copies_and_give_equal_results() -> None:
     plain = make([(2, 12, 7, 9)])
     loss, grads = gradients(weighted_l2, plain)
     for ours, theirs in ((torch.channels_last,) * 2, (torch.channels_last, torch.contiguous_format)):
@@ -128,7 +128,7 @@ def test_layouts_are_read_as_they_are_and_give_the_same() -> None:
     assert torch.equal(gradients(weighted_l2, strided)[1][0], grads[0])
 
 
-def test_flat_weights_lie_one_level_behind_the_other() -> None:
+def test_flat_weights_are_concatenated_by_level() -> None:
     arguments = make(SHAPES["pyramid"], kind="pixels")
     flat = torch.cat([w.flatten(1) for w in arguments["weights"]], 1)
     assert torch.equal(weighted_l2(**{**arguments, "weights": flat}), weighted_l2(**arguments))
@@ -143,7 +143,7 @@ def test_weights_may_be_of_any_dtype(weigh: Callable) -> None:
 
 @pytest.mark.parametrize("kind", ["pixels", "channels"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_what_weighs_nothing_may_be_nan(kind: str, layout: torch.memory_format) -> None:
+def test_entries_of_weight_zero_may_be_nan(kind: str, layout: torch.memory_format) -> None:
     arguments = make([(2, 13, 7, 11)], kind=kind)
     expected, references = gradients(weighted_l2, arguments)
     for name in ("student", "teacher"):
@@ -159,7 +159,7 @@ def test_what_weighs_nothing_may_be_nan(kind: str, layout: torch.memory_format) 
     assert torch.equal(grads[0], references[0])
 
 
-def test_nan_that_counts_is_not_hidden() -> None:
+def test_nan_with_a_weight_gives_nan() -> None:
     for name in ("student", "teacher", "weights"):
         arguments = make([(1, 9, 5, 5)], kind="pixels")
         arguments["weights"] = [torch.ones(1, 5, 5)]
@@ -203,7 +203,7 @@ def test_opcheck_backward() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_compiles_whole_with_dynamic_shapes(dtype: torch.dtype) -> None:
+def test_compiles_in_one_graph_with_dynamic_shapes(dtype: torch.dtype) -> None:
     @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
     def step(student: list[Tensor], teacher: list[Tensor], scale: Tensor, weights: list[Tensor]) -> Tensor:
         return weighted_l2(student, teacher, scale, weights=weights).sum() * 2
@@ -216,7 +216,7 @@ def test_compiles_whole_with_dynamic_shapes(dtype: torch.dtype) -> None:
         assert all(torch.equal(a.grad, b) for a, b in zip(leaves, expected, strict=True))
 
 
-def test_a_graph_may_be_walked_again_with_another_upstream() -> None:
+def test_backward_may_run_again_with_another_upstream_gradient() -> None:
     for dtype in (torch.float32, torch.float16):
         arguments = make([(2, 5, 4, 4)], dtype, dtype, "pixels")
         leaf = arguments["student"][0].requires_grad_()
@@ -256,7 +256,7 @@ def test_float16_gradients_survive_a_small_weight_and_a_loss_scaler() -> None:
     assert_close(student.grad, torch.full_like(student.grad, 2 * 65536 * 0.01 / 10_240_000), 2e-3)
 
 
-def test_nothing_is_written_where_no_gradient_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_gradient_is_written_unless_requested(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     original = torch.ops.bevkd2.weighted_l2
 
@@ -307,14 +307,14 @@ def test_bitwise_the_same_for_any_number_of_threads(size: str, dtype: torch.dtyp
         assert all(torch.equal(a, b) for a, b in zip(grads, results[0][1], strict=True))
 
 
-def test_autocast_changes_nothing() -> None:
+def test_autocast_does_not_change_the_result() -> None:
     arguments = make([(2, 5, 6, 9)])
     expected = weighted_l2(**arguments)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(weighted_l2(**arguments), expected)
 
 
-def test_arguments_are_left_as_they_are() -> None:
+def test_arguments_are_not_changed() -> None:
     arguments = make([(2, 5, 6, 9)])
     before = copy.deepcopy(arguments)
     gradients(weighted_l2, arguments)

@@ -47,7 +47,7 @@ def test_errors_name_the_class_and_its_columns() -> None:
         _ = random_boxes(1, columns=7).velocity
 
 
-def test_what_makes_boxes_makes_this_class() -> None:
+def test_operations_return_the_same_class() -> None:
     boxes = random_boxes(4)
     made: list[BoxTensor] = [boxes[1], boxes[1:], boxes.clone(), boxes.to(torch.float32), boxes.flip()]
     made += [CameraBoxes3D.cat([boxes, boxes]), CameraBoxes3D.empty(7)]
@@ -80,7 +80,7 @@ def test_alpha_of_a_box_that_faces_along_its_ray() -> None:
 
 @given(seed=st.integers(0, 10_000), columns=st.sampled_from([7, 9]))
 @settings(max_examples=25, deadline=None)
-def test_layouts_and_frames_are_left_as_they_were_found(seed: int, columns: int) -> None:
+def test_conversions_do_not_change_their_input(seed: int, columns: int) -> None:
     boxes = random_boxes(6, seed, columns)
     for back in (
         CameraBoxes3D.from_bottom(boxes.to_bottom()),
@@ -161,7 +161,7 @@ def test_boxes2d_surround_the_corners_within_the_image() -> None:
     assert bool((boxes2d[:, 2:] >= boxes2d[:, :2]).all())
 
 
-def test_boxes2d_of_a_box_that_the_camera_looks_into() -> None:
+def test_boxes2d_of_a_box_that_crosses_the_image_plane() -> None:
     """A long car beside the camera leaves the image by its right border, and its lower one."""
     boxes = one_box(x=2.5, y=1.0, z=1.0, length=8.0, ry=-math.pi / 2)
     x1, y1, x2, y2 = projected_boxes2d(boxes, CAM2IMG, IMAGE)[0].tolist()

@@ -38,7 +38,7 @@ def test_a_box_ahead_of_a_camera_that_looks_along_x():
 
 @given(yaw=angles, rotation_y=angles, x=st.floats(-30, 30))
 @settings(max_examples=40, deadline=None)
-def test_a_level_camera_loses_nothing(yaw, rotation_y, x):
+def test_conversion_for_a_level_camera_is_exact(yaw, rotation_y, x):
     boxes = CameraBoxes3D(torch.tensor([[x, 0.5, 20, 4.5, 1.9, 1.6, rotation_y, 3, -4]], dtype=torch.float64))
     pose = camera_pose(yaw)
     back = camera_from_upright(camera_to_upright(boxes, pose), pose)
@@ -47,7 +47,7 @@ def test_a_level_camera_loses_nothing(yaw, rotation_y, x):
 
 @given(yaw=angles, heading=angles, pitch=st.floats(-0.035, 0.035), roll=st.floats(-0.035, 0.035))
 @settings(max_examples=60, deadline=None)
-def test_a_tilt_costs_headings_and_velocities_its_square(yaw, heading, pitch, roll):
+def test_conversion_error_grows_with_the_square_of_the_tilt(yaw, heading, pitch, roll):
     """Two degrees each way: centres and sizes are exact, the rest is off by at most tilt^2."""
     tensor = torch.tensor([[620.0, 1590, 0.8, 4.5, 1.9, 1.6, heading, 9, -4]], dtype=torch.float64)
     pose = camera_pose(yaw, pitch, roll)

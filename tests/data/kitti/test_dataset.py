@@ -49,7 +49,7 @@ def test_an_index_holds_what_the_files_say(kitti_world):
     assert sum(len(record.labels) for record in records) == len(index.labels) > 0
 
 
-def test_records_are_the_callers_to_change(kitti_world):
+def test_records_are_copies(kitti_world):
     index = load_kitti(kitti_world, "train", CLASSES)
     i = int(np.diff(index.box_starts).argmax())
     record = index.record(i)
@@ -181,7 +181,7 @@ def test_a_bad_frame_list_is_an_error(world, text, message):
         load_kitti(world, "train", CLASSES)
 
 
-def test_blank_lines_and_crlf_are_fine(world):
+def test_blank_lines_and_crlf_are_allowed(world):
     (world / "ImageSets" / "train.txt").write_bytes(b"000001\r\n\r\n000000\r\n\r\n")
     assert load_kitti(world, "train", CLASSES).frame_ids.tolist() == ["000001", "000000"]
 

@@ -18,7 +18,7 @@ def centroid(image: torch.Tensor) -> torch.Tensor:
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), x=st.integers(40, 79), y=st.integers(20, 34))
-def test_the_affine_says_where_a_pixel_went(seed: int, x: int, y: int):
+def test_affine_maps_input_pixels_to_output_pixels(seed: int, x: int, y: int):
     image = torch.zeros(3, 60, 120, dtype=torch.uint8)
     image[:, y : y + 4, x : x + 4] = 255
     always = AffineAugmentation(prob=1.0, shift=0.1)

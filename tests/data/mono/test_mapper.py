@@ -87,7 +87,7 @@ def test_objects_agree_with_the_calibration_of_the_sample(index, full, changes):
         assert sample.get("affine_augmented", False) == ("augmentation" in changes)
 
 
-def test_training_flips_as_often_as_it_is_told(index, full):
+def test_training_flips_with_the_configured_probability(index, full):
     plain = mapper(is_train=False)(index, full, rng())["image"]
     images = [mapper(flip_prob=0.5)(index, full, rng(seed))["image"] for seed in range(40)]
     flips = sum(torch.equal(image, plain.flip(-1)) for image in images)
@@ -104,7 +104,7 @@ def test_test_samples_are_annotated_and_not_augmented(index, full):
     torch.testing.assert_close(a["image_to_original"], torch.diag(torch.tensor([1.6, 1.6, 1.0])))
 
 
-def test_photometric_distortion_moves_nothing(index, full):
+def test_photometric_distortion_keeps_the_geometry(index, full):
     plain, distorted = (mapper(photometric=p)(index, full, rng(3)) for p in (False, True))
     assert not torch.equal(plain["image"], distorted["image"])
     assert torch.equal(plain["cam2img"], distorted["cam2img"])

@@ -142,7 +142,7 @@ def test_blacklisted_scene_falls_back_to_poses(tmp_path):
     assert (index.can_bus[:, 9] == 0).all()
 
 
-def test_single_frame_scene_stands_still(tmp_path):
+def test_single_frame_scene_has_no_motion(tmp_path):
     world = FixtureWorld(tmp_path, scenes=1, frames=1)
     index = load_nuscenes(world.root, VERSION, "first")
     assert (index.can_bus[0, 7:16] == 0).all()
@@ -214,7 +214,7 @@ def test_unknown_attribute_is_named(tmp_path):
         load_nuscenes(world.root, VERSION, "first")
 
 
-def test_scene_that_breaks_off_is_named(tmp_path):
+def test_truncated_scene_is_named(tmp_path):
     world = FixtureWorld(tmp_path, scenes=1, frames=3)
     world.record("sample", "s0f1")["next"] = ""
     world.write()

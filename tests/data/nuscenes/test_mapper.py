@@ -54,7 +54,7 @@ def test_scene_starts_have_less_history(index):
         for i, histories in seen.items():
             histories.add(tuple(mapper().history_frames(index, i, rng(seed))))
     assert seen[0] == seen[6] == {()}
-    # Of the candidates -2, -1, 0 one is dropped: what is left within the scene is 0, or nothing.
+    # One of the candidates -2, -1, 0 is dropped: within the scene 0 remains, or no frame.
     assert seen[1] == {(0,), ()}
     assert seen[7] == {(6,), ()}
     assert seen[2] == {(0,), (1,), (0, 1)}
@@ -100,7 +100,7 @@ def test_unknown_velocities_are_zero_and_yaw_is_wrapped(tmp_path):
     assert (boxes.yaw >= -math.pi).all() and (boxes.yaw < math.pi).all()
 
 
-def test_mapper_leaves_the_index_alone(index):
+def test_mapper_does_not_change_the_index(index):
     before = index.boxes.copy(), index.can_bus.copy(), index.lidar2global.copy()
     sample = mapper()(index, 3, rng())
     sample["boxes"].tensor.zero_()

@@ -166,7 +166,7 @@ def test_wrong_classes_are_named(index):
 
 
 def test_unknown_velocities_are_zero(tmp_path):
-    """A scene of one frame tells no velocities."""
+    """The velocities in a scene of one frame are unknown."""
     frames = load_nuscenes(FixtureWorld(tmp_path, scenes=1, frames=1).root, VERSION, "first")
     assert np.isnan(frames.boxes[:, 7:]).all()
     records = all_records(NuScenesMonoIndex(frames, CLASSES))
@@ -193,7 +193,7 @@ def test_key_frames_stay_together_on_their_rank(index):
     assert sum(map(len, frames)) == 6
 
 
-def test_a_records_arrays_are_the_callers_to_change(index):
+def test_arrays_of_a_record_are_copies(index):
     i = next(i for i in range(len(index)) if len(index.record(i).labels))
     record = index.record(i)
     for name in ("cam2global", "lidar2global", "ego2global"):

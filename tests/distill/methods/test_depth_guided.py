@@ -81,7 +81,7 @@ def test_rows_of_the_paper_s_table_1_are_settings():
     assert values["l2"] < values["l2+depth"] < values["l2+both"]
 
 
-def test_identical_predictions_cost_nothing():
+def test_identical_predictions_have_zero_loss():
     assert build()(knowledge(0), knowledge(0), targets()).item() == 0.0
 
 
@@ -116,7 +116,7 @@ def test_padding_counts_neither_as_object_nor_as_background():
     torch.testing.assert_close(loss, on + off)
 
 
-def test_depths_of_shifted_and_scaled_images_do_not_guide():
+def test_depths_of_shifted_and_scaled_images_are_not_compared():
     """Nobody has learnt them; how far the object is still does."""
     student, teacher, augmented = knowledge(0), knowledge(1), targets()
     augmented.affine_augmented[0] = True
@@ -127,7 +127,7 @@ def test_depths_of_shifted_and_scaled_images_do_not_guide():
     assert not torch.isclose(loss, build()(student, teacher, targets()))
 
 
-def test_what_does_not_fit_is_named():
+def test_mismatches_of_teacher_and_student_are_named():
     with pytest.raises(ValueError, match=r"RHO: 'cube'; expected one of exp, linear, off"):
         build(RHO="cube")
     with pytest.raises(ValueError, match="student's head has no probabilistic_depth; use decoded or direct"):

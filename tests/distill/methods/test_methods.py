@@ -42,7 +42,7 @@ NAMES = ["TemporalAttention", "SpatialAttention", "BEVResponse"]
 
 @pytest.mark.parametrize("reduction", ["norm", "sum", "cell", "mean"])
 @pytest.mark.parametrize("name", NAMES)
-def test_identical_knowledge_costs_nothing(name, reduction):
+def test_identical_knowledge_has_zero_loss(name, reduction):
     loss = build(name, REDUCTION=reduction)(knowledge(0), knowledge(0), None)
     assert loss.item() == 0.0
 

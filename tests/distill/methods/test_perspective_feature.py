@@ -84,7 +84,7 @@ def test_padding_does_not_count_and_a_batch_is_the_mean_of_its_images():
 
 
 @pytest.mark.parametrize(("kind", "kernel"), [("conv1x1", 1), ("conv3x3", 3)])
-def test_adapters_bring_the_student_to_the_teacher_s_width_and_learn(kind, kernel):
+def test_adapters_map_to_the_teacher_s_width_and_are_trained(kind, kernel):
     method = build(student=2, teacher=6, ADAPTER=kind)
     assert [tuple(a.weight.shape) for a in method.adapters] == [(6, 2, kernel, kernel)] * 2
     loss = method(knowledge(0, channels=2), knowledge(1, channels=6), NOTHING)
@@ -133,6 +133,6 @@ def test_near_boxes_need_targets_with_boxes():
         ({"NEAR_DEPTH": 0.0}, "NEAR_DEPTH: 0"),
     ],
 )
-def test_settings_that_cannot_be_are_named_at_build(options, message):
+def test_invalid_settings_are_errors_at_build_time(options, message):
     with pytest.raises(ValueError, match=message):
         build(**options)

@@ -1,4 +1,4 @@
-"""Deformable convolution: where it starts, and what it computes in."""
+"""Deformable convolution: initialisation and dtypes."""
 
 import pytest
 import torch

@@ -58,7 +58,7 @@ def test_timm_weights_come_from_the_hubs_cache(caches: Path) -> None:
     assert torch.equal(own[key], source.state_dict()["base_layer.0.weight"])
 
 
-def test_what_cannot_be_downloaded_is_named_with_its_place(caches: Path) -> None:
+def test_failed_download_names_file_and_cache_folder(caches: Path) -> None:
     place = caches / "hub" / "checkpoints" / FILE
     with pytest.raises(FileNotFoundError, match=rf"https://.*{FILE}.*put it at {place}"):
         find_weights(f"torchvision://{NAME}")

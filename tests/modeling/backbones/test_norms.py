@@ -11,7 +11,7 @@ from bevkd2.modeling.backbones.norms import make_norm
     ("name", "learns", "running"),
     [("FrozenStatsBN", True, True), ("FrozenBN", False, True), ("BN", True, False), ("GN", True, False)],
 )
-def test_what_learns_and_what_runs(name: str, learns: bool, running: bool):
+def test_trainable_parameters_and_running_statistics(name: str, learns: bool, running: bool):
     norm = make_norm(name, 8).train()
     assert all(p.requires_grad == learns for p in norm.parameters())
     x = 3 + torch.randn(4, 8, 5, 5)

@@ -69,7 +69,7 @@ def test_deformable_stages_start_as_plain_halves_and_learn():
     assert conv.conv_offset.weight.grad.abs().sum() > 0
 
 
-def test_offsets_move_the_taps():
+def test_offsets_shift_the_sampled_pixels():
     """An offset of one pixel to the right reads the image shifted by one; y comes before x."""
     conv = DeformConv2d(1, 1)
     x = torch.randn(1, 1, 6, 8)

@@ -68,6 +68,6 @@ def test_from_config():
         ("shufflenet_v2_x1_0", NODES, "GN", "BACKBONE.NORM is 'GN', expected FrozenStatsBN or BN"),
     ],
 )
-def test_what_cannot_be_is_named(name, nodes, norm, message):
+def test_invalid_values_are_named(name, nodes, norm, message):
     with pytest.raises(ValueError, match=message):
         TorchvisionBackbone(name, nodes=nodes, norm=norm)

@@ -129,7 +129,7 @@ def test_stream_equals_queue_and_resets(tiny_cfg: CfgNode, make_sample: Make, ma
     torch.testing.assert_close(batch[1]["scores"], alone["scores"], atol=1e-5, rtol=1e-4)
 
 
-def test_a_scene_that_was_left_is_forgotten(tiny_cfg: CfgNode, make_frame: Make):
+def test_state_of_an_earlier_scene_is_dropped(tiny_cfg: CfgNode, make_frame: Make):
     model = randomized(tiny_cfg)
     first, later = make_frame(1), make_frame(2, step=1)
     fresh = model([later])[0]["scores"]
@@ -226,7 +226,7 @@ def test_padding_is_not_visible(tiny_cfg: CfgNode, make_sample: Make):
     assert legacy.geometry.visible_pairs(frames).bev_mask.sum() > visible.sum()
 
 
-def test_legacy_switches_change_what_they_claim(tiny_cfg: CfgNode):
+def test_legacy_switches_change_the_documented_outputs(tiny_cfg: CfgNode):
     motion = torch.zeros(1, 18, dtype=torch.float64)
     motion[0, :2], motion[0, 16], motion[0, 17] = torch.tensor([3.0, 4.0]), 0.3, 10.0
 
@@ -308,7 +308,7 @@ def test_inheritable_parameters_are_the_models_own(tiny_cfg: CfgNode):
     assert all(id(parameter) in parameters for parameter in model.inheritable().values())
 
 
-def test_bgr_models_see_bgr(tiny_cfg: CfgNode, make_sample: Make):
+def test_bgr_models_get_bgr_pixels(tiny_cfg: CfgNode, make_sample: Make):
     samples = [make_sample(1)]
     rgb = build_model(tiny_cfg).preprocess(samples).current.images
     tiny_cfg.MODEL.PIXEL_FORMAT = "BGR"
@@ -370,7 +370,7 @@ def test_grid_queries_start_on_a_grid(tiny_cfg: CfgNode):
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_a_drawn_mask_is_applied_by_whoever_gets_it(tiny_cfg: CfgNode, make_sample: Make, enabled: bool):
+def test_teacher_applies_the_mask_drawn_for_the_student(tiny_cfg: CfgNode, make_sample: Make, enabled: bool):
     """A teacher reads the student's masked images, also where its own config has the mask off."""
     tiny_cfg.MODEL.GRID_MASK.PROB = 1.0
     student = build_model(tiny_cfg).train()

@@ -89,7 +89,7 @@ def test_threshold_relaxes_until_something_passes():
     assert decode(score_threshold=0.95)[0] == [0.9]
 
 
-def test_all_pass_where_all_scores_are_tiny():
+def test_all_boxes_pass_if_all_scores_are_tiny():
     logits, codes = torch.full((3, 2), -8.0), torch.zeros(3, 10)
     options = DecodeOptions(max_detections=5, score_threshold=0.3, post_center_range=RANGE)
     assert len(decode_detections(logits, codes, options)["scores"]) == 5

@@ -8,7 +8,7 @@ SHAPE = (2, 3)
 CELLS = 6
 
 
-def test_tokens_carry_their_cameras_and_levels_embedding():
+def test_tokens_have_the_embeddings_of_camera_and_level():
     encoder = BEVEncoder(
         embed_dim=4,
         num_layers=1,

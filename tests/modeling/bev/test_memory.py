@@ -24,7 +24,7 @@ def test_history_needs_the_same_scene_and_a_later_time():
     assert rows_with_history(None, ["a"], [1]) == [False]
 
 
-def test_rows_that_join_late_have_no_past_before():
+def test_samples_with_shorter_history_have_no_earlier_state():
     first = update_rows(None, state(("a", 1)), [1], batch_size=3)
     assert first.scene_tokens == ["", "a", ""]
     second = update_rows(first, state(("b", 4), ("a", 2)), [0, 1], batch_size=3)
@@ -34,7 +34,7 @@ def test_rows_that_join_late_have_no_past_before():
     assert select_rows(second, [1, 0]).timestamps == [2, 4]
 
 
-def test_memory_recalls_by_scene_and_forgets():
+def test_temporal_memory_is_kept_per_scene():
     memory = SceneMemory()
     memory.store(state(("a", 1), ("b", 2)))
     recalled = memory.recall(["b", "new", "a"])

@@ -26,7 +26,7 @@ def test_cells_are_row_major_with_y_down_the_rows():
     torch.testing.assert_close(points, torch.tensor(expected))
 
 
-def test_pillars_stand_in_metres():
+def test_pillar_points_are_in_metres():
     points = pillar_points((3, 4), PC_RANGE, 4, torch.device("cpu"))
     assert points.shape == (12, 4, 3)
     torch.testing.assert_close(points[0, :, 2], torch.tensor([-4.5, -4.5 + 7 / 3, -4.5 + 14 / 3, 2.5]))

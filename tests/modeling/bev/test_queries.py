@@ -38,7 +38,7 @@ def test_motion_is_zero_without_history():
 
 
 @pytest.mark.parametrize("yaw", [0.0, 90.0, 200.0])
-def test_driving_straight_shifts_forward_whatever_the_heading(yaw: float):
+def test_driving_straight_shifts_forward_for_any_heading(yaw: float):
     step = 5.0
     now = can_bus(step * math.cos(math.radians(yaw)), step * math.sin(math.radians(yaw)), yaw)
     shift = grid_shift(ego_motion(now, can_bus(0, 0, yaw), torch.tensor([True])), PC_RANGE)
@@ -51,7 +51,7 @@ def test_sliding_right_shifts_along_x():
     torch.testing.assert_close(shift[0], torch.tensor([5.0 / 102.4, 0.0], dtype=torch.float64))
 
 
-def test_shift_finds_a_standing_object():
+def test_shift_aligns_a_static_object():
     """An object at p now was, seen from the old pose, at p + shift."""
     ahead_before, step = 20.0, 4.0
     shift = grid_shift(ego_motion(can_bus(0, step, 90), can_bus(0, 0, 90), torch.tensor([True])), PC_RANGE)
@@ -59,8 +59,8 @@ def test_shift_finds_a_standing_object():
     assert ahead_now / 83.2 + float(shift[0, 1]) == pytest.approx(ahead_before / 83.2)
 
 
-def test_rotation_finds_a_standing_object():
-    """The ego turns left in place by 90 degrees: what was ahead is now on the right."""
+def test_rotation_aligns_a_static_object():
+    """The ego turns left in place by 90 degrees: an object ahead is then on the right."""
     shape = (5, 5)
     bev = torch.zeros(1, 25, 1)
     bev[0, 4 * 5 + 2] = 1  # straight ahead: last row, middle column

@@ -28,7 +28,7 @@ def _grid(targets: MonoTargets, shape: tuple[int, int], stride: int, ranges: tup
 
 
 def test_locations_nearer_than_one_and_a_half_strides_are_positive():
-    # Columns stand at 4, 12, 20, 28, 36: at 20, 12, 4, 4 and 12 px from the centre, and 12 px are too far.
+    # Columns are at 4, 12, 20, 28, 36: 20, 12, 4, 4 and 12 px from the centre, and 12 px are too far.
     targets = _targets([[24.0, 12.0]], [[10.0, 6.0, 30.0, 18.0]])
     assert _grid(targets, (3, 5), 8, (-1, 100)) == [[-1, -1, 0, 0, -1]] * 3
 

@@ -55,7 +55,7 @@ def test_more_or_fewer_classes_have_rows_in_their_own_order(classes: list[str]):
     check_prior_classes(cfg, "FCOS3D")
 
 
-def test_what_no_class_has_alone_has_no_order():
+def test_single_priors_are_independent_of_the_class_order():
     cfg = pgd()
     cfg.DATASETS.CLASSES = MOVED
     cfg.MODEL.FCOS3D.SIZE_PRIORS = []

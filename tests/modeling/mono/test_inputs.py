@@ -1,4 +1,4 @@
-"""Samples to batches: pixels, geometry and annotations, and what is refused."""
+"""Batches of samples: pixels, geometry and annotations, and the errors of bad samples."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def unknown_depth(sample: dict[str, Any]) -> None:
         (lambda s: s.update(image=s["image"].float()), ValueError, r"float32, expected uint8 \(3, H, W\)"),
     ],
 )
-def test_what_cannot_be_is_named(
+def test_invalid_values_are_named(
     spoil: Callable[[dict[str, Any]], Any], error: type[Exception], message: str
 ) -> None:
     samples = [make_image(0), make_image(7)]

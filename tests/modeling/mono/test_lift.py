@@ -1,4 +1,4 @@
-"""Yaws and boxes from the image plane: inverses of what the targets take apart."""
+"""Yaws and boxes from the image plane: the inverse of the targets."""
 
 from __future__ import annotations
 

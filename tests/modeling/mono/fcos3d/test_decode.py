@@ -75,7 +75,7 @@ def make_candidates(scores: list[list[float]], apart: float) -> Candidates:
     )
 
 
-def test_scores_multiply_what_there_is():
+def test_scores_are_products_of_the_available_factors():
     plain = make_outputs()
     expected = torch.cat(
         [
@@ -119,7 +119,7 @@ def test_2d_boxes_stay_in_the_image():
     sides = [torch.full((1, 4, *shape), 1.0) for shape in SHAPES]
     found = decode(make_outputs(boxes2d=sides), dataclasses.replace(OPTIONS, candidates_per_level=100))[0]
     assert found.boxes2d is not None
-    # The cell at the upper left stands at (4, 4): 8 px to every side, cut at the border.
+    # The location of the upper left cell is (4, 4): 8 px to each side, clipped at the border.
     assert found.boxes2d[0].tolist() == [0, 0, 12, 12]
     assert found.boxes2d[23].tolist() == [36, 20, 48, 32]
 

@@ -1,4 +1,4 @@
-"""FCOS3D and PGD: what they know, learn and find, and that images of a batch do not mix."""
+"""FCOS3D and PGD: knowledge, training, detections, and independence of the images of a batch."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_fcos3d_has_one_depth():
     assert torch.equal(knowledge.depth, knowledge.direct_depth)
 
 
-def test_detections_project_to_where_they_were_seen():
+def test_detections_project_to_their_locations():
     """Decoding inverts the whole calibration: centres come back to location minus offset, at the depth."""
     model, samples = make_model().eval(), [make_image(3)]
     model.decoding = type(model.decoding)(
@@ -188,7 +188,7 @@ def test_wrong_keys_are_named(key: str, value: Any, message: str):
         build_model(cfg)
 
 
-def test_random_windows_are_refused_since_every_image_teaches_depths():
+def test_random_windows_are_refused():
     cfg = small_cfg()
     cfg.INPUT.AFFINE.ENABLED = True
     with pytest.raises(ValueError, match=r"INPUT\.AFFINE\.PROB is 0\.3, expected 0: PGD learns depths"):

@@ -71,7 +71,7 @@ def test_recorded_numbers_are_met(shared_dir: Path):
 
 
 @pytest.mark.parametrize("kitti", [True, False])
-def test_what_equals_its_target_costs_nothing(kitti: bool):
+def test_perfect_predictions_have_zero_loss(kitti: bool):
     targets = _targets(kitti, [[scenes.NEAR], [scenes.FAR]])
     outputs = _perfect(targets, kitti)
     direct = torch.tensor(100.0)  # the fusion takes the direct depth
@@ -108,7 +108,7 @@ def test_terms_by_hand():
     assert losses["loss_velocity"].item() == pytest.approx(0.05 * (3 - 0.05), rel=1e-4)
 
 
-def test_uncertainty_scales_the_depth_loss_and_is_paid_for():
+def test_uncertainty_scales_the_depth_loss_and_is_penalised():
     targets = _targets(True, [[scenes.NEAR]])
     outputs = _perfect(targets, True)
     outputs.boxes = [level.clone() for level in outputs.boxes]
@@ -205,7 +205,7 @@ def test_without_positives_losses_are_zero_and_reach_every_output(kitti: bool):
     assert all(bool(gradient.isfinite().all()) for gradient in gradients.values())
 
 
-def test_infinite_outputs_at_background_do_no_harm_without_positives():
+def test_infinite_outputs_at_background_give_finite_losses_without_positives():
     outputs = scenes.random_outputs(1, kitti=True)
     outputs.boxes = [torch.full_like(level, math.inf) for level in outputs.boxes]
     losses = _criterion(True)(outputs, _targets(True, [[]]), FUSE)
@@ -313,7 +313,7 @@ def test_wrong_settings_are_refused(settings: dict, message: str):
         _criterion(True, **settings)
 
 
-def test_data_without_what_a_branch_learns_is_refused():
+def test_data_without_the_targets_of_a_branch_is_refused():
     outputs = scenes.random_outputs(1, kitti=False)
     without_attributes = scenes.annotations([[scenes.NEAR]], attributes=False)
     with pytest.raises(ValueError, match="attributes"):

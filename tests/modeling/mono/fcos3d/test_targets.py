@@ -20,7 +20,7 @@ def _wanted(targets: MonoTargets) -> DenseTargets:
 
 
 def _object_rows(targets: MonoTargets, wanted: DenseTargets) -> torch.Tensor:
-    """(P, 9) the annotated box that each positive stands for."""
+    """(P, 9) the annotated box of each positive location."""
     rows = [
         targets.boxes[image].tensor[targets.assigned[image, location]]
         for image, location in zip(wanted.images.tolist(), wanted.locations.tolist(), strict=True)

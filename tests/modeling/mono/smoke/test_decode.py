@@ -89,7 +89,7 @@ def test_a_neighbour_of_a_peak_is_no_detection_and_each_class_has_its_own():
     assert (uv / 4 - outputs.codes[0, 1:3, 5, [6, 7]].T).round().tolist() == [[6, 5], [7, 5]]
 
 
-def test_padding_shows_nothing():
+def test_no_detection_in_the_padding():
     outputs = maps(1)
     outputs.logits[0, 0, 3, 20] = 5.0
     assert len(found(outputs, [[64.0, 96.0]])[0]["scores"]) == 1

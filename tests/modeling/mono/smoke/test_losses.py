@@ -24,7 +24,7 @@ def losses_of(outputs: SmokeOutputs, targets: object, **weights: float) -> dict[
     return smoke_losses(outputs, objects, heatmap, targets.cam2img, CODER, SmokeLossWeights(**weights))
 
 
-def test_perfect_boxes_cost_nothing():
+def test_perfect_boxes_have_zero_loss():
     targets = annotations([[NEAR, FAR]], columns=7)
     for boxes, labels in zip(targets.boxes, targets.labels, strict=True):
         factors = torch.tensor([[1.1, 1.1, 0.9]])  # sizes that a code can say
@@ -38,7 +38,7 @@ def test_perfect_boxes_cost_nothing():
         assert losses[name] < 1e-2, name
 
 
-def test_every_part_of_a_code_is_taught():
+def test_every_part_of_a_box_code_gets_a_gradient():
     outputs = outputs_of(1)
     losses = losses_of(outputs, annotations([[NEAR, FAR]], columns=7))
     sum(losses.values()).backward()
@@ -48,7 +48,7 @@ def test_every_part_of_a_code_is_taught():
     assert outputs.logits.grad.abs().min() > 0
 
 
-def test_affine_augmented_images_teach_the_heat_map_alone():
+def test_affine_augmented_images_train_the_heat_map_only():
     targets = annotations([[NEAR], [LARGE, FAR]], columns=7)
     targets.affine_augmented[1] = True
     outputs = outputs_of(2)

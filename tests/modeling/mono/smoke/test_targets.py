@@ -25,7 +25,7 @@ def test_cells_are_those_of_the_projected_centres():
     assert torch.equal(objects.boxes.tensor, torch.cat([b.tensor for b in targets.boxes]))
 
 
-def test_an_object_whose_centre_is_outside_teaches_nothing():
+def test_an_object_with_its_centre_outside_gives_no_targets():
     targets = annotations([[OUTSIDE, NEAR]], columns=7)
     objects = objects_of(targets, 4)
     assert objects.indices.tolist() == [1]
@@ -72,7 +72,7 @@ def test_the_nearest_object_has_the_cell():
 
 
 @pytest.mark.parametrize("row", [0, 1])
-def test_images_do_not_mix(row: int):
+def test_images_of_a_batch_are_independent(row: int):
     images = [[NEAR, OUTSIDE, FAR], [LARGE]]
     both, alone = annotations(images, columns=7), annotations([images[row]], columns=7)
     assert torch.equal(heatmaps(both)[row], heatmaps(alone)[0])
