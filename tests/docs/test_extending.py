@@ -34,7 +34,7 @@ EXTRA = {
     "train": (*TRAINING, "SOLVER.WARMUP_ITERS", "1"),
     "eval": CPU,
     "visualize": CPU,
-    "analyze": ("--json", "counts.json", *CPU),
+    "analyze": ("--image-size", "96x32", "--json", "counts.json", *CPU),
     "import-weights": CPU,
 }
 # What a user would have downloaded: the weights of the page's detector in the layout of its importer.
