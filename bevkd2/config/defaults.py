@@ -185,7 +185,9 @@ def _add_distill(cfg: fvcore_config.CfgNode) -> None:
     # with the name that the Distiller replaces; no YAML file has to repeat it.
     cfg.DISTILL.STUDENT.META_ARCHITECTURE = ""
     teacher = cfg.DISTILL.TEACHER = CN()
-    teacher.CONFIG = ""  # the teacher's YAML, relative to the YAML that names it
+    teacher.CONFIG = (
+        ""  # the teacher's YAML, relative to the YAML that names it, or a shipped one (configs/...)
+    )
     teacher.WEIGHTS = ""  # its checkpoint, relative to the working directory; every key must match
     teacher.OPTS = []  # KEY VALUE overrides of the teacher's config
     teacher.RESOLVED = CN(new_allowed=True)  # filled by the set-up from CONFIG and OPTS, and dumped

@@ -10,11 +10,11 @@ from typing import Any
 import fvcore.common.config as fvcore_config
 import yaml
 
-from bevkd2.config.shipped import find_file
+from bevkd2.config.shipped import find_file, shipped_file
 from bevkd2.config.student import replaced_student
 
 BASE_KEY = "_BASE_"
-# Keys whose value is a path relative to the YAML file that names it, as _BASE_ is.
+# Keys whose value is a path relative to the YAML file that names it, as _BASE_ is; or of a shipped file.
 _RELATIVE_TO_FILE = (("DISTILL", "TEACHER", "CONFIG"),)
 _REMOVED: dict[str, str] = {}
 
@@ -34,6 +34,9 @@ class CfgNode(fvcore_config.CfgNode):
 
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
         """Merges a YAML file and, below it, the files that its ``_BASE_`` names.
+
+        A base is relative to the file that names it; one below ``configs/`` that is not there is looked for
+        among those that bevkd2 ships.
 
         Args:
             cfg_filename: path of the YAML file; one below ``configs/`` that is not in the working directory
@@ -93,10 +96,17 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         """Constructs a mapping.
 
         Raises:
-            yaml.constructor.ConstructorError: a key is there twice; names its line.
+            yaml.constructor.ConstructorError: a key is there twice, or is the end of a tuple; names its line.
         """
         seen = set()
         for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
+            if node.flow_style and str(key.value).endswith(")"):
+                raise yaml.constructor.ConstructorError(
+                    "in a mapping",
+                    node.start_mark,
+                    f"{key.value!r} ends a tuple: between braces, write [a, b] instead of (a, b)",
+                    key.start_mark,
+                )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     "in a mapping", node.start_mark, f"the key {key.value!r} is there twice", key.start_mark
@@ -144,8 +154,10 @@ def _merge_files(content: dict[str, Any], merged: dict[str, Any]) -> None:
 
 
 def _relative_to(path: Path, name: str) -> Path:
+    """Returns the file ``name`` beside the file ``path``, or else the shipped file of that name."""
     target = Path(name).expanduser()
-    return target if target.is_absolute() else path.parent / target
+    beside = path.parent / target  # target itself where it is absolute
+    return beside if beside.exists() else shipped_file(target) or beside
 
 
 def _resolve_path(content: dict[str, Any], keys: tuple[str, ...], path: Path) -> None:

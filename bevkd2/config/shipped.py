@@ -39,7 +39,16 @@ def find_file(path: str | Path) -> Path:
         ``path`` itself where neither exists, for the reader's own error.
     """
     path = Path(path)
-    if path.exists() or path.is_absolute() or path.parts[:1] not in [(name,) for name in FOLDERS]:
-        return path
+    return path if path.exists() else shipped_file(path) or path
+
+
+def shipped_file(path: Path) -> Path | None:
+    """Returns the shipped file that ``path`` names; None where it names none.
+
+    Args:
+        path: only a relative path below ``configs`` or ``assets`` can name one.
+    """
+    if path.is_absolute() or path.parts[:1] not in [(name,) for name in FOLDERS]:
+        return None
     shipped = shipped_folder(path.parts[0]).joinpath(*path.parts[1:])
-    return shipped if shipped.exists() else path
+    return shipped if shipped.exists() else None

@@ -3,6 +3,7 @@
 from bevkd2.data.format import (
     DATA_FORMAT_REGISTRY,
     DataFormat,
+    Mapper,
     data_format,
     dataset_root,
     load_dataset,
@@ -24,6 +25,7 @@ __all__ = [
     "DataFormat",
     "KittiFormat",
     "KittiIndex",
+    "Mapper",
     "MonoFormat",
     "MonoIndex",
     "MonoMapper",

@@ -68,6 +68,8 @@ def test_unknown_option_names_the_nearest_key() -> None:
         ("_BASE_: {base.yaml: 1}", r"_BASE_ is \{'base\.yaml': 1\}, expected a path"),
         ("_BASE_: [[base.yaml]]", r"_BASE_ is \[\['base\.yaml'\]\], expected a path"),
         ("SOLVER: {GAMMA: 0.3}\nSEED: 1\nSOLVER: {MAX_ITER: 5}", r"'SOLVER' is there twice\n.*line 3"),
+        ('DATASETS: {TRAIN: ("a",)}', r"'\)' ends a tuple: between braces, write \[a, b\]"),
+        ("SOLVER: {STEPS: (1, 2)}", r"'2\)' ends a tuple: between braces, write \[a, b\]"),
         ("SOLVER:\n  MAX_ITER: 5\n  MAX_ITER: 6", r"'MAX_ITER' is there twice\n.*line 3"),
         ("MODEL: [", r"is not plain YAML"),
     ],

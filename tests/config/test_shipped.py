@@ -27,6 +27,20 @@ def test_a_file_of_the_users_own_takes_precedence(elsewhere: Path):
     assert load_config("configs/demo/student.yaml").OUTPUT_DIR == "my_own"
 
 
+def test_a_config_elsewhere_names_shipped_ones(elsewhere: Path):
+    own = elsewhere / "package" / "distill.yaml"
+    own.parent.mkdir()
+    teacher = "DISTILL: {TEACHER: {CONFIG: configs/demo/teacher.yaml}}"
+    own.write_text(f"_BASE_: configs/demo/student.yaml\n{teacher}\nSEED: 5")
+    cfg = load_config(own)
+    assert cfg.SEED == 5 and cfg.MODEL.RESNETS.STEM_OUT_CHANNELS == 16
+    assert Path(cfg.DISTILL.TEACHER.CONFIG) == ROOT / "configs" / "demo" / "teacher.yaml"
+    beside = own.parent / "configs" / "demo" / "student.yaml"
+    beside.parent.mkdir(parents=True)
+    beside.write_text("OUTPUT_DIR: beside")
+    assert load_config(own).OUTPUT_DIR == "beside"
+
+
 @pytest.mark.parametrize("name", ["configs/no_such.yaml", "demo/student.yaml", "/configs/demo/student.yaml"])
 def test_other_paths_are_left_alone(name: str):
     assert find_file(name) == Path(name)

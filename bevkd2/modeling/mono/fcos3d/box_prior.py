@@ -81,5 +81,6 @@ def _check(key: str, priors: Sequence[Sequence[float]], numbers: int, counts: Se
     if len(priors) not in counts or any(len(row) != numbers for row in priors):
         raise ValueError(
             f"MODEL.FCOS3D.{key} has {len(priors)} rows of {sorted({len(row) for row in priors})} numbers, "
-            f"expected {' or '.join(map(str, counts))} rows of {numbers}, in the order of DATASETS.CLASSES"
+            f"expected {' or '.join(map(str, counts))} rows of {numbers}, in the order of DATASETS.CLASSES; "
+            "`bevkd2 compute-priors` computes them, [] means none"
         )
