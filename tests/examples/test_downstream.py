@@ -24,6 +24,8 @@ from tests.data.kitti_fixture import TRAIN, VAL
 from tests.docs.pages import PAGES, ROOT, blocks, commands
 from tests.examples.boxes_json import write_world
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = ROOT / "examples" / "downstream"
 PAGE = ROOT / "docs" / "extending.md"
 CONFIGS = "examples/downstream/configs"
