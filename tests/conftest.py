@@ -1,5 +1,6 @@
 """Fixtures that every package's tests share."""
 
+import fcntl
 import logging
 import os
 from collections.abc import Iterator
@@ -13,7 +14,17 @@ from hypothesis import settings
 settings.register_profile("bevkd2", deadline=None)
 settings.load_profile("bevkd2")
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+# Workers of pytest-xdist share the cores, so that each computes in one thread; so do the programs that they
+# start, which inherit the variable.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts files with a test that is marked slow first, where pytest-xdist hands out files in this order."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +60,12 @@ def emulated():
 
     if build.compiler() is None:
         pytest.skip("no C++ compiler (c++ or g++) to build the CUDA emulation with")
-    torch.ops.load_library(build.build(build.ROOT / "build" / "cuda_emulation"))
+    folder = build.ROOT / "build" / "cuda_emulation"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the first worker of pytest-xdist builds, the others wait
+        library = build.build(folder)
+    torch.ops.load_library(library)
     return torch.ops.bevkd2_emulated
 
 

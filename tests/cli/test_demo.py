@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import json
+import logging
 import math
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, TextIO
 
 import cv2
 import pytest
@@ -19,8 +23,11 @@ import yaml
 
 import bevkd2.modeling  # noqa: F401  (registers the models)
 from bevkd2.checkpoint import load_file, save_file
+from bevkd2.cli import console, demo_base
 from bevkd2.config import load_config
 from bevkd2.d2 import build_model
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 ITERATIONS, SEED = 3, 3
@@ -58,22 +65,52 @@ def demo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def run(name: str, folder: Path) -> Run:
-    """Runs a demo with an untrained teacher."""
+    """Runs a demo with an untrained teacher, the multi-view one as users run it.
+
+    The monocular one, which is the same code on other data, runs in this process, and so do the commands that
+    it starts: only the start of a process is left out.
+    """
     torch.manual_seed(0)
     teacher = folder / "teacher.safetensors"
     cfg = load_config(ROOT / "configs" / name / "teacher.yaml", ["MODEL.DEVICE", "cpu"])
     save_file(build_model(cfg).state_dict(), teacher)
     paths = {"--output": folder / "output", "--data": folder / "data", "--teacher": teacher}
-    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), "--workers", "1", "--seed", str(SEED)]
-    command += [str(word) for option in paths.items() for word in option]
-    command += [*SIZES[name], "--iterations", str(ITERATIONS)]
+    words = ["--workers", "1", "--seed", str(SEED), *SIZES[name], "--iterations", str(ITERATIONS)]
+    words += [str(word) for option in paths.items() for word in option]
+    printed = run_here(name, words) if name == "demo_mono" else run_script(name, words, folder)
+    output = folder / "output"
+    return Run(name, output, json.loads((output / "summary.json").read_text()), printed)
+
+
+def run_script(name: str, words: list[str], folder: Path) -> str:
+    """Runs the demo's script in a process of its own; returns what it printed."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *words]
     done = subprocess.run(
         command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    output = folder / "output"
-    return Run(name, output, json.loads((output / "summary.json").read_text()), done.stdout)
+    return done.stdout
+
+
+def run_here(name: str, words: list[str]) -> str:
+    """Runs the demo and its trainings in this process; returns what the demo printed."""
+    handlers = list(logging.getLogger().handlers)
+
+    def start(command: list[str], stdout: TextIO, env: dict[str, str], check: bool) -> SimpleNamespace:
+        assert command[:3] == [sys.executable, "-m", "bevkd2.cli"] and not check
+        with contextlib.redirect_stdout(stdout):
+            code = console.main(command[3:])
+        for handler in [h for h in logging.getLogger().handlers if h not in handlers]:
+            logging.getLogger().removeHandler(handler)  # of the training's own log
+            handler.close()
+        return SimpleNamespace(returncode=code)
+
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(demo_base, "subprocess", SimpleNamespace(run=start))
+        assert importlib.import_module(f"bevkd2.cli.{name}").main(words) == 0
+    return printed.getvalue()
 
 
 def test_summary_has_every_number(demo: Run) -> None:

@@ -112,7 +112,8 @@ def test_a_users_error_is_one_message(done: Done, folder: Path, name: str) -> No
 
 def test_an_error_in_several_processes_is_one_message(folder: Path) -> None:
     options = ["DATASETS.ROOT", str(folder / "world"), "SOLVER.OPTIMIZER", "LION", "OUTPUT_DIR", "several"]
-    process = start(folder, [TRAIN_NET, *STUDENT, "--num-gpus", "2", *CPU, *options])
+    words = [TRAIN_NET, *STUDENT, "--num-gpus", "2", "--dist-url", "auto", *CPU, *options]
+    process = start(folder, words)
     assert process.returncode == 1
     message = "SOLVER.OPTIMIZER: 'LION' is unknown"
     check(message, process.stdout, process.stderr, folder / "several")

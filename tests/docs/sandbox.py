@@ -8,7 +8,7 @@ What a command says is changed in these ways only:
 * a teacher's weights (``pgd_teacher.pth``) are made, random ones of the teacher that the config names, unless
   a command of the page wrote them; what ``tools/import_weights.py`` reads is made in the published layout,
   and what MODEL.BACKBONE.WEIGHTS names for a ResNet;
-* what ``make demo`` and ``make demo-mono`` leave behind is made where a page runs them or names it;
+* what ``make demo`` and ``make demo-mono`` leave behind is made where a command names it;
 * ``--num-gpus 8`` becomes ``--num-gpus 1``, and so with torchrun's ``--nproc-per-node``; torchrun takes a
   free port (``--standalone``);
 * scenes and frames are fewer, and options at the end make training short and models of the full size small.
@@ -70,13 +70,12 @@ ARGUMENTS = {
     "tools/analyze_distillation.py": ("--batches", "1"),
     "tools/kitti_eval.py": (),
     "benchmarks.bench_ms_deform_attn": ("--quick",),
-    "benchmarks.bench_train_step": ("--iterations", "1", "--warm-up", "1"),
     "benchmarks.bench_kitti_eval": ("--frames", "20", "--repeats", "1"),
     "benchmarks.nuscenes_mono_roundtrip": ("--scenes", "1"),
     "benchmarks.model_zoo": ("--only", "pgd/pgd_regnetx08_half_kitti"),
     "benchmarks.ablation_depth_guided": (
         *("--rows", "student", "--seeds", "0"),
-        *("--iterations", "30", "--jobs", "1"),
+        *("--iterations", "3", "--jobs", "1"),
     ),
 }
 FEWER = ("--train-scenes", "--val-scenes", "--train-frames", "--val-frames")

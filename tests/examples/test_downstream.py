@@ -23,6 +23,8 @@ from bevkd2.structures import CameraBoxes3D
 from tests.data.kitti_fixture import TRAIN, VAL
 from tests.docs.pages import ROOT, commands
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = ROOT / "examples" / "downstream"
 PAGE = ROOT / "docs" / "extending.md"
 CONFIGS = "examples/downstream/configs"

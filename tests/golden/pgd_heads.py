@@ -29,18 +29,20 @@ from tests.golden.pgd_case import (
     pgd_cases,
 )
 from tests.golden.report import FLOAT32_FLOOR, FLOAT32_RELATIVE, Differences, Row
+from tests.tolerance import float64_twin
 
+# Ours is computed in float64, so that it is the same on any machine. What differs is the rounding of the
+# recordings, which are in float32: the floor that each of them needs was measured.
 _RELATIVE = FLOAT32_RELATIVE
-# The recorded run's own rounding: against the same head in double it needs a floor of 8.9e-5 (the sums of
-# four to six convolutions cancel out), where ours in float32 needs 3.7e-5.
+# 8.9e-5: the sums of four to six convolutions cancel out.
 _MAP_FLOOR = 1e-4
-# Likewise of the maps in pixels, up to 128 times these numbers: 3.6e-4 in double, 6.5e-4 in float32.
+# Of the maps in pixels, up to 128 times these numbers: 3.6e-4.
 _PIXEL_FLOOR = 1e-3
-# Likewise of keypoints, 16 times that: 1.4e-3 in double, 2.0e-3 in float32.
+# Of keypoints, 16 times that: 1.4e-3.
 _KEYPOINT_FLOOR = 3e-3
-# Likewise of candidates' 2D boxes: 1.9e-4 in double, 3.3e-4 in float32 (pixels).
+# Of candidates' 2D boxes: 1.9e-4 (pixels).
 _BOX2D_FLOOR = 5e-4
-# Likewise of detections' corners: 3.4e-5 in double, 1.0e-5 in float32 (metres).
+# Of detections' corners: 3.4e-5 (metres).
 _CORNER_FLOOR = 5e-5
 # Kind of box parameter -> the floor in training, and in evaluation.
 _BOX_FLOORS = {
@@ -86,8 +88,12 @@ def compare(directory: Path) -> list[Row]:
     return [
         dataclasses.replace(row, quantity=f"{name}: {row.quantity}")
         for name, case in pgd_cases(directory).items()
-        for row in _compare(case, load_arrays(directory / "heads" / f"{name}_eval.npz"))
+        for row in _compare(case.double(), _double(load_arrays(directory / "heads" / f"{name}_eval.npz")))
     ]
+
+
+def _double(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.double() if value.is_floating_point() else value for key, value in arrays.items()}
 
 
 def published_maps(outputs: DenseOutputs, strides: Sequence[int], training: bool) -> dict[str, list[Tensor]]:
@@ -124,6 +130,7 @@ def published_maps(outputs: DenseOutputs, strides: Sequence[int], training: bool
 
 
 @torch.no_grad()
+@float64_twin()
 def _compare(case: PGDCase, golden: Mapping[str, Tensor]) -> list[Row]:
     skipped = _NUSCENES_ONLY if case.is_kitti else ()
     differences = Differences(_TOLERANCES, required=set(_TOLERANCES) - set(skipped))

@@ -113,7 +113,7 @@ def _compare(case: PGDCase) -> list[Row]:
         _compare_losses(differences, case, scenario, targets)
     targets = case.targets(case.detailed)
     _compare_positives(differences, case, targets)
-    _compare_head(differences, case, targets)
+    _compare_head(differences, case)
     return differences.rows()
 
 
@@ -246,8 +246,15 @@ def _compare_gradients(
     differences.add_close("gradient of fuse_lambda", fuse_lambda.grad, golden, _GRADIENT_FLOOR)
 
 
-def _compare_head(differences: Differences, case: PGDCase, targets: MonoTargets) -> None:
-    """Gradients through the whole head, in float64; recorded for the first set of code weights."""
+def head_gradients(case: PGDCase) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Returns the gradients through the whole head, in float64, for the first set of code weights.
+
+    Args:
+        case: of which the recorded targets, losses and gradients are not read.
+
+    Returns:
+        The gradients of the head's parameters by published name, and of its features by level.
+    """
     with float64_twin():
         twin = case.double()
         head, features = twin.head(), _leaves(twin.features())
@@ -255,18 +262,23 @@ def _compare_head(differences: Differences, case: PGDCase, targets: MonoTargets)
         losses = twin.criterion(case.code_weights[0])(head(features), targets, head.fuse_lambda)
         torch.stack(list(losses.values())).sum().backward()
     ours = to_published({f"head.{name}": weight.grad for name, weight in head.named_parameters()})
+    return ours, [feature.grad for feature in features if feature.grad is not None]
+
+
+def _compare_head(differences: Differences, case: PGDCase) -> None:
+    ours, of_features = head_gradients(case)
     recorded = {key for key in case.train if key.startswith(f"{case.detailed}/param_grad_l2/")}
     if recorded != {f"{case.detailed}/param_grad_l2/{key.removeprefix('bbox_head.')}" for key in ours}:
         raise KeyError(f"gradients of {len(recorded)} parameters are recorded, the head has {len(ours)}")
     for key, gradient in ours.items():
         _compare_parameter(differences, case, key.removeprefix("bbox_head."), gradient)
-    for level, feature in enumerate(features):
-        assert feature.grad is not None
+    assert len(of_features) == len(case.strides)
+    for level, gradient in enumerate(of_features):
         length = case.train[f"{case.detailed}/feat_grad_l2/{level}"]
-        differences.add_close("gradients of features, lengths", feature.grad.norm(), length, _FLOOR)
+        differences.add_close("gradients of features, lengths", gradient.norm(), length, _FLOOR)
         if level >= 2:  # the coarser levels are recorded in full
             golden = case.train[f"{case.detailed}/feat_grad/{level}"]
-            differences.add_close("gradients of features", feature.grad, golden, _FLOOR)
+            differences.add_close("gradients of features", gradient, golden, _FLOOR)
 
 
 def _compare_parameter(differences: Differences, case: PGDCase, name: str, gradient: Tensor) -> None:

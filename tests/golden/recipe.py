@@ -15,6 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# A tag that no file names is a letter and a number below this.
+NUMBERS = 1000
+
 
 def listed_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a published state dict, recorded as lines ``key<TAB>shape<TAB>...``."""
@@ -26,7 +29,7 @@ def recorded_tag(path: Path, images: Tensor) -> str:
     """Finds which set of weights a recording is of: its input follows the recipe, too.
 
     The tag itself is not recorded. It is looked for among the words of the file's name and those in
-    backticks in the README beside its folder, then among letters with a number up to 999.
+    backticks in the README beside its folder, then among letters with a number below ``NUMBERS``.
 
     Args:
         path: of the recording, <directory>/full_nets/<name>.npz.
@@ -40,7 +43,7 @@ def recorded_tag(path: Path, images: Tensor) -> str:
     """
     readme = path.parents[1] / "README.md"
     words = re.findall(r"`([^`\s]+)`", readme.read_text()) if readme.is_file() else []
-    numbered = (f"{letter}{number}" for number in range(1000) for letter in string.ascii_lowercase)
+    numbered = (f"{letter}{number}" for number in range(NUMBERS) for letter in string.ascii_lowercase)
     first = images.flatten()[:1]
     for tag in itertools.chain(path.stem.split("_"), words, numbered):
         if torch.equal(noise(tag, "input", [1]), first) and torch.equal(

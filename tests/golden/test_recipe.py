@@ -16,7 +16,8 @@ def test_the_tag_is_found_by_the_input(tmp_path: Path, tag: str) -> None:
     assert recipe.recorded_tag(tmp_path / "full_nets" / "smoke_of-the-file.npz", images) == tag
 
 
-def test_an_input_of_no_tag_is_refused(tmp_path: Path) -> None:
+def test_an_input_of_no_tag_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "NUMBERS", 3)
     images = recipe.noise("g1", "input", (1, 3, 4, 8))
     images[0, 2, 3, 7] += 1e-12
     with pytest.raises(ValueError, match="no tag makes its input"):

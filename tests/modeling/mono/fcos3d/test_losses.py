@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from bevkd2.modeling.mono.fcos3d.losses import DenseCriterion
 from bevkd2.modeling.mono.fcos3d.targets import dense_targets
 from bevkd2.modeling.mono.grid import flatten_levels
 from bevkd2.modeling.mono.inputs import MonoTargets
-from tests.golden import pgd_losses
 from tests.modeling.mono import scenes
 
 OFFSET = 0.7854
@@ -62,12 +60,6 @@ def _perfect(targets: MonoTargets, kitti: bool) -> DenseOutputs:
         keypoints=put(outputs.keypoints, wanted.keypoints(16.0)[0]) if kitti else None,
         uncertainty=put(outputs.uncertainty, torch.zeros(len(boxes), 1)) if kitti else None,
     )
-
-
-def test_recorded_numbers_are_met(shared_dir: Path):
-    rows = pgd_losses.compare(shared_dir / "golden" / "mono")
-    assert len(rows) > 30
-    assert not [row for row in rows if row.failed]
 
 
 @pytest.mark.parametrize("kitti", [True, False])
