@@ -197,6 +197,9 @@ def _add_distill(cfg: fvcore_config.CfgNode) -> None:
     teacher.OWN_INPUT = False
     teacher.EVALUATE = False  # score the teacher on DATASETS.TEST before training, and log it
     cfg.DISTILL.METHODS = []  # names in DISTILL_REGISTRY
+    # Further teachers: mappings with NAME, METHODS, the keys of TEACHER (CONFIG, WEIGHTS, ...) and, where a
+    # method has other settings with this teacher, SETTINGS: {<node>: {<key>: value}}
+    cfg.DISTILL.MORE_TEACHERS = []
     cfg.DISTILL.FACTOR = 0.01  # multiplies every method's WEIGHT (paper 1, Eq. 9)
     cfg.DISTILL.WARMUP = 0.0  # share of the iterations, at the beginning, over which FACTOR rises from 0
     cfg.DISTILL.DECAY = 0.0  # share of the iterations, at the end, over which FACTOR falls to 0

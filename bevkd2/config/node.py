@@ -135,6 +135,10 @@ def _load_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         _merge_files(_load_yaml(_relative_to(path, name), (*seen, path.resolve())), merged)
     for keys in _RELATIVE_TO_FILE:
         _resolve_path(content, keys, path)
+    distill = content.get("DISTILL")
+    teachers = distill.get("MORE_TEACHERS") if isinstance(distill, dict) else None
+    for entry in teachers if isinstance(teachers, list) else ():
+        _resolve_path(entry, ("CONFIG",), path)
     _merge_files(content, merged)
     return merged
 

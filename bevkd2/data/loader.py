@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ from bevkd2.d2 import DatasetCatalog, MetadataCatalog, comm
 from bevkd2.data.format import Mapper, data_format
 from bevkd2.data.image_cache import ImageCache
 from bevkd2.data.samplers import SceneSampler, TrainingSampler
-from bevkd2.distill import TEACHER_KEY, is_distillation, teacher_config
+from bevkd2.distill import is_distillation, teacher_config
+from bevkd2.distill.config import more_distillations, teacher_key
 
 
 class MappedDataset(Dataset[dict[str, Any]]):
@@ -31,7 +32,7 @@ class MappedDataset(Dataset[dict[str, Any]]):
         class_names: Sequence[str],
         seed: int,
         cache_images: bool,
-        teacher_mapper: Mapper | None = None,
+        teacher_mappers: Mapping[str, Mapper] | None = None,
     ) -> None:
         """Combines index and mapper.
 
@@ -41,12 +42,12 @@ class MappedDataset(Dataset[dict[str, Any]]):
             class_names: in the order of the labels.
             seed: of the augmentation.
             cache_images: keep decoded, resized images in memory.
-            teacher_mapper: makes the sample that the teacher gets, with the same random numbers, as the
-                sample's ``TEACHER_KEY``; None: the teacher gets the student's.
+            teacher_mappers: make the samples that teachers get instead, with the same random numbers, by the
+                sample's key for them; None: all get the student's.
         """
         self.index, self.mapper, self._seed = index, mapper, seed
         self.class_names = tuple(class_names)
-        self._mappers = {"": mapper} | ({TEACHER_KEY: teacher_mapper} if teacher_mapper else {})
+        self._mappers = {"": mapper, **(teacher_mappers or {})}
         self._caches = {
             name: ImageCache([m.cached_shape(index, i) for i in range(len(index))]) if cache_images else None
             for name, m in self._mappers.items()
@@ -96,7 +97,7 @@ def build_train_loader(cfg: Any, start_iter: int = 0) -> DataLoader[dict[str, An
         class_names=MetadataCatalog.get(names[0]).thing_classes,
         seed=seed,
         cache_images=cfg.DATALOADER.CACHE_IMAGES,
-        teacher_mapper=_teacher_mapper(cfg),
+        teacher_mappers=_teacher_mappers(cfg),
     )
     sampler = TrainingSampler(len(index), seed, comm.get_rank(), world_size, start_iter * total)
     return _loader(dataset, sampler, total // world_size, cfg.DATALOADER.NUM_WORKERS)
@@ -126,11 +127,15 @@ def build_test_loader(cfg: Any, split: str) -> DataLoader[dict[str, Any]]:
     return _loader(dataset, sampler, 1, cfg.DATALOADER.NUM_WORKERS)
 
 
-def _teacher_mapper(cfg: Any) -> Mapper | None:
-    """Returns the mapper of the teacher's own samples, where DISTILL.TEACHER.OWN_INPUT asks for them."""
-    if not (is_distillation(cfg) and cfg.DISTILL.TEACHER.OWN_INPUT):
-        return None
-    return data_format(cfg).mapper(teacher_config(cfg), is_train=True)
+def _teacher_mappers(cfg: Any) -> dict[str, Mapper]:
+    """Returns mappers of the samples of those teachers whose OWN_INPUT asks for them, by the sample's key."""
+    if not is_distillation(cfg):
+        return {}
+    return {
+        teacher_key(name): data_format(cfg).mapper(teacher_config(one), is_train=True)
+        for name, one in {"": cfg, **more_distillations(cfg)}.items()
+        if one.DISTILL.TEACHER.OWN_INPUT
+    }
 
 
 def _loader(

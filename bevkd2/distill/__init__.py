@@ -7,7 +7,7 @@ from bevkd2.distill.config import (
     student_config,
     teacher_config,
 )
-from bevkd2.distill.distiller import Distiller, build_teacher
+from bevkd2.distill.distiller import Distiller, Teaching, build_teacher
 from bevkd2.distill.gradients import gradient_norms, trained_parts
 from bevkd2.distill.inherit import inherit, verify_inherited
 from bevkd2.distill.masks import draw_content, draw_masks
@@ -25,6 +25,7 @@ __all__ = [
     "FeatureSource",
     "Progress",
     "Schedule",
+    "Teaching",
     "build_teacher",
     "draw_content",
     "draw_masks",

@@ -5,6 +5,7 @@ The teacher's YAML file is read once and embedded, so that a dumped config needs
 
 from __future__ import annotations
 
+import yaml
 from fvcore.common.config import CfgNode as FvcoreNode
 
 from bevkd2.config import CfgNode, get_cfg, read_config, stored_classes
@@ -62,8 +63,8 @@ def student_config(cfg: FvcoreNode) -> CfgNode:
 def resolve_teacher(cfg: FvcoreNode) -> None:
     """Reads ``DISTILL.TEACHER.CONFIG`` with its ``OPTS`` and embeds the result in ``cfg``.
 
-    The result goes to ``DISTILL.TEACHER.RESOLVED``, and CONFIG is emptied. A config that was dumped so, and
-    names no CONFIG, is left as it is.
+    So with every entry of ``DISTILL.MORE_TEACHERS``. The result goes to ``DISTILL.TEACHER.RESOLVED``, and
+    CONFIG is emptied. A config that was dumped so, and names no CONFIG, is left as it is.
 
     Args:
         cfg: a distillation's config, not frozen.
@@ -71,6 +72,16 @@ def resolve_teacher(cfg: FvcoreNode) -> None:
     Raises:
         ValueError: teacher and student would need different inputs, or no teacher is named.
     """
+    _resolve(cfg)
+    more = [dict(entry) for entry in cfg.DISTILL.MORE_TEACHERS]
+    for entry, one in zip(more, more_distillations(cfg).values(), strict=True):
+        _resolve(one)
+        entry |= {"CONFIG": "", "OPTS": [], "RESOLVED": yaml.safe_load(one.DISTILL.TEACHER.RESOLVED.dump())}
+    cfg.DISTILL.MORE_TEACHERS = more
+
+
+def _resolve(cfg: FvcoreNode) -> None:
+    """Resolves ``cfg.DISTILL.TEACHER``, and compares it with the student."""
     node = cfg.DISTILL.TEACHER
     if node.CONFIG:
         teacher = read_config(node.CONFIG, node.OPTS)  # the device is the student's
@@ -99,6 +110,47 @@ def resolve_teacher(cfg: FvcoreNode) -> None:
             f"{', '.join(students)}; a label is an index into this list, so both need the "
             "same names in the same order"
         )
+
+
+def more_distillations(cfg: FvcoreNode) -> dict[str, CfgNode]:
+    """Returns, for each of DISTILL.MORE_TEACHERS, the config of the distillation from that teacher alone.
+
+    Args:
+        cfg: a distillation's config; not changed.
+
+    Returns:
+        By the teacher's name: ``cfg`` whose DISTILL.TEACHER, METHODS and settings of methods are those of the
+        entry.
+
+    Raises:
+        ValueError: an entry that is no mapping, lacks NAME or METHODS, or repeats a name.
+        KeyError: an entry with an unknown key.
+    """
+    found: dict[str, CfgNode] = {}
+    for number, entry in enumerate(cfg.DISTILL.MORE_TEACHERS):
+        where = f"DISTILL.MORE_TEACHERS[{number}]"
+        if not isinstance(entry, dict) or not entry.get("NAME") or not entry.get("METHODS"):
+            raise ValueError(
+                f"{where} is {entry!r}, expected a mapping with NAME (a word), METHODS (a list), CONFIG and "
+                "WEIGHTS, and what else DISTILL.TEACHER has"
+            )
+        name = str(entry["NAME"])
+        if name in found or not name.isidentifier():
+            raise ValueError(f"{where}.NAME is {name!r}, expected a word that no other teacher has")
+        one: CfgNode = cfg.clone()
+        one.defrost()
+        one.DISTILL.MORE_TEACHERS, one.DISTILL.METHODS = [], []
+        one.DISTILL.TEACHER = get_cfg().DISTILL.TEACHER
+        teacher = {key: value for key, value in entry.items() if key not in ("NAME", "METHODS", "SETTINGS")}
+        own = {"METHODS": entry["METHODS"], "TEACHER": teacher, **entry.get("SETTINGS", {})}
+        one.merge_from_other_cfg(CfgNode({"DISTILL": own}), where)
+        found[name] = one
+    return found
+
+
+def teacher_key(name: str) -> str:
+    """Returns the key under which a sample holds a teacher's own; the first teacher's name is empty."""
+    return f"{TEACHER_KEY}_{name}" if name else TEACHER_KEY
 
 
 def teacher_config(cfg: FvcoreNode) -> CfgNode:

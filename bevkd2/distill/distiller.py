@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from bevkd2.checkpoint import check_classes, load_file, load_strict
 from bevkd2.checkpoint.io import model_state
 from bevkd2.config import find_file, stored_classes
 from bevkd2.d2 import META_ARCH_REGISTRY, configurable
-from bevkd2.distill.config import TEACHER_KEY, student_config, teacher_config
+from bevkd2.distill.config import more_distillations, student_config, teacher_config, teacher_key
 from bevkd2.distill.gradients import reaches
 from bevkd2.distill.inherit import INIT_KEY, check_together, inherit, verify_inherited
 from bevkd2.distill.methods import DISTILL_REGISTRY, DistillMethod
@@ -24,6 +25,27 @@ from bevkd2.modeling.detector import Detector
 from bevkd2.modeling.knowledge import Knowledge
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Teaching:
+    """A teacher, and the methods by which the student learns from it."""
+
+    teacher: Detector[Any, Any, Any]
+    """Its weights loaded."""
+    methods: Mapping[str, DistillMethod[Any]]
+    """By name."""
+    weights: Mapping[str, float]
+    """Of each method."""
+    schedules: Mapping[str, Schedule] = dataclasses.field(default_factory=dict)
+    """Of the weights, by method; 1 throughout for a method without one."""
+    dtype: torch.dtype = torch.float32
+    """Autocast type of the teacher's forward pass; float32 switches autocast off."""
+
+    @property
+    def wants(self) -> frozenset[str]:
+        """Returns the fields of the knowledge that the methods require."""
+        return frozenset[str]().union(*(method.requires for method in self.methods.values()))
 
 
 @META_ARCH_REGISTRY.register()
@@ -41,6 +63,8 @@ class Distiller(nn.Module):
     and no DDP bucket; it is in eval mode and without gradient whether ``.train()`` is called or not. In eval
     mode the Distiller returns the student's detections.
 
+    There may be several teachers, each with its methods. The first is the one whose parameters are inherited.
+
     A subclass that is registered in ``META_ARCH_REGISTRY`` is a distillation as this class is.
 
     Args:
@@ -55,6 +79,7 @@ class Distiller(nn.Module):
         share_augmentation: the student's own augmentation, such as its GridMask, is the teacher's too.
         inherit_mode, inherit_params, inherit_resize: see :func:`bevkd2.distill.inherit.inherit`.
         inherit_init: prefixes of the student's parameters that start as the teacher's and are trained.
+        more_teachers: further teachers by name; their methods and losses are named ``<teacher>_<name>``.
 
     Raises:
         ValueError: a method on a detector whose knowledge it cannot read, or parameters that cannot be
@@ -78,36 +103,40 @@ class Distiller(nn.Module):
         inherit_params: Sequence[str] = (),
         inherit_resize: str = "",
         inherit_init: Sequence[str] = (),
+        more_teachers: Mapping[str, Teaching] | None = None,
     ) -> None:
         super().__init__()
         self.student: Detector[Any, Any, Any] = student
-        self.methods = nn.ModuleDict(methods)
-        self.weights, self.schedules = dict(weights), dict(schedules or {})
+        first = Teaching(teacher, methods, weights, schedules or {}, teacher_dtype)
+        # Not modules: teachers are in no state dict, optimizer or DDP bucket.
+        self._teachings = {"": first, **(more_teachers or {})}
+        self.methods, self.weights, self.schedules = (
+            nn.ModuleDict(),
+            dict[str, float](),
+            dict[str, Schedule](),
+        )
+        for prefix, teaching in self._teachings.items():
+            self._add(prefix, teaching)
+        self.wants = frozenset[str]().union(*(teaching.wants for teaching in self._teachings.values()))
         self.factor, self.factor_schedule = factor, factor_schedule
         self.progress = Progress()
-        self.teacher_dtype = teacher_dtype
         self.share_augmentation = share_augmentation
         self.inherit_mode = inherit_mode
         self.inherit_resize = inherit_resize
-        self._unregistered = (teacher.requires_grad_(False).eval(),)
-        self.wants = frozenset[str]().union(*(method.requires for method in methods.values()))
         self._values_to_log: dict[str, Tensor] = {}
         self.look_for_unreached, self._unreached = False, list[str]()
         kept = inherit(student, teacher, inherit_params, inherit_mode, inherit_resize)
         started = inherit(student, teacher, inherit_init, "init", inherit_resize, INIT_KEY)
         _check_inherited(student, kept, started, [*inherit_params, *inherit_init])
         self.inherited = tuple(kept)
-        for method in methods.values():
-            method.attach(student, teacher)
+        for teaching in self._teachings.values():
+            for method in teaching.methods.values():
+                method.attach(student, teaching.teacher)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Builds student, teacher (loaded, every key matched) and methods from a config."""
         node = cfg.DISTILL
-        if node.TEACHER.DTYPE not in _DTYPES:
-            raise ValueError(
-                f"DISTILL.TEACHER.DTYPE: {node.TEACHER.DTYPE!r} is not one of {', '.join(_DTYPES)}"
-            )
         for key, used in (
             ("MODE init", node.INHERIT.MODE == "init"),
             ("INIT_PARAMS", node.INHERIT.INIT_PARAMS),
@@ -117,21 +146,20 @@ class Distiller(nn.Module):
                     f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} would overwrite what DISTILL.INHERIT.{key} takes "
                     "from the teacher; leave one of them out"
                 )
-        methods = {name: DISTILL_REGISTRY.get(name) for name in node.METHODS}
-        student, teacher = _build(student_config(cfg)), build_teacher(cfg)
-        shapes = student.feature_shapes(), teacher.feature_shapes()
+        student = _build(student_config(cfg))
+        first = _build_teaching(cfg, student)
         return {
             "student": student,
-            "teacher": teacher,
-            "methods": {name: method(node[method.node], *shapes) for name, method in methods.items()},
-            "weights": {name: node[method.node].WEIGHT for name, method in methods.items()},
-            "schedules": {
-                name: Schedule(node[m.node].WARMUP, node[m.node].DECAY, f"DISTILL.{m.node}")
-                for name, m in methods.items()
-            },
+            "teacher": first.teacher,
+            "methods": first.methods,
+            "weights": first.weights,
+            "schedules": first.schedules,
             "factor": node.FACTOR,
             "factor_schedule": Schedule(node.WARMUP, node.DECAY),
-            "teacher_dtype": _DTYPES[node.TEACHER.DTYPE],
+            "teacher_dtype": first.dtype,
+            "more_teachers": {
+                name: _build_teaching(one, student) for name, one in more_distillations(cfg).items()
+            },
             "share_augmentation": node.SHARE_AUGMENTATION,
             "inherit_mode": node.INHERIT.MODE,
             "inherit_params": node.INHERIT.PARAMS,
@@ -142,6 +170,16 @@ class Distiller(nn.Module):
     def _named_methods(self) -> Iterator[tuple[str, DistillMethod[Any]]]:
         for name, method in self.methods.items():
             yield name, cast("DistillMethod[Any]", method)
+
+    def _add(self, prefix: str, teaching: Teaching) -> None:
+        """Takes over the methods of a teacher, which is frozen."""
+        teaching.teacher.requires_grad_(False).eval()
+        for name, method in teaching.methods.items():
+            unique = _prefixed(prefix, name)
+            self.methods[unique] = method
+            self.weights[unique] = teaching.weights[name]
+            if name in teaching.schedules:
+                self.schedules[unique] = teaching.schedules[name]
 
     def set_progress(self, iteration: int, max_iter: int) -> None:
         """Tells the schedules and the methods which iteration comes next; the trainer calls it.
@@ -156,8 +194,13 @@ class Distiller(nn.Module):
 
     @property
     def teacher(self) -> Detector[Any, Any, Any]:
-        """Returns the frozen teacher."""
-        return self._unregistered[0]
+        """Returns the frozen teacher, the first where there are several."""
+        return self._teachings[""].teacher
+
+    @property
+    def teachers(self) -> list[Detector[Any, Any, Any]]:
+        """Returns all frozen teachers."""
+        return [teaching.teacher for teaching in self._teachings.values()]
 
     @property
     def device(self) -> torch.device:
@@ -172,24 +215,38 @@ class Distiller(nn.Module):
         """
         if not self.training:
             return self.student(batched_inputs)
-        self.teacher.eval()
         samples = self.student.augment(batched_inputs)
-        with torch.no_grad(), self._teacher_autocast():
-            inputs = self.teacher.preprocess(self._teacher_samples(batched_inputs, samples))
-            knowledge_t = self.teacher.extract_only(inputs, self.wants)
+        taught = {
+            name: self._run_teacher(name, teaching, batched_inputs, samples)
+            for name, teaching in self._teachings.items()
+        }
         inputs = self.student.preprocess(samples)
-        knowledge_s = self.student.extract(inputs, self.wants)
+        knowledge = self.student.extract(inputs, self.wants)
         targets = self.student.targets(samples, inputs)
-        losses = dict(self.student.losses(knowledge_s, targets))
-        return losses | self._distill(knowledge_s, knowledge_t, targets)
+        losses = dict(self.student.losses(knowledge, targets))
+        return losses | self._distill(knowledge, taught, targets)
+
+    def _run_teacher(
+        self,
+        name: str,
+        teaching: Teaching,
+        batched_inputs: Sequence[Mapping[str, Any]],
+        augmented: Sequence[Mapping[str, Any]],
+    ) -> Knowledge:
+        teacher, mixed = teaching.teacher.eval(), teaching.dtype != torch.float32
+        autocast = torch.autocast(self.device.type, dtype=teaching.dtype if mixed else None, enabled=mixed)
+        with torch.no_grad(), autocast:
+            samples = self._teacher_samples(teacher_key(name), batched_inputs, augmented)
+            knowledge: Knowledge = teacher.extract_only(teacher.preprocess(samples), teaching.wants)
+        return knowledge
 
     def _teacher_samples(
-        self, batched_inputs: Sequence[Mapping[str, Any]], augmented: Sequence[Mapping[str, Any]]
+        self, key: str, batched_inputs: Sequence[Mapping[str, Any]], augmented: Sequence[Mapping[str, Any]]
     ) -> list[Mapping[str, Any]]:
         """Returns the teacher's own samples where there are any, with the student's augmentation."""
         samples = []
         for plain, sample in zip(batched_inputs, augmented, strict=True):
-            own = plain.get(TEACHER_KEY)
+            own = plain.get(key)
             if own is None:
                 own = sample if self.share_augmentation else plain
             elif self.share_augmentation:
@@ -197,12 +254,16 @@ class Distiller(nn.Module):
             samples.append(own)
         return samples
 
-    def _distill(self, student: Knowledge, teacher: Knowledge, targets: Any) -> dict[str, Tensor]:
+    def _distill(
+        self, student: Knowledge, taught: Mapping[str, Knowledge], targets: Any
+    ) -> dict[str, Tensor]:
         """Returns the weighted losses of all methods, and keeps the unweighted values for the log."""
         self._values_to_log = {}
         weighted: dict[str, Tensor] = {}
         factor = self.factor * self.factor_schedule.factor(self.progress)
-        for name, method in self._named_methods():
+        for prefix, kind in ((p, n) for p, teaching in self._teachings.items() for n in teaching.methods):
+            name, teacher = _prefixed(prefix, kind), taught[prefix]
+            method = cast("DistillMethod[Any]", self.methods[name])
             _check_filled(name, method, "student", student)
             _check_filled(name, method, "teacher", teacher)
             losses = method(student, teacher, targets)
@@ -211,7 +272,7 @@ class Distiller(nn.Module):
                 weight *= self.schedules[name].factor(self.progress)
             if isinstance(losses, Tensor):
                 losses = {method.node.lower(): losses}
-            for key, loss in losses.items():
+            for key, loss in ((_prefixed(prefix, key), loss) for key, loss in losses.items()):
                 if f"loss_distill_{key}" in weighted:
                     raise ValueError(
                         f"DISTILL.METHODS: {name} returns a loss {key!r}, which another method has "
@@ -241,11 +302,6 @@ class Distiller(nn.Module):
         values, self._values_to_log = self._values_to_log, {}
         return values
 
-    def _teacher_autocast(self) -> torch.autocast:
-        enabled = self.teacher_dtype != torch.float32
-        dtype = self.teacher_dtype if enabled else None
-        return torch.autocast(self.device.type, dtype=dtype, enabled=enabled)
-
     def verify_inherited(self) -> None:
         """Checks that frozen, inherited parameters equal the teacher's; raises RuntimeError where not."""
         if self.inherit_mode == "freeze":
@@ -256,9 +312,34 @@ class Distiller(nn.Module):
         return {"model": self.student, "distill": self.methods}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
-        self.teacher._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for teacher in self.teachers:
+            teacher._apply(fn, recurse)  # type: ignore[no-untyped-call]
         moved: Distiller = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return moved
+
+
+def _build_teaching(cfg: CfgNode, student: Detector[Any, Any, Any]) -> Teaching:
+    """Builds the teacher that ``cfg.DISTILL.TEACHER`` names, and the methods of ``cfg.DISTILL.METHODS``."""
+    node = cfg.DISTILL
+    if node.TEACHER.DTYPE not in _DTYPES:
+        raise ValueError(f"DISTILL.TEACHER.DTYPE: {node.TEACHER.DTYPE!r} is not one of {', '.join(_DTYPES)}")
+    classes = {name: DISTILL_REGISTRY.get(name) for name in node.METHODS}
+    teacher = build_teacher(cfg)
+    shapes = student.feature_shapes(), teacher.feature_shapes()
+    return Teaching(
+        teacher=teacher,
+        methods={name: method(node[method.node], *shapes) for name, method in classes.items()},
+        weights={name: node[method.node].WEIGHT for name, method in classes.items()},
+        schedules={
+            name: Schedule(node[method.node].WARMUP, node[method.node].DECAY, f"DISTILL.{method.node}")
+            for name, method in classes.items()
+        },
+        dtype=_DTYPES[node.TEACHER.DTYPE],
+    )
+
+
+def _prefixed(teacher: str, name: str) -> str:
+    return f"{teacher}_{name}" if teacher else name
 
 
 def build_teacher(cfg: CfgNode) -> Detector[Any, Any, Any]:
