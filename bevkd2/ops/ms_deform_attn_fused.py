@@ -1,6 +1,6 @@
 """Multi-scale deformable attention from reference points, offsets and logits: the softmax is inside."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from .arguments import (
     to_coordinates,
     warn_of_16_bits,
 )
-from .gradients import gradient_like, refuse_double_backward
+from .ms_deform_attn_autograd import register_softmax_form
 
 _OP = "ms_deform_attn_fused"
 ReferenceMode = Literal["level", "pillar"]
@@ -113,88 +113,8 @@ def _check_references(references: Tensor, logits: Tensor, mode: str) -> None:
         )
 
 
-def _out_shape(value: Tensor, logits: Tensor, queues: int) -> tuple[int, int, int]:
+def _out_shape(value: Tensor, logits: Tensor, pillar: bool, queues: int) -> tuple[int, int, int]:
     return logits.shape[0] // queues, logits.shape[1], value.shape[2] * value.shape[3]
 
 
-@torch.library.register_fake("bevkd2::ms_deform_attn_fused")
-def _fake(
-    value: Tensor,
-    shapes: list[int],
-    references: Tensor,
-    offsets: Tensor,
-    logits: Tensor,
-    pillar: bool,
-    queues: int,
-    return_weights: bool,
-) -> tuple[Tensor, Tensor]:
-    out = value.new_empty(_out_shape(value, logits, queues))
-    return out, logits.new_empty(logits.shape if return_weights else (0,))
-
-
-@torch.library.register_fake("bevkd2::ms_deform_attn_fused_backward")
-def _fake_backward(
-    grad_out: Tensor,
-    grad_weights: Tensor | None,
-    value: Tensor,
-    shapes: list[int],
-    references: Tensor,
-    offsets: Tensor,
-    logits: Tensor,
-    pillar: bool,
-    queues: int,
-    need_value: bool,
-    need_references: bool,
-    need_offsets: bool,
-    need_logits: bool,
-    deterministic: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (
-        gradient_like(value, need_value),
-        gradient_like(references, need_references),
-        gradient_like(offsets, need_offsets),
-        gradient_like(logits, need_logits),
-    )
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    value, ctx.shapes, references, offsets, logits, ctx.pillar, ctx.queues, ctx.return_weights = inputs
-    ctx.save_for_backward(value, references, offsets, logits)
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, grad_out: Tensor | None, grad_weights: Tensor | None) -> tuple[Tensor | None, ...]:
-    value, references, offsets, logits = ctx.saved_tensors
-    need_value, _, need_references, need_offsets, need_logits, _, _, _ = ctx.needs_input_grad
-    if grad_out is None:  # only the weights were used
-        grad_out = value.new_zeros(_out_shape(value, logits, ctx.queues))
-    grads = torch.ops.bevkd2.ms_deform_attn_fused_backward(
-        grad_out,
-        grad_weights if ctx.return_weights else None,
-        value,
-        ctx.shapes,
-        references,
-        offsets,
-        logits,
-        ctx.pillar,
-        ctx.queues,
-        need_value,
-        need_references,
-        need_offsets,
-        need_logits,
-        torch.are_deterministic_algorithms_enabled(),
-    )
-    return (
-        grads[0] if need_value else None,
-        None,
-        grads[1] if need_references else None,
-        grads[2] if need_offsets else None,
-        grads[3] if need_logits else None,
-        None,
-        None,
-        None,
-    )
-
-
-torch.library.register_autograd("bevkd2::ms_deform_attn_fused", _backward, setup_context=_setup_context)
-refuse_double_backward("ms_deform_attn_fused_backward")
+register_softmax_form(_OP, _out_shape)

@@ -1,7 +1,5 @@
 """Multi-scale deformable attention over visible (camera, query) pairs: spatial cross-attention unpadded."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -15,7 +13,7 @@ from .arguments import (
     to_coordinates,
     warn_of_16_bits,
 )
-from .gradients import gradient_like, refuse_double_backward
+from .ms_deform_attn_autograd import register_softmax_form
 
 _OP = "ms_deform_attn_ragged"
 
@@ -93,84 +91,8 @@ def ms_deform_attn_ragged(
     return out, weights if return_weights else None
 
 
-@torch.library.register_fake("bevkd2::ms_deform_attn_ragged")
-def _fake(
-    value: Tensor,
-    shapes: list[int],
-    references: Tensor,
-    offsets: Tensor,
-    logits: Tensor,
-    row_splits: Tensor,
-    row_value: Tensor,
-    return_weights: bool,
-) -> tuple[Tensor, Tensor]:
-    out = value.new_empty(logits.shape[0], value.shape[2] * value.shape[3])
-    return out, logits.new_empty(logits.shape if return_weights else (0,))
+def _out_shape(value: Tensor, logits: Tensor, row_splits: Tensor, row_value: Tensor) -> tuple[int, int]:
+    return logits.shape[0], value.shape[2] * value.shape[3]
 
 
-@torch.library.register_fake("bevkd2::ms_deform_attn_ragged_backward")
-def _fake_backward(
-    grad_out: Tensor,
-    grad_weights: Tensor | None,
-    value: Tensor,
-    shapes: list[int],
-    references: Tensor,
-    offsets: Tensor,
-    logits: Tensor,
-    row_splits: Tensor,
-    row_value: Tensor,
-    need_value: bool,
-    need_references: bool,
-    need_offsets: bool,
-    need_logits: bool,
-    deterministic: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (
-        gradient_like(value, need_value),
-        gradient_like(references, need_references),
-        gradient_like(offsets, need_offsets),
-        gradient_like(logits, need_logits),
-    )
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    value, ctx.shapes, references, offsets, logits, row_splits, row_value, ctx.return_weights = inputs
-    ctx.save_for_backward(value, references, offsets, logits, row_splits, row_value)
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, grad_out: Tensor | None, grad_weights: Tensor | None) -> tuple[Tensor | None, ...]:
-    value, references, offsets, logits, row_splits, row_value = ctx.saved_tensors
-    need_value, _, need_references, need_offsets, need_logits, _, _, _ = ctx.needs_input_grad
-    if grad_out is None:  # only the weights were used
-        grad_out = value.new_zeros(logits.shape[0], value.shape[2] * value.shape[3])
-    grads = torch.ops.bevkd2.ms_deform_attn_ragged_backward(
-        grad_out,
-        grad_weights if ctx.return_weights else None,
-        value,
-        ctx.shapes,
-        references,
-        offsets,
-        logits,
-        row_splits,
-        row_value,
-        need_value,
-        need_references,
-        need_offsets,
-        need_logits,
-        torch.are_deterministic_algorithms_enabled(),
-    )
-    return (
-        grads[0] if need_value else None,
-        None,
-        grads[1] if need_references else None,
-        grads[2] if need_offsets else None,
-        grads[3] if need_logits else None,
-        None,
-        None,
-        None,
-    )
-
-
-torch.library.register_autograd("bevkd2::ms_deform_attn_ragged", _backward, setup_context=_setup_context)
-refuse_double_backward("ms_deform_attn_ragged_backward")
+register_softmax_form(_OP, _out_shape)

@@ -6,7 +6,7 @@ Arithmetic is in float32 (float64 where an input is), whatever autocast does; th
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -104,66 +104,104 @@ def depth_guidance(
     _check_depths(student_depth, teacher_depth, true_depth, max_depth, counted, frozen)
     if rho not in get_args(Rho):
         raise ValueError(f"depth_guidance: rho is {rho!r}; expected one of {get_args(Rho)}")
-    if teacher_depth is not None:
-        teacher_depth = teacher_depth.detach()
-    true_depth = true_depth.detach()
-    fixed = None if frozen is None else frozen.view(-1, *[1] * (true_depth.dim() - 1)).expand_as(true_depth)
-    if counted is None:
-        return _guidance(student_depth, teacher_depth, true_depth, fixed, max_depth, slope, offset, rho)
-    if counted.device.type == "cpu" and not torch.compiler.is_compiling():
-        # Few locations are counted. On CUDA gathering them would wait for the device.
-        at = counted.flatten().nonzero()[:, 0]
-        optional = (student_depth, teacher_depth, fixed)
-        student, teacher, fixed = (None if tensor is None else tensor.take(at) for tensor in optional)
-        weight = _guidance(student, teacher, true_depth.take(at), fixed, max_depth, slope, offset, rho)
-        return weight.new_ones(counted.numel()).index_copy_(0, at, weight).view(counted.shape)
-    if student_depth is not None and student_depth.requires_grad:
-        # The fill gives unused locations gradient 0, where the chain rule would give 0 * NaN.
-        student_depth = student_depth.masked_fill(~counted, 0)
-    weight = _guidance(student_depth, teacher_depth, true_depth, fixed, max_depth, slope, offset, rho)
-    return torch.where(counted, weight, 1)
+    gather = counted is not None and counted.device.type == "cpu" and not torch.compiler.is_compiling()
+    weight: Tensor = _Guidance.apply(
+        student_depth,
+        None if teacher_depth is None else teacher_depth.detach(),
+        true_depth.detach(),
+        max_depth.detach(),
+        counted,
+        frozen,
+        gather,
+        slope,
+        offset,
+        rho,
+    )
+    return weight
 
 
-def _guidance(
-    student_depth: Tensor | None,
-    teacher_depth: Tensor | None,
-    true_depth: Tensor,
-    fixed: Tensor | None,
-    max_depth: Tensor,
-    slope: float,
-    offset: float,
-    rho: Rho,
-) -> Tensor:
-    """Computes :func:`depth_guidance` at every location.
+class _Guidance(torch.autograd.Function):
+    """:func:`depth_guidance` with the student's gradient written by hand: few operations, few saved tensors.
 
-    Args:
-        student_depth: any shape, metres, or ``None``.
-        teacher_depth: the same shape, metres, or ``None``.
-        true_depth: the same shape, metres.
-        fixed: the same shape, bool: locations of frozen samples; or ``None``.
-        max_depth: scalar tensor, metres.
-        slope: of phi.
-        offset: of phi.
-        rho: see there.
-
-    Returns:
-        The shape of ``true_depth``, float32 (float64 where a depth is).
+    Few locations are counted. On the CPU only they are gathered and computed; on CUDA gathering them would
+    wait for the device, and compiled code would need dynamic shapes, so all locations are computed.
     """
 
-    def tau(depth: Tensor) -> Tensor:
-        return (widen(depth) / max_depth.to(widen(depth).dtype)).clamp(0, 1)
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student: Tensor | None,
+        teacher: Tensor | None,
+        true: Tensor,
+        max_depth: Tensor,
+        counted: Tensor | None,
+        frozen: Tensor | None,
+        gather: bool,
+        slope: float,
+        offset: float,
+        rho: Rho,
+    ) -> Tensor:
+        at = fixed = None
+        if gather and counted is not None:
+            at = counted.flatten().nonzero()[:, 0]
+            student = None if student is None else student.take(at)
+            teacher = None if teacher is None else teacher.take(at)
+            true = true.take(at)
+            fixed = None if frozen is None else frozen.take(at // max(1, counted.shape[1:].numel()))
+        elif frozen is not None:
+            fixed = frozen.view(-1, *[1] * (true.dim() - 1)).expand_as(true)
+        factor = _rho(true, max_depth, rho)
+        if student is None or teacher is None:
+            weight = torch.ones_like(widen(true)) if factor is None else factor
+        else:
+            share = _share(student, max_depth)
+            limited = share.clamp(0, 1)
+            gap = limited - _share(teacher, max_depth).clamp(0, 1)
+            weight = slope * gap.abs() + offset
+            if fixed is not None:
+                weight = torch.where(fixed, offset, weight)
+            if factor is not None:
+                weight = weight * factor
+            if ctx.needs_input_grad[0]:
+                # The derivative of |gap| by the limited depth; 0 beyond the limits.
+                signed = gap.sign().masked_fill(limited != share, 0)
+                ctx.slope, ctx.dtypes = slope, (share.dtype, student.dtype)
+                ctx.save_for_backward(max_depth, factor, signed, fixed, None if gather else counted, at)
+        if at is not None and counted is not None:
+            return weight.new_ones(counted.numel()).index_copy_(0, at, weight).view(counted.shape)
+        return weight if counted is None else torch.where(counted, weight, 1)
 
-    if student_depth is None or teacher_depth is None:
-        weight = torch.ones_like(widen(true_depth))
-    else:
-        if fixed is not None and student_depth.requires_grad:
-            student_depth = student_depth.masked_fill(fixed, 0)  # gradient 0, even if NaN
-        weight = slope * (tau(student_depth) - tau(teacher_depth)).abs() + offset
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        max_depth, factor, signed, fixed, counted, at = ctx.saved_tensors
+        grad = upstream if at is None else upstream.take(at)
+        if factor is not None:
+            grad = grad * factor
+        share_dtype, dtype = ctx.dtypes
+        grad = (grad.to(signed.dtype) * ctx.slope * signed).to(share_dtype) / max_depth.to(share_dtype)
+        # Filled, since at these locations the depths may be NaN.
         if fixed is not None:
-            weight = torch.where(fixed, offset, weight)
-    if rho == "exp":
-        return weight * tau(true_depth).exp()
-    return weight * (tau(true_depth) + 1) if rho == "linear" else weight
+            grad = grad.masked_fill(fixed, 0)
+        if counted is not None:
+            grad = grad.masked_fill(~counted, 0)
+        grad = grad.to(dtype)
+        if at is not None:
+            grad = grad.new_zeros(upstream.numel()).index_copy_(0, at, grad).view(upstream.shape)
+        return grad, None, None, None, None, None, None, None, None, None
+
+
+def _share(depth: Tensor, max_depth: Tensor) -> Tensor:
+    """Returns the depth as a share of the largest, in its arithmetic dtype."""
+    wide = widen(depth)
+    return wide / max_depth.to(wide.dtype)
+
+
+def _rho(true_depth: Tensor, max_depth: Tensor, rho: Rho) -> Tensor | None:
+    """Returns rho(tau(d_gt)); ``None`` for ``"off"``, which is 1."""
+    if rho == "off":
+        return None
+    tau = _share(true_depth, max_depth).clamp(0, 1)
+    return tau.exp() if rho == "exp" else tau + 1
 
 
 def _check_depths(

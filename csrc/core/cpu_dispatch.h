@@ -3,23 +3,13 @@
 //
 // An op writes its kernels once, as templates over Vec (eight numbers; vec_plain.h says what they do), in
 // <op>_cpu_kernels.h. That header has no guard and includes nothing but other headers of this kind;
-// <op>_cpu.cpp compiles it twice:
+// <op>_cpu.cpp compiles it for each instruction set:
 //
 //   #include "../core/cpu_dispatch.h"
 //   namespace bevkd2::family::op {
 //   namespace {
-//   namespace plain {
-//   using bevkd2::plain::Vec;
-//   #include "op_cpu_kernels.h"
-//   }  // namespace plain
-//   #if BEVKD2_HAS_AVX2
-//   BEVKD2_BEGIN_AVX2
-//   namespace avx2 {
-//   using bevkd2::avx2::Vec;
-//   #include "op_cpu_kernels.h"
-//   }  // namespace avx2
-//   BEVKD2_END_AVX2
-//   #endif
+//   #define BEVKD2_CPU_KERNELS "../family/op_cpu_kernels.h"
+//   #include "../core/cpu_kernels.h"
 //
 // and calls BEVKD2_CALL(A, kernel, arguments...), which returns kernel<A>(arguments...) of the instruction
 // set in use. float, Half and BFloat16 compute in Vec<float>; double has only the plain Vec.

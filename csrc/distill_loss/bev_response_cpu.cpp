@@ -19,19 +19,8 @@ struct Partial {
   double squares = 0, counted = 0;
 };
 
-namespace plain {
-using bevkd2::plain::Vec;
-#include "bev_response_cpu_kernels.h"
-}  // namespace plain
-
-#if BEVKD2_HAS_AVX2
-BEVKD2_BEGIN_AVX2
-namespace avx2 {
-using bevkd2::avx2::Vec;
-#include "bev_response_cpu_kernels.h"
-}  // namespace avx2
-BEVKD2_END_AVX2
-#endif
+#define BEVKD2_CPU_KERNELS "../distill_loss/bev_response_cpu_kernels.h"
+#include "../core/cpu_kernels.h"
 
 // Calls function(sample, first, n) for groups of cells; a task is one group.
 template <typename F>

@@ -18,19 +18,13 @@ struct Partial {
   double objects = 0, background = 0;
 };
 
-namespace plain {
-using bevkd2::plain::Vec;
-#include "prediction_loss_cpu_kernels.h"
-}  // namespace plain
+#define BEVKD2_CPU_KERNELS "../distill_loss/prediction_loss_cpu_kernels.h"
+#include "../core/cpu_kernels.h"
 
-#if BEVKD2_HAS_AVX2
-BEVKD2_BEGIN_AVX2
-namespace avx2 {
-using bevkd2::avx2::Vec;
-#include "prediction_loss_cpu_kernels.h"
-}  // namespace avx2
-BEVKD2_END_AVX2
-#endif
+template <typename A>
+Partial run_weights(const Problem<A>& p, int64_t first, int64_t n) {
+  BEVKD2_CALL(A, block_weights, p, first, n);
+}
 
 template <typename A>
 Partial run_block(const Problem<A>& p, const A* coefficients, int64_t first, int64_t n, A* scratch) {
@@ -56,14 +50,8 @@ Partial sum_blocks(int64_t count, int64_t step, const F& make_function) {
 
 template <typename A>
 Partial count_locations(const Problem<A>& p) {
-  return sum_blocks(p.batch * p.locations, 8192, [&] {
-    return [&](int64_t first, int64_t n) {
-      Partial sum;
-      for (int64_t at = first; at < first + n; ++at)
-        (p.is_object(at) ? sum.objects : sum.background) += static_cast<double>(p.weight(at));
-      return sum;
-    };
-  });
+  return sum_blocks(p.batch * p.locations, 8192,
+                    [&] { return [&](int64_t first, int64_t n) { return run_weights(p, first, n); }; });
 }
 
 struct Cpu {

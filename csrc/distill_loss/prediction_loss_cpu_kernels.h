@@ -145,6 +145,40 @@ inline void scale(A* numbers, int64_t n, A factor) {
   }
 }
 
+// The weights of locations first..first + n, summed for each group in eight lanes, which do not wait for each
+// other.
+template <bool kWeights, bool kObjects, typename A>
+inline Partial sum_weights(const Problem<A>& p, int64_t first, int64_t n) {
+  const A* weights = p.weights;
+  const bool* objects = p.objects;
+  double in_objects[8] = {}, in_background[8] = {};
+  const auto add = [&](int64_t at, int lane) {
+    const double weight = kWeights ? static_cast<double>(weights[at]) : 1;
+    const bool object = kObjects && objects[at];
+    in_objects[lane] += object ? weight : 0;
+    in_background[lane] += object ? 0 : weight;
+  };
+  int64_t at = first;
+  for (; at + 8 <= first + n; at += 8)
+    for (int lane = 0; lane < 8; ++lane) add(at + lane, lane);
+  for (; at < first + n; ++at) add(at, 0);
+  Partial sum;
+  for (int lane = 0; lane < 8; ++lane) {
+    sum.objects += in_objects[lane];
+    sum.background += in_background[lane];
+  }
+  return sum;
+}
+
+template <typename A>
+Partial block_weights(const Problem<A>& p, int64_t first, int64_t n) {
+  if (!p.objects) {
+    if (p.weights) return sum_weights<true, false>(p, first, n);
+    return {0, static_cast<double>(n)};
+  }
+  return p.weights ? sum_weights<true, true>(p, first, n) : sum_weights<false, true>(p, first, n);
+}
+
 // Locations first..first + n of the flattened (B, Q): their part of both losses, before factor and total.
 // coefficients: of both groups' gradients, factor / total * upstream.
 template <typename A>

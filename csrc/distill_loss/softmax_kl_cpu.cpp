@@ -31,19 +31,8 @@ struct Task {
   }
 };
 
-namespace plain {
-using bevkd2::plain::Vec;
-#include "softmax_kl_cpu_kernels.h"
-}  // namespace plain
-
-#if BEVKD2_HAS_AVX2
-BEVKD2_BEGIN_AVX2
-namespace avx2 {
-using bevkd2::avx2::Vec;
-#include "softmax_kl_cpu_kernels.h"
-}  // namespace avx2
-BEVKD2_END_AVX2
-#endif
+#define BEVKD2_CPU_KERNELS "../distill_loss/softmax_kl_cpu_kernels.h"
+#include "../core/cpu_kernels.h"
 
 template <typename A>
 double run_task(const Task<A>& task, int64_t first, int64_t last) {

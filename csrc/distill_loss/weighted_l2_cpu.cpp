@@ -16,19 +16,8 @@ namespace {
 
 constexpr int64_t kChunk = 32768;  // entries of a task: 128 KiB of float, enough to outweigh starting it
 
-namespace plain {
-using bevkd2::plain::Vec;
-#include "weighted_l2_cpu_kernels.h"
-}  // namespace plain
-
-#if BEVKD2_HAS_AVX2
-BEVKD2_BEGIN_AVX2
-namespace avx2 {
-using bevkd2::avx2::Vec;
-#include "weighted_l2_cpu_kernels.h"
-}  // namespace avx2
-BEVKD2_END_AVX2
-#endif
+#define BEVKD2_CPU_KERNELS "../distill_loss/weighted_l2_cpu_kernels.h"
+#include "../core/cpu_kernels.h"
 
 template <typename S, typename T, typename A>
 double run_chunk(const Level& level, const Chunk& chunk, A factor) {

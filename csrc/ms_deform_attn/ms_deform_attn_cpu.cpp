@@ -24,19 +24,8 @@
 namespace bevkd2::msda {
 namespace {
 
-namespace plain {
-using bevkd2::plain::Vec;
-#include "ms_deform_attn_cpu_kernels.h"
-}  // namespace plain
-
-#if BEVKD2_HAS_AVX2
-BEVKD2_BEGIN_AVX2
-namespace avx2 {
-using bevkd2::avx2::Vec;
-#include "ms_deform_attn_cpu_kernels.h"
-}  // namespace avx2
-BEVKD2_END_AVX2
-#endif
+#define BEVKD2_CPU_KERNELS "../ms_deform_attn/ms_deform_attn_cpu_kernels.h"
+#include "../core/cpu_kernels.h"
 
 template <typename T>
 void check_rows(const Problem<T>& p) {

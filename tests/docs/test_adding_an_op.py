@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import types
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> types.ModuleType:
     root = tmp_path_factory.mktemp("page")
     folder = root / "csrc" / "distill_loss"
     folder.mkdir(parents=True)
-    (root / "csrc" / "core").symlink_to(ROOT / "csrc" / "core")
+    shutil.copytree(ROOT / "csrc" / "core", root / "csrc" / "core")
     for name, heading in headings.items():
         (folder / name).write_text(block_after(heading))
     schema = "#include <torch/csrc/stable/library.h>\nSTABLE_TORCH_LIBRARY(bevkd2, m) {\n%s}\n"
