@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from bevkd2.cli.demo_base import TITLES, Batches, Demo, Models, save_pictures
-from bevkd2.config import CfgNode
+from bevkd2.config import CfgNode, class_names
 from bevkd2.data.synthetic import WorldConfig
 from bevkd2.visualization import (
     BEVFrame,
@@ -79,6 +79,7 @@ class MultiViewDemo(Demo):
                 truth,
                 DrawnObjects.from_dict(detections),
                 title=f"{TITLES[name]}, {sample['sample_token']}",
+                class_names=class_names(cfg),
                 extent=extent,
                 score_threshold=0.25,
             )

@@ -1,4 +1,4 @@
-"""Pictures of what a model sees: cameras, the view from above, attention, BEV response, FPN features."""
+"""Pictures of samples, detections and knowledge: cameras, bird's-eye view, attention, BEV response, FPN."""
 
 from bevkd2.visualization.ap_view import draw_ap_by_distance, scores_by_distance
 from bevkd2.visualization.attention import (

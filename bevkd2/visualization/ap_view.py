@@ -1,4 +1,4 @@
-"""Average precision by distance, as bars."""
+"""Bar charts of average precision by distance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from bevkd2.visualization.objects import CLASS_COLORS, Image
 
-if TYPE_CHECKING:  # it needs the compiled score, which drawing does not
+if TYPE_CHECKING:  # at run time it would import the compiled evaluation, which drawing does not need
     from bevkd2.kitti.ap import DistanceBin
 
 _DPI = 100
@@ -24,10 +24,10 @@ def scores_by_distance(bins: Sequence[DistanceBin], key: str = "car/3d/moderate"
 
     Args:
         bins: of one model.
-        key: class/metric/difficulty.
+        key: "class/metric/difficulty".
 
     Returns:
-        "0-20 m" -> AP|R40 in percent; NaN where there is no object to be found or no detection.
+        "0-20 m" -> AP|R40 in percent; NaN if there is no object to detect, or no detection.
     """
     scores = {}
     for entry in bins:
@@ -41,18 +41,18 @@ def scores_by_distance(bins: Sequence[DistanceBin], key: str = "car/3d/moderate"
 def draw_ap_by_distance(
     scores: Mapping[str, Mapping[str, float]], title: str, ylabel: str = "AP|R40 (%)"
 ) -> Image:
-    """Draws grouped bars: one group per distance, one bar per model, its number on top.
+    """Draws grouped bars: one group per distance, one bar per model with its value on top.
 
     Args:
         scores: name of the model -> distance ("0-20 m") -> AP in percent; NaN is written as "n/a".
         title: written above.
-        ylabel: what the numbers are.
+        ylabel: label of the vertical axis.
 
     Returns:
         (H, W, 3) RGB.
 
     Raises:
-        ValueError: no model, more than there are colours, or models with different distances.
+        ValueError: there is no model, there are more models than colours, or their distances differ.
     """
     labels = list(next(iter(scores.values()), {}))
     if not labels or any(list(bins) != labels for bins in scores.values()) or len(scores) > len(_COLORS):

@@ -1,4 +1,4 @@
-"""Pictures of the spatial cross-attention: the points that a BEV cell samples (BEVFormer, Eq. 3)."""
+"""Pictures of spatial cross-attention: the points that a BEV cell samples (BEVFormer, Eq. 3)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def sampling_pixels(
     """Computes the pixels that one BEV cell samples in every camera.
 
     Args:
-        reference_points: (N, Z, 2) the cell's pillar points: x, y as fractions of the padded image.
+        reference_points: (N, Z, 2) pillar points of the cell: x, y as fractions of the padded image.
         offsets: (M, L, P, 2) x, y in cells of each feature level; point p belongs to pillar point p % Z.
         spatial_shapes: (h, w) of every level.
         image_size: height and width in pixels of the padded image.
@@ -40,13 +40,13 @@ def sampling_pixels(
 
 
 def draw_samples(image: Image, pixels: Array, weights: Array, scale: float = 1.0) -> Image:
-    """Draws sampling points, larger and brighter the larger their weight.
+    """Draws sampling points; the larger the weight, the larger and brighter the point.
 
     Args:
         image: (H, W, 3) RGB, drawn darker so that the points stand out.
-        pixels: (K, 2) x, y; those outside the image are left out.
+        pixels: (K, 2) x, y; points outside the image are not drawn.
         weights: (K,) attention weights, not negative.
-        scale: the image is resized by it.
+        scale: the image is resized by this factor.
 
     Returns:
         A new image, (scale * H, scale * W, 3).
@@ -79,7 +79,7 @@ def draw_cell_attention(
         pixels: (N, M, L, P, 2) of ``sampling_pixels``.
         weights: (M, L, P) attention weights of the cell, the same for every camera.
         seen: (N,) whether the camera sees the cell; others are drawn without points.
-        scale: images are resized by it.
+        scale: images are resized by this factor.
 
     Returns:
         The mosaic of the cameras.
@@ -94,7 +94,7 @@ def draw_cell_attention(
 
 
 def attention_entropy(weights: npt.NDArray[np.floating[Any]]) -> Array:
-    """Computes the entropy of attention weights, averaged over the heads; few points make it low.
+    """Computes the entropy of attention weights, averaged over the heads: low if few points have the weight.
 
     Args:
         weights: (Q, M, ...) softmax weights that sum to 1 over the dimensions after the heads.

@@ -1,4 +1,4 @@
-"""The BEV response: how strongly a model reacts in each cell (structured distillation, Eq. 7)."""
+"""The BEV response: mean absolute BEV embedding per cell (structured distillation, Eq. 7)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from bevkd2.visualization.objects import DrawnObjects, Image
 
 Map = npt.NDArray[np.floating[Any]]
 
-# Outliers must not darken all the rest.
+# Low and high of the colour scale: outliers must not darken everything else.
 _PERCENTILES = (1.0, 99.5)
 
 
 def bev_response(bev_embed: Map, bev_shape: tuple[int, int]) -> Map:
-    """Mean absolute value of the BEV embedding over its channels (structured distillation, Eq. 7).
+    """Computes the mean absolute BEV embedding of each cell (structured distillation, Eq. 7).
 
     Args:
         bev_embed: (H*W, C), row-major.
@@ -41,11 +41,11 @@ def bev_response(bev_embed: Map, bev_shape: tuple[int, int]) -> Map:
 
 
 def draw_cells(values: Map, frame: BEVFrame, low: float | None = None, high: float | None = None) -> Image:
-    """Draws one number per cell as a heat map from above.
+    """Draws one value per cell as a heat map from above.
 
     Args:
         values: (H, W) over the frame's extent, rows grow with y; NaN is grey.
-        frame: where the cells lie and how large the picture is.
+        frame: the extent of the cells, and the size of the picture.
         low: value of the darkest colour; by default the 1st percentile of the values.
         high: value of the brightest colour; by default the 99.5th.
 
@@ -71,10 +71,11 @@ def draw_bev_responses(
     """Draws the BEV responses of several models side by side.
 
     Args:
-        responses: name of the model -> (H, W), grids may differ.
-        frame: the ground that all of them cover.
-        objects: outlined in white in every picture, such as the ground truth.
-        shared_scale: one scale of colours for all, not one each; widths of embeddings make levels differ.
+        responses: name of the model -> (H, W); grids may differ.
+        frame: the ground that all grids cover.
+        objects: outlined in white in every picture; usually the ground truth.
+        shared_scale: use one colour scale for all models instead of one per model; embeddings of other widths
+            have responses of another magnitude.
 
     Returns:
         One image.

@@ -1,8 +1,9 @@
-"""The scene from above: x to the right, y upwards, as in the LIDAR_TOP frame."""
+"""The scene from above: x to the right, y upwards, as in the frame of the multi-view boxes."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -15,9 +16,9 @@ _GRID = (214, 214, 214)
 _EGO = (60, 60, 60)
 _RING_STEP = 10.0
 _RING_LABEL_WIDTH = 40  # pixels
-# Metres, about a car's.
+# Metres, about those of a car.
 _EGO_LENGTH, _EGO_WIDTH = 4.6, 1.9
-# Slower objects get no arrow.
+# Metres per second; slower objects get no arrow.
 _LEAST_SPEED = 0.3
 
 
@@ -61,12 +62,12 @@ def draw_bev(
     predictions: DrawnObjects | None = None,
     base: Image | None = None,
 ) -> Image:
-    """Draws objects from above: the truth filled, predictions as outlines; a bar marks the front.
+    """Draws objects from above: annotations filled, predictions as outlines; a bar marks the front.
 
     Args:
         frame: what part of the ground.
         truth: annotations, filled in a pale tone of the class's colour.
-        predictions: outlines in the class's colour, the surer the thicker.
+        predictions: outlines in the class's colour, thicker from a score of 0.5.
         base: (H, W, 3) picture of the frame's shape to draw upon; white with range rings by default.
 
     Returns:
@@ -99,7 +100,14 @@ def draw_outlines(canvas: Image, frame: BEVFrame, objects: DrawnObjects, color: 
 def draw_headings(
     canvas: Image, frame: BEVFrame, objects: DrawnObjects, color: tuple[int, int, int] | None = None
 ) -> None:
-    """Draws a line from each centre to the middle of the front, in place, in its class's or one colour."""
+    """Draws a line from each centre to the middle of the front, in place.
+
+    Args:
+        canvas: of ``frame.shape``.
+        frame: what part of the ground.
+        objects: what to draw.
+        color: RGB; None: the colour of each object's class.
+    """
     for i, footprint in enumerate(_footprints(frame, objects)):
         middles = np.rint([footprint.mean(axis=0), footprint[:2].mean(axis=0)]).astype(int).tolist()
         (x0, y0), (x1, y1) = middles
@@ -123,8 +131,8 @@ def draw_rings(canvas: Image, frame: BEVFrame, bearing: float = 0.0) -> None:
     Args:
         canvas: of ``frame.shape``.
         frame: what part of the ground.
-        bearing: radians to the right of +y, where the distances are written; farther left along the circle
-            where that would be outside of the picture.
+        bearing: radians to the right of +y, where the distances are written; if that is outside the
+            picture, they are written farther left on the circle.
     """
     farthest = max(abs(limit) for limit in frame.extent)
     center = tuple(_round(frame.to_pixels(np.zeros(2))).tolist())
@@ -151,7 +159,7 @@ def draw_filled(canvas: Image, frame: BEVFrame, objects: DrawnObjects) -> None:
 
 
 def draw_outlined(canvas: Image, frame: BEVFrame, objects: DrawnObjects) -> None:
-    """Draws footprints as outlines in the class's colour, in place: the surer the thicker and the higher."""
+    """Draws footprints as outlines in the class's colour, in place: higher scores later and thicker."""
     order = range(len(objects)) if objects.scores is None else np.argsort(objects.scores)
     footprints = _footprints(frame, objects)
     for i in order:
@@ -169,7 +177,7 @@ def _draw_front(
 
 
 def _draw_velocity(canvas: Image, frame: BEVFrame, objects: DrawnObjects, index: int) -> None:
-    """An arrow to where the object is in a second."""
+    """Draws an arrow to the place where the object will be after one second, in place."""
     if not objects.boxes.has_velocity:
         return
     velocity = objects.boxes.velocity[index].double().numpy()
@@ -186,12 +194,12 @@ def _draw_ego(canvas: Image, frame: BEVFrame) -> None:
     cv2.fillPoly(canvas, [_round(frame.to_pixels(corners))], _EGO, cv2.LINE_AA)
 
 
-def legend(names: tuple[str, ...], colors: Image, width: int) -> Image:
-    """Class names in their colours.
+def legend(names: Sequence[str], colors: Image, width: int) -> Image:
+    """Draws class names, each beside its colour.
 
     Args:
         names: of the classes.
-        colors: (K, 3) RGB, K at least the number of names.
+        colors: (K, 3) RGB; class k has the colour of row k % K, as in ``DrawnObjects``.
         width: of the picture in pixels.
 
     Returns:

@@ -15,9 +15,9 @@ MOSAIC = (
     ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"),
     ("CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"),
 )
-"""The usual order of the six cameras: what is left of the car is on the left."""
+"""The usual order of nuScenes' six cameras: cameras on the left of the car are on the left."""
 NEAR = 0.1
-"""Metres: what is nearer to the image plane is cut off."""
+"""Metres: depth of the near plane; edges are cut there."""
 
 # Pairs of corners of Boxes3D.corners; the front face first.
 _EDGES = np.array(
@@ -35,13 +35,13 @@ def project_edges(corners: Array, lidar2img: Array) -> tuple[Array, npt.NDArray[
 
     Returns:
         (N, 12, 2, 2) both ends (x, y) of each edge in pixels, the four of the front face first, and (N, 12)
-        whether any of the edge is before the near plane; other segments are zero.
+        whether some part of the edge is beyond the near plane; the other segments are zero.
     """
     points = corners @ lidar2img[:3, :3].T + lidar2img[:3, 3]
     ends = points[:, _EDGES]
     depth = ends[..., 2] - NEAR
     visible = (depth > 0).any(axis=-1)
-    # Where an edge crosses the plane, its farther end stays and the other moves along the edge to the plane.
+    # If an edge crosses the plane, its nearer end is moved along the edge to the plane.
     difference = depth[..., 0] - depth[..., 1]
     crosses = visible & (depth <= 0).any(axis=-1)
     at = np.divide(depth[..., 0], difference, out=np.zeros_like(difference), where=crosses)
@@ -55,13 +55,13 @@ def project_edges(corners: Array, lidar2img: Array) -> tuple[Array, npt.NDArray[
 
 
 def draw_boxes(image: Image, objects: DrawnObjects, lidar2img: Array, scale: float = 1.0) -> Image:
-    """Draws boxes into a camera image: the nearer over the farther, the front face thick and shaded.
+    """Draws boxes into a camera image: near ones over far ones, the front face thick and shaded.
 
     Args:
         image: (H, W, 3) RGB.
         objects: what to draw.
         lidar2img: (4, 4) metres to pixels of ``image``.
-        scale: the image is resized by it before lines are drawn, so that small images stay readable.
+        scale: the image is resized by this factor before lines are drawn, so that small images are readable.
 
     Returns:
         A new image, (scale * H, scale * W, 3).
@@ -101,7 +101,7 @@ def _touches(segments: Array, shape: tuple[int, ...]) -> bool:
 
 
 def _round(points: Array) -> npt.NDArray[np.int64]:
-    # Pixel (i, j) covers [j, j + 1) x [i, i + 1), OpenCV's coordinates name its middle.
+    # Pixel (i, j) covers [j, j + 1) x [i, i + 1); OpenCV's coordinates are those of its centre.
     return np.rint(np.clip(points - 0.5, -1e6, 1e6)).astype(np.int64)
 
 
@@ -120,13 +120,13 @@ def _draw_box(
 
 
 def mosaic(images: Mapping[str, Image]) -> Image:
-    """Arrange camera images in the usual two rows of three, each with its name.
+    """Arranges camera images in the usual two rows of three, each with its name.
 
     Args:
-        images: camera name -> image, all of one size; those of other names follow in rows of three.
+        images: camera name -> image, all of the same size; those not in ``MOSAIC`` follow in rows of three.
 
     Returns:
-        One image; the place of a camera that is not there stays black.
+        One image; the tile of a missing camera is black.
     """
     known = [name for row in MOSAIC for name in row]
     others = [name for name in images if name not in known]

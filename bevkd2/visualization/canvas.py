@@ -1,4 +1,4 @@
-"""Small operations on RGB images that several views need."""
+"""Operations on RGB images that several views share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def resize(image: Image, scale: float) -> Image:
-    """Scales both sides of an image; smooth when it grows, averaged when it shrinks."""
+    """Scales both sides of an image: cubic interpolation to enlarge, averaging to shrink."""
     how = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     return np.asarray(cv2.resize(image, size, interpolation=how), dtype=np.uint8)
@@ -28,10 +28,10 @@ def put_text(image: Image, text: str, origin: tuple[int, int], height: int = 14,
 
     Args:
         image: to write into.
-        text: ASCII, as OpenCV's fonts have no more.
+        text: ASCII; OpenCV's fonts have no other characters.
         origin: x, y of the top left corner in pixels.
-        height: of the capitals, pixels.
-        box: white on a dark box, or dark without a box.
+        height: height of capital letters in pixels.
+        box: True: white text on a dark box; False: dark text without a box.
     """
     scale = height / 22  # the capitals of OpenCV's Hershey font are 22 pixels high at scale 1
     (width, tall), baseline = cv2.getTextSize(text, _FONT, scale, 1)
@@ -66,7 +66,7 @@ def stack(images: Sequence[Image], axis: int, gap: int = 6) -> Image:
 
 
 def with_title(image: Image, title: str, height: int = 18) -> Image:
-    """Adds a band with a title above an image, widened where the title needs it."""
+    """Adds a band with a title above an image; the image is padded if the title is wider."""
     (width, _), _ = cv2.getTextSize(title, _FONT, height / 22, 1)
     band = np.full((2 * height, max(image.shape[1], width + 16), 3), BACKGROUND, dtype=np.uint8)
     put_text(band, title, (4, height // 3), height, box=False)
@@ -93,10 +93,10 @@ def heat_map(values: npt.NDArray[np.floating[Any]], low: float, high: float) -> 
 
 
 def save_image(path: str | Path, image: Image) -> None:
-    """Writes an image; the format follows the suffix.
+    """Writes an image; the suffix of the path decides the format.
 
     Args:
-        path: of the file; its folder is made.
+        path: the file; its folder is created.
         image: (H, W, 3) RGB.
 
     Raises:

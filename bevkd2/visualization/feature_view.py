@@ -9,12 +9,12 @@ import numpy as np
 from bevkd2.visualization.image_heat import TILE_WIDTH, Levels, Map, content_cells, draw_heat_grid
 from bevkd2.visualization.objects import Image
 
-# Outliers must not darken all the rest.
+# Low and high of the colour scale: outliers must not darken everything else.
 _PERCENTILES = (1.0, 99.5)
 
 
 def feature_response(features: Map) -> Map:
-    """Mean absolute value of features over their channels, so that widths of one and another model compare.
+    """Computes the mean absolute value over the channels, comparable between models of other widths.
 
     Args:
         features: (C, h, w).
@@ -23,7 +23,7 @@ def feature_response(features: Map) -> Map:
         (h, w).
 
     Raises:
-        ValueError: another number of dimensions.
+        ValueError: the features do not have three dimensions.
     """
     if features.ndim != 3:
         raise ValueError(f"feature_response: features are {features.shape}, expected (C, h, w) of one image")
@@ -38,7 +38,7 @@ def shared_scales(
 
     Args:
         responses: name of the model -> levels.
-        image_size: height and width in pixels before padding, which does not count.
+        image_size: height and width in pixels before padding; cells of padding are not counted.
 
     Returns:
         Stride -> low and high, finest level first.
@@ -59,12 +59,12 @@ def draw_feature_maps(
 ) -> Image:
     """Draws the FPN features of several models: one row per model below the image, one column per level.
 
-    All models of a column share its colour scale, so what is brighter is stronger.
+    All models share the colour scale of a column, so brighter means a stronger response.
 
     Args:
         image: (H, W, 3) RGB that the features are of, before padding.
         responses: name of the model -> stride -> (h, w) of ``feature_response``.
-        boxes2d: (n, 4) x1, y1, x2, y2 in pixels of ``image``, outlined in white, such as the ground truth.
+        boxes2d: (n, 4) x1, y1, x2, y2 in pixels of ``image``, outlined in white; usually the ground truth.
         tile_width: pixels of one heat map.
 
     Returns:

@@ -1,21 +1,20 @@
-"""The whole picture of one frame: cameras with the truth above the predictions, and the view from above."""
+"""The detection figure of one frame: all cameras, with annotations and with predictions, and from above."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bevkd2.nuscenes.layout import CLASS_NAMES
 from bevkd2.visualization.bev_view import BEVFrame, draw_bev, legend
 from bevkd2.visualization.camera_view import draw_boxes, mosaic
 from bevkd2.visualization.canvas import put_text, stack, with_title
-from bevkd2.visualization.objects import CLASS_COLORS, Array, DrawnObjects, Image
+from bevkd2.visualization.objects import Array, DrawnObjects, Image, class_palette
 
 TILE_WIDTH = 400
-"""Pixels: width of a camera's tile; smaller images grow, larger ones shrink."""
+"""Pixels: the width that each camera image is resized to."""
 
 
 def detection_figure(
@@ -25,6 +24,7 @@ def detection_figure(
     predictions: DrawnObjects,
     *,
     title: str,
+    class_names: Sequence[str],
     extent: tuple[float, float, float, float],
     score_threshold: float = 0.3,
     tile_width: int = TILE_WIDTH,
@@ -37,14 +37,20 @@ def detection_figure(
         truth: annotations.
         predictions: detections.
         title: written above.
+        class_names: in the order of the labels; colours are those of ``class_palette``.
         extent: x0, y0, x1, y1 of the view from above, metres.
         score_threshold: detections below it are not drawn.
         tile_width: pixels of a camera's tile.
 
     Returns:
-        One image: the cameras with the truth above those with the predictions, and the view from above.
+        One image: on the left the cameras with annotations above those with predictions, on the right the
+        view from above.
+
+    Raises:
+        ValueError: a label is not the index of a class.
     """
-    shown = predictions.above(score_threshold)
+    truth = truth.in_class_colors(class_names)
+    shown = predictions.above(score_threshold).in_class_colors(class_names)
     cameras = []
     for caption, objects in (("ground truth", truth), (f"predictions, score >= {score_threshold:g}", shown)):
         tiles = {
@@ -55,7 +61,7 @@ def detection_figure(
         put_text(panel, f"{caption}: {len(objects)}", (0, panel.shape[0] - 22), height=12)
         cameras.append(panel)
     left = stack(cameras, axis=0)
-    key = legend(CLASS_NAMES, CLASS_COLORS, 500)
+    key = legend(class_names, class_palette(len(class_names)), 500)
     height = max(left.shape[0] - key.shape[0] - 6, 300)
     frame = BEVFrame(extent, height)
     above = draw_bev(frame, truth, shown)
@@ -65,11 +71,11 @@ def detection_figure(
 
 
 def camera_images(images: npt.NDArray[Any], names: tuple[str, ...]) -> dict[str, Image]:
-    """Returns a sample's images by camera.
+    """Returns the images of a sample by camera.
 
     Args:
         images: (N, 3, H, W) uint8 RGB.
-        names: of the N cameras.
+        names: names of the N cameras.
 
     Returns:
         Camera name -> (H, W, 3), in order.

@@ -1,4 +1,4 @@
-"""Every picture of a frame, for one model or several side by side."""
+"""All pictures of one multi-view frame, for one model or several."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from bevkd2.nuscenes.layout import CLASS_NAMES
 from bevkd2.visualization.bev_response import draw_bev_responses, draw_cells
 from bevkd2.visualization.bev_view import BEVFrame, draw_bev, draw_outlines
 from bevkd2.visualization.canvas import put_text, stack, with_title
@@ -17,17 +16,17 @@ from bevkd2.visualization.objects import DrawnObjects, Image
 
 
 def choose_frames(scenes: Sequence[Sequence[int]], num: int) -> list[list[int]]:
-    """Returns the frames to draw, spread over the scenes and late in each, so that models have history.
+    """Chooses the frames to draw: spread over the scenes and late in each, so that models have history.
 
     Args:
         scenes: frames of every scene, in order of time.
         num: how many to draw.
 
     Returns:
-        For every scene the frames to draw, possibly none.
+        The chosen frames of each scene, possibly none.
     """
     total = min(num, sum(len(scene) for scene in scenes))
-    # Evenly spaced scenes where there are more of them than frames; else all of them, by turns.
+    # If there are more scenes than frames, evenly spaced scenes; else all scenes in turn.
     turns = [round(i) for i in np.linspace(0, len(scenes) - 1, min(total, len(scenes)))]
     counts = [0] * len(scenes)
     while sum(counts) < total:
@@ -40,24 +39,37 @@ def choose_frames(scenes: Sequence[Sequence[int]], num: int) -> list[list[int]]:
 
 
 def attention_figure(
-    view: ModelView, images: Mapping[str, Image], truth: DrawnObjects, scale: float, score: float
+    view: ModelView,
+    images: Mapping[str, Image],
+    truth: DrawnObjects,
+    *,
+    class_names: Sequence[str],
+    scale: float,
+    score_threshold: float,
 ) -> Image | None:
-    """Draws the points that the cell of the nearest object (white) samples, and the entropy of all cells.
+    """Draws the points that the BEV cell of the nearest object samples, and the entropy of all cells.
+
+    The chosen object is outlined in white.
 
     Args:
-        view: of the frame.
-        images: by camera.
-        truth: annotations; detections take their place where there are none.
-        scale: of the camera images.
-        score: least score of a detection.
+        view: what the model computed for the frame.
+        images: camera name -> (H, W, 3) RGB.
+        truth: annotations; if there are none, the detections are used.
+        class_names: in the order of the labels.
+        scale: the camera images are resized by it.
+        score_threshold: detections below it are not used.
 
     Returns:
-        The picture; None where there is no object on the grid, or the model has no spatial attention.
+        The picture; None if no object is on the grid, or if the model has no spatial attention.
+
+    Raises:
+        ValueError: a label is not the index of a class.
     """
     attention = view.attention
     if attention is None:
         return None
-    objects = truth if len(truth) else view.detections.above(score)
+    objects = truth if len(truth) else view.detections.above(score_threshold)
+    objects, truth = objects.in_class_colors(class_names), truth.in_class_colors(class_names)
     centers = objects.boxes.center[:, :2].double().numpy()
     cells = [view.cell_at(x, y) for x, y in centers]
     candidates = [i for i, cell in enumerate(cells) if cell is not None and attention.seen[:, cell].any()]
@@ -71,25 +83,35 @@ def attention_figure(
     above = draw_bev(frame, predictions=truth, base=draw_cells(attention.entropy.reshape(view.shape), frame))
     chosen = DrawnObjects(objects.boxes[nearest], objects.labels[[nearest]])
     draw_outlines(above, frame, chosen, (255, 255, 255))
-    put_text(above, "entropy of attention, dark: sharp", (0, 0), height=10)
+    put_text(above, "entropy of attention (dark: concentrated)", (0, 0), height=10)
     x, y = centers[nearest]
-    title = f"where the cell at ({x:.1f}, {y:.1f}) m looks: {CLASS_NAMES[objects.labels[nearest]]}"
+    title = f"points sampled by the BEV cell at ({x:.1f}, {y:.1f}) m: {class_names[objects.labels[nearest]]}"
     return with_title(stack([cameras, above], axis=1), title)
 
 
 def frame_figures(
-    sample: Mapping[str, Any], views: Mapping[str, ModelView], cameras: tuple[str, ...], score: float
+    sample: Mapping[str, Any],
+    views: Mapping[str, ModelView],
+    cameras: tuple[str, ...],
+    class_names: Sequence[str],
+    *,
+    score_threshold: float = 0.3,
 ) -> dict[str, Image]:
-    """Returns every picture of a frame.
+    """Draws all pictures of a frame.
 
     Args:
         sample: of the test mapper.
-        views: model name -> its view.
+        views: model name -> what the model computed for the frame.
         cameras: names of the sample's cameras.
-        score: least score of a drawn detection.
+        class_names: in the order of the labels.
+        score_threshold: detections below it are not drawn.
 
     Returns:
-        Name of the picture -> image.
+        Name of the picture -> image: "detections_<model>", "attention_<model>" for models with spatial
+        attention, and "bev_response" if a model has one.
+
+    Raises:
+        ValueError: a label is not the index of a class.
     """
     truth = DrawnObjects.from_dict(sample)
     images = camera_images(sample["images"].numpy(), cameras)
@@ -103,10 +125,13 @@ def frame_figures(
             truth,
             view.detections,
             title=f"{name}: sample {sample['sample_id']}",
+            class_names=class_names,
             extent=view.extent,
-            score_threshold=score,
+            score_threshold=score_threshold,
         )
-        attention = attention_figure(view, images, truth, scale, score)
+        attention = attention_figure(
+            view, images, truth, class_names=class_names, scale=scale, score_threshold=score_threshold
+        )
         if attention is not None:
             pictures[f"attention_{name}"] = attention
     frame = BEVFrame(next(iter(views.values())).extent, 480)

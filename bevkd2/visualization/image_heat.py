@@ -1,4 +1,4 @@
-"""Numbers by cells of feature levels, as heat maps over the image that they belong to."""
+"""Heat maps of values per cell of feature levels, over the image that the features come from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bevkd2.visualization.objects import Image
 
 Map = npt.NDArray[np.floating[Any]]
 Levels = Mapping[int, Map]
-"""Stride in pixels -> (h, w) a number a cell; cell (i, j) covers that many pixels from (i, j) * stride on."""
+"""Stride in pixels -> (h, w) values; cell (i, j) covers stride x stride pixels from (i, j) * stride on."""
 
 TILE_WIDTH = 400
 """Pixels: width of one heat map."""
@@ -22,7 +22,7 @@ _BAR_HEIGHT, _TEXT_HEIGHT = 10, 9
 
 
 def content_cells(cells: Map, stride: int, image_size: tuple[int, int]) -> Map:
-    """Returns the cells whose first pixel lies in the image: without those that see padding only.
+    """Returns the cells whose first pixel is in the image, without those of padding only.
 
     Args:
         cells: (h, w).
@@ -45,13 +45,13 @@ def content_cells(cells: Map, stride: int, image_size: tuple[int, int]) -> Map:
 
 
 def over_image(cells: Map, stride: int, image_size: tuple[int, int], smooth: bool) -> Map:
-    """Spread the numbers of cells over the pixels that they cover.
+    """Spreads the values of cells over the pixels that they cover.
 
     Args:
         cells: (h, w).
         stride: pixels per cell.
         image_size: height and width of the image, before padding.
-        smooth: bilinear between the cells' centres, else the same over the whole cell.
+        smooth: True: bilinear between the centres of cells; False: constant over each cell.
 
     Returns:
         (H, W) float32.
@@ -63,7 +63,7 @@ def over_image(cells: Map, stride: int, image_size: tuple[int, int], smooth: boo
 
 
 def color_bar(low: float, high: float, width: int) -> Image:
-    """Returns a strip of the colours of ``heat_map``, with the numbers at its ends below it."""
+    """Returns a strip with the colours of ``heat_map``, and the values of both ends below it."""
     strip = heat_map(np.linspace(0, 1, width)[None].repeat(_BAR_HEIGHT, axis=0), 0.0, 1.0)
     bar = np.pad(strip, ((2, _TEXT_HEIGHT + 9), (0, 0), (0, 0)), constant_values=255)
     put_text(bar, f"{low:.3g}", (0, _BAR_HEIGHT + 2), _TEXT_HEIGHT, box=False)
@@ -87,25 +87,25 @@ def draw_heat_grid(
 
     Args:
         image: (H, W, 3) RGB.
-        rows: name -> levels. Where a name lacks a level, its place stays white.
-        scales: stride -> numbers of the darkest and of the brightest colour; a column each, in order.
+        rows: name -> levels. The tile of a missing level is white.
+        scales: stride -> values of the darkest and of the brightest colour; one column per stride, in order.
         boxes2d: (n, 4) x1, y1, x2, y2 in pixels of ``image``, outlined in white.
         smooth: see ``over_image``.
-        opacity: of the heat maps over the image in grey. With 1 nothing of the image shows through, and it
-            stands above each column instead.
+        opacity: of the heat maps over the grey image. With 1 the image is not visible, and is drawn above
+            each column instead.
         tile_width: pixels of one heat map.
 
     Returns:
         One image.
 
     Raises:
-        ValueError: there is nothing to draw, a level has no scale, or does not cover the image.
+        ValueError: there is no level, or a level has no scale or does not cover the image.
     """
     strides = set[int]().union(*rows.values())
     if not strides or strides - set(scales):
         raise ValueError(
-            f"levels of strides {sorted(strides)} with colour scales for {sorted(scales)}; expected one "
-            "level at least, and a scale for each"
+            f"levels of strides {sorted(strides)} with colour scales for {sorted(scales)}; expected at "
+            "least one level, and a scale for each"
         )
     small = resize(image, tile_width / image.shape[1])
     outlined = small.copy()
@@ -134,7 +134,7 @@ def _resize(values: Map, like: Image, smooth: bool) -> Map:
 
 
 def _outline(canvas: Image, boxes2d: Map | None, ratio: float) -> None:
-    """Draws white rectangles, in place; those at the border just inside of it."""
+    """Draws white rectangles, in place; those at the border are moved just inside."""
     if boxes2d is None:
         return
     last = np.array([canvas.shape[1] - 1, canvas.shape[0] - 1] * 2)

@@ -1,4 +1,4 @@
-"""The knowledge of a multi-view detector about one frame, ready to be drawn."""
+"""Knowledge of a multi-view detector about one frame, converted for drawing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WANTS = frozenset({"fpn", "spatial_attention", "spatial_offsets", "reference_po
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SpatialAttentionView:
-    """The last encoder layer's spatial attention; Q cells, Z pillar points, M heads, L levels, P points.
+    """Spatial attention of the last encoder layer; Q cells, Z pillar points, M heads, L levels, P points.
 
     Attributes:
         seen: (N, Q) whether a camera sees a cell.
@@ -46,7 +46,7 @@ class SpatialAttentionView:
         Args:
             cell: index of the cell.
             images: camera name -> (H, W, 3) RGB, in the order of the model's cameras.
-            scale: images are resized by it.
+            scale: images are resized by this factor.
 
         Returns:
             The mosaic of the cameras.
@@ -59,14 +59,14 @@ class SpatialAttentionView:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModelView:
-    """A model's view of one frame: what its knowledge has; the rest is None and is not drawn.
+    """What a model computed for one frame; fields that its knowledge does not have are None.
 
     Attributes:
-        detections: all of them, whatever their score.
+        detections: all detections, of any score.
         extent: x0, y0, x1, y1 of the grid in metres.
         shape: rows and columns of the grid.
         response: (H, W) BEV response.
-        attention: of the cells in the cameras.
+        attention: spatial attention of the BEV cells.
     """
 
     detections: DrawnObjects
@@ -76,7 +76,7 @@ class ModelView:
     attention: SpatialAttentionView | None = None
 
     def cell_at(self, x: float, y: float) -> int | None:
-        """Returns the index of the cell at a place in metres; None outside the grid."""
+        """Returns the index of the cell at a position in metres; None outside the grid."""
         x0, y0, x1, y1 = self.extent
         if not (x0 <= x < x1 and y0 <= y < y1):
             return None
@@ -91,10 +91,10 @@ class ModelStream:
         """Sets the model to eval mode.
 
         Args:
-            model: with its weights loaded; its knowledge is a BEVKnowledge.
+            model: a detector with loaded weights, whose knowledge is a BEVKnowledge.
 
         Raises:
-            ValueError: the model is another kind of detector.
+            ValueError: the knowledge of the model is not a BEVKnowledge.
         """
         if not issubclass(model.knowledge, BEVKnowledge):
             raise ValueError(
@@ -109,10 +109,10 @@ class ModelStream:
         """Runs one frame.
 
         Args:
-            sample: of the test mapper; a frame of another scene than the last one has no past.
+            sample: of the test mapper; the first frame of another scene has no history.
 
         Returns:
-            The view of it.
+            What the model computed.
 
         Raises:
             ValueError: the detector did not fill ``bev_shape`` and ``bev_range``.

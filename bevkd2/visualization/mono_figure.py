@@ -1,8 +1,7 @@
-"""The whole picture of one image: boxes in it and from above."""
+"""The detection figure of one image: boxes in the image, and from above."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from bevkd2.visualization.mono_view import count_outside, draw_mono_bev, draw_mo
 from bevkd2.visualization.objects import DrawnObjects, Image, class_palette
 
 TILE_WIDTH = 1000
-"""Pixels: width of the camera's image; smaller ones grow, larger ones shrink."""
+"""Pixels: the width that the camera's image is resized to."""
 _BEV_HEIGHTS = (480, 760)
 
 
@@ -41,8 +40,8 @@ def mono_figure(
         title: written above.
         class_names: in the order of the labels; colours are ``class_palette``'s.
         score_threshold: detections below it are not drawn.
-        extent: x0, z0, x1, z1 of the view from above, metres; by default it holds the truth (else the
-            predictions), so that pictures of several models agree.
+        extent: x0, z0, x1, z1 of the view from above, metres; by default it fits the annotations (or the
+            predictions, if there are none), so that the pictures of several models have the same scale.
         tile_width: pixels of the camera's image in the picture.
 
     Returns:
@@ -50,11 +49,10 @@ def mono_figure(
         from above on the right.
 
     Raises:
-        ValueError: a label that is no class.
+        ValueError: a label is not the index of a class.
     """
-    palette = class_palette(len(class_names))
-    shown = _in_colors(predictions.above(score_threshold), palette, class_names)
-    truth = None if truth is None else _in_colors(truth, palette, class_names)
+    shown = predictions.above(score_threshold).in_class_colors(class_names)
+    truth = None if truth is None else truth.in_class_colors(class_names)
     scale = tile_width / image.shape[1]
     panels = []
     if truth is not None:
@@ -64,21 +62,12 @@ def mono_figure(
     white = "" if truth is None else ", white: ground truth"
     _caption(panels[-1], f"predictions, score >= {score_threshold:g}: {len(shown)}{white}")
     left = stack(panels, axis=0)
-    key = legend(tuple(class_names), palette, 500)
+    key = legend(class_names, class_palette(len(class_names)), 500)
     height = int(np.clip(left.shape[0] - key.shape[0] - 6, *_BEV_HEIGHTS))
     frame = BEVFrame(extent or fitting_extent(shown if truth is None else truth), height)
     above = draw_mono_bev(frame, cam2img, image.shape[1], truth, shown)
     _caption_bev(above, frame, truth, shown)
     return with_title(stack([left, stack([above, key], axis=0)], axis=1), title)
-
-
-def _in_colors(objects: DrawnObjects, palette: Image, class_names: Sequence[str]) -> DrawnObjects:
-    if len(objects) and not 0 <= objects.labels.min() <= objects.labels.max() < len(class_names):
-        raise ValueError(
-            f"mono_figure: labels are {sorted(set(objects.labels.tolist()))}, expected 0 to "
-            f"{len(class_names) - 1}: class_names are {', '.join(class_names)}"
-        )
-    return dataclasses.replace(objects, colors=palette)
 
 
 def _caption(panel: Image, text: str) -> None:

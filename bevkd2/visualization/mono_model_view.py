@@ -1,4 +1,4 @@
-"""Every picture of one image, for one monocular model or several side by side."""
+"""All pictures of one image, for one monocular model or several."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from bevkd2.visualization.perspective_view import draw_perspective, perspective_
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MonoView:
-    """What a monocular model makes of one image.
+    """What a monocular model computed for one image.
 
     Attributes:
-        detections: its output of `inference`: "boxes" (CameraBoxes3D), "scores", "labels".
+        detections: the output of ``inference``: "boxes" (CameraBoxes3D), "scores", "labels".
         responses: stride -> (h, w) mean absolute FPN feature, padding included.
     """
 
@@ -39,11 +39,11 @@ def see_image(model: Detector[Any, Any, Any], sample: Mapping[str, Any]) -> Mono
     """Runs one image.
 
     Args:
-        model: monocular, with its weights loaded, in eval mode.
+        model: a monocular detector with loaded weights, in eval mode.
         sample: of the test mapper.
 
     Returns:
-        The view of it.
+        What the model computed.
     """
     inputs = model.preprocess([sample])
     knowledge = model.extract(inputs, wants=frozenset({"fpn"}))
@@ -60,21 +60,21 @@ def mono_figures(
     score_threshold: float = 0.3,
     perspective: FvcoreNode | None = None,
 ) -> dict[str, Image]:
-    """Every picture of an image.
+    """Draws all pictures of an image.
 
     Args:
         sample: of the test mapper, annotated or not.
-        views: model name -> its view.
+        views: model name -> what the model computed for the image.
         class_names: in the order of the labels.
         score_threshold: least score of a drawn detection.
-        perspective: the config node DISTILL.PERSPECTIVE_FEATURE; None, or a node whose PERSPECTIVE is off: no
-            matrix is drawn.
+        perspective: the config node DISTILL.PERSPECTIVE_FEATURE; None, or a node whose PERSPECTIVE is off,
+            draws no matrix.
 
     Returns:
         Name of the picture -> image: "detections_<model>", "features" and "perspective".
 
     Raises:
-        ValueError: a setting of ``perspective`` that cannot be.
+        ValueError: a setting of ``perspective`` is invalid, or a label is not the index of a class.
     """
     image = np.ascontiguousarray(sample["image"].numpy().transpose(1, 2, 0))
     annotated = "boxes" in sample
@@ -103,14 +103,14 @@ def mono_figures(
 
 
 def _tile_width(rows: Mapping[str, Levels]) -> int:
-    """Few levels get wider heat maps."""
+    """Returns the width of a heat map in pixels: the fewer levels, the wider."""
     return min(800, 5 * TILE_WIDTH // len(set[int]().union(*rows.values())))
 
 
 def _perspective_figure(
     sample: Mapping[str, Any], image: Image, levels: Levels, weights: PerspectiveWeights, boxes2d: Map | None
 ) -> Image:
-    """Draws Eq. 3 and, where the method applies it and there are objects, the occlusion rule."""
+    """Draws Eq. 3 and, if the method applies it and there are objects, the occlusion rule."""
     assert weights.perspective is not None
     size = (image.shape[0], image.shape[1])
     shapes = {stride: (cells.shape[0], cells.shape[1]) for stride, cells in levels.items()}

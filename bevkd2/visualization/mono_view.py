@@ -1,4 +1,4 @@
-"""One camera's image with boxes, and its scene from above: x to the right, z (forward) upwards."""
+"""The image of one camera with boxes, and its scene from above: x to the right, z (forward) upwards."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def upright2img(cam2img: npt.NDArray[np.floating[Any]]) -> Array:
         (4, 4).
 
     Raises:
-        ValueError: another shape.
+        ValueError: the matrix is not (4, 4).
     """
     if cam2img.shape != (4, 4):
         raise ValueError(f"upright2img: cam2img is {cam2img.shape}, expected (4, 4): pad P2 with 0 0 0 1")
@@ -53,14 +53,14 @@ def draw_mono_image(
     truth: DrawnObjects | None = None,
     scale: float = 1.0,
 ) -> Image:
-    """Draws boxes into one camera's image, each with its score, the front face thick and shaded.
+    """Draws boxes with their scores into the image of one camera, the front face thick and shaded.
 
     Args:
         image: (H, W, 3) RGB.
         cam2img: (4, 4) metres in the camera's frame to pixels of ``image``.
-        objects: in their class's colour; predictions (with scores) or annotations.
-        truth: annotations to compare with: thin white edges under the objects.
-        scale: the image is resized by it before lines are drawn.
+        objects: predictions (with scores) or annotations, drawn in the colours of their classes.
+        truth: annotations to compare with, drawn with thin white edges below the objects.
+        scale: the image is resized by this factor before lines are drawn.
 
     Returns:
         A new image, (scale * H, scale * W, 3).
@@ -82,15 +82,15 @@ def draw_mono_bev(
     truth: DrawnObjects | None = None,
     predictions: DrawnObjects | None = None,
 ) -> Image:
-    """Draws one camera's scene from above: predictions filled, the truth as thin black outlines.
+    """Draws the scene of one camera from above: predictions filled, annotations as thin black outlines.
 
-    A line from the centre points to the front. What the image does not show is grey; arcs are distances
-    from the camera.
+    A line from the centre points to the front. The ground outside the field of view is grey; arcs show
+    distances from the camera.
 
     Args:
         frame: what part of the ground: x to the right, z upwards.
         cam2img: (4, 4) metres in the camera's frame to pixels.
-        image_width: of the image that ``cam2img`` projects into, pixels.
+        image_width: width in pixels of the image that ``cam2img`` projects into.
         truth: annotations.
         predictions: detections, in their class's colour.
 
@@ -109,16 +109,17 @@ def draw_mono_bev(
 
 
 def count_outside(frame: BEVFrame, objects: DrawnObjects) -> int:
-    """Returns how many objects have their centre outside of the part of the ground that a picture shows."""
+    """Returns how many objects have their centre outside the extent of a frame."""
     x0, y0, x1, y1 = frame.extent
     x, y = objects.boxes.center[:, :2].double().numpy().T
     return int(np.count_nonzero((x < x0) | (x >= x1) | (y < y0) | (y >= y1)))
 
 
 def fitting_extent(objects: DrawnObjects) -> tuple[float, float, float, float]:
-    """x0, z0, x1, z1 in metres: ahead of the camera as far as the farthest object, in steps of 10 m.
+    """Returns x0, z0, x1, z1 in metres, so that all objects are in range.
 
-    At least 30 m, at most 100 m; half as wide to either side.
+    The range is that of the farthest object in steps of 10 m, at least 30 m and at most 100 m; to each
+    side it is half as far.
     """
     farthest = float(objects.boxes.center[:, 1].max()) if len(objects) else 0.0
     far = float(np.clip(10 * np.ceil((farthest + 3) / 10), 30, 100))
@@ -126,7 +127,7 @@ def fitting_extent(objects: DrawnObjects) -> tuple[float, float, float, float]:
 
 
 def _draw_ground(frame: BEVFrame, cam2img: npt.NDArray[np.floating[Any]], image_width: int) -> Image:
-    """Range arcs, the field of view, and the camera as a triangle."""
+    """Draws range arcs, the field of view, and the camera as a triangle."""
     canvas = np.full((*frame.shape, 3), _UNSEEN, dtype=np.uint8)
     far = 4 * max(abs(limit) for limit in frame.extent)
     camera, left, right = _field_of_view(cam2img, image_width, far)
@@ -145,7 +146,9 @@ def _field_of_view(
     """Returns (x, z) of the camera's centre and of the image's left and right border at a depth, metres."""
     inverse = np.linalg.inv(cam2img[:3, :3].astype(np.float64))
     center = -inverse @ cam2img[:3, 3]
-    row = float(cam2img[1, 2])  # the row of the horizon: any would do, as rectified images have no roll
+    row = float(
+        cam2img[1, 2]
+    )  # the row of the horizon; rectified images have no roll, so any row gives the same
     left, right = (center + depth * (inverse @ np.array([u, row, 1.0])) for u in (0.0, float(image_width)))
     return center[[0, 2]], left[[0, 2]], right[[0, 2]]
 

@@ -1,9 +1,9 @@
-"""Boxes with labels and, for predictions, scores: what the views draw."""
+"""The objects that every view draws: boxes with labels and, for predictions, scores."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,11 +31,11 @@ CLASS_COLORS: Image = np.array(
     ],
     dtype=np.uint8,
 )
-"""(10, 3) RGB, in the order of the class labels; further labels begin again."""
+"""(10, 3) RGB; ``class_palette`` chooses from them."""
 
 
 def class_palette(num_classes: int) -> Image:
-    """Returns (num_classes, 3), at most ten colours of CLASS_COLORS, as different as possible."""
+    """Returns (min(num_classes, 10), 3) RGB: colours of ``CLASS_COLORS``, as different as possible."""
     count = min(num_classes, len(CLASS_COLORS))
     palette: Image = CLASS_COLORS[np.arange(count) * len(CLASS_COLORS) // max(count, 1)]
     return palette
@@ -46,11 +46,11 @@ class DrawnObjects:
     """Annotated or predicted objects of one frame.
 
     Attributes:
-        boxes: N boxes with z up: in the LIDAR_TOP frame, or those of a camera turned upright (x right, y
-            forward; ``CameraBoxes3D.upright``).
+        boxes: N boxes with z up: in the ego frame of a multi-view sample (nuScenes: LIDAR_TOP), or those of
+            a camera turned upright (x right, y forward; ``CameraBoxes3D.upright``).
         labels: (N,) class labels.
         scores: (N,) in 0..1; None for annotations.
-        colors: (K, 3) RGB in the order of the labels; further labels begin again.
+        colors: (K, 3) RGB in the order of the labels; label k has the colour of row k % K.
     """
 
     boxes: Boxes3D
@@ -70,7 +70,7 @@ class DrawnObjects:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> DrawnObjects:
-        """From a sample's annotations or a model's output.
+        """Builds the objects of a sample's annotations or a model's output.
 
         Args:
             record: "boxes" (Boxes3D, or CameraBoxes3D, which are turned upright) and "labels" (N,), and for
@@ -102,12 +102,28 @@ class DrawnObjects:
             self.boxes[torch.from_numpy(keep)], self.labels[keep], self.scores[keep], self.colors
         )
 
+    def in_class_colors(self, class_names: Sequence[str]) -> DrawnObjects:
+        """Returns the same objects in the colours of ``class_palette``.
+
+        Args:
+            class_names: in the order of the labels.
+
+        Raises:
+            ValueError: a label is not the index of a class.
+        """
+        if len(self) and not 0 <= self.labels.min() <= self.labels.max() < len(class_names):
+            raise ValueError(
+                f"DrawnObjects: labels are {sorted(set(self.labels.tolist()))}, expected 0 to "
+                f"{len(class_names) - 1}: class_names are {', '.join(class_names)}"
+            )
+        return dataclasses.replace(self, colors=class_palette(len(class_names)))
+
     def corners(self) -> Array:
         """Returns (N, 8, 3) metres, in the order of ``Boxes3D.corners``: the front face first."""
         return self.boxes.corners().double().numpy()
 
     def color(self, index: int) -> tuple[int, int, int]:
-        """RGB of an object's class."""
+        """Returns the RGB colour of an object's class."""
         r, g, b = self.colors[self.labels[index] % len(self.colors)].tolist()
         return r, g, b
 

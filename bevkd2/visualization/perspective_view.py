@@ -11,7 +11,7 @@ from bevkd2.distill.methods.perspective_feature import PerspectiveWeights
 from bevkd2.visualization.image_heat import TILE_WIDTH, Levels, Map, draw_heat_grid
 from bevkd2.visualization.objects import Image
 
-# Of the colours over the image: enough to read them by the bar, and to know the place.
+# Of the colours over the image: strong enough to be compared with the colour bar, while the image is visible.
 _OPACITY = 0.75
 
 
@@ -22,10 +22,10 @@ def perspective_maps(
     boxes2d: Tensor | None = None,
     depths: Tensor | None = None,
 ) -> dict[int, Map]:
-    """Returns the weights that feature imitation gives to the cells of one image.
+    """Returns the weights of the cells of one image in feature imitation.
 
     Args:
-        weights: of the method.
+        weights: the weights of the method.
         image_size: height and width in pixels before padding.
         level_shapes: stride -> rows and columns of the level.
         boxes2d: (n, 4) x1, y1, x2, y2 in pixels of the objects; None: no objects.
@@ -56,12 +56,12 @@ def draw_perspective(
     Args:
         image: (H, W, 3) RGB.
         rows: name of the variant -> stride -> (h, w) of ``perspective_maps``.
-        amplitude: the number of the brightest colour, 0 is the darkest: the same scale for all.
+        amplitude: the value of the brightest colour; 0 is the darkest. All matrices share this scale.
         boxes2d: (n, 4) x1, y1, x2, y2 in pixels of ``image``, outlined in white.
         tile_width: pixels of one heat map.
 
     Returns:
-        One image, every cell of a level in one colour.
+        One image; each cell of a level has one colour.
 
     Raises:
         ValueError: there is no level, or one does not cover the image.

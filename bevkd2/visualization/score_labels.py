@@ -1,4 +1,4 @@
-"""Scores written at boxes in an image, none over another."""
+"""Score labels at boxes in an image, without overlap."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _PADDING = 2
 
 
 def draw_scores(canvas: Image, objects: DrawnObjects, upright2img: Array) -> None:
-    """Writes each object's score above its projected box, in place; the surest next to its box.
+    """Writes each object's score above its projected box, in place; the highest score is placed first.
 
     Args:
         canvas: (H, W, 3) RGB.
-        objects: predictions; annotations, without scores, and those outside the image get no label.
+        objects: predictions; annotations (no scores) and objects outside the image get no label.
         upright2img: (4, 4) metres to pixels of the canvas.
     """
     if objects.scores is None:
@@ -41,16 +41,16 @@ def draw_scores(canvas: Image, objects: DrawnObjects, upright2img: Array) -> Non
 def place_labels(
     anchors: list[tuple[int, int]], sizes: list[tuple[int, int]], shape: tuple[int, int]
 ) -> list[tuple[int, int]]:
-    """Finds places for labels: above their anchors, higher or else lower where others stand already.
+    """Finds places for labels: above their anchors, moved up, or else down, where another label is.
 
     Args:
-        anchors: x, y of what each label names, the most important first.
+        anchors: x, y of the labelled object, the most important first.
         sizes: width and height of each label, pixels.
         shape: height and width of the picture.
 
     Returns:
-        x, y of the top left corners, all in the picture where labels fit into it. In a picture so full that
-        nothing is free in a label's columns, the label stands at its anchor.
+        x, y of the top left corners, inside the picture if the labels fit into it. If no row is free in a
+        label's columns, the label is placed at its anchor.
     """
     placed: list[tuple[int, int, int, int]] = []
     for (x, y), (width, height) in zip(anchors, sizes, strict=True):

@@ -23,7 +23,7 @@ def test_heights_are_in_proportion():
     assert blue.max() / orange.max() == pytest.approx(2, rel=0.05)
 
 
-def test_what_is_not_known_has_no_bar():
+def test_unknown_scores_have_no_bar():
     picture = draw_ap_by_distance({"teacher": TEACHER, "student": STUDENT}, "car")
     columns = np.nonzero(bars(picture, CLASS_COLORS[1]) > 5)[0]
     assert columns.max() < picture.shape[1] / 2
@@ -43,7 +43,7 @@ def curve(n_gt, precision):
     return Curve(n_gt, 0.7, np.zeros(0), none, none, none, np.zeros(0), np.full(41, precision), None, None)
 
 
-def test_bins_are_named_and_what_cannot_be_scored_is_not_a_number():
+def test_bins_are_named_and_undefined_scores_are_nan():
     bins = [
         DistanceBin(0, 20, KittiScores(1, {"car/3d/moderate": curve(3, 0.25)}, ())),
         DistanceBin(20, 40, KittiScores(1, {"car/3d/moderate": curve(0, 0.0)}, ())),

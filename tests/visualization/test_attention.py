@@ -34,7 +34,7 @@ def test_heavier_points_are_larger_and_outside_ones_left_out():
     assert drawn[:, 85:].sum() == 0
 
 
-def test_no_weight_draws_nothing():
+def test_weights_of_zero_draw_no_points():
     image = np.full((10, 10, 3), 100, dtype=np.uint8)
     assert (draw_samples(image, np.zeros((2, 2)), np.zeros(2)) == 60).all()
 

@@ -43,7 +43,7 @@ def test_unknown_cells_are_grey():
     assert (draw_cells(values, FRAME) == 128).all()
 
 
-def test_models_stand_side_by_side_whatever_their_grids():
+def test_models_with_different_grids_are_drawn_side_by_side():
     picture = draw_bev_responses({"teacher": np.ones((10, 10)), "student": np.ones((5, 5))}, FRAME)
     assert picture.shape == (100, 206, 3)
 

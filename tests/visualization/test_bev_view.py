@@ -34,7 +34,7 @@ def test_the_frame_follows_its_extent():
         BEVFrame((1.0, 0.0, 0.0, 1.0))
 
 
-def test_the_truth_is_filled_where_the_box_lies():
+def test_ground_truth_boxes_are_filled():
     rows, columns = changed(truth=car(10.0, 20.0))
     assert rows.min() == pytest.approx(90, abs=3)
     assert rows.max() == pytest.approx(110, abs=3)
@@ -51,7 +51,7 @@ def test_a_prediction_is_an_outline():
     np.testing.assert_allclose(picture[140, 300], CLASS_COLORS[4], atol=40)
 
 
-def test_a_sure_prediction_is_drawn_thicker():
+def test_a_prediction_of_high_score_is_drawn_thicker():
     sure, unsure = (len(changed(predictions=car(10.0, 15.0, score=s))[0]) for s in (0.9, 0.3))
     assert sure > 1.3 * unsure
 
@@ -76,7 +76,7 @@ def test_an_unknown_velocity_gets_no_arrow():
     assert len(changed(truth=unknown)[0]) == len(changed(truth=car(0.0, 20.0))[0])
 
 
-def test_a_base_is_drawn_upon_and_kept():
+def test_a_base_is_the_background_and_is_not_changed():
     base = np.full((400, 400, 3), 7, dtype=np.uint8)
     picture = draw_bev(FRAME, truth=car(10.0, 20.0), base=base)
     assert (picture[0, 0] == 7).all()

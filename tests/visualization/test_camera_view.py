@@ -48,7 +48,7 @@ def test_cut_edges_end_at_the_near_plane(x, y, yaw):
     depth = item.corners()[0, :, 1]
     assert visible.any() == (depth > NEAR).any()
     assert np.isfinite(segments).all()
-    # |u - cx| = f |x| / depth <= f * 9 / NEAR for whatever is before the plane
+    # |u - cx| = f |x| / depth <= f * 9 / NEAR for all points beyond the plane
     assert np.abs(segments[visible][..., 0] - 50).max(initial=0) <= 50 * 9 / NEAR + 1e-6
 
 

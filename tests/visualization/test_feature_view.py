@@ -42,5 +42,5 @@ def test_stronger_features_are_brighter_in_the_same_column():
 
 
 def test_no_model_is_an_error():
-    with pytest.raises(ValueError, match="expected one level at least"):
+    with pytest.raises(ValueError, match="expected at least one level"):
         draw_feature_maps(IMAGE, {})

@@ -8,15 +8,17 @@ from hypothesis import strategies as st
 
 from bevkd2.structures import CAMERA_NAMES, Boxes3D
 from bevkd2.visualization import DrawnObjects, ModelView, choose_frames, frame_figures
+from bevkd2.visualization.canvas import with_title
 from bevkd2.visualization.frame_figures import attention_figure
 from bevkd2.visualization.model_view import SpatialAttentionView
 
+NAMES = ("forklift", "pallet", "worker")
 HEADS, LEVELS, POINTS = 2, 1, 4
 
 
-def objects(*centers, scores=None):
+def objects(*centers, scores=None, label=0):
     boxes = Boxes3D(torch.tensor([[x, y, 0, 4, 2, 1.5, 0, 0, 0] for x, y in centers], dtype=torch.float64))
-    return DrawnObjects(boxes, np.zeros(len(centers), dtype=np.int64), scores)
+    return DrawnObjects(boxes, np.full(len(centers), label), scores)
 
 
 def make_view(detections):
@@ -43,8 +45,12 @@ IMAGES = {name: np.full((64, 176, 3), 90, dtype=np.uint8) for name in CAMERA_NAM
 SURE = objects((10.0, 10.0), scores=np.array([0.9]))
 
 
+def attention(view, truth, threshold=0.3):
+    return attention_figure(view, IMAGES, truth, class_names=NAMES, scale=2.0, score_threshold=threshold)
+
+
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 40))
-def test_as_many_frames_as_asked_for_spread_over_the_scenes(lengths, num):
+def test_chosen_frames_are_spread_over_the_scenes(lengths, num):
     starts = np.cumsum([0, *lengths])
     scenes = [range(a, b) for a, b in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)]
     chosen = choose_frames(scenes, num)
@@ -61,25 +67,33 @@ def test_as_many_frames_as_asked_for_spread_over_the_scenes(lengths, num):
 def test_attention_is_drawn_for_the_nearest_object():
     near, far = objects((5.0, 5.0)), objects((20.0, -20.0))
     both = objects((20.0, -20.0), (5.0, 5.0))
-    pictures = [attention_figure(make_view(SURE), IMAGES, truth, 2.0, 0.3) for truth in (near, far, both)]
+    pictures = [attention(make_view(SURE), truth) for truth in (near, far, both)]
     title = slice(0, 36)
     assert (pictures[0][title] == pictures[2][title]).all()
     assert (pictures[0][title] != pictures[1][title]).any()
 
 
-def test_detections_take_the_place_of_missing_annotations():
+@pytest.mark.parametrize("label", [0, 2])
+def test_title_of_the_attention_figure_names_the_class(label):
+    picture = attention(make_view(SURE), objects((5.0, 5.0), label=label))
+    title = f"points sampled by the BEV cell at (5.0, 5.0) m: {NAMES[label]}"
+    expected = with_title(np.zeros_like(picture), title)[:36, : picture.shape[1]]
+    assert (picture[:36] == expected).all()
+
+
+def test_detections_are_used_without_annotations():
     nothing = DrawnObjects(Boxes3D.empty(), np.zeros(0, dtype=np.int64))
-    assert attention_figure(make_view(SURE), IMAGES, nothing, 2.0, 0.3) is not None
-    assert attention_figure(make_view(SURE), IMAGES, nothing, 2.0, 0.95) is None
+    assert attention(make_view(SURE), nothing) is not None
+    assert attention(make_view(SURE), nothing, 0.95) is None
 
 
-def test_objects_off_the_grid_have_no_cell():
-    assert attention_figure(make_view(SURE), IMAGES, objects((100.0, 0.0)), 2.0, 0.3) is None
+def test_no_attention_figure_for_objects_outside_the_grid():
+    assert attention(make_view(SURE), objects((100.0, 0.0))) is None
 
 
-def test_a_model_without_attention_has_no_such_figure():
+def test_no_attention_figure_for_a_model_without_attention():
     view = dataclasses.replace(make_view(SURE), attention=None)
-    assert attention_figure(view, IMAGES, objects((5.0, 5.0)), 2.0, 0.3) is None
+    assert attention(view, objects((5.0, 5.0))) is None
 
 
 @pytest.mark.parametrize("annotated", [True, False])
@@ -92,7 +106,7 @@ def test_every_model_gets_its_pictures(annotated):
     if annotated:
         sample |= {"boxes": SURE.boxes, "labels": torch.tensor([0])}
     views = {"teacher": make_view(SURE), "student": make_view(SURE)}
-    pictures = frame_figures(sample, views, CAMERA_NAMES, 0.3)
+    pictures = frame_figures(sample, views, CAMERA_NAMES, NAMES)
     assert set(pictures) == {
         "bev_response",
         *(f"{kind}_{name}" for kind in ("detections", "attention") for name in views),

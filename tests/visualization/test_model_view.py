@@ -44,7 +44,7 @@ def test_a_view_holds_what_the_model_computes(model, frames):
     assert view.attention.offsets.shape == (*view.attention.weights.shape, 2)
 
 
-def test_the_memory_lasts_as_long_as_the_scene(model, frames):
+def test_state_is_reset_at_a_new_scene(model, frames):
     stream = ModelStream(model)
     streamed = [stream.see(frame).response for frame in frames[:4]]
     fresh = [ModelStream(model).see(frame).response for frame in frames[:4]]
@@ -65,8 +65,8 @@ def test_cells_are_numbered_row_by_row_from_the_least_x_and_y(model, frames):
     assert [oblong.cell_at(5.0, 1.0), oblong.cell_at(1.0, 3.0)] == [2, 3]
 
 
-def test_an_object_is_looked_at_where_it_shows(model, frames):
-    """The pillar of a cell, projected, surrounds the object that stands in it."""
+def test_pillar_points_surround_the_object_in_the_image(model, frames):
+    """The projected pillar of a cell surrounds the object in the cell."""
     view = ModelStream(model).see(frames[0])
     boxes = frames[0]["boxes"]
     near = int(boxes.center[:, :2].norm(dim=1).argmin())

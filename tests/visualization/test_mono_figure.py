@@ -27,7 +27,7 @@ def test_few_classes_have_colors_far_apart():
     assert len(class_palette(12)) == 10
 
 
-def test_image_and_view_from_above_stand_side_by_side():
+def test_image_and_view_from_above_are_side_by_side():
     found = objects((0.0, 10.0), scores=[0.9])
     without, annotated = figure(found), figure(found, objects((0.0, 10.0)))
     assert without.shape[1] > 1000 + 300
@@ -41,7 +41,7 @@ def test_the_legends_color_is_that_of_the_boxes():
     assert car > 300
 
 
-def test_weak_predictions_are_not_drawn():
+def test_predictions_below_the_score_threshold_are_not_drawn():
     found = objects((0.0, 10.0), (4.0, 12.0), scores=[0.9, 0.2])
     one = figure(objects((0.0, 10.0), scores=[0.9]), objects(), score_threshold=0.5)
     assert (figure(found, objects(), score_threshold=0.5) == one).all()
@@ -55,7 +55,7 @@ def test_the_view_from_above_follows_the_truth_so_that_models_compare():
     assert (near[arcs, 1010:1050] == far[arcs, 1010:1050]).all()
 
 
-def test_what_is_out_of_range_is_said():
+def test_objects_out_of_range_are_captioned():
     extent = (-10.0, 0.0, 10.0, 20.0)
     inside = figure(objects((0.0, 30.0), scores=[0.9]), extent=(-10.0, 0.0, 10.0, 40.0))
     outside = figure(objects((0.0, 30.0), scores=[0.9]), extent=extent)
@@ -65,7 +65,7 @@ def test_what_is_out_of_range_is_said():
     assert inside.shape[0] == outside.shape[0]
 
 
-def test_nothing_at_all_still_makes_a_picture():
+def test_an_image_without_objects_is_drawn():
     assert figure(objects(scores=[]), objects()).std() > 10
 
 

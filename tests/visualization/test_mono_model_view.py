@@ -61,8 +61,8 @@ def test_settings_that_the_method_refuses_are_not_drawn(model, node):
         mono_figures(sample, {"m": see_image(model, sample)}, NAMES, perspective=node)
 
 
-def test_detections_and_truth_are_told_apart(model):
-    """What the truth draws is not what the same boxes draw as detections."""
+def test_detections_and_ground_truth_differ_in_the_picture(model):
+    """Annotations are drawn differently from detections of the same boxes."""
     sample, view = make_image(3), see_image(model, make_image(3))
     found = {"boxes": sample["boxes"], "labels": sample["labels"], "scores": torch.full((3,), 0.9)}
     nothing = {"boxes": CameraBoxes3D.empty(7), "labels": torch.zeros(0).long(), "scores": torch.zeros(0)}

@@ -129,7 +129,7 @@ def test_predictions_are_filled_and_the_truth_is_a_black_outline():
     assert (outlined[180, 240] == blank[180, 240]).all()
 
 
-def test_what_the_image_does_not_show_is_grey():
+def test_ground_outside_the_field_of_view_is_grey():
     """90 degrees wide: at z = 10 m the image shows x from about -10 to 10 m."""
     picture = draw_mono_bev(FRAME, CAM2IMG, 200)
     row = int(FRAME.to_pixels(np.array([0.0, 15.0]))[1])  # between two arcs
@@ -152,5 +152,5 @@ def test_objects_out_of_range_are_counted():
     assert count_outside(FRAME, DrawnObjects(Boxes3D.empty(), np.zeros(0, dtype=np.int64))) == 0
 
 
-def test_nothing_to_draw_leaves_the_image():
+def test_without_objects_the_image_is_unchanged():
     assert (draw_mono_image(BLACK, CAM2IMG, objects(scores=[]), objects()) == BLACK).all()

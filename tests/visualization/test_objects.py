@@ -12,7 +12,7 @@ RECORD = {
 }
 
 
-def test_only_the_sure_ones_are_left():
+def test_predictions_below_the_threshold_are_dropped():
     objects = DrawnObjects.from_dict(RECORD).above(0.5)
     assert objects.labels.tolist() == [8]
     assert objects.boxes.center[0].tolist() == [5, 6, 0]

@@ -28,7 +28,7 @@ def test_labels_stay_in_the_picture_and_do_not_overlap(anchors):
         assert not any(overlap(a, b, size) for a, b in pairs)
 
 
-def test_the_first_label_stands_on_its_anchor_and_the_next_above_it():
+def test_the_first_label_is_at_its_anchor_and_the_next_above_it():
     assert place_labels([(50, 60), (50, 60)], [(26, 14)] * 2, SHAPE) == [(50, 46), (50, 32)]
 
 
@@ -40,7 +40,7 @@ def test_a_full_picture_puts_the_label_at_its_anchor():
     assert place_labels([(0, 14)] * 3, [(26, 14)] * 3, (28, 26))[2] == (0, 0)
 
 
-def test_only_what_is_in_the_image_gets_a_label():
+def test_objects_outside_the_image_get_no_label():
     boxes = [[0.0, 10, 0, 4, 2, 2, 0], [0.0, -10, 0, 4, 2, 2, 0], [300.0, 10, 0, 4, 2, 2, 0]]
     items = DrawnObjects(Boxes3D(torch.tensor(boxes)), np.array([6, 0, 3]), np.array([0.5, 0.9, 0.8]))
     canvas = np.zeros((*SHAPE, 3), dtype=np.uint8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from fvcore.common.config import CfgNode
 from tqdm import tqdm
@@ -20,7 +20,6 @@ from bevkd2.structures import CAMERA_NAMES
 if TYPE_CHECKING:
     from bevkd2.data.loader import MappedDataset
     from bevkd2.data.synthetic.world import SyntheticWorld
-    from bevkd2.modeling import BEVFormer
     from bevkd2.modeling.detector import Detector
     from bevkd2.visualization.objects import Image
 
@@ -117,7 +116,7 @@ class NuScenesFormat(DataFormat):
             raise ValueError(
                 f"format {self.name!r} draws frames of whole scenes: choose their number instead"
             )
-        streams = {name: ModelStream(cast("BEVFormer", model)) for name, model in models.items()}
+        streams = {name: ModelStream(model) for name, model in models.items()}
         scenes = dataset.index.scenes()
         chosen_frames = choose_frames(scenes, num)
         for scene, chosen in tqdm(list(zip(scenes, chosen_frames, strict=True)), unit="scene"):
@@ -126,7 +125,12 @@ class NuScenesFormat(DataFormat):
                 views: dict[str, Any] = {name: stream.see(sample) for name, stream in streams.items()}
                 if frame in chosen:
                     cameras = tuple(cfg.INPUT.CAMERAS)
-                    yield f"{int(frame):05d}", frame_figures(sample, views, cameras, score_threshold)
+                    yield (
+                        f"{int(frame):05d}",
+                        frame_figures(
+                            sample, views, cameras, dataset.class_names, score_threshold=score_threshold
+                        ),
+                    )
 
     def synthetic_world(self) -> type[SyntheticWorld]:
         """Returns the settings of the world in nuScenes layout."""
