@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bevkd2.data.kitti.dataset import load_kitti
+from bevkd2.data.kitti import load_kitti
 from tests.data.kitti_fixture import TRAIN, VAL
 
 NAMES = {"Car": "car", "Pedestrian": "person", "Cyclist": "cyclist"}

@@ -374,7 +374,7 @@ def test_a_drawn_mask_is_applied_by_whoever_gets_it(tiny_cfg: CfgNode, make_samp
     """A teacher reads the student's masked images, also where its own config has the mask off."""
     tiny_cfg.MODEL.GRID_MASK.PROB = 1.0
     student = build_model(tiny_cfg).train()
-    tiny_cfg.MODEL.GRID_MASK.ENABLED, tiny_cfg.MODEL.GRID_MASK.MODE = enabled, 0
+    tiny_cfg.MODEL.GRID_MASK.ENABLED, tiny_cfg.MODEL.GRID_MASK.RATIO = enabled, 0.2
     teacher = randomized(tiny_cfg)
     plain = [make_sample(1, history=1), make_sample(2)]
     samples = student.augment(plain)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bevkd2.modeling.mono.fcos3d.box_prior import BoxPrior
+from bevkd2.modeling.mono.fcos3d.priors import BoxPrior
 
 DEPTHS = [[10.0, 2.0], [20.0, 4.0]]
 SIZES = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
