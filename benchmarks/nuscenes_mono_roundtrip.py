@@ -20,7 +20,7 @@ import torch
 
 from bevkd2.config import get_cfg
 from bevkd2.data import data_format, load_dataset
-from bevkd2.data.nuscenes_mono.dataset import NuScenesMonoIndex
+from bevkd2.data.nuscenes_mono import NuScenesMonoIndex
 from bevkd2.data.synthetic import WorldConfig, generate
 
 SPLIT = "synthetic_val"

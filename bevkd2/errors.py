@@ -1,4 +1,4 @@
-"""Which errors are the user's; ``bevkd2.cli.run`` reports them by one message, without a traceback.
+"""Which errors are the user's; ``bevkd2.cli.console`` reports them by one message, without a traceback.
 
 An error is the user's by its type: a wrong config, data set, weights file, option or device raises one of
 ``USER_ERRORS``. Inside the training loop the same types are programming errors; ``bevkd2.cli.train`` raises

@@ -6,7 +6,7 @@ The code is in ``bevkd2/cli/train.py``; ``--help`` lists the options.
 
 import sys
 
-from bevkd2.cli.run import run_cli
+from bevkd2.cli.console import run_cli
 from bevkd2.cli.train import main
 
 if __name__ == "__main__":

@@ -2,9 +2,8 @@
 
 from bevkd2.checkpoint import import_bevformer, import_fcos3d, import_smoke
 from bevkd2.checkpoint.checkpointer import Checkpointer, HasCheckpointParts
-from bevkd2.checkpoint.importers import IMPORTER_REGISTRY, register_importer
 from bevkd2.checkpoint.io import CheckpointFileError, load_file, load_state, model_state, save_file
-from bevkd2.checkpoint.key_rules import ImportReport, KeyRules
+from bevkd2.checkpoint.key_rules import IMPORTER_REGISTRY, ImportReport, KeyRules, register_importer
 from bevkd2.checkpoint.strict import StateDictMismatchError, check_classes, load_strict
 
 __all__ = [

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from bevkd2.checkpoint.importers import register_importer
-from bevkd2.checkpoint.key_rules import ImportReport, KeyRules
+from bevkd2.checkpoint.key_rules import ImportReport, KeyRules, register_importer
 
 # Published name, our name.
 _HEAD = "pts_bbox_head."

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from bevkd2.checkpoint.importers import register_importer
-from bevkd2.checkpoint.key_rules import ImportReport, KeyRules
+from bevkd2.checkpoint.key_rules import ImportReport, KeyRules, register_importer
 
 _BACKBONE = "image_backbone.body."
 _HEAD = "bbox_head."

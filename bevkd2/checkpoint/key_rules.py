@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
 from bevkd2.checkpoint.strict import check_keys
+from bevkd2.d2 import Registry
 
 _Compiled = tuple[tuple[re.Pattern[str], str], ...]
 
@@ -133,3 +134,24 @@ def _unknown(keys: list[str], layout: str) -> str:
     rest = f" and {len(keys) - 10} more" if len(keys) > 10 else ""
     have = "keys have" if len(keys) > 1 else "key has"
     return f"{len(keys)} {have} no place in {layout}: {', '.join(keys[:10])}{rest}"
+
+
+Importer = Callable[[Mapping[str, Tensor]], ImportReport]
+
+IMPORTER_REGISTRY = Registry("IMPORTER")
+IMPORTER_REGISTRY.__doc__ = """Functions by architecture, as ``--arch`` names it.
+
+Each takes a published state dict and returns an :class:`ImportReport`: the tensors by this package's names,
+and an account of every key.
+"""
+
+
+def register_importer(*architectures: str) -> Callable[[Importer], Importer]:
+    """Returns a decorator that registers a function for the names that ``--arch`` accepts."""
+
+    def register(importer: Importer) -> Importer:
+        for name in architectures:
+            IMPORTER_REGISTRY._do_register(name, importer)
+        return importer
+
+    return register

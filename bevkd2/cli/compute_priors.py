@@ -19,7 +19,7 @@ from bevkd2.config import class_names
 from bevkd2.data.format import load_dataset
 from bevkd2.data.mono.index import JoinedIndex, MonoIndex
 from bevkd2.engine.defaults import add_import_option, load_args
-from bevkd2.modeling.mono.fcos3d.compute_priors import BoxPriors, compute_priors
+from bevkd2.modeling.mono.fcos3d.priors import BoxPriors, compute_priors
 from bevkd2.structures import project_points
 
 DENSE = ("FCOS3D", "PGD")

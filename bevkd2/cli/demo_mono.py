@@ -11,8 +11,7 @@ from bevkd2.cli.demo_base import TITLES, Batches, Demo, Models, save_pictures
 from bevkd2.config import CfgNode, class_names, load_config
 from bevkd2.data.synthetic import KittiWorldConfig
 from bevkd2.kitti import ap_by_distance
-from bevkd2.kitti.files import find_frames
-from bevkd2.kitti.frame_lists import read_frame_list
+from bevkd2.kitti.files import find_frames, read_frame_list
 from bevkd2.visualization import draw_ap_by_distance, mono_figures, scores_by_distance, see_image
 
 # Column of the table -> key of AP_R40 in kitti_scores.json.

@@ -22,8 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bevkd2.kitti.ap import kitti_scores, to_json, to_table
-from bevkd2.kitti.files import find_frames
-from bevkd2.kitti.frame_lists import read_frame_list
+from bevkd2.kitti.files import find_frames, read_frame_list
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -37,8 +37,13 @@ def load_config(path: str | Path, options: Sequence[Any] = ()) -> CN:
     """
     cfg = read_config(path, options)
     if cfg.MODEL.DEVICE == "auto":
-        cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+        cfg.MODEL.DEVICE = auto_device()
     return cfg
+
+
+def auto_device() -> str:
+    """Returns what MODEL.DEVICE ``auto`` means here: ``cuda`` where a GPU is visible, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def read_config(path: str | Path, options: Sequence[Any] = ()) -> CN:
@@ -120,7 +125,7 @@ def _add_model(model: fvcore_config.CfgNode) -> None:
 def _add_data(cfg: fvcore_config.CfgNode) -> None:
     cfg.INPUT.PHOTOMETRIC = True  # brightness, contrast, saturation, hue, channel order; training only
 
-    # What a data format alone reads is added by the format (bevkd2/data/*/format.py).
+    # What a data format alone reads is added by the format (bevkd2/data/kitti.py, ...).
     data = cfg.DATASETS
     # A name in DATA_FORMAT_REGISTRY: "nuscenes": multi-view | "kitti" | "nuscenes_mono": single images
     data.FORMAT = "nuscenes"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import fvcore.common.config as fvcore_config
 import yaml
 
 from bevkd2.config.shipped import find_file, shipped_file
-from bevkd2.config.student import replaced_student
 
 BASE_KEY = "_BASE_"
 # Keys whose value is a path relative to the YAML file that names it, as _BASE_ is; or of a shipped file.
@@ -27,6 +27,20 @@ def add_removed_key(key: str, remedy: str) -> None:
         remedy: what the user should write instead.
     """
     _REMOVED[key] = remedy
+
+
+def check_rules(node: str, rules: Iterable[tuple[bool, str]]) -> None:
+    """Checks that the keys of a node agree.
+
+    Args:
+        node: its name, such as "MODEL.SMOKE".
+        rules: whether each rule holds, and what is wrong where it does not.
+
+    Raises:
+        ValueError: a rule does not hold; the message names all that do not.
+    """
+    if broken := [message for holds, message in rules if not holds]:
+        raise ValueError(f"{node}: {'; '.join(broken)}")
 
 
 class CfgNode(fvcore_config.CfgNode):
@@ -257,3 +271,25 @@ def _unknown(key: str, known: list[str], prefix: str, source: str) -> str:
         return f"{source}: config key {prefix + leaf!r} does not exist any more: {remedy}"
     near = difflib.get_close_matches(leaf, known, n=3, cutoff=0.5) or sorted(known)
     return f"{source}: unknown config key {key!r}; similar keys: {', '.join(prefix + name for name in near)}"
+
+
+def replaced_student(new: Mapping[str, Any], old: Mapping[str, Any]) -> str:
+    """Returns the student's architecture that a merge of ``new`` into ``old`` would replace; "": none.
+
+    Args:
+        new: a config, or the content of a YAML file.
+        old: what it is merged into.
+    """
+    name, replaced = _architecture(new), _architecture(old)
+    return replaced if _is_distiller(name) and not _is_distiller(replaced) else ""
+
+
+def _architecture(tree: Mapping[str, Any]) -> str:
+    model = tree.get("MODEL")
+    name = model.get("META_ARCHITECTURE") if isinstance(model, Mapping) else None
+    return name if isinstance(name, str) else ""
+
+
+def _is_distiller(name: str) -> bool:
+    # Named, not imported, as in plugins.py: only bevkd2.distill, a package above this one, knows.
+    return bool(name and importlib.import_module("bevkd2.distill.config").is_distiller(name))

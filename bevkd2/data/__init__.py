@@ -8,8 +8,7 @@ from bevkd2.data.format import (
     dataset_root,
     load_dataset,
 )
-from bevkd2.data.kitti.dataset import KittiIndex, load_kitti
-from bevkd2.data.kitti.format import KittiFormat
+from bevkd2.data.kitti import KittiFormat, KittiIndex, load_kitti
 from bevkd2.data.loader import build_test_loader, build_train_loader
 from bevkd2.data.mono.format import MonoFormat
 from bevkd2.data.mono.index import MonoIndex, MonoRecord
@@ -18,7 +17,7 @@ from bevkd2.data.nuscenes.dataset import load_nuscenes
 from bevkd2.data.nuscenes.format import NuScenesFormat
 from bevkd2.data.nuscenes.index import NuScenesIndex
 from bevkd2.data.nuscenes.mapper import NuScenesMapper
-from bevkd2.data.nuscenes_mono.format import NuScenesMonoFormat
+from bevkd2.data.nuscenes_mono import NuScenesMonoFormat
 
 __all__ = [
     "DATA_FORMAT_REGISTRY",

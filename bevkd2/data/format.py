@@ -1,7 +1,7 @@
 """What a data set brings to bevkd2, in one object, and the registry of these objects.
 
-``DATASETS.FORMAT`` names a :class:`DataFormat`. The built-in formats are in ``bevkd2/data/*/format.py``; a
-package of your own registers one in the same way::
+``DATASETS.FORMAT`` names a :class:`DataFormat`. The built-in formats are in ``bevkd2/data/kitti.py``,
+``nuscenes_mono.py`` and ``nuscenes/format.py``; a package of your own registers one in the same way::
 
     @DATA_FORMAT_REGISTRY.register()
     class MyFormat(MonoFormat):

@@ -27,8 +27,7 @@ from bevkd2.kitti.ap import (
     to_json,
     to_table,
 )
-from bevkd2.kitti.files import KittiFrames
-from bevkd2.kitti.frame_lists import has_labels, read_frame_list, split_folder
+from bevkd2.kitti.files import KittiFrames, has_labels, read_frame_list, split_folder
 from bevkd2.kitti.labels import KittiObjects, write_detections
 from bevkd2.structures import CameraBoxes3D, projected_boxes2d, wrap_angle
 

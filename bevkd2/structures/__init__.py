@@ -1,8 +1,14 @@
 """Boxes and cameras: the only place that knows a box layout or a frame of reference."""
 
 from bevkd2.structures.boxes3d import Boxes3D, wrap_angle
-from bevkd2.structures.camera_boxes import CameraBoxes3D, project_boxes, projected_boxes2d
-from bevkd2.structures.camera_global import UPRIGHT_TO_CAMERA, camera_from_upright, camera_to_upright
+from bevkd2.structures.camera_boxes import (
+    UPRIGHT_TO_CAMERA,
+    CameraBoxes3D,
+    camera_from_upright,
+    camera_to_upright,
+    project_boxes,
+    projected_boxes2d,
+)
 from bevkd2.structures.cameras import (
     CAMERA_NAMES,
     invert_pose,

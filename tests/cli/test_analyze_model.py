@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-from bevkd2.cli.run import run_cli
+from bevkd2.cli.console import run_cli
 from bevkd2.config import CfgNode, load_config
 
 ROOT = Path(__file__).parents[2]

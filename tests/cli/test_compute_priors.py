@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 
-from bevkd2.cli.run import run_cli
+from bevkd2.cli.console import run_cli
 from bevkd2.config import load_config
 from bevkd2.data.nuscenes.dataset import load_nuscenes
-from bevkd2.data.nuscenes_mono.dataset import NuScenesMonoIndex
+from bevkd2.data.nuscenes_mono import NuScenesMonoIndex
 from tests.data.nuscenes_fixture import VERSION, FixtureWorld
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import torch
 
 from bevkd2.checkpoint import import_fcos3d, load_file, load_state, load_strict
 from bevkd2.checkpoint.import_bevformer import to_published
-from bevkd2.cli.run import run_cli
+from bevkd2.cli.console import run_cli
 from bevkd2.config import load_config
 from bevkd2.modeling import PGD, BEVFormer
 from tests.modeling.mono.pgd_model import small_cfg

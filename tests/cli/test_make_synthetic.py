@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bevkd2.cli import make_synthetic
-from bevkd2.cli.run import run_cli
+from bevkd2.cli.console import run_cli
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bevkd2.cli.run import run_cli
+from bevkd2.cli.console import run_cli
 from bevkd2.data.synthetic import WorldConfig, generate
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import bevkd2.modeling  # noqa: F401  (registers the models)
 import tests.engine.toys  # noqa: F401  (registers ToyDetector)
 from bevkd2.config import load_config
 from bevkd2.d2 import build_model
-from bevkd2.data.kitti.dataset import load_kitti
+from bevkd2.data.kitti import load_kitti
 from bevkd2.data.mono.format import choose_images
 from bevkd2.data.synthetic import WorldConfig, generate
 from tests.modeling.mono.pgd_model import small_cfg

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bevkd2.config import get_cfg
-from bevkd2.modeling.backbones.norms import make_norm
+from bevkd2.modeling.backbones.layers import make_norm
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,14 @@ from bevkd2.modeling.backbones.norms import make_norm
         ("MODEL: {RESNETS: {NORM: FrozenBN}}", r"RESNETS\.NORM.*MODEL\.BACKBONE\.NORM.*FrozenStatsBN"),
         ("MODEL: {BEVFORMER: {NUM_CAMERAS: 6}}", r"NUM_CAMERAS.*the number of INPUT\.CAMERAS"),
         ("MODEL: {BEVFORMER: {EMBED_DIM: 256}}", r"EMBED_DIM.*it is MODEL\.FPN\.OUT_CHANNELS"),
+        (
+            "MODEL: {BEVFORMER: {LOSS: {CENTER_WEIGHT: 3.0}}}",
+            r"CENTER_WEIGHT.*first two of .*CODE_WEIGHTS",
+        ),
+        ("MODEL: {GRID_MASK: {MODE: 1}}", r"GRID_MASK\.MODE.*the squares between the bars"),
+        ("MODEL: {FCOS3D: {BRANCHES: {SIZE: [64]}}}", r"FCOS3D\.BRANCHES.*MODEL\.FCOS3D\.BRANCH_CHANNELS"),
+        ("MODEL: {PGD: {BRANCHES: {BOXES2D: [0]}}}", r"PGD\.BRANCHES.*MODEL\.FCOS3D\.BRANCH_CHANNELS"),
+        ("MODEL: {FCOS3D: {TEST: {NMS_INCLUSIVE: True}}}", r"NMS_INCLUSIVE.*above NMS_THRESHOLD"),
         ("MODEL: {BEVFORMER: {NUM_CLASSES: 10}}", r"NUM_CLASSES.*the number of classes of DATASETS\.FORMAT"),
     ],
 )

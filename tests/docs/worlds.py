@@ -18,7 +18,7 @@ from bevkd2.config import CfgNode, load_config
 from bevkd2.d2 import build_model
 from bevkd2.data.synthetic import KittiWorldConfig, WorldConfig, generate
 from bevkd2.distill import student_config
-from bevkd2.kitti.frame_lists import read_frame_list
+from bevkd2.kitti.files import read_frame_list
 from bevkd2.kitti.labels import read_labels, write_detections
 from tests.docs.pages import ROOT
 

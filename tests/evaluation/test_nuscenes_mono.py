@@ -11,7 +11,7 @@ from nuscenes.eval.common.config import config_factory
 
 from bevkd2.config import get_cfg
 from bevkd2.data import build_test_loader, load_nuscenes
-from bevkd2.data.nuscenes_mono.dataset import NuScenesMonoIndex
+from bevkd2.data.nuscenes_mono import NuScenesMonoIndex
 from bevkd2.engine.evaluator import build_evaluator
 from bevkd2.evaluation import NuScenesMonoEvaluator
 from bevkd2.evaluation import nuscenes_mono as evaluation_module

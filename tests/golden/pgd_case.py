@@ -12,9 +12,9 @@ from torch import Tensor
 
 from bevkd2.checkpoint.import_fcos3d import from_published
 from bevkd2.modeling.mono.assign import assign_locations
-from bevkd2.modeling.mono.fcos3d.box_prior import BoxPrior
-from bevkd2.modeling.mono.fcos3d.head import DenseHead, DenseHeadOptions, DenseOutputs
-from bevkd2.modeling.mono.fcos3d.losses import DenseCriterion
+from bevkd2.modeling.mono.fcos3d.head import DenseHead, DenseHeadOptions, DenseOutputs, TowerShape
+from bevkd2.modeling.mono.fcos3d.losses import DenseCriterion, DenseLossOptions
+from bevkd2.modeling.mono.fcos3d.priors import BoxPrior
 from bevkd2.modeling.mono.grid import DenseGrid
 from bevkd2.modeling.mono.inputs import MonoTargets
 from bevkd2.structures import CameraBoxes3D
@@ -177,29 +177,23 @@ class PGDCase:
     def criterion(self, code_weights: str) -> DenseCriterion:
         """The published losses, by the recordings' name of the code weights."""
         if self.is_kitti:
-            return DenseCriterion(box_code_weights=[1] * 7, depth_beta=3)
+            return DenseCriterion(DenseLossOptions([1] * 7, depth_beta=3))
         depth = {"cw_base": 0.2, "cw_finetune": 1.0}[code_weights]
-        return DenseCriterion(
-            box_code_weights=[1, 1, depth, 1, 1, 1, 1, 0.05, 0.05],
-            box2d_weight=0.2,
-            consistency_depth="fused",
-        )
+        weights = [1, 1, depth, 1, 1, 1, 1, 0.05, 0.05]
+        return DenseCriterion(DenseLossOptions(weights, box2d_weight=0.2, consistency_depth="fused"))
 
     def head(self) -> DenseHead:
         """This package's head with the recorded weights."""
         names = {"offset": 0, "depth": 1, "size": 2, "rotation": 3, "boxes2d": 5}
         names["keypoints" if self.is_kitti else "velocity"] = 4
         branches = _BRANCHES | {name: f"conv_reg_prevs.{number}" for name, number in names.items()}
-        tower = self.weights["cls_convs.0.conv.weight"]
+        first = self.weights["cls_convs.0.conv.weight"]
+        convs = sum(key.endswith("conv.bias") for key in self.weights if key.startswith("cls_convs"))
+        deformable = any("conv_offset" in key for key in self.weights)
         head = DenseHead(
-            in_channels=tower.shape[1],
+            TowerShape(first.shape[1], len(first), convs, deformable),
             num_classes=self.num_classes,
             num_levels=len(self.strides),
-            feature_channels=len(tower),
-            stacked_convs=sum(
-                key.endswith("conv.bias") for key in self.weights if key.startswith("cls_convs")
-            ),
-            deformable_last=any("conv_offset" in key for key in self.weights),
             widths={name: self._widths(prefix) for name, prefix in branches.items()},
             prior=BoxPrior(
                 self.num_classes,

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from bevkd2.kitti.frame_lists import read_frame_list
+from bevkd2.kitti.files import read_frame_list
 
 
 def test_a_list_that_is_not_there_is_named(tmp_path: Path):

@@ -2,15 +2,13 @@ import pytest
 import torch
 
 from bevkd2.modeling import losses as losses_module
-from bevkd2.modeling.bev.criterion import SetCriterion
-from bevkd2.modeling.bev.matcher import HungarianMatcher
+from bevkd2.modeling.bev.criterion import SetCriterion, SetWeights
 from bevkd2.modeling.losses import average_over_ranks
 
 
 def make_criterion(**options) -> SetCriterion:
-    weights = {"class_weight": 2.0, "box_weight": 0.25, "focal_alpha": 0.25, "focal_gamma": 2.0}
-    weights |= options
-    return SetCriterion(HungarianMatcher(**weights), code_weights=[1.0] * 8 + [0.2] * 2, **weights)
+    weights = {"classes": 2.0, "boxes": 0.25, "focal_alpha": 0.25, "focal_gamma": 2.0}
+    return SetCriterion(SetWeights(**weights | options), code_weights=[1.0] * 8 + [0.2] * 2)
 
 
 def test_losses_by_hand():

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from bevkd2.modeling.bev.geometry import VisiblePairs, bev_reference_points, find_visible_pairs
-from bevkd2.modeling.bev.spatial_attention import SpatialCrossAttention
-from bevkd2.modeling.bev.temporal_attention import History, TemporalSelfAttention
+from bevkd2.modeling.bev.attention import SpatialCrossAttention, TemporalSelfAttention
+from bevkd2.modeling.bev.geometry import History, VisiblePairs, bev_reference_points, find_visible_pairs
+from bevkd2.modeling.bev.layers import LayerOptions
 from bevkd2.ops import ms_deform_attn, ms_deform_attn_fused
 from bevkd2.ops.onnx_export import export_onnx, onnx_decompositions
 from tests.ops.deform_attn_tester import SIZES, Case, DeformAttnTester
@@ -20,6 +20,7 @@ from tests.ops.test_ms_deform_attn_fused import TestMSDeformAttnFused as Fused
 from tests.ops.test_ms_deform_attn_ragged import TestMSDeformAttnRagged as Ragged
 
 Arguments = tuple[Tensor, ...]
+OPTIONS = LayerOptions(embed_dim=16, num_heads=2, ffn_dim=16, dropout=0.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
@@ -58,9 +59,7 @@ class TemporalModule(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.attention = TemporalSelfAttention(
-            embed_dim=16, num_heads=2, num_points=4, bev_shape=self.shape, dropout=0.0
-        )
+        self.attention = TemporalSelfAttention(OPTIONS, num_points=4, bev_shape=self.shape)
         nn.init.normal_(self.attention.sampling_offsets.weight, std=0.1)
         nn.init.normal_(self.attention.attention_weights.weight)
 
@@ -73,9 +72,7 @@ class TemporalModule(nn.Module):
 class SpatialModule(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.attention = SpatialCrossAttention(
-            embed_dim=16, num_heads=2, num_levels=2, num_points=4, dropout=0.0
-        )
+        self.attention = SpatialCrossAttention(OPTIONS, num_levels=2, num_points=4)
         nn.init.normal_(self.attention.sampling_offsets.weight, std=0.1)
         nn.init.normal_(self.attention.attention_weights.weight)
 

@@ -7,8 +7,7 @@ from typing import Any
 from fvcore.common.checkpoint import Checkpointer
 from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
 
-from bevkd2.d2.embedded.periods import due_before_end, succeeded
-from bevkd2.d2.embedded.train_loop import HookBase
+from bevkd2.d2.embedded.train_loop import HookBase, due_before_end, succeeded
 
 _logger = logging.getLogger("detectron2.engine.hooks")
 

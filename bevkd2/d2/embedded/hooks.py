@@ -14,10 +14,9 @@ from torch.optim.lr_scheduler import LRScheduler as _LRScheduler
 
 from bevkd2.d2.embedded import comm
 from bevkd2.d2.embedded.checkpoint_hooks import BestCheckpointer, PeriodicCheckpointer
-from bevkd2.d2.embedded.periods import due, due_before_end, succeeded
 from bevkd2.d2.embedded.results import flatten_results_dict
 from bevkd2.d2.embedded.scheduler import LRMultiplier
-from bevkd2.d2.embedded.train_loop import HookBase, TrainerBase
+from bevkd2.d2.embedded.train_loop import HookBase, TrainerBase, due, due_before_end, succeeded
 from bevkd2.d2.embedded.writers import EventWriter
 
 __all__ = [

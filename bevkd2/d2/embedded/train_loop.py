@@ -326,3 +326,19 @@ class SimpleTrainer(TrainerBase):
             at_end.callback(self.concurrent_executor.shutdown, wait=True)
             at_end.callback(super().after_train)
             self._finish_write()
+
+
+def due(trainer: TrainerBase, period: int) -> bool:
+    """Whether the step just done is a period's last or the training's last."""
+    return (trainer.iter + 1) % period == 0 or trainer.iter == trainer.max_iter - 1
+
+
+def due_before_end(trainer: TrainerBase, period: int) -> bool:
+    """Whether the step just done is a period's last, and not the training's: that is left to after_train."""
+    done = trainer.iter + 1
+    return period > 0 and done % period == 0 and done != trainer.max_iter
+
+
+def succeeded(trainer: TrainerBase) -> bool:
+    """Whether, in after_train, the training came to its end; its last step may have failed too."""
+    return trainer.iter >= trainer.max_iter

@@ -8,9 +8,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from bevkd2.data.synthetic.near_plane import NEAR, clip_near, project
-from bevkd2.data.synthetic.scene import LANE_WIDTH, Scene
-from bevkd2.data.synthetic.sensor import Sensor
+from bevkd2.data.synthetic.render import NEAR, clip_near, project
+from bevkd2.data.synthetic.scene import LANE_WIDTH, Scene, Sensor
 from bevkd2.data.synthetic.textures import PANORAMA_ELEVATION, PANORAMA_SHAPE, noise_tile, panorama
 
 Array = npt.NDArray[np.float64]

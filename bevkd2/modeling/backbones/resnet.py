@@ -12,9 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from bevkd2.config import CfgNode
 from bevkd2.d2 import BACKBONE_REGISTRY, Backbone, ShapeSpec
-from bevkd2.modeling.backbones.deform_conv import DeformConv2d
 from bevkd2.modeling.backbones.initial_weights import load_backbone_weights
-from bevkd2.modeling.backbones.norms import freeze_parameters, make_norm
+from bevkd2.modeling.backbones.layers import DeformConv2d, freeze_parameters, make_norm
 
 BLOCKS = {
     10: (1, 1, 1, 1),

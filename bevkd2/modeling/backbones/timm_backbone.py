@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bevkd2.config import CfgNode, add_config_extension
 from bevkd2.d2 import BACKBONE_REGISTRY, Backbone, ShapeSpec
 from bevkd2.modeling.backbones.initial_weights import load_backbone_weights
-from bevkd2.modeling.backbones.norms import check_norm, freeze_batch_norms, make_norm
+from bevkd2.modeling.backbones.layers import check_norm, freeze_batch_norms, make_norm
 
 
 @add_config_extension

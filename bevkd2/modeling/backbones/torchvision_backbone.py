@@ -14,7 +14,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 from bevkd2.config import CfgNode, add_config_extension
 from bevkd2.d2 import BACKBONE_REGISTRY, Backbone, ShapeSpec
 from bevkd2.modeling.backbones.initial_weights import load_backbone_weights
-from bevkd2.modeling.backbones.norms import check_norm, freeze_batch_norms
+from bevkd2.modeling.backbones.layers import check_norm, freeze_batch_norms
 
 _PROBE = 128  # pixels: a side that every stride up to 64 divides
 

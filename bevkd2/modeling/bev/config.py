@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bevkd2.config import CfgNode, add_config_extension, add_removed_key, class_names
+from bevkd2.config import CfgNode, add_config_extension, add_removed_key, check_rules, class_names
 from bevkd2.modeling.bev.box_coder import DecodeOptions
-from bevkd2.modeling.bev.criterion import SetCriterion
+from bevkd2.modeling.bev.criterion import SetCriterion, SetWeights
 from bevkd2.modeling.bev.decoder import ObjectDecoder
 from bevkd2.modeling.bev.encoder import BEVEncoder
 from bevkd2.modeling.bev.geometry import BEVGeometry, LegacyOptions
 from bevkd2.modeling.bev.grid_mask import GridMask
 from bevkd2.modeling.bev.heatmaps import HeatmapWeights
-from bevkd2.modeling.bev.matcher import HungarianMatcher
+from bevkd2.modeling.bev.layers import LayerOptions
 from bevkd2.modeling.detector import detector_arguments
 
 add_removed_key("MODEL.BEVFORMER.NUM_CAMERAS", "it is the number of INPUT.CAMERAS")
 add_removed_key("MODEL.BEVFORMER.EMBED_DIM", "it is MODEL.FPN.OUT_CHANNELS")
 add_removed_key("MODEL.BEVFORMER.PC_RANGE", "use INPUT.POINT_RANGE")
+add_removed_key(
+    "MODEL.BEVFORMER.LOSS.CENTER_WEIGHT", "multiply the first two of MODEL.BEVFORMER.LOSS.CODE_WEIGHTS by it"
+)
+add_removed_key("MODEL.GRID_MASK.MODE", "the squares between the bars are blanked, as by its default 1")
 add_removed_key("MODEL.BEVFORMER.NUM_CLASSES", "it is the number of classes of DATASETS.FORMAT")
 
 
@@ -36,8 +40,6 @@ def add_bevformer_config(cfg: CfgNode) -> None:
     grid_mask.ENABLED = True  # training only, on the current frame
     grid_mask.PROB = 0.7  # probability that a sample is masked
     grid_mask.RATIO = 0.5  # width of the grid's bars / its period
-    # 1: blank the squares between the bars, as published | 0: blank the bars
-    grid_mask.MODE = 1
 
     bev = cfg.MODEL.BEVFORMER = CfgNode()
     bev.NUM_HEADS = 8  # attention heads
@@ -72,9 +74,8 @@ def add_bevformer_config(cfg: CfgNode) -> None:
     loss.FOCAL_ALPHA = 0.25  # alpha of the focal loss
     loss.FOCAL_GAMMA = 2.0  # gamma of the focal loss
     loss.BOX_WEIGHT = 0.25  # weight of the L1 loss of box codes
-    # of cx cy logw logl cz logh sin cos vx vy
+    # Of cx cy logw logl cz logh sin cos vx vy in the loss; the matching weighs the first eight alike.
     loss.CODE_WEIGHTS = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2]
-    loss.CENTER_WEIGHT = 1.0  # multiplies the code weights of cx and cy in the loss (not in matching)
 
     # Dense supervision in training only, as BEVFormer v2 and others use; 0: off, as in the paper's configs.
     aux = bev.AUX = CfgNode()
@@ -83,13 +84,7 @@ def add_bevformer_config(cfg: CfgNode) -> None:
 
 
 def bevformer_arguments(cfg: CfgNode) -> dict[str, Any]:
-    """Builds the parts of a BEVFormer.
-
-    Args:
-        cfg: the whole config.
-
-    Returns:
-        The keyword arguments of its constructor.
+    """Returns the constructor arguments of a BEVFormer, its parts built by the config.
 
     Raises:
         ValueError: keys that contradict each other.
@@ -105,7 +100,7 @@ def bevformer_arguments(cfg: CfgNode) -> dict[str, Any]:
         "decoder": _decoder(cfg, num_classes),
         "criterion": _criterion(bev),
         "geometry": _geometry(cfg),
-        "grid_mask": GridMask(prob=mask.PROB, ratio=mask.RATIO, mode=mask.MODE) if mask.ENABLED else None,
+        "grid_mask": GridMask(prob=mask.PROB, ratio=mask.RATIO) if mask.ENABLED else None,
         "num_queries": bev.NUM_QUERIES,
         "query_init": bev.QUERY_INIT,
         "use_can_bus": bev.USE_CAN_BUS,
@@ -118,14 +113,21 @@ def bevformer_arguments(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-def _encoder(cfg: CfgNode) -> BEVEncoder:
+def _layer_options(cfg: CfgNode) -> LayerOptions:
     bev = cfg.MODEL.BEVFORMER
-    return BEVEncoder(
+    return LayerOptions(
         embed_dim=cfg.MODEL.FPN.OUT_CHANNELS,
-        num_layers=bev.ENCODER_LAYERS,
         num_heads=bev.NUM_HEADS,
         ffn_dim=bev.FFN_DIM,
         dropout=bev.DROPOUT,
+    )
+
+
+def _encoder(cfg: CfgNode) -> BEVEncoder:
+    bev = cfg.MODEL.BEVFORMER
+    return BEVEncoder(
+        _layer_options(cfg),
+        num_layers=bev.ENCODER_LAYERS,
         bev_shape=tuple(bev.BEV_SHAPE),
         num_cameras=len(cfg.INPUT.CAMERAS),
         num_levels=cfg.MODEL.FPN.NUM_OUTS,
@@ -138,12 +140,9 @@ def _encoder(cfg: CfgNode) -> BEVEncoder:
 def _decoder(cfg: CfgNode, num_classes: int) -> ObjectDecoder:
     bev = cfg.MODEL.BEVFORMER
     return ObjectDecoder(
-        embed_dim=cfg.MODEL.FPN.OUT_CHANNELS,
+        _layer_options(cfg),
         num_layers=bev.DECODER_LAYERS,
-        num_heads=bev.NUM_HEADS,
         num_points=bev.DECODER_POINTS,
-        ffn_dim=bev.FFN_DIM,
-        dropout=bev.DROPOUT,
         num_classes=num_classes,
         pc_range=cfg.INPUT.POINT_RANGE,
     )
@@ -151,14 +150,8 @@ def _decoder(cfg: CfgNode, num_classes: int) -> ObjectDecoder:
 
 def _criterion(bev: CfgNode) -> SetCriterion:
     loss = bev.LOSS
-    weights = {
-        "class_weight": loss.CLS_WEIGHT,
-        "box_weight": loss.BOX_WEIGHT,
-        "focal_alpha": loss.FOCAL_ALPHA,
-        "focal_gamma": loss.FOCAL_GAMMA,
-    }
-    codes = [weight * (loss.CENTER_WEIGHT if i < 2 else 1.0) for i, weight in enumerate(loss.CODE_WEIGHTS)]
-    return SetCriterion(HungarianMatcher(**weights), code_weights=codes, **weights)
+    weights = SetWeights(loss.CLS_WEIGHT, loss.BOX_WEIGHT, loss.FOCAL_ALPHA, loss.FOCAL_GAMMA)
+    return SetCriterion(weights, loss.CODE_WEIGHTS)
 
 
 def _geometry(cfg: CfgNode) -> BEVGeometry:
@@ -217,9 +210,7 @@ def _check(cfg: CfgNode) -> None:
             f"LOSS.CODE_WEIGHTS has {len(bev.LOSS.CODE_WEIGHTS)} numbers, expected 10",
         ),
     ]
-    broken = [message for holds, message in rules if not holds]
-    if broken:
-        raise ValueError(f"MODEL.BEVFORMER: {'; '.join(broken)}")
+    check_rules("MODEL.BEVFORMER", rules)
 
 
 def _is_range(limits: Sequence[float]) -> bool:

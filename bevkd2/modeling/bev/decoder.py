@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bevkd2.modeling.bev.deformable_attention import DeformableAttention
-from bevkd2.modeling.bev.layers import FeedForward
+from bevkd2.modeling.bev.attention import DeformableAttention
+from bevkd2.modeling.bev.layers import FeedForward, LayerOptions
 from bevkd2.ops import ms_deform_attn_fused
 
 CODE_SIZE = 10
@@ -39,15 +39,8 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
 class DeformableCrossAttention(DeformableAttention):
     """Deformable attention of object queries on one grid, with the residual."""
 
-    def __init__(self, *, embed_dim: int, num_heads: int, num_points: int, dropout: float) -> None:
-        super().__init__(
-            query_dim=embed_dim,
-            embed_dim=embed_dim,
-            num_heads=num_heads,
-            num_sets=1,
-            num_points=num_points,
-            dropout=dropout,
-        )
+    def __init__(self, options: LayerOptions, num_points: int) -> None:
+        super().__init__(options, query_dim=options.embed_dim, num_sets=1, num_points=num_points)
 
     def forward(
         self, query: Tensor, position: Tensor, bev: Tensor, reference_xy: Tensor, bev_shape: tuple[int, int]
@@ -69,18 +62,17 @@ class DeformableCrossAttention(DeformableAttention):
 class DecoderLayer(nn.Module):
     """Self-attention, deformable cross-attention, feed-forward; each followed by a LayerNorm."""
 
-    def __init__(
-        self, *, embed_dim: int, num_heads: int, num_points: int, ffn_dim: int, dropout: float
-    ) -> None:
+    def __init__(self, options: LayerOptions, num_points: int) -> None:
         super().__init__()
-        self.self_attention = nn.MultiheadAttention(embed_dim, num_heads, dropout=dropout, batch_first=True)
+        embed_dim, dropout = options.embed_dim, options.dropout
+        self.self_attention = nn.MultiheadAttention(
+            embed_dim, options.num_heads, dropout=dropout, batch_first=True
+        )
         self.dropout = nn.Dropout(dropout)
         self.self_norm = nn.LayerNorm(embed_dim)
-        self.cross_attention = DeformableCrossAttention(
-            embed_dim=embed_dim, num_heads=num_heads, num_points=num_points, dropout=dropout
-        )
+        self.cross_attention = DeformableCrossAttention(options, num_points)
         self.cross_norm = nn.LayerNorm(embed_dim)
-        self.ffn = FeedForward(embed_dim, ffn_dim, dropout)
+        self.ffn = FeedForward(options)
         self.ffn_norm = nn.LayerNorm(embed_dim)
         nn.init.xavier_uniform_(self.self_attention.out_proj.weight)
 
@@ -104,39 +96,25 @@ class ObjectDecoder(nn.Module):
 
     def __init__(
         self,
+        options: LayerOptions,
         *,
-        embed_dim: int,
         num_layers: int,
-        num_heads: int,
         num_points: int,
-        ffn_dim: int,
-        dropout: float,
         num_classes: int,
         pc_range: Sequence[float],
     ) -> None:
         """Builds the layers and the prediction branches.
 
         Args:
-            embed_dim: C.
+            options: of every layer.
             num_layers: D.
-            num_heads: M.
             num_points: sampling points of the cross-attention.
-            ffn_dim: hidden channels of the feed-forward part.
-            dropout: probability, everywhere.
             num_classes: K.
             pc_range: x0, y0, z0, x1, y1, z1 in metres that reference points are fractions of.
         """
         super().__init__()
-        self.layers = nn.ModuleList(
-            DecoderLayer(
-                embed_dim=embed_dim,
-                num_heads=num_heads,
-                num_points=num_points,
-                ffn_dim=ffn_dim,
-                dropout=dropout,
-            )
-            for _ in range(num_layers)
-        )
+        embed_dim = options.embed_dim
+        self.layers = nn.ModuleList(DecoderLayer(options, num_points) for _ in range(num_layers))
         self.reference_points = nn.Linear(embed_dim, 3)
         nn.init.xavier_uniform_(self.reference_points.weight)
         nn.init.zeros_(self.reference_points.bias)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bevkd2.modeling.bev.geometry import VisiblePairs
-from bevkd2.modeling.bev.layers import FeedForward
-from bevkd2.modeling.bev.spatial_attention import SpatialCrossAttention
-from bevkd2.modeling.bev.temporal_attention import History, TemporalSelfAttention
+from bevkd2.modeling.bev.attention import SpatialCrossAttention, TemporalSelfAttention
+from bevkd2.modeling.bev.geometry import History, VisiblePairs
+from bevkd2.modeling.bev.layers import FeedForward, LayerOptions
 
 
 @dataclasses.dataclass
@@ -86,12 +84,9 @@ class BEVEncoder(nn.Module):
 
     def __init__(
         self,
+        options: LayerOptions,
         *,
-        embed_dim: int,
         num_layers: int,
-        num_heads: int,
-        ffn_dim: int,
-        dropout: float,
         bev_shape: tuple[int, int],
         num_cameras: int,
         num_levels: int,
@@ -102,11 +97,8 @@ class BEVEncoder(nn.Module):
         """Builds the layers.
 
         Args:
-            embed_dim: C.
+            options: of every layer.
             num_layers: encoder layers.
-            num_heads: M.
-            ffn_dim: hidden channels of the feed-forward part.
-            dropout: probability, everywhere.
             bev_shape: rows (y) and columns (x) of the grid.
             num_cameras: N.
             num_levels: L, feature levels that are read.
@@ -115,15 +107,14 @@ class BEVEncoder(nn.Module):
             spatial_points: sampling points per level.
         """
         super().__init__()
-        self.camera_embeddings = nn.Parameter(torch.randn(num_cameras, embed_dim))
-        self.level_embeddings = nn.Parameter(torch.randn(num_level_embeddings, embed_dim))
-        common: dict[str, Any] = {"embed_dim": embed_dim, "num_heads": num_heads, "dropout": dropout}
+        self.camera_embeddings = nn.Parameter(torch.randn(num_cameras, options.embed_dim))
+        self.level_embeddings = nn.Parameter(torch.randn(num_level_embeddings, options.embed_dim))
         self.layers = nn.ModuleList(
             EncoderLayer(
-                TemporalSelfAttention(**common, num_points=temporal_points, bev_shape=bev_shape),
-                SpatialCrossAttention(**common, num_levels=num_levels, num_points=spatial_points),
-                FeedForward(embed_dim, ffn_dim, dropout),
-                embed_dim,
+                TemporalSelfAttention(options, num_points=temporal_points, bev_shape=bev_shape),
+                SpatialCrossAttention(options, num_levels=num_levels, num_points=spatial_points),
+                FeedForward(options),
+                options.embed_dim,
             )
             for _ in range(num_layers)
         )

@@ -10,8 +10,38 @@ import torch
 from torch import Tensor
 
 from bevkd2.modeling.bev.inputs import Frames
-from bevkd2.modeling.bev.temporal_attention import History
 from bevkd2.structures import project_points
+
+NUM_QUEUES = 2  # previous, current
+
+
+@dataclasses.dataclass
+class History:
+    """What the layers of one forward pass share about the past. B samples, Q = H*W cells."""
+
+    queue: Tensor | None
+    """(B, 2, Q, C): the previous BEV, turned into the present's frame, and the encoder's initial queries;
+    rows without history are never read. None where no sample has any."""
+    exists: list[bool]
+    """Which samples have one."""
+    reference_points: Tensor
+    """(B, 2, Q, 2) float32: x, y as fractions of the grid; the previous frame's are shifted by the ego
+    motion."""
+    mask: Tensor = dataclasses.field(init=False)
+    """(B, 1, 1, 1) bool: ``exists`` on the device, made once, so that no layer waits for its copy."""
+
+    def __post_init__(self) -> None:
+        device = self.reference_points.device
+        self.mask = torch.tensor(self.exists, device=device)[:, None, None, None]
+
+    def queue_for(self, query: Tensor) -> Tensor:
+        """Returns (B, 2, Q, C) to attend to: without history, twice the running ``query`` (B, Q, C)."""
+        running = query.unsqueeze(1).expand(-1, NUM_QUEUES, -1, -1)
+        if self.queue is None:
+            return running
+        if all(self.exists):
+            return self.queue
+        return torch.where(self.mask, self.queue.to(query.dtype), running)
 
 
 @dataclasses.dataclass(frozen=True)

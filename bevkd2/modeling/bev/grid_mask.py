@@ -21,25 +21,22 @@ class MaskPattern:
     """Where the first horizontal bar begins."""
     column: int
     """Where the first vertical bar begins."""
-    mode: int
-    """1: the squares between the bars are blanked | 0: the bars are."""
 
     def scaled(self, factor: float) -> MaskPattern:
         """Returns the pattern of the same image resized by ``factor``, to whole pixels."""
         period = max(2, round(self.period * factor))
         bar = min(max(1, round(self.bar * factor)), period - 1)
         row, column = round(self.row * factor) % period, round(self.column * factor) % period
-        return MaskPattern(period, bar, row, column, self.mode)
+        return MaskPattern(period, bar, row, column)
 
     def mask(self, height: int, width: int) -> Tensor:
-        """Returns (H, W) float32 of ones and zeros on the CPU."""
+        """Returns (H, W) float32 on the CPU: 1 on the bars, 0 in the squares between them."""
         rows, columns = (
             (torch.arange(length) - start) % self.period < self.bar
             for length, start in ((height, self.row), (width, self.column))
         )
         bars = rows[:, None] | columns[None, :]
-        mask: Tensor = (bars if self.mode == 1 else ~bars).float()
-        return mask
+        return bars.float()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,19 +47,6 @@ class GridMask:
     """Probability that a sample is masked at all."""
     ratio: float
     """Width of the grid's bars over its period."""
-    mode: int
-    """Of :class:`MaskPattern`."""
-
-    def __post_init__(self) -> None:
-        """Checks the mode.
-
-        Raises:
-            ValueError: it is neither 0 nor 1.
-        """
-        if self.mode not in (0, 1):
-            raise ValueError(
-                f"MODEL.GRID_MASK.MODE is {self.mode}, expected 0 (blank bars) or 1 (blank squares)"
-            )
 
     def draw(self, height: int) -> MaskPattern | None:
         """Draws the mask of one sample.
@@ -81,7 +65,7 @@ class GridMask:
             return None
         period = 2 + int(numbers[0] * (max(height, 3) - 2))
         bar = min(max(int(period * self.ratio + 0.5), 1), period - 1)
-        return MaskPattern(period, bar, int(numbers[1] * period), int(numbers[2] * period), self.mode)
+        return MaskPattern(period, bar, int(numbers[1] * period), int(numbers[2] * period))
 
 
 def apply_masks(images: Tensor, patterns: Sequence[MaskPattern | None]) -> Tensor:

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor, nn
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerOptions:
+    """What the layers of an encoder and of a decoder have in common."""
+
+    embed_dim: int
+    """C, channels of queries, values and outputs."""
+    num_heads: int
+    """M, attention heads."""
+    ffn_dim: int
+    """Hidden channels of the feed-forward part."""
+    dropout: float
+    """Probability, of the outputs of attentions and in the feed-forward part."""
 
 
 class FeedForward(nn.Module):
     """Two linear layers with a residual."""
 
-    def __init__(self, embed_dim: int, hidden_dim: int, dropout: float) -> None:
+    def __init__(self, options: LayerOptions) -> None:
         super().__init__()
-        self.linear1 = nn.Linear(embed_dim, hidden_dim)
-        self.linear2 = nn.Linear(hidden_dim, embed_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.linear1 = nn.Linear(options.embed_dim, options.ffn_dim)
+        self.linear2 = nn.Linear(options.ffn_dim, options.embed_dim)
+        self.dropout = nn.Dropout(options.dropout)
         for linear in (self.linear1, self.linear2):
             nn.init.xavier_uniform_(linear.weight)
 

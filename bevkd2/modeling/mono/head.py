@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bevkd2.modeling.backbones.deform_conv import DeformConv2d
-from bevkd2.modeling.backbones.norms import make_norm
+from bevkd2.modeling.backbones.layers import DeformConv2d, make_norm
 
 # Deviation of the initial weights.
 _WEIGHT_STD = 0.01

@@ -7,7 +7,7 @@ import torch
 from bevkd2.config import get_cfg
 from bevkd2.data.image_cache import ImageCache
 from bevkd2.data.image_files import read_image
-from bevkd2.data.kitti.dataset import load_kitti
+from bevkd2.data.kitti import load_kitti
 from bevkd2.data.mono.affine import AffineAugmentation
 from bevkd2.data.mono.mapper import MonoMapper
 from bevkd2.modeling.mono.inputs import collate_images, collate_targets

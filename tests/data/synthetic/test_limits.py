@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bevkd2.data.synthetic.limits import check_difficulty, check_image_size, check_ranges
+from bevkd2.data.synthetic.world import check_difficulty, check_image_size, check_ranges
 
 
 @pytest.mark.parametrize("value", [1.9, 5.1, math.nan])

@@ -10,8 +10,7 @@ from nuscenes.utils.geometry_utils import view_points
 from pyquaternion import Quaternion
 
 from bevkd2.data.synthetic import WorldConfig
-from bevkd2.data.synthetic.nuscenes.classes import CLASSES
-from bevkd2.data.synthetic.nuscenes.scene import make_scene
+from bevkd2.data.synthetic.nuscenes.scene import CLASSES, make_scene
 from bevkd2.data.synthetic.render import SceneRenderer
 from bevkd2.data.synthetic.scene import EgoPath, Road, Scene, WorldObject
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bevkd2.modeling.backbones.deform_conv import DeformConv2d
+from bevkd2.modeling.backbones.layers import DeformConv2d
 
 
 @pytest.mark.parametrize("bias", [False, True])

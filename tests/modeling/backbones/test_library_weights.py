@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torchvision import models
 
-from bevkd2.modeling.backbones.initial_weights import load_backbone_weights
-from bevkd2.modeling.backbones.library_weights import find_weights
+from bevkd2.modeling.backbones.initial_weights import find_weights, load_backbone_weights
 from bevkd2.modeling.backbones.timm_backbone import TimmBackbone
 
 NAME = "shufflenet_v2_x0_5"

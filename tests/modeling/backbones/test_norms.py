@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bevkd2.modeling.backbones.norms import make_norm
+from bevkd2.modeling.backbones.layers import make_norm
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torchvision
 
-from bevkd2.modeling.backbones.deform_conv import DeformConv2d
+from bevkd2.modeling.backbones.layers import DeformConv2d
 from bevkd2.modeling.backbones.resnet import ResNet
 
 WIDE = {"stem_channels": 64, "res2_channels": 256}

@@ -374,7 +374,7 @@ def test_teacher_applies_the_mask_drawn_for_the_student(tiny_cfg: CfgNode, make_
     """A teacher reads the student's masked images, also where its own config has the mask off."""
     tiny_cfg.MODEL.GRID_MASK.PROB = 1.0
     student = build_model(tiny_cfg).train()
-    tiny_cfg.MODEL.GRID_MASK.ENABLED, tiny_cfg.MODEL.GRID_MASK.MODE = enabled, 0
+    tiny_cfg.MODEL.GRID_MASK.ENABLED, tiny_cfg.MODEL.GRID_MASK.RATIO = enabled, 0.2
     teacher = randomized(tiny_cfg)
     plain = [make_sample(1, history=1), make_sample(2)]
     samples = student.augment(plain)

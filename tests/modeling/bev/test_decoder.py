@@ -1,6 +1,7 @@
 import torch
 
 from bevkd2.modeling.bev.decoder import DeformableCrossAttention, ObjectDecoder, inverse_sigmoid
+from bevkd2.modeling.bev.layers import LayerOptions
 
 RANGE = (-12.0, -9.0, -5.0, 12.0, 9.0, 3.0)
 
@@ -8,12 +9,9 @@ RANGE = (-12.0, -9.0, -5.0, 12.0, 9.0, 3.0)
 def make_decoder(num_layers: int = 3) -> ObjectDecoder:
     torch.manual_seed(0)
     return ObjectDecoder(
-        embed_dim=8,
+        LayerOptions(embed_dim=8, num_heads=2, ffn_dim=8, dropout=0.0),
         num_layers=num_layers,
-        num_heads=2,
         num_points=2,
-        ffn_dim=8,
-        dropout=0.0,
         num_classes=3,
         pc_range=RANGE,
     )
@@ -44,7 +42,7 @@ def test_no_gradient_flows_from_layer_to_layer_through_the_references():
 
 
 def test_cross_attention_reads_the_cell_at_the_reference():
-    attention = DeformableCrossAttention(embed_dim=4, num_heads=1, num_points=1, dropout=0.0)
+    attention = DeformableCrossAttention(LayerOptions(4, num_heads=1, ffn_dim=4, dropout=0.0), num_points=1)
     with torch.no_grad():
         attention.sampling_offsets.bias.zero_()
         for projection in (attention.value_proj, attention.output_proj):

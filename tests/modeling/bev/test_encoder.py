@@ -1,8 +1,8 @@
 import torch
 
 from bevkd2.modeling.bev.encoder import BEVEncoder
-from bevkd2.modeling.bev.geometry import VisiblePairs, bev_reference_points
-from bevkd2.modeling.bev.temporal_attention import History
+from bevkd2.modeling.bev.geometry import History, VisiblePairs, bev_reference_points
+from bevkd2.modeling.bev.layers import LayerOptions
 
 SHAPE = (2, 3)
 CELLS = 6
@@ -10,11 +10,8 @@ CELLS = 6
 
 def test_tokens_have_the_embeddings_of_camera_and_level():
     encoder = BEVEncoder(
-        embed_dim=4,
+        LayerOptions(embed_dim=4, num_heads=2, ffn_dim=4, dropout=0.0),
         num_layers=1,
-        num_heads=2,
-        ffn_dim=4,
-        dropout=0.0,
         bev_shape=SHAPE,
         num_cameras=3,
         num_levels=2,

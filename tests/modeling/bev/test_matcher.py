@@ -3,9 +3,9 @@ import itertools
 import pytest
 import torch
 
-from bevkd2.modeling.bev.matcher import HungarianMatcher, focal_cost
+from bevkd2.modeling.bev.criterion import HungarianMatcher, SetWeights, focal_cost
 
-MATCHER = HungarianMatcher(class_weight=2.0, box_weight=0.25, focal_alpha=0.25, focal_gamma=2.0)
+MATCHER = HungarianMatcher(SetWeights(classes=2.0, boxes=0.25, focal_alpha=0.25, focal_gamma=2.0))
 
 
 def test_focal_cost_by_hand():

@@ -3,16 +3,18 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bevkd2.modeling.bev.attention import SpatialCrossAttention
 from bevkd2.modeling.bev.geometry import VisiblePairs, find_visible_pairs
-from bevkd2.modeling.bev.spatial_attention import SpatialCrossAttention
+from bevkd2.modeling.bev.layers import LayerOptions
 from tests.ops.references import ms_deform_attn_fused_reference
 
 BATCH, CAMERAS, CELLS, HEIGHTS = 2, 3, 12, 2
 LEVELS = [(4, 6), (2, 3)]
+OPTIONS = LayerOptions(embed_dim=8, num_heads=2, ffn_dim=8, dropout=0.0)
 
 
 def make_attention() -> SpatialCrossAttention:
-    attention = SpatialCrossAttention(embed_dim=8, num_heads=2, num_levels=2, num_points=4, dropout=0.0)
+    attention = SpatialCrossAttention(OPTIONS, num_levels=2, num_points=4)
     torch.nn.init.normal_(attention.sampling_offsets.weight, std=0.1)
     torch.nn.init.normal_(attention.attention_weights.weight)
     return attention

@@ -1,18 +1,20 @@
 import pytest
 import torch
 
-from bevkd2.modeling.bev import temporal_attention
-from bevkd2.modeling.bev.geometry import bev_reference_points
-from bevkd2.modeling.bev.temporal_attention import History, TemporalSelfAttention
+from bevkd2.modeling.bev import attention as attention_module
+from bevkd2.modeling.bev.attention import TemporalSelfAttention
+from bevkd2.modeling.bev.geometry import History, bev_reference_points
+from bevkd2.modeling.bev.layers import LayerOptions
 
 SHAPE = (3, 4)
 CELLS = SHAPE[0] * SHAPE[1]
+OPTIONS = LayerOptions(embed_dim=8, num_heads=2, ffn_dim=8, dropout=0.0)
 WANTS = frozenset({"temporal_attention"})
 
 
 def make_attention() -> TemporalSelfAttention:
     """One point, no offset and no projection: every queue gives the cell at the reference."""
-    attention = TemporalSelfAttention(embed_dim=8, num_heads=2, num_points=1, bev_shape=SHAPE, dropout=0.0)
+    attention = TemporalSelfAttention(OPTIONS, num_points=1, bev_shape=SHAPE)
     with torch.no_grad():
         attention.sampling_offsets.bias.zero_()
         for projection in (attention.value_proj, attention.output_proj):
@@ -68,13 +70,13 @@ def test_weights_depend_on_the_previous_grid_and_the_located_query(part: str):
 
 def test_queues_are_averaged_by_the_op(monkeypatch: pytest.MonkeyPatch):
     shapes = []
-    op = temporal_attention.ms_deform_attn_fused
+    op = attention_module.ms_deform_attn_fused
 
     def record(*args, **kwargs):
         output, weights = op(*args, **kwargs)
         shapes.append(tuple(output.shape))
         return output, weights
 
-    monkeypatch.setattr(temporal_attention, "ms_deform_attn_fused", record)
+    monkeypatch.setattr(attention_module, "ms_deform_attn_fused", record)
     make_attention()(torch.randn(3, CELLS, 8), torch.randn(CELLS, 8), make_history(3, [True] * 3))
     assert shapes == [(3, CELLS, 8)]

@@ -8,7 +8,7 @@ import pytest
 
 from bevkd2.config import CfgNode, load_config
 from bevkd2.d2 import build_model
-from bevkd2.modeling.mono.config import check_prior_classes
+from bevkd2.modeling.mono.detector import check_prior_classes
 from tests.modeling.mono.pgd_model import small_cfg
 
 CONFIGS = Path(__file__).parents[3] / "configs"

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bevkd2.data.synthetic.kitti.config import KittiWorldConfig
-from bevkd2.data.synthetic.sensor import AXES_QUATERNION, Sensor
+from bevkd2.data.synthetic.scene import AXES_QUATERNION, Sensor
 from bevkd2.structures import pose_matrix
 
 Array = npt.NDArray[np.float64]

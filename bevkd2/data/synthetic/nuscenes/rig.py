@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from bevkd2.data.synthetic.sensor import AXES_QUATERNION, Sensor
+from bevkd2.data.synthetic.scene import AXES_QUATERNION, Sensor
 from bevkd2.structures import CAMERA_NAMES
 
 Array = npt.NDArray[np.float64]

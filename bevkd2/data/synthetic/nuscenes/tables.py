@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bevkd2.data.synthetic.nuscenes.classes import ATTRIBUTES, CLASSES
 from bevkd2.data.synthetic.nuscenes.config import WorldConfig
 from bevkd2.data.synthetic.nuscenes.rig import euler_quaternion
-from bevkd2.data.synthetic.nuscenes.scene import FRAME_INTERVAL
-from bevkd2.data.synthetic.scene import Scene, WorldObject
-from bevkd2.data.synthetic.sensor import Sensor
+from bevkd2.data.synthetic.nuscenes.scene import ATTRIBUTES, CLASSES, FRAME_INTERVAL
+from bevkd2.data.synthetic.scene import Scene, Sensor, WorldObject
 from bevkd2.structures import CAMERA_NAMES, invert_pose, pose_matrix
 
 Record = dict[str, Any]

@@ -6,18 +6,41 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from bevkd2.config import CfgNode, add_config_extension, class_names
+from bevkd2.config import CfgNode, add_config_extension, add_removed_key, check_rules, class_names
 from bevkd2.modeling.detector import detector_arguments
-from bevkd2.modeling.mono.config import check_prior_classes
-from bevkd2.modeling.mono.fcos3d.box_prior import BoxPrior
+from bevkd2.modeling.mono.detector import check_prior_classes
 from bevkd2.modeling.mono.fcos3d.decode import DecodeOptions
-from bevkd2.modeling.mono.fcos3d.head import DenseHead, DenseHeadOptions
-from bevkd2.modeling.mono.fcos3d.losses import DenseCriterion
+from bevkd2.modeling.mono.fcos3d.head import DenseHead, DenseHeadOptions, TowerShape
+from bevkd2.modeling.mono.fcos3d.losses import DenseCriterion, DenseLossOptions
+from bevkd2.modeling.mono.fcos3d.priors import BoxPrior
 
+BRANCH_NAMES = (
+    "class",
+    "direction",
+    "centerness",
+    "attributes",
+    "offset",
+    "depth",
+    "size",
+    "rotation",
+    "velocity",
+    "depth_bins",
+    "uncertainty",
+    "keypoints",
+    "boxes2d",
+)
 # Published ends of the first and the last level's range (px).
 _NEAREST, _FARTHEST = -1.0, 1e8
 # nuScenes's eight attributes, and one for none: the labels of the only data that have any.
 _ATTRIBUTES = 9
+
+for _node in ("FCOS3D", "PGD"):
+    add_removed_key(
+        f"MODEL.{_node}.BRANCHES",
+        'use MODEL.FCOS3D.BRANCH_CHANNELS: BRANCHES: {CENTERNESS: [64]} is [["centerness", 64]] there, and a '
+        'value of [0] is a name alone, [["centerness"]]',
+    )
+add_removed_key("MODEL.FCOS3D.TEST.NMS_INCLUSIVE", "boxes are suppressed above NMS_THRESHOLD, not at it")
 
 
 @add_config_extension
@@ -48,13 +71,11 @@ def _add_shared(head: CfgNode) -> None:
     # Classes of the rows; needed for other classes than the format's default ones, but as many.
     head.PRIOR_CLASSES = []
     head.DIRECTION_OFFSET = 0.7854  # where the first half of local yaws begins (rad; published: rounded pi/4)
-
-    branches = head.BRANCHES = CfgNode()
-    for name in ("CLASS", "ATTRIBUTES", "OFFSET", "DEPTH", "SIZE", "ROTATION", "DIRECTION", "CENTERNESS"):
-        # Channels of the branch's 3x3 convolutions, before the 1x1 convolution that predicts its numbers;
-        # []: one convolution of FEATURE_CHANNELS; [0]: none.
-        branches[name] = []
-    branches.VELOCITY = [0]  # likewise; used where VELOCITY is on
+    # Branches whose 3x3 convolutions, before the 1x1 convolution that predicts the numbers, are not one of
+    # FEATURE_CHANNELS: [["centerness", 64]] makes it one of 64 channels, [["centerness"]] none. The names are
+    # class, direction, centerness, attributes, offset, depth, size, rotation, velocity (which has none unless
+    # it is named), and of PGD depth_bins, uncertainty, keypoints, boxes2d.
+    head.BRANCH_CHANNELS = []
 
     # Farthest side of the 2D box (px) above which an object belongs to the next level; one less than levels.
     head.REGRESS_BOUNDS = [64.0, 128.0, 256.0]
@@ -75,8 +96,6 @@ def _add_shared(head: CfgNode) -> None:
     test = head.TEST = CfgNode()
     test.CANDIDATES_PER_LEVEL = 100  # locations per level that are passed to the suppression
     test.NMS_THRESHOLD = 0.05  # IoU of footprints, within a class
-    # Suppress at equality too, as mmcv's CPU kernel does; its CUDA kernel and published evaluations do not.
-    test.NMS_INCLUSIVE = False
     test.SCORE_THRESHOLD = 0.001  # least score of a detection
     test.MAX_DETECTIONS = 20  # most detections per image
 
@@ -87,9 +106,6 @@ def _add_pgd(head: CfgNode) -> None:
     head.UNCERTAINTY = True  # predict the log scale of the depth, which weighs its loss and the scores
     head.KEYPOINTS = True  # learn the eight projected corners too
     head.BOXES2D = True  # predict the 2D box too
-    branches = head.BRANCHES = CfgNode()
-    for name in ("DEPTH_BINS", "UNCERTAINTY", "KEYPOINTS", "BOXES2D"):
-        branches[name] = []  # as in MODEL.FCOS3D.BRANCHES
 
     loss = head.LOSS = CfgNode()
     loss.UNCERTAINTY_WEIGHT = 1.0  # weight of the depth loss that the predicted uncertainty scales
@@ -100,13 +116,7 @@ def _add_pgd(head: CfgNode) -> None:
 
 
 def fcos3d_arguments(cfg: CfgNode) -> dict[str, Any]:
-    """Builds the parts of an FCOS3D.
-
-    Args:
-        cfg: the whole config.
-
-    Returns:
-        The keyword arguments of its constructor.
+    """Returns the constructor arguments of an FCOS3D, its parts built by the config.
 
     Raises:
         ValueError: keys that contradict each other.
@@ -117,13 +127,7 @@ def fcos3d_arguments(cfg: CfgNode) -> dict[str, Any]:
 
 
 def pgd_arguments(cfg: CfgNode) -> dict[str, Any]:
-    """Builds the parts of a PGD.
-
-    Args:
-        cfg: the whole config.
-
-    Returns:
-        The keyword arguments of its constructor.
+    """Returns the constructor arguments of a PGD, its parts built by the config.
 
     Raises:
         ValueError: keys that contradict each other.
@@ -175,7 +179,6 @@ def _arguments(
             direction_offset=node.DIRECTION_OFFSET,
             candidates_per_level=node.TEST.CANDIDATES_PER_LEVEL,
             nms_threshold=node.TEST.NMS_THRESHOLD,
-            nms_inclusive=node.TEST.NMS_INCLUSIVE,
             score_threshold=node.TEST.SCORE_THRESHOLD,
             max_detections=node.TEST.MAX_DETECTIONS,
             **decoding,
@@ -185,23 +188,34 @@ def _arguments(
 
 def _head(cfg: CfgNode, num_classes: int, num_levels: int, options: DenseHeadOptions) -> DenseHead:
     node = cfg.MODEL.FCOS3D
-    branches = {**node.BRANCHES, **cfg.MODEL.PGD.BRANCHES}
     return DenseHead(
-        in_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        TowerShape(
+            in_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+            channels=node.FEATURE_CHANNELS,
+            convs=node.STACKED_CONVS,
+            deformable_last=node.DCN_ON_LAST_CONV,
+        ),
         num_classes=num_classes,
         num_levels=num_levels,
-        feature_channels=node.FEATURE_CHANNELS,
-        stacked_convs=node.STACKED_CONVS,
-        deformable_last=node.DCN_ON_LAST_CONV,
-        widths={name.lower(): _widths(widths, node.FEATURE_CHANNELS) for name, widths in branches.items()},
+        widths=_widths(node),
         prior=BoxPrior(num_classes, node.DEPTH_PRIORS, node.SIZE_PRIORS),
         options=options,
     )
 
 
-def _widths(widths: Sequence[int], feature_channels: int) -> list[int]:
-    """Returns the channels of a branch's convolutions: [] means one of the towers' width, [0] none."""
-    return [width for width in widths or [feature_channels] if width]
+def _widths(node: CfgNode) -> dict[str, Sequence[int]]:
+    """Returns the channels of the convolutions of every branch, by its name."""
+    widths: dict[str, Sequence[int]] = dict.fromkeys(BRANCH_NAMES, (node.FEATURE_CHANNELS,))
+    widths["velocity"] = ()
+    for row in node.BRANCH_CHANNELS:
+        name, *channels = row if isinstance(row, (list, tuple)) and row else (None,)
+        if name not in widths or not all(isinstance(width, int) and width > 0 for width in channels):
+            raise ValueError(
+                f"MODEL.FCOS3D.BRANCH_CHANNELS has {row!r}, expected a list of the name of a branch and of "
+                f"numbers of channels above 0; the names are {', '.join(widths)}"
+            )
+        widths[name] = channels
+    return widths
 
 
 def _criterion(node: CfgNode, strides: list[int], pgd: dict[str, Any]) -> DenseCriterion:
@@ -223,7 +237,8 @@ def _criterion(node: CfgNode, strides: list[int], pgd: dict[str, Any]) -> DenseC
         # A keypoint of 1 is the finest level's longest distance, in strides.
         "keypoint_range": [*node.REGRESS_BOUNDS, _FARTHEST][0] / strides[0],
     }
-    return DenseCriterion(**shared | pgd | {"loss_weights": weights | pgd.get("loss_weights", {})})
+    options = shared | pgd | {"loss_weights": weights | pgd.get("loss_weights", {})}
+    return DenseCriterion(DenseLossOptions(**options))
 
 
 def _refuse_random_windows(cfg: CfgNode) -> None:
@@ -260,6 +275,4 @@ def _check(node: CfgNode, strides: list[int]) -> None:
             f"{node.TEST.MAX_DETECTIONS}, expected 1 at least",
         ),
     ]
-    broken = [message for holds, message in rules if not holds]
-    if broken:
-        raise ValueError(f"MODEL.FCOS3D: {'; '.join(broken)}")
+    check_rules("MODEL.FCOS3D", rules)

@@ -27,12 +27,13 @@ class DecodeOptions:
     """Locations per level that are passed to the suppression, the best by score."""
     nms_threshold: float
     """IoU of footprints."""
-    nms_inclusive: bool
-    """Suppress boxes whose IoU equals the threshold too."""
     score_threshold: float
     max_detections: int
     depth_unit: float = 0.0
     """Metres between bins of the depth distribution (PGD)."""
+    nms_inclusive: bool = False
+    """Suppress boxes whose IoU equals the threshold too, as mmcv's CPU kernel does; its CUDA kernel and
+    published evaluations do not."""
 
 
 @dataclasses.dataclass

@@ -9,12 +9,36 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from bevkd2.modeling.mono.fcos3d.box_prior import BoxPrior
+from bevkd2.modeling.mono.fcos3d.priors import BoxPrior
 from bevkd2.modeling.mono.head import Branch, ConvGroupNorm
 
 # The probability that the initial biases of classifiers predict.
 _PRIOR_PROBABILITY = 0.01
 _INITIAL_FUSE_LAMBDA = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerShape:
+    """The stack of convolutions that branches read."""
+
+    in_channels: int
+    """Channels of every level."""
+    channels: int
+    """Channels of every convolution."""
+    convs: int
+    """How many there are, one at least."""
+    deformable_last: bool
+    """Whether the last of them is DCNv2."""
+
+    def __post_init__(self) -> None:
+        if self.convs < 1:
+            raise ValueError(f"MODEL.FCOS3D.STACKED_CONVS is {self.convs}, expected 1 at least")
+
+    def build(self) -> nn.Sequential:
+        """Builds a tower."""
+        inputs = [self.in_channels, *[self.channels] * (self.convs - 1)]
+        deformable = [False] * (self.convs - 1) + [self.deformable_last]
+        return nn.Sequential(*map(ConvGroupNorm, inputs, [self.channels] * self.convs, deformable))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,13 +128,10 @@ class DenseHead(nn.Module):
 
     def __init__(
         self,
+        tower: TowerShape,
         *,
-        in_channels: int,
         num_classes: int,
         num_levels: int,
-        feature_channels: int,
-        stacked_convs: int,
-        deformable_last: bool,
         widths: Mapping[str, Sequence[int]],
         prior: BoxPrior,
         options: DenseHeadOptions,
@@ -118,31 +139,22 @@ class DenseHead(nn.Module):
         """Builds towers and branches.
 
         Args:
-            in_channels: of every level.
+            tower: of both towers.
             num_classes: K.
             num_levels: number of levels.
-            feature_channels: of the towers.
-            stacked_convs: convolutions of each tower, one at least.
-            deformable_last: the last of them is DCNv2.
             widths: channels of every branch's own convolutions, by branch: "class", "direction",
                 "centerness" and the names of ``options.regressors()`` and ``options.extras()``.
             prior: of depths and sizes.
             options: which optional branches there are.
-
-        Raises:
-            ValueError: no convolution in the towers.
         """
         super().__init__()
-        if stacked_convs < 1:
-            raise ValueError(f"MODEL.FCOS3D.STACKED_CONVS is {stacked_convs}, expected 1 at least")
         self.options, self.prior = options, prior
-        self.class_tower = _tower(in_channels, feature_channels, stacked_convs, deformable_last)
-        self.box_tower = _tower(in_channels, feature_channels, stacked_convs, deformable_last)
+        self.class_tower, self.box_tower = tower.build(), tower.build()
 
         rare = -math.log((1 - _PRIOR_PROBABILITY) / _PRIOR_PROBABILITY)
 
         def branch(name: str, channels: int, bias: float = 0.0) -> Branch:
-            return Branch(feature_channels, widths[name], channels, bias)
+            return Branch(tower.channels, widths[name], channels, bias)
 
         self.class_branch = branch("class", num_classes, rare)
         self.direction_branch = branch("direction", 2, rare)
@@ -215,14 +227,3 @@ class DenseHead(nn.Module):
         for name, branch in self.extra_branches.items():
             maps[name] = branch(class_features if name == "attributes" else box_features)
         return maps
-
-
-def _tower(in_channels: int, channels: int, convs: int, deformable_last: bool) -> nn.Sequential:
-    return nn.Sequential(
-        *(
-            ConvGroupNorm(
-                channels if i else in_channels, channels, deformable=deformable_last and i == convs - 1
-            )
-            for i in range(convs)
-        )
-    )

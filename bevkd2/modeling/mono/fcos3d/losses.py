@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -38,6 +39,57 @@ LOSS_NAMES = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class DenseLossOptions:
+    """What the losses of a dense head measure, and how they weigh it.
+
+    Raises:
+        ValueError: another number of code weights, an unknown depth, or an unknown loss.
+    """
+
+    box_code_weights: Sequence[float]
+    """Seven or nine factors: dx, dy, depth, length, height, width, yaw[, vx, vz]."""
+    direction_offset: float = 0.7854
+    """Where the first half turn begins, radians."""
+    center_radius: float = 1.5
+    """Of the assignment, in strides."""
+    box_beta: float = 1 / 9
+    """Where the smooth L1 of all box terms but the depth becomes linear."""
+    depth_beta: float = 1 / 9
+    """Likewise, of the depth (m)."""
+    depth_bin_size: float = 10.0
+    """Metres between the bins of the depth distribution."""
+    uncertainty_weight: float = 1.0
+    """Factor of the predicted log scale of the depth."""
+    keypoint_weight: float = 0.2
+    """Factor of the sixteen corner coordinates."""
+    keypoint_range: float = 16.0
+    """Strides of a predicted 1: the finest level's longest distance over its stride."""
+    box2d_weight: float = 1.0
+    """Factor of the four distances and of the consistency."""
+    consistency_depth: Literal["direct", "fused"] = "direct"
+    """Which depth places the projected 3D box sideways."""
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    loss_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Factors of whole losses by name, of ``LOSS_NAMES``; 1 where not named."""
+
+    def __post_init__(self) -> None:
+        if len(self.box_code_weights) not in (7, 9):
+            raise ValueError(
+                f"DenseCriterion: box_code_weights has {len(self.box_code_weights)} entries, expected 7, or "
+                "9 with a velocity"
+            )
+        if self.consistency_depth not in ("direct", "fused"):
+            raise ValueError(
+                f"DenseCriterion: consistency_depth is {self.consistency_depth!r}, expected 'direct' or "
+                "'fused'"
+            )
+        unknown = sorted(set(self.loss_weights) - set(LOSS_NAMES))
+        if unknown:
+            raise ValueError(f"DenseCriterion: unknown losses {unknown}, expected among {sorted(LOSS_NAMES)}")
+
+
 class DenseCriterion(nn.Module):
     """All losses of a dense monocular head; those of branches that the head lacks are left out.
 
@@ -47,56 +99,10 @@ class DenseCriterion(nn.Module):
 
     box_code_weights: Tensor
 
-    def __init__(
-        self,
-        *,
-        box_code_weights: Sequence[float],
-        direction_offset: float = 0.7854,
-        center_radius: float = 1.5,
-        box_beta: float = 1 / 9,
-        depth_beta: float = 1 / 9,
-        depth_bin_size: float = 10.0,
-        uncertainty_weight: float = 1.0,
-        keypoint_weight: float = 0.2,
-        keypoint_range: float = 16.0,
-        box2d_weight: float = 1.0,
-        consistency_depth: Literal["direct", "fused"] = "direct",
-        focal_alpha: float = 0.25,
-        focal_gamma: float = 2.0,
-        loss_weights: Mapping[str, float] | None = None,
-    ) -> None:
-        """Sets the weights.
-
-        Args:
-            box_code_weights: seven or nine factors: dx, dy, depth, length, height, width, yaw[, vx, vz].
-            direction_offset: where the first half turn begins, radians.
-            center_radius: of the assignment, in strides.
-            box_beta: where the smooth L1 of all box terms but the depth becomes linear.
-            depth_beta: likewise, of the depth (m).
-            depth_bin_size: metres between the bins of the depth distribution.
-            uncertainty_weight: of the predicted log scale of the depth.
-            keypoint_weight: factor of the sixteen corner coordinates.
-            keypoint_range: strides of a predicted 1: the finest level's longest distance over
-                its stride.
-            box2d_weight: factor of the four distances and of the consistency.
-            consistency_depth: "direct" | "fused": which depth places the projected 3D box sideways.
-            focal_alpha: alpha of the focal loss.
-            focal_gamma: gamma of the focal loss.
-            loss_weights: factors of whole losses by name, of ``LOSS_NAMES``; 1 where not named.
-
-        Raises:
-            ValueError: another number of code weights, an unknown depth, or an unknown loss.
-        """
+    def __init__(self, options: DenseLossOptions) -> None:
         super().__init__()
-        _check_settings(box_code_weights, consistency_depth, loss_weights or {})
-        self.direction_offset, self.center_radius = direction_offset, center_radius
-        self.box_beta, self.depth_beta = box_beta, depth_beta
-        self.depth_bin_size, self.uncertainty_weight = depth_bin_size, uncertainty_weight
-        self.keypoint_weight, self.keypoint_range = keypoint_weight, keypoint_range
-        self.box2d_weight, self.consistency_depth = box2d_weight, consistency_depth
-        self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
-        self.loss_weights = dict.fromkeys(LOSS_NAMES, 1.0) | dict(loss_weights or {})
-        weights = torch.tensor(list(box_code_weights), dtype=torch.float32)
+        self.options = options
+        weights = torch.tensor(list(options.box_code_weights), dtype=torch.float32)
         self.register_buffer("box_code_weights", weights, persistent=False)
 
     def forward(
@@ -117,32 +123,34 @@ class DenseCriterion(nn.Module):
             ValueError: outputs and code weights of different lengths, or annotations without what a branch
                 learns.
         """
+        options = self.options
         with torch.autocast(outputs.logits[0].device.type, enabled=False):
-            wanted = dense_targets(targets, self.direction_offset, self.center_radius)
-            found = outputs_at(outputs, wanted, fuse_lambda, self.depth_bin_size)
+            wanted = dense_targets(targets, options.direction_offset, options.center_radius)
+            found = outputs_at(outputs, wanted, fuse_lambda, options.depth_bin_size)
             self._check(found, wanted)
             losses = {"cls": self._class_loss(outputs, wanted)}
             losses |= self._box_losses(found, wanted) | self._branch_losses(found, wanted)
-            return {f"loss_{name}": self.loss_weights[name] * loss for name, loss in losses.items()}
+            weights = options.loss_weights
+            return {f"loss_{name}": weights.get(name, 1.0) * loss for name, loss in losses.items()}
 
     def _class_loss(self, outputs: DenseOutputs, wanted: DenseTargets) -> Tensor:
         logits = full_precision(flatten_levels(outputs.logits))
         target = torch.zeros_like(logits)
         target[wanted.images, wanted.locations, wanted.labels] = 1
-        loss = sigmoid_focal_loss(
-            logits, target, alpha=self.focal_alpha, gamma=self.focal_gamma, reduction="sum"
-        )
+        alpha, gamma = self.options.focal_alpha, self.options.focal_gamma
+        loss = sigmoid_focal_loss(logits, target, alpha=alpha, gamma=gamma, reduction="sum")
         mean_loss: Tensor = loss / (len(wanted.images) + len(logits))
         return mean_loss
 
     def _box_losses(self, found: PositiveOutputs, wanted: DenseTargets) -> dict[str, Tensor]:
         """Computes the losses of the 3D box: smooth L1, summed and divided by the number of positives."""
         weights, positives = self.box_code_weights, max(len(wanted.images), 1)
+        options = self.options
         # sin(a - b), the published sin a cos b - cos a sin b: a turn by pi costs nothing.
         turn = torch.sin(found.boxes[:, 6] - wanted.yaw)
-        depth = F.smooth_l1_loss(found.depth, wanted.depth, reduction="none", beta=self.depth_beta)
+        depth = F.smooth_l1_loss(found.depth, wanted.depth, reduction="none", beta=options.depth_beta)
         if found.uncertainty is not None:
-            depth = torch.exp(-found.uncertainty) * depth + self.uncertainty_weight * found.uncertainty
+            depth = torch.exp(-found.uncertainty) * depth + options.uncertainty_weight * found.uncertainty
         losses = {
             "offset": self._smooth_l1(found.boxes[:, :2], wanted.offset, weights[:2]),
             "depth": weights[2] * depth.sum(),
@@ -155,18 +163,18 @@ class DenseCriterion(nn.Module):
 
     def _branch_losses(self, found: PositiveOutputs, wanted: DenseTargets) -> dict[str, Tensor]:
         """Computes the losses of the image plane, direction, centre-ness and attributes."""
-        positives = max(len(wanted.images), 1)
+        options, positives = self.options, max(len(wanted.images), 1)
         losses = {}
         if found.keypoints is not None:
-            keypoints, visible = wanted.keypoints(self.keypoint_range)
+            keypoints, visible = wanted.keypoints(options.keypoint_range)
             losses["keypoints"] = self._smooth_l1(
-                found.keypoints, keypoints, self.keypoint_weight * visible.to(keypoints.dtype)
+                found.keypoints, keypoints, options.keypoint_weight * visible.to(keypoints.dtype)
             )
         if found.boxes2d is not None:
-            losses["boxes2d"] = self._smooth_l1(found.boxes2d, wanted.boxes2d, self.box2d_weight)
-            depth = found.depth if self.consistency_depth == "fused" else found.boxes[:, 2]
-            losses["consistency"] = self.box2d_weight * consistency_loss(
-                found, wanted, depth, self.direction_offset
+            losses["boxes2d"] = self._smooth_l1(found.boxes2d, wanted.boxes2d, options.box2d_weight)
+            depth = found.depth if options.consistency_depth == "fused" else found.boxes[:, 2]
+            losses["consistency"] = options.box2d_weight * consistency_loss(
+                found, wanted, depth, options.direction_offset
             )
         losses["direction"] = F.cross_entropy(found.direction, wanted.direction, reduction="sum")
         losses["centerness"] = F.binary_cross_entropy_with_logits(
@@ -180,7 +188,7 @@ class DenseCriterion(nn.Module):
         return losses
 
     def _smooth_l1(self, found: Tensor, wanted: Tensor, weights: Tensor | float) -> Tensor:
-        loss = F.smooth_l1_loss(found, wanted, reduction="none", beta=self.box_beta)
+        loss = F.smooth_l1_loss(found, wanted, reduction="none", beta=self.options.box_beta)
         return (weights * loss).sum()
 
     def _check(self, found: PositiveOutputs, wanted: DenseTargets) -> None:
@@ -200,20 +208,3 @@ class DenseCriterion(nn.Module):
                 "DenseCriterion: the head predicts attributes and the samples have no 'attributes'; train on "
                 "data with attributes, or leave the branch out"
             )
-
-
-def _check_settings(
-    box_code_weights: Sequence[float], consistency_depth: str, loss_weights: Mapping[str, float]
-) -> None:
-    if len(box_code_weights) not in (7, 9):
-        raise ValueError(
-            f"DenseCriterion: box_code_weights has {len(box_code_weights)} entries, expected 7, or 9 with a "
-            "velocity"
-        )
-    if consistency_depth not in ("direct", "fused"):
-        raise ValueError(
-            f"DenseCriterion: consistency_depth is {consistency_depth!r}, expected 'direct' or 'fused'"
-        )
-    unknown = sorted(set(loss_weights) - set(LOSS_NAMES))
-    if unknown:
-        raise ValueError(f"DenseCriterion: unknown losses {unknown}, expected among {sorted(LOSS_NAMES)}")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from bevkd2.config import CfgNode, add_config_extension, class_names
+from bevkd2.config import CfgNode, add_config_extension, check_rules, class_names
 from bevkd2.modeling.detector import detector_arguments
-from bevkd2.modeling.mono.config import check_prior_classes
+from bevkd2.modeling.mono.detector import check_prior_classes
 from bevkd2.modeling.mono.smoke.decode import SmokeCoder
 from bevkd2.modeling.mono.smoke.head import SmokeHead
 from bevkd2.modeling.mono.smoke.losses import SmokeLossWeights
@@ -42,13 +42,7 @@ def add_smoke_config(cfg: CfgNode) -> None:
 
 
 def smoke_arguments(cfg: CfgNode) -> dict[str, Any]:
-    """Builds the parts of a SMOKE.
-
-    Args:
-        cfg: the whole config.
-
-    Returns:
-        The keyword arguments of its constructor.
+    """Returns the constructor arguments of a SMOKE, its parts built by the config.
 
     Raises:
         ValueError: keys that contradict each other.
@@ -91,6 +85,4 @@ def _check(smoke: CfgNode, classes: tuple[str, ...]) -> None:
         (0 < smoke.MIN_OVERLAP < 1, f"MIN_OVERLAP is {smoke.MIN_OVERLAP}, expected between 0 and 1"),
         (smoke.MAX_DETECTIONS >= 1, f"MAX_DETECTIONS is {smoke.MAX_DETECTIONS}, expected 1 at least"),
     ]
-    broken = [message for holds, message in rules if not holds]
-    if broken:
-        raise ValueError(f"MODEL.SMOKE: {'; '.join(broken)}")
+    check_rules("MODEL.SMOKE", rules)

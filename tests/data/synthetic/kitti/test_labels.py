@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from bevkd2.data.synthetic import KittiWorldConfig
-from bevkd2.data.synthetic.kitti.classes import TYPES
-from bevkd2.data.synthetic.kitti.labels import label_text, occlusion_level
-from bevkd2.data.synthetic.kitti.scene import KittiFrame, make_frame
+from bevkd2.data.synthetic.kitti.scene import TYPES, KittiFrame, make_frame
+from bevkd2.data.synthetic.kitti.world import label_text, occlusion_level
 from bevkd2.data.synthetic.render import SceneRenderer, View
 from bevkd2.structures import CameraBoxes3D, projected_boxes2d
 

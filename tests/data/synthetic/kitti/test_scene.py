@@ -6,8 +6,7 @@ import torch
 
 from bevkd2.data.synthetic import KittiWorldConfig
 from bevkd2.data.synthetic.kitti.calibration import CAMERA_HEIGHT
-from bevkd2.data.synthetic.kitti.classes import TYPES
-from bevkd2.data.synthetic.kitti.scene import make_frame
+from bevkd2.data.synthetic.kitti.scene import TYPES, make_frame
 from bevkd2.ops.box3d import rotated_iou
 from bevkd2.structures import CameraBoxes3D
 

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bevkd2.data.synthetic import WorldConfig
-from bevkd2.data.synthetic.nuscenes.classes import CLASSES, attribute_of
-from bevkd2.data.synthetic.nuscenes.scene import FRAME_INTERVAL, make_scene
+from bevkd2.data.synthetic.nuscenes.scene import CLASSES, FRAME_INTERVAL, attribute_of, make_scene
 from bevkd2.data.synthetic.scene import EgoPath, Road
 from bevkd2.nuscenes.layout import CLASS_NAMES
 

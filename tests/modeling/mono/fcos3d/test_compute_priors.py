@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bevkd2.modeling.mono.fcos3d.compute_priors import compute_priors
+from bevkd2.modeling.mono.fcos3d.priors import compute_priors
 
 NAMES = ("Pedestrian", "Car")
 

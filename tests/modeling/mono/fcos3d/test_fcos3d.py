@@ -148,8 +148,7 @@ def test_half_the_channels_are_a_config():
 
 def test_branches_have_widths_of_their_own():
     cfg = small_cfg()
-    cfg.MODEL.PGD.BRANCHES.UNCERTAINTY = [32, 24]
-    cfg.MODEL.FCOS3D.BRANCHES.CENTERNESS = [0]
+    cfg.merge_from_list(["MODEL.FCOS3D.BRANCH_CHANNELS", "[['uncertainty', 32, 24], ['centerness']]"])
     head = pgd_arguments(cfg)["head"]
     assert [conv.conv.out_channels for conv in head.extra_branches["uncertainty"].convs] == [32, 24]
     assert head.centerness_branch.out.in_channels == 16
@@ -168,6 +167,12 @@ def test_pgd_is_a_registered_fcos3d():
         ("MODEL.FCOS3D.SIZE_PRIORS", [[1.0, 1.0, 1.0]], "SIZE_PRIORS has 1 rows"),
         ("MODEL.FCOS3D.DEPTH_PRIORS", [[1.0, 1.0], [1.0, 1.0]], "DEPTH_PRIORS has 2 rows"),
         ("MODEL.FCOS3D.STACKED_CONVS", 0, "STACKED_CONVS is 0"),
+        (
+            "MODEL.FCOS3D.BRANCH_CHANNELS",
+            [["centre", 8]],
+            r"has \['centre', 8\], expected a list of the name",
+        ),
+        ("MODEL.FCOS3D.BRANCH_CHANNELS", [["size", 0]], r"has \['size', 0\].*channels above 0"),
         ("MODEL.FCOS3D.ATTRIBUTES", 8, "ATTRIBUTES is 8, expected 9"),
         ("MODEL.FCOS3D.TEST.MAX_DETECTIONS", 0, r"TEST\.MAX_DETECTIONS 0"),
         ("MODEL.PGD.DEPTH_BINS", 1, "DEPTH_BINS is 1"),

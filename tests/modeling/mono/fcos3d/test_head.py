@@ -5,30 +5,26 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bevkd2.modeling.backbones.deform_conv import DeformConv2d
-from bevkd2.modeling.mono.fcos3d.box_prior import BoxPrior
-from bevkd2.modeling.mono.fcos3d.head import DenseHead, DenseHeadOptions
+from bevkd2.modeling.backbones.layers import DeformConv2d
+from bevkd2.modeling.mono.fcos3d.head import DenseHead, DenseHeadOptions, TowerShape
+from bevkd2.modeling.mono.fcos3d.priors import BoxPrior
 
 KITTI = DenseHeadOptions(depth_bins=8, uncertainty=True, keypoints=True, boxes2d=True)
 NUSCENES = DenseHeadOptions(num_attributes=9, velocity=True, depth_bins=6, boxes2d=True)
 PLAIN = DenseHeadOptions()
 
 
-def make_head(options: DenseHeadOptions, levels: int = 2, **changes: object) -> DenseHead:
+def make_head(options: DenseHeadOptions, convs: int = 2, deformable_last: bool = True) -> DenseHead:
     torch.manual_seed(0)
     names = ["class", "direction", "centerness", *options.regressors(), *options.extras()]
-    arguments = {
-        "in_channels": 16,
-        "num_classes": 3,
-        "num_levels": levels,
-        "feature_channels": 16,
-        "stacked_convs": 2,
-        "deformable_last": True,
-        "widths": {name: [16] for name in names},
-        "prior": BoxPrior(3),
-        "options": options,
-    }
-    return DenseHead(**arguments | changes)
+    return DenseHead(
+        TowerShape(in_channels=16, channels=16, convs=convs, deformable_last=deformable_last),
+        num_classes=3,
+        num_levels=2,
+        widths={name: [16] for name in names},
+        prior=BoxPrior(3),
+        options=options,
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,7 +75,7 @@ def test_levels_share_all_but_their_factors():
 
 
 def test_only_the_last_convolution_of_a_tower_is_deformable():
-    head = make_head(PLAIN, stacked_convs=3)
+    head = make_head(PLAIN, convs=3)
     kinds = [isinstance(block.conv, DeformConv2d) for block in head.class_tower]
     assert kinds == [False, False, True]
     plain = make_head(PLAIN, deformable_last=False)

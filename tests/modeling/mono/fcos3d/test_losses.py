@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bevkd2.modeling.mono.fcos3d.head import DenseOutputs
-from bevkd2.modeling.mono.fcos3d.losses import DenseCriterion
+from bevkd2.modeling.mono.fcos3d.losses import DenseCriterion, DenseLossOptions
 from bevkd2.modeling.mono.fcos3d.targets import dense_targets
 from bevkd2.modeling.mono.grid import flatten_levels
 from bevkd2.modeling.mono.inputs import MonoTargets
@@ -25,13 +25,14 @@ NUSCENES_WEIGHTS = [1, 1, 0.2, 1, 1, 1, 1, 0.05, 0.05]
 def _criterion(kitti: bool, **settings) -> DenseCriterion:
     shared = {"direction_offset": OFFSET}
     if kitti:
-        return DenseCriterion(**shared | {"box_code_weights": [1] * 7, "depth_beta": 3.0} | settings)
+        published = {"box_code_weights": [1] * 7, "depth_beta": 3.0}
+        return DenseCriterion(DenseLossOptions(**shared | published | settings))
     nuscenes = {
         "box_code_weights": NUSCENES_WEIGHTS,
         "box2d_weight": 0.2,
         "consistency_depth": "fused",
     }
-    return DenseCriterion(**shared | nuscenes | settings)
+    return DenseCriterion(DenseLossOptions(**shared | nuscenes | settings))
 
 
 def _targets(kitti: bool, images: list, **settings) -> MonoTargets:

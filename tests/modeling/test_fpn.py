@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from bevkd2.d2 import ShapeSpec
-from bevkd2.modeling.necks.fpn import FPN
+from bevkd2.modeling.necks import FPN
 
 SHAPES = {"res3": ShapeSpec(channels=4, stride=8), "res4": ShapeSpec(channels=6, stride=16)}
 

@@ -9,7 +9,7 @@ from torchvision.ops import box_iou
 
 from bevkd2.data import load_nuscenes
 from bevkd2.data.mono.index import JoinedIndex
-from bevkd2.data.nuscenes_mono.dataset import NuScenesMonoIndex
+from bevkd2.data.nuscenes_mono import NuScenesMonoIndex
 from bevkd2.data.samplers import SceneSampler
 from bevkd2.nuscenes.layout import ATTRIBUTE_NAMES, CLASS_NAMES, MONO_CLASS_NAMES, NO_ATTRIBUTE, layout_labels
 from bevkd2.structures import CAMERA_NAMES, project_boxes, projected_boxes2d

@@ -1,4 +1,4 @@
-"""KITTI-layout object data: frames, calibrations and labels of a split."""
+"""KITTI's object data, as a data format."""
 
 from __future__ import annotations
 
@@ -9,17 +9,26 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from fvcore.common.config import CfgNode
 
+from bevkd2.config import class_names
+from bevkd2.d2 import DatasetEvaluator
+from bevkd2.data.format import DATA_FORMAT_REGISTRY, dataset_root
 from bevkd2.data.image_files import png_size
+from bevkd2.data.mono.format import MonoFormat
 from bevkd2.data.mono.index import MonoRecord
 from bevkd2.kitti.calibration import check_principal_point, read_cam2img
-from bevkd2.kitti.frame_lists import has_labels, read_frame_list, split_folder
-from bevkd2.kitti.labels import read_labels
+from bevkd2.kitti.files import has_labels, read_frame_list, split_folder
+from bevkd2.kitti.labels import TYPES, read_labels
 from bevkd2.structures import CameraBoxes3D
+
+if TYPE_CHECKING:
+    from bevkd2.data.synthetic.world import SyntheticWorld
 
 logger = logging.getLogger(__name__)
 
@@ -231,3 +240,40 @@ def _objects_to_find(path: str, classes: tuple[str, ...], cam2img: npt.NDArray[n
     boxes = CameraBoxes3D.from_bottom(torch.from_numpy(rows)).tensor.float().numpy()
     labels = np.array([classes.index(name) for name in kept.types], dtype=np.int64)
     return _FrameTargets(boxes, labels, kept.boxes2d.astype(np.float32), int((~front).sum()))
+
+
+@DATA_FORMAT_REGISTRY.register()
+class KittiFormat(MonoFormat):
+    """Single images with KITTI's label and calibration files."""
+
+    name = "kitti"
+    default_classes = ("Pedestrian", "Cyclist", "Car")  # the order of the published PGD and SMOKE heads
+    known_classes = tuple(name for name in TYPES if name != "DontCare")
+    typical_image_size = (1242, 375)  # they differ by some pixels
+
+    def register(self, cfg: CfgNode, split: str) -> str:
+        """Registers a split; one of the folder testing, which has no labels, cannot be trained with."""
+        if split in cfg.DATASETS.TRAIN and not has_labels(split):
+            raise ValueError(
+                f"DATASETS.TRAIN names {split!r}, whose frames are in the folder testing, which has no "
+                "labels; call the list of a training split otherwise (neither test nor test_...)"
+            )
+        return super().register(cfg, split)
+
+    def load(self, cfg: CfgNode, split: str) -> KittiIndex:
+        """Returns the frames of a split."""
+        return load_kitti(dataset_root(cfg), split, class_names(cfg))
+
+    def evaluator(self, cfg: CfgNode, split: str, output_dir: Path) -> DatasetEvaluator:
+        """Returns KITTI's score."""
+        from bevkd2.evaluation.kitti import KittiEvaluator
+
+        return KittiEvaluator(
+            root=dataset_root(cfg), split=split, classes=class_names(cfg), output_dir=output_dir
+        )
+
+    def synthetic_world(self) -> type[SyntheticWorld]:
+        """Returns the settings of the world in KITTI layout."""
+        from bevkd2.data.synthetic import KittiWorldConfig
+
+        return KittiWorldConfig

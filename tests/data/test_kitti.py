@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from bevkd2.data.kitti import dataset as kitti
-from bevkd2.data.kitti.dataset import load_kitti
+from bevkd2.data import kitti
+from bevkd2.data.kitti import load_kitti
 from bevkd2.kitti.labels import read_labels
 from bevkd2.structures import projected_boxes2d
 from tests.data.kitti_fixture import IMAGE_SIZE, TRAIN

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from bevkd2.d2 import ShapeSpec
-from bevkd2.modeling.necks.dla_up import DLAUp, Upsample
+from bevkd2.modeling.necks import DLAUp, Upsample
 
 SHAPE = {f"res{i}": ShapeSpec(channels=4 * 2**i, stride=2**i) for i in range(2, 6)}
 NAMES = list(SHAPE)

@@ -1,1 +1,0 @@
-"""KITTI for monocular detectors: index and registration."""
