@@ -11,7 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 from benchmarks.bench_ms_deform_attn import grid_sample_form
 from benchmarks.references import bev_response_l2_reference, masked_l2_reference
 from bevkd2.distill.methods import attention, bev_response
-from bevkd2.modeling.bev import decoder, spatial_attention, temporal_attention
+from bevkd2.modeling.bev import attention as bev_attention
+from bevkd2.modeling.bev import decoder
 
 Levels = list[tuple[int, int]]
 Maps = Tensor | list[Tensor]
@@ -103,8 +104,8 @@ def plain_ops() -> Iterator[None]:
     """Models that run inside use the plain forms; backward may run outside."""
     with ExitStack() as stack:
         for module, name, form in (
-            (temporal_attention, "ms_deform_attn_fused", fused),
-            (spatial_attention, "ms_deform_attn_ragged", ragged),
+            (bev_attention, "ms_deform_attn_fused", fused),
+            (bev_attention, "ms_deform_attn_ragged", ragged),
             (decoder, "ms_deform_attn_fused", fused),
             (attention, "attention_l2", attention_l2),
             (bev_response, "bev_response_l2", bev_response_l2),

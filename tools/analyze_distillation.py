@@ -7,7 +7,7 @@ The code is in ``bevkd2/cli/analyze_distillation.py``; ``--help`` lists the opti
 import sys
 
 from bevkd2.cli.analyze_distillation import main
-from bevkd2.cli.run import run_cli
+from bevkd2.cli.console import run_cli
 
 if __name__ == "__main__":
     sys.exit(run_cli(main))

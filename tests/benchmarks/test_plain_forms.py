@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks import plain_forms
 from bevkd2.distill.methods import attention, bev_response
-from bevkd2.modeling.bev import spatial_attention, temporal_attention
+from bevkd2.modeling.bev import attention as bev_attention
 from bevkd2.ops import (
     attention_l2,
     bev_response_l2,
@@ -68,8 +68,8 @@ def test_losses() -> None:
 
 def test_models_use_reference_ops_only_inside_the_context() -> None:
     replaced = (
-        (temporal_attention, "ms_deform_attn_fused", plain_forms.fused),
-        (spatial_attention, "ms_deform_attn_ragged", plain_forms.ragged),
+        (bev_attention, "ms_deform_attn_fused", plain_forms.fused),
+        (bev_attention, "ms_deform_attn_ragged", plain_forms.ragged),
         (attention, "attention_l2", plain_forms.attention_l2),
         (bev_response, "bev_response_l2", plain_forms.bev_response_l2),
     )

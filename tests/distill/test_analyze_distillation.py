@@ -8,7 +8,7 @@ import torch
 
 from bevkd2.checkpoint import save_file
 from bevkd2.cli import analyze_distillation as tool
-from bevkd2.cli.run import run_cli
+from bevkd2.cli.console import run_cli
 from bevkd2.distill import gradient_norms, trained_parts
 from tests.distill.frames import make_frames
 from tests.distill.pairs import build

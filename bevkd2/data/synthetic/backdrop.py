@@ -8,12 +8,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from bevkd2.data.synthetic.render import NEAR, clip_near, project
 from bevkd2.data.synthetic.scene import LANE_WIDTH, Scene, Sensor
 from bevkd2.data.synthetic.textures import PANORAMA_ELEVATION, PANORAMA_SHAPE, noise_tile, panorama
 
 Array = npt.NDArray[np.float64]
 Image = npt.NDArray[np.float32]
+
+NEAR = 0.2
+"""Metres along the optical axis: nearer surfaces are not drawn."""
 
 _ASPHALT = np.array([96, 97, 100], dtype=np.float32)
 _KERB = np.array([150, 148, 143], dtype=np.float32)
@@ -31,6 +33,33 @@ _CONTACT = np.float32(0.3)
 _GRAIN = 4.0
 # Rays that meet the ground farther away than this show the horizon's haze.
 _FARTHEST = 400.0
+
+
+def clip_near(polygon: Array) -> Array:
+    """Cuts off what lies nearer than the near plane (Sutherland and Hodgman's algorithm for one plane).
+
+    Args:
+        polygon: (k, 3) corners in the camera's frame, in order, at least one beyond the near plane.
+
+    Returns:
+        (m, 3) corners with a depth of at least NEAR, in order.
+    """
+    depth = polygon[:, 2] - NEAR
+    if (depth >= 0).all():
+        return polygon
+    following, next_depth = np.roll(polygon, -1, axis=0), np.roll(depth, -1)
+    corners = []
+    for a, b, da, db in zip(polygon, following, depth, next_depth, strict=True):
+        if da >= 0:
+            corners.append(a)
+        if (da >= 0) != (db >= 0):
+            corners.append(a + da / (da - db) * (b - a))
+    return np.array(corners)
+
+
+def project(points: Array, intrinsics: Array) -> Array:
+    """Returns the pixel coordinates (k, 2) of points (k, 3) in the camera's frame, all in front of it."""
+    return (points @ intrinsics.T)[:, :2] / points[:, 2:]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

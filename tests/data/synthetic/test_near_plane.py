@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bevkd2.data.synthetic.render import NEAR, clip_near, project
+from bevkd2.data.synthetic.backdrop import NEAR, clip_near, project
 
 SQUARE = np.array([[-1.0, 0, -1], [1, 0, -1], [1, 0, 3], [-1, 0, 3]])
 
