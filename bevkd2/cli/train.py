@@ -19,7 +19,6 @@ from bevkd2.engine import (
     load_for_evaluation,
     run_training,
     setup,
-    write_config,
 )
 from bevkd2.errors import USER_ERRORS
 
@@ -31,10 +30,8 @@ def run(args: argparse.Namespace) -> Mapping[str, Any]:
     model = build_model(cfg)
     if not args.eval_only:
         trainer = build_trainer(cfg, model, resume=args.resume)
-        write_config(cfg)
         return _run_training(cfg, trainer)
     load_for_evaluation(cfg, model, resume=args.resume)
-    write_config(cfg, "inference")
     results = evaluate(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)

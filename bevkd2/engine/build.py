@@ -32,6 +32,7 @@ from bevkd2.d2 import (
 )
 from bevkd2.data.loader import build_train_loader
 from bevkd2.distill import is_distillation, teacher_config
+from bevkd2.engine.defaults import write_config
 from bevkd2.engine.evaluator import evaluate
 from bevkd2.engine.hooks import (
     HOOK_REGISTRY,
@@ -86,6 +87,8 @@ def train(
 def run_training(cfg: CfgNode, trainer: DistillTrainer) -> Mapping[str, Any]:
     """Trains from ``trainer.start_iter`` to the end, and compares the scores with TEST.EXPECTED_RESULTS.
 
+    Before the first step it writes the config to OUTPUT_DIR.
+
     Args:
         cfg: the config that ``trainer`` was built with.
         trainer: as :func:`build_trainer` returns it.
@@ -93,6 +96,7 @@ def run_training(cfg: CfgNode, trainer: DistillTrainer) -> Mapping[str, Any]:
     Returns:
         The scores of the last evaluation.
     """
+    write_config(cfg)
     trainer.train(trainer.start_iter, trainer.max_iter)
     if comm.is_main_process():
         verify_results(cfg, trainer.latest_results)

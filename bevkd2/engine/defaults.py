@@ -17,7 +17,7 @@ from fvcore.common.config import CfgNode as FvcoreNode
 import bevkd2.distill  # this and the next register meta-architectures
 import bevkd2.modeling  # noqa: F401
 from bevkd2.checkpoint.io import replace_atomically
-from bevkd2.config import CfgNode, import_plugin, read_config
+from bevkd2.config import CfgNode, auto_device, import_plugin, read_config
 from bevkd2.d2 import comm, seed_all_rng
 from bevkd2.distill import is_distillation, resolve_teacher, student_config
 from bevkd2.engine.run_log import environment_report, log_to, why_no_gpu
@@ -106,7 +106,7 @@ def load_args(args: argparse.Namespace) -> CfgNode:
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Imports plugins, reads the config, and sets the run up; :func:`write_config` writes what it decided.
+    """Imports plugins, reads the config, and sets the run up.
 
     Args:
         args: of :func:`default_argument_parser`.
@@ -164,15 +164,14 @@ def resolve_device(device: str) -> str:
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise ValueError(f"MODEL.DEVICE is {device!r}, expected auto, cpu, cuda or cuda:N with N from 0")
-    available = torch.cuda.is_available()
     if device == "auto":
-        device = "cuda" if available else "cpu"
-        _logger.info("MODEL.DEVICE auto: %s", device if available else f"cpu, since {why_no_gpu()}")
+        device = auto_device()
+        _logger.info("MODEL.DEVICE auto: %s", f"cpu, since {why_no_gpu()}" if device == "cpu" else device)
         return device
     kind = torch.device(device)
     if kind.type != "cuda":
         return device
-    if not available:
+    if not torch.cuda.is_available():
         raise ValueError(
             f"MODEL.DEVICE is {device!r}, but {why_no_gpu()}; add MODEL.DEVICE cpu to run on the CPU"
         )
@@ -203,7 +202,8 @@ def _resolve_seed(seed: int, earlier_config: Path | None) -> int:
 def write_config(cfg: FvcoreNode, folder: str = "") -> None:
     """Writes config.yaml, from which the run can be repeated, and logs it.
 
-    Call it when the model is built and loaded, so that an error before that is not lost below the config.
+    ``run_training`` and ``load_for_evaluation`` call it: when the model is built and loaded, so that an error
+    before that is not lost below the config.
 
     Args:
         cfg: the config, as :func:`setup` returns it.

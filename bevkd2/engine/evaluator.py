@@ -16,6 +16,7 @@ from bevkd2.config import stored_classes
 from bevkd2.d2 import DatasetEvaluator, comm, inference_on_dataset, print_csv_format
 from bevkd2.data.format import data_format, load_dataset
 from bevkd2.data.loader import build_test_loader
+from bevkd2.engine.defaults import write_config
 
 _logger = logging.getLogger(__name__)
 
@@ -99,6 +100,8 @@ def evaluate(
 def load_for_evaluation(cfg: CfgNode, model: nn.Module, *, resume: bool) -> None:
     """Loads the weights that are to be scored, every key matched: MODEL.ALLOW_MISSING does not hold here.
 
+    When they are loaded, it writes the config to ``inference`` in OUTPUT_DIR.
+
     Args:
         cfg: the config; reads MODEL.WEIGHTS and OUTPUT_DIR.
         model: the model.
@@ -120,3 +123,4 @@ def load_for_evaluation(cfg: CfgNode, model: nn.Module, *, resume: bool) -> None
             "for the last checkpoint in OUTPUT_DIR"
         )
     checkpointer.load(path, checkpointables=[])
+    write_config(cfg, "inference")

@@ -101,7 +101,7 @@ def test_resumed_training_keeps_a_better_model_than_its_checkpoint_knows_of(tmp_
 def test_output_folder(tmp_path: Path) -> None:
     run(toy_cfg(tmp_path, *DISTILL, "TEST.EVAL_PERIOD", 3, "SOLVER.CHECKPOINTS_TO_KEEP", 1))
     found = names(tmp_path)
-    assert {"metrics.json", "model_0000005.pth", "model_final.pth", "model_best.pth", "inference"} <= found
+    assert {"config.yaml", "metrics.json", "model_0000005.pth", "model_best.pth", "inference"} <= found
     assert "model_0000002.pth" not in found and any(name.startswith("events.out.tfevents") for name in found)
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
     rows = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]

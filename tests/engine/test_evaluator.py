@@ -59,6 +59,7 @@ def test_weights_to_evaluate(tmp_path: Path) -> None:
     Checkpointer(trained, str(tmp_path)).save("model_final")
     load_for_evaluation(cfg, model, resume=True)
     assert torch.equal(flat(trained), flat(model))
+    assert f"OUTPUT_DIR: {tmp_path}" in (tmp_path / "inference" / "config.yaml").read_text()
     cfg.MODEL.WEIGHTS = str(tmp_path / "model_final.pth")
     model = build_model(cfg)
     load_for_evaluation(cfg, model, resume=False)

@@ -63,6 +63,8 @@ class MonoTargets:
     assigned: Tensor | None = None
     """(B, Q) int64: the object of its image that a location is assigned to, -1 for background; filled by
     detectors whose assignment does not depend on predictions."""
+    objects: Any = None
+    """What the detector's ``assign`` found about the objects and its ``losses`` read again; its own type."""
 
     def assignment(self) -> Tensor:
         """Returns ``assigned``, which the detector must have filled.

@@ -64,9 +64,10 @@ class SMOKE(MonoDetector):
         return smoke_arguments(cfg)
 
     def assign(self, targets: MonoTargets) -> Tensor:
-        """Returns (B, Q) int64: the object whose projected centre lies in each cell."""
+        """Returns (B, Q) int64: the object whose projected centre lies in each cell; fills ``objects``."""
         (shape,) = targets.grid.shapes
-        return assign_cells(objects_of(targets, self.coder.stride), len(targets.boxes), shape)
+        targets.objects = objects_of(targets, self.coder.stride)
+        return assign_cells(targets.objects, len(targets.boxes), shape)
 
     def extract(
         self, inputs: MonoInputs, wants: frozenset[str] = frozenset(), state: None = None
@@ -103,8 +104,7 @@ class SMOKE(MonoDetector):
 
     def losses(self, knowledge: MonoKnowledge, targets: MonoTargets) -> dict[str, Tensor]:
         """Returns losses of the heat map and of the disentangled corners."""
-        objects = objects_of(targets, self.coder.stride)
-        outputs = knowledge.outputs
+        objects, outputs = targets.objects, knowledge.outputs
         images, classes, *shape = outputs.logits.shape
         heatmap = heatmap_targets(objects, images, classes, tuple(shape), self.coder.stride, self.min_overlap)
         return smoke_losses(outputs, objects, heatmap, targets.cam2img, self.coder, self.loss_weights)

@@ -12,6 +12,7 @@ import bevkd2.modeling  # noqa: F401  (registers)
 from bevkd2.config import CfgNode, get_cfg
 from bevkd2.d2 import build_model
 from bevkd2.modeling import SMOKE
+from bevkd2.modeling.mono.smoke import smoke as smoke_module
 from bevkd2.structures import CameraBoxes3D, project_points, projected_boxes2d
 
 HEIGHT, WIDTH = 64, 96
@@ -73,6 +74,13 @@ def test_a_training_step_reaches_every_parameter_and_lowers_the_loss(model: SMOK
         optimizer.step()
         totals.append(float(total.detach()))
     assert totals[-1] < 0.8 * totals[0]
+
+
+def test_objects_are_selected_once_per_step(model: SMOKE, monkeypatch: pytest.MonkeyPatch):
+    calls, select = [], smoke_module.objects_of
+    monkeypatch.setattr(smoke_module, "objects_of", lambda *args: calls.append(args) or select(*args))
+    model.train()([sample(0), sample(1)])
+    assert len(calls) == 1
 
 
 def test_knowledge_is_of_the_locations(model: SMOKE):
