@@ -1,4 +1,4 @@
-"""Seeded worlds in nuScenes v1.0 and in KITTI layout: for tests and demonstrations, not benchmarks."""
+"""Seeded synthetic worlds in nuScenes v1.0 and KITTI layout: for tests and demos, not for benchmarks."""
 
 from bevkd2.data.synthetic.kitti.config import KittiWorldConfig
 from bevkd2.data.synthetic.nuscenes.config import WorldConfig

@@ -1,4 +1,4 @@
-"""What is behind the boxes: the road with its markings and shadows, the sky, the haze."""
+"""The background of the boxes: road with markings and shadows, sky, haze."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _PAINT = np.array([225, 224, 215], dtype=np.float32)
 _KERB_WIDTH = 0.3
 _PAVEMENT_WIDTH = 2.5
 _LINE_WIDTH = 0.18
-# A dash and the gap after it, metres.
+# Length of a dash, and of a dash and the gap after it, metres.
 _DASH, _DASH_PERIOD = 3.0, 9.0
 _SHADOW = np.float32(0.55)
-# Light that is left on the ground close around a box.
+# Factor of the light on the ground in the contact shadow of a box.
 _CONTACT = np.float32(0.3)
-# Texels of ground noise to a metre.
+# Texels of ground noise per metre.
 _GRAIN = 4.0
-# Rays that meet the ground farther away than this show the horizon's haze.
+# Metres; rays that meet the ground farther away show the haze at the horizon.
 _FARTHEST = 400.0
 
 
@@ -64,18 +64,18 @@ def project(points: Array, intrinsics: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Rays:
-    """Where the rays of a camera go, in the ego's frame; fixed for the scene.
+    """The rays of a camera in the ego frame; fixed for the scene.
 
     Attributes:
         ground: (k,) flat indices of the rays that meet the ground.
-        sky: (s,) flat indices of the others.
-        xy: (2, k) meeting points in metres, of the rays in ``ground``.
+        sky: (s,) flat indices of the other rays.
+        xy: (2, k) intersections of the rays in ``ground`` with the ground, metres.
         footprint: (k,) lateral size of a ray on the ground, metres.
         inverse_depth: (h, w) 1/m along the optical axis; 0 in the sky.
-        length: (h, w) length of the ray to depth 1.
-        azimuth: (s,) column of the panorama for an ego that heads to the global x axis, of the rays not in
-            ``ground``.
-        elevation: (s,) row of the panorama.
+        length: (h, w) length of the ray up to depth 1.
+        azimuth: (s,) column of the panorama of the rays in ``sky``, for an ego that heads along the global x
+            axis.
+        elevation: (s,) row of the panorama of the same rays.
     """
 
     ground: npt.NDArray[np.intp]
@@ -94,11 +94,11 @@ class Backdrop:
     def __init__(
         self, scene: Scene, rng: np.random.Generator, image_size: tuple[int, int], supersampling: int
     ) -> None:
-        """Paints what does not change within the scene.
+        """Paints everything that does not change within the scene.
 
         Args:
-            scene: gives the road, the rig and the light.
-            rng: for grain and skyline.
+            scene: the scene, with road, rig and light.
+            rng: random generator for grain and skyline.
             image_size: (width, height) of the final image in pixels.
             supersampling: rays along each side of a pixel.
         """
@@ -158,7 +158,7 @@ class Backdrop:
         """
         light = self._scene.light
         rate = self._rays[camera.channel].length / np.float32(light.haze_distance)
-        # The sky, at inverse depth 0, keeps its colour; the small number keeps the division finite there.
+        # The sky, at inverse depth 0, keeps its colour; the small number avoids a division by zero there.
         left = np.exp(-rate / np.maximum(inverse_depth, np.float32(1e-6)))
         left[inverse_depth == 0] = 1
         haze = (light.haze_color * 255).astype(np.float32)
@@ -182,7 +182,7 @@ class Backdrop:
         return color + paint * (_PAINT - color)
 
     def _paint_cover(self, along: Image, lateral: Image, outside: Image, footprint: Image) -> Image:
-        """Returns (k,) share of each ray's footprint that lane markings cover."""
+        """Returns (k,) share of the footprint of each ray that lane markings cover."""
         lane = (lateral - self._scene.road.edges[0]) / LANE_WIDTH
         nearest = np.rint(lane)
         distance = np.abs(lane - nearest) * LANE_WIDTH
@@ -197,7 +197,7 @@ class Backdrop:
     def _outline_mask(
         self, outlines: list[Array], camera: Sensor, global2camera: Array, time: float
     ) -> npt.NDArray[np.uint8]:
-        """Returns (h, w) 1 where the outline of an object, about its centre, covers the ground."""
+        """Returns (h, w): 1 where the outline of an object, relative to its centre, covers the ground."""
         assert camera.intrinsics is not None
         mask = np.zeros(self._rays[camera.channel].length.shape, dtype=np.uint8)
         for item, outline in zip(self._scene.objects, outlines, strict=True):
@@ -207,15 +207,14 @@ class Backdrop:
             if corners[:, 2].max() <= NEAR:
                 continue
             pixels = self._supersampling * project(clip_near(corners), camera.intrinsics) - 0.5
-            # OpenCV takes fixed-point coordinates; far outside the image they need no precision but must not
-            # overflow.
+            # OpenCV reads fixed-point coordinates; those far outside the image must not overflow.
             fixed = np.rint(np.clip(pixels, -4000, 12000) * 16).astype(np.int32)
             cv2.fillConvexPoly(mask, fixed, (1,), lineType=cv2.LINE_8, shift=4)
         return mask
 
 
 def _shadow_outline(size: Array, yaw: float, sun: Array) -> Array:
-    """Returns (k, 2) outline of a box's shadow on the ground, about the box's centre, global axes, metres."""
+    """Returns (k, 2) outline of the shadow of a box on the ground, relative to its centre, in metres."""
     base = _foot(size[:2], yaw)
     roof = base - size[2] / sun[2] * sun[:2]
     hull = cv2.convexHull(np.concatenate([base, roof]).astype(np.float32))
@@ -224,7 +223,7 @@ def _shadow_outline(size: Array, yaw: float, sun: Array) -> Array:
 
 
 def _foot(size: Array, yaw: float) -> Array:
-    """Returns (4, 2) corners of a rectangle on the ground about its centre, global axes, metres."""
+    """Returns (4, 2) corners of a rectangle on the ground relative to its centre, global axes, metres."""
     cos, sin = np.cos(yaw), np.sin(yaw)
     corners: Array = (
         0.5 * size * np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) @ np.array([[cos, sin], [-sin, cos]])

@@ -1,4 +1,4 @@
-"""Scenes drawn by several processes, and the image files that they write."""
+"""Runs a function in several processes, and writes image files."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 def check_workers(workers: int) -> None:
-    """Refuses a number of processes that is not positive.
+    """Checks that a number of processes is positive.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is not one of them.
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}, expected at least 1")
@@ -30,10 +30,10 @@ def map_indices(make: Callable[[int], T], count: int, workers: int, unit: str, p
     """Calls ``make`` for 0 to ``count`` - 1.
 
     Args:
-        make: can be pickled, and gives the same whatever process calls it.
-        count: calls.
-        workers: processes, at least 1.
-        unit: what the progress bar counts.
+        make: a function that can be pickled, with the same result in any process.
+        count: number of calls.
+        workers: number of processes, at least 1.
+        unit: name of what the progress bar counts.
         progress: show a progress bar.
 
     Returns:
@@ -58,12 +58,12 @@ def write_image(path: Path, image: npt.NDArray[np.uint8], options: list[int]) ->
     """Writes an image file.
 
     Args:
-        path: its suffix names the format; missing folders are made.
+        path: its suffix decides the format; missing folders are created.
         image: (h, w, 3) RGB.
-        options: OpenCV's options of the encoder.
+        options: encoder options of OpenCV.
 
     Raises:
-        OSError: OpenCV could not encode it.
+        OSError: OpenCV could not encode the image.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     encoded, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)

@@ -3,7 +3,8 @@
 A face is a parallelogram: a corner O and two edges U, V. The pixel (u, v) looks along r = K^-1 (u, v, 1) and
 meets the face where O + s U + t V = depth * r, that is [U V O] (s, t, 1) = depth * r. So q = [U V O]^-1 r =
 (s, t, 1) / depth is linear in the pixel: q2 is the inverse depth for the depth buffer, q0 / q2 and q1 / q2
-are the place on the face. Nothing is clipped: behind the near plane, q2 is negative or too large.
+are the position on the face. No clipping is needed: nearer than the near plane, q2 is negative or too
+large.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class View:
     Attributes:
         image: (H, W, 3) uint8 RGB.
         visible: (n,) pixels that show each object of the scene, in pixels of ``image`` (multiples of 1/4).
-        unoccluded: (n,) pixels that would show it if nothing stood before it.
+        unoccluded: (n,) the same without occlusion.
     """
 
     image: npt.NDArray[np.uint8]
@@ -55,13 +56,13 @@ class View:
 
 
 class SceneRenderer:
-    """Renders the cameras of one scene at any time of it."""
+    """Renders the cameras of one scene at any time."""
 
     def __init__(self, scene: Scene, image_size: tuple[int, int]) -> None:
         """Paints the textures and traces the fixed rays.
 
         Args:
-            scene: what to draw.
+            scene: the scene to draw.
             image_size: (width, height) in pixels.
         """
         self.scene = scene
@@ -82,10 +83,10 @@ class SceneRenderer:
 
         Args:
             camera: of the scene's rig.
-            time: seconds; the ego and the objects are where they are at that time.
+            time: seconds since the start of the scene.
 
         Returns:
-            The image, and how much of every object it shows.
+            The image, and the visible pixels of every object.
         """
         position, heading = self.scene.road.path.pose(time)
         ego2global = np.eye(4)
@@ -108,7 +109,7 @@ class SceneRenderer:
         canvas: npt.NDArray[np.float32],
         inverse_depth: npt.NDArray[np.float32],
     ) -> tuple[Array, Array]:
-        """Draws the boxes in place; rays that show each object, and that would without occlusion."""
+        """Draws the boxes in place; returns the rays that show each object, and those without occlusion."""
         n = len(self.scene.objects)
         owner = np.full(canvas.shape[:2], -1, dtype=np.int32)
         unoccluded = np.zeros(n)
@@ -140,7 +141,7 @@ class SceneRenderer:
 
 
 def _facing_faces(frames: Array) -> list[tuple[int, int]]:
-    """Returns (object, face) of the faces whose outside the camera sees, partly before the near plane."""
+    """Returns (object, face) of the faces that point to the camera and are partly beyond the near plane."""
     origin, u, v = frames[:, :, 0], frames[:, :, 1], frames[:, :, 2]
     middle = origin + 0.5 * (u + v)
     facing = np.einsum("nfk,nfk->nf", np.cross(u, v), middle) < 0
@@ -150,7 +151,7 @@ def _facing_faces(frames: Array) -> list[tuple[int, int]]:
 
 
 def _window(frame: Array, camera: Sensor, image_size: tuple[int, int]) -> tuple[int, int, int, int] | None:
-    """Rays (left, top, right, bottom) that can meet a face; None where it is outside the image."""
+    """Returns the window of rays (left, top, right, bottom) that can meet a face; None: outside the image."""
     assert camera.intrinsics is not None
     corners = clip_near(frame[0] + _CORNERS @ frame[1:])
     pixels = SUPERSAMPLING * project(corners, camera.intrinsics)

@@ -1,4 +1,4 @@
-"""What the scenes of every layout are made of: a road, the ego's path along it, objects, sun and air."""
+"""The parts of a scene in every layout: a road, the path of the ego vehicle, objects, sun and haze."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Sensor:
     """One calibrated sensor.
 
     Attributes:
-        channel: its name: nuScenes's channel, or KITTI's folder.
+        channel: the name: a channel of nuScenes, or a folder of KITTI.
         translation: (3,) position in the ego frame, metres.
-        rotation: (4,) quaternion w, x, y, z from the sensor's frame to the ego's.
+        rotation: (4,) quaternion w, x, y, z from the sensor frame to the ego frame.
         intrinsics: (3, 3) pinhole matrix in pixels; None for the lidar.
         delay: microseconds from the key frame to this sensor's exposure.
     """
@@ -39,7 +39,7 @@ class Sensor:
 
     @property
     def sensor2ego(self) -> Array:
-        """(4, 4) rigid transform."""
+        """Returns the (4, 4) rigid transform from the sensor frame to the ego frame."""
         return pose_matrix(self.translation, self.rotation)
 
 
@@ -49,7 +49,7 @@ LANE_WIDTH = 3.5
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EgoPath:
-    """A drive along an arc at constant speed, in the global frame.
+    """A path along an arc at constant speed, in the global frame.
 
     Attributes:
         origin: (2,) position at time 0, metres.
@@ -77,8 +77,8 @@ class Road:
     """A road of parallel lanes along the ego's path; the ego drives in the rightmost one.
 
     Attributes:
-        path: the middle of the ego's lane.
-        num_lanes: lanes, counted from the ego's to the left.
+        path: the middle of the ego lane.
+        num_lanes: number of lanes, from the ego lane to the left.
     """
 
     path: EgoPath
@@ -113,14 +113,14 @@ class Road:
 
 @dataclasses.dataclass(frozen=True)
 class ObjectClass:
-    """How objects of a class look and move.
+    """Appearance and motion of the objects of a class.
 
     Attributes:
         name: detection class.
         category: nuScenes category, a name that the devkit maps to ``name``.
-        size: mean length, width, height in metres, near nuScenes's means of the class.
-        speeds: (least, greatest) speed of those that move, m/s.
-        moving_share: the share that moves.
+        size: mean length, width, height in metres, close to the means of the class in nuScenes.
+        speeds: (lowest, highest) speed of moving objects, m/s.
+        moving_share: share of the objects that move.
         look: name of the painter in textures.py.
     """
 
@@ -134,7 +134,7 @@ class ObjectClass:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WorldObject:
-    """A box that stands on the ground and moves along a straight line.
+    """A box on the ground that moves along a straight line.
 
     Attributes:
         kind: the class; None for a distractor.
@@ -143,7 +143,7 @@ class WorldObject:
         position: (2,) of the centre at time 0, global, metres.
         velocity: (2,) global, m/s.
         color: (3,) RGB in 0..1.
-        attribute: nuScenes attribute, None for classes without.
+        attribute: nuScenes attribute; None for classes that have none.
     """
 
     kind: ObjectClass | None
@@ -161,15 +161,15 @@ class WorldObject:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Light:
-    """Sun and air of a scene.
+    """Sun and haze of a scene.
 
     Attributes:
         sun: (3,) unit vector towards the sun, global.
-        ambient: share of the light that comes from everywhere; the rest comes from the sun.
-        haze_distance: metres after which 1/e of the contrast is left.
+        ambient: share of ambient light; the rest comes from the sun.
+        haze_distance: metres after which the contrast is 1/e.
         haze_color: (3,) RGB in 0..1.
-        contact_rim: metres by which the dark under a box reaches out from its foot on all sides, whatever the
-            sun; 0 for none.
+        contact_rim: width in metres of the contact shadow around the footprint of a box, independent of the
+            sun; 0: none.
     """
 
     sun: Array
@@ -181,14 +181,14 @@ class Light:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scene:
-    """Everything that a scene's images and annotations are made from.
+    """Everything from which the images and annotations of a scene are made.
 
     Attributes:
-        rig: the cameras; in nuScenes layout LIDAR_TOP before them.
-        road: with the ego's path.
-        objects: annotated ones first, then the distractors.
-        light: sun and air.
-        texture_seed: for the painters.
+        rig: the cameras; in nuScenes layout after LIDAR_TOP.
+        road: the road, with the path of the ego vehicle.
+        objects: annotated objects first, then the distractors.
+        light: sun and haze.
+        texture_seed: seed of the painters.
     """
 
     rig: list[Sensor]
@@ -199,7 +199,7 @@ class Scene:
 
 
 def draw_light(rng: np.random.Generator) -> Light:
-    """Draws sun and air of a random day."""
+    """Draws random sun and haze."""
     azimuth, elevation = rng.uniform(-math.pi, math.pi), math.radians(rng.uniform(25.0, 65.0))
     level = math.cos(elevation)
     sun = np.array([level * math.cos(azimuth), level * math.sin(azimuth), math.sin(elevation)])
@@ -214,13 +214,13 @@ def draw_color(rng: np.random.Generator, hue: float, hue_sigma: float) -> Array:
     Args:
         rng: generator of the scene.
         hue: mean hue of its class, on a circle of length 1.
-        hue_sigma: standard deviation about it.
+        hue_sigma: standard deviation of the hue.
     """
     hue = (hue + hue_sigma * rng.standard_normal()) % 1.0
     return np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.75, 0.95), rng.uniform(0.7, 0.95)))
 
 
 def draw_distractor(rng: np.random.Generator) -> tuple[Array, Array]:
-    """Draws a distractor's size (3,) in metres (length, width, height), and its colour (3,), RGB in 0..1."""
+    """Draws the size (3,) of a distractor (length, width, height in metres) and its RGB colour (3,)."""
     size = np.array([rng.uniform(0.3, 4.0), rng.uniform(0.3, 3.0), rng.uniform(0.8, 4.0)])
     return size, np.clip(rng.uniform(0.25, 0.75) + 0.02 * rng.standard_normal(3), 0.0, 1.0)

@@ -1,4 +1,4 @@
-"""All or nothing: a world is written beside its place, and never over what is not a synthetic world."""
+"""Atomic writing: a world is written to a temporary folder, and never replaces other files."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 MARKER = "synthetic.json"
-"""File in the dataset's root that says which configuration and generator made it."""
+"""File in the root of the data set with the configuration and the version of the generator."""
 
 
 def write_once(
     out: str | Path, marker: dict[str, Any], overwrite: bool, fill: Callable[[Path], None]
 ) -> Path:
-    """Makes a world in a temporary folder beside ``out`` that is renamed when all is complete.
+    """Writes a world to a temporary folder beside ``out``, which is renamed when all files are complete.
 
-    A world of the same marker that is already there is kept.
+    An existing world with the same marker is kept.
 
     Args:
         out: root of the dataset.
-        marker: what the marker file is to hold: JSON with the keys ``generator_version``, ``config`` and,
-            for all but nuScenes' layout, ``format``.
+        marker: content of the marker file: JSON with the keys ``generator_version``, ``config`` and, for all
+            layouts but nuScenes, ``format``.
         overwrite: replace a synthetic world of another configuration.
-        fill: writes everything but the marker below the folder that it is given.
+        fill: writes all files but the marker to the folder that it gets.
 
     Returns:
         ``out``.
 
     Raises:
-        FileExistsError: ``out`` holds another world and ``overwrite`` is off, or it holds anything else.
+        FileExistsError: ``out`` has another world and ``overwrite`` is off, or has files of something else.
     """
     out = Path(out)
     if _is_up_to_date(marker, out, overwrite):
@@ -53,7 +53,7 @@ def write_once(
 
 
 def _is_up_to_date(wanted: dict[str, Any], out: Path, overwrite: bool) -> bool:
-    """Returns whether ``out`` holds this world; raises where it holds what must not be replaced."""
+    """Returns whether ``out`` has this world; raises FileExistsError if it must not be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     marker = out / MARKER
@@ -84,7 +84,7 @@ def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 
 def _publish(staging: Path, out: Path) -> None:
-    """Puts the finished folder in the place of ``out``."""
+    """Replaces ``out`` by the finished folder."""
     if out.is_dir() and any(out.iterdir()):
         old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
         out.replace(old)

@@ -1,4 +1,4 @@
-"""Painted faces of boxes, the ground's grain, and the panorama of sky and skyline."""
+"""Textures: faces of boxes, grain of the ground, and the panorama of sky and skyline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Image = npt.NDArray[np.float32]
 TEXELS = 16
 """Texels along each side of a face."""
 FACES = ("front", "back", "left", "right", "top")
-"""The faces that are painted, in this order; the bottom stands on the ground."""
+"""The faces that are painted, in this order; the bottom is on the ground and not visible."""
 PANORAMA_SHAPE = (64, 1024)
 """Rows over the elevation, from the top of the range down, and columns over the azimuth."""
 PANORAMA_ELEVATION = 0.75
@@ -41,9 +41,9 @@ def face_textures(item: WorldObject, light: Light, rng: np.random.Generator) -> 
     """Paints and lights the faces of a box.
 
     Args:
-        item: the box; it does not turn, so its light stays the same for the whole scene.
-        light: of the scene.
-        rng: for the grain.
+        item: the box; it does not rotate, so its light is the same in the whole scene.
+        light: light of the scene.
+        rng: random generator for the grain.
 
     Returns:
         (5, TEXELS, TEXELS, 3) RGB in 0..255, faces in the order of FACES, rows from the ground up.
@@ -53,7 +53,7 @@ def face_textures(item: WorldObject, light: Light, rng: np.random.Generator) -> 
     if item.kind is None:
         faces[:4] *= 0.85 + 0.15 * (np.floor(_T * 8) % 2)[..., None]
     else:
-        # The front is bright, so that a heading can be told from its opposite.
+        # The front is bright, so that opposite headings can be distinguished.
         faces[0] = 0.3 * color + 0.7 * _WHITE
         _PAINTERS[item.kind.look](faces, color)
     # Seen from outside, the front is on the left edge of the left side.
@@ -85,7 +85,7 @@ def _paint_car(faces: Image, color: Image) -> None:
 
 
 def _paint_sedan(faces: Image, color: Image) -> None:
-    """A car whose faces differ in tone, so that its edges and its heading show in any light."""
+    """Paints a car with faces of different brightness, so that edges and heading are visible in any light."""
     faces[1] *= 0.5
     faces[2:4] *= 0.8
     faces[4] = 0.75 * color + 0.25 * _WHITE
@@ -183,7 +183,7 @@ def noise_tile(rng: np.random.Generator, size: int = 256) -> Image:
         size: side of the square tile, a power of two.
 
     Returns:
-        (size, size) about 0, within about +-1.
+        (size, size) with a mean near 0, within about +-1.
     """
     tile = np.zeros((size, size), dtype=np.float32)
     for cells in (8, 32, 64, 256):
@@ -198,7 +198,7 @@ def noise_tile(rng: np.random.Generator, size: int = 256) -> Image:
 
 
 def panorama(light: Light, rng: np.random.Generator) -> Image:
-    """Paints the sky and a hazy skyline all around.
+    """Paints the sky and a hazy skyline in all directions.
 
     Args:
         light: of the scene.
@@ -214,7 +214,7 @@ def panorama(light: Light, rng: np.random.Generator) -> Image:
     sky = np.broadcast_to(sky, (rows, columns, 3)).copy()
     clouds = noise_tile(rng)[: rows * 2 : 2][:, np.arange(columns) // 4][..., None]
     sky += np.clip(clouds, 0, None) * 0.5 * elevation
-    # Buildings and trees: runs of columns of one height and one grey.
+    # Buildings and trees: runs of columns with the same height and grey value.
     ends = np.cumsum(rng.integers(8, 40, size=columns // 8))
     run = np.searchsorted(ends, np.arange(columns), side="right")
     height = rng.uniform(0.0, 0.16, size=len(ends) + 1)[run]

@@ -1,4 +1,4 @@
-"""What the settings of every synthetic world share, and how a world is written."""
+"""Base class of the settings of synthetic worlds, and the function that writes a world."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from bevkd2.data.synthetic.parallel import check_workers
 from bevkd2.data.synthetic.staging import write_once
 
-_LEAST_SIDE, _GREATEST_SIDE = 16, 4096
+_LEAST_SIDE, _GREATEST_SIDE = 16, 4096  # pixels
 
 
 def check_ranges(config: object, limits: Mapping[str, tuple[float, float]]) -> None:
-    """Refuses numbers out of their range.
+    """Checks that numbers are in their range.
 
     Args:
-        config: has the fields.
-        limits: least and greatest value, by field.
+        config: the settings that have the fields.
+        limits: smallest and largest value, by field.
 
     Raises:
         ValueError: a value is out of its range, or NaN.
@@ -34,14 +34,14 @@ def check_ranges(config: object, limits: Mapping[str, tuple[float, float]]) -> N
 
 
 def check_image_size(config: object, size: tuple[int, ...]) -> None:
-    """Refuses a size of images that is no (width, height) in pixels.
+    """Checks that an image size is a (width, height) in pixels.
 
     Args:
-        config: whose ``image_size`` it is, for the message.
-        size: as given.
+        config: the settings that the message names.
+        size: the value of ``image_size``.
 
     Raises:
-        ValueError: it is not two numbers, or one of them is out of its range.
+        ValueError: it does not have two numbers, or one of them is out of its range.
     """
     if len(size) != 2 or not all(_LEAST_SIDE <= side <= _GREATEST_SIDE for side in size):
         raise ValueError(
@@ -51,10 +51,10 @@ def check_image_size(config: object, size: tuple[int, ...]) -> None:
 
 
 def check_difficulty(difficulty: str, presets: Collection[str]) -> None:
-    """Refuses a difficulty that is none of the presets.
+    """Checks that a difficulty is one of the presets.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is not one of them.
     """
     if difficulty not in presets:
         raise ValueError(f"difficulty is {difficulty!r}, expected one of {', '.join(presets)}")
@@ -67,21 +67,21 @@ W = TypeVar("W", bound="SyntheticWorld")
 class SyntheticWorld(ABC):
     """Settings of a synthetic world: a frozen dataclass. Equal settings give equal files, byte for byte.
 
-    A subclass adds the other fields, and writes the files in ``fill``.
+    A subclass adds fields, and implements ``fill``, which writes the files.
 
     Attributes:
-        seed: every scene or frame draws from a generator of its own, seeded by (seed, its index).
-        image_size: (width, height) of every image in pixels; each layout has a default.
+        seed: every scene or frame has its own random generator, seeded by (seed, its index).
+        image_size: (width, height) of all images in pixels; each layout has a default.
     """
 
     layout: ClassVar[str]
     """The layout of the files: "nuscenes" or "kitti"."""
     generator_version: ClassVar[int]
-    """Raised whenever the same settings would give other files."""
+    """Must be incremented if the same settings give other files than before."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     """Difficulty -> the fields that it sets; every layout has "easy", "medium" and "hard"."""
     options: ClassVar[Mapping[str, tuple[str, str]]]
-    """Options of ``tools/make_synthetic.py`` that this layout alone has: flag -> (field, its meaning)."""
+    """Options of ``tools/make_synthetic.py`` for this layout only: flag -> (field, help text)."""
 
     if TYPE_CHECKING:  # a field of every layout, each with its own default
         image_size: tuple[int, int]
@@ -92,25 +92,25 @@ class SyntheticWorld(ABC):
 
     @abstractmethod
     def limits(self) -> dict[str, tuple[float, float]]:
-        """Returns the least and the greatest value of each number, by field."""
+        """Returns the smallest and the largest value of each numeric field."""
 
     @abstractmethod
     def splits(self) -> dict[str, list[str]]:
-        """Returns the scenes or frames of each split, by its name."""
+        """Returns the names of the scenes or frames of each split."""
 
     @abstractmethod
     def fill(self, workers: int, progress: bool, root: Path) -> None:
         """Writes all files but ``synthetic.json``.
 
         Args:
-            workers: processes, at least 1; the files do not depend on it.
+            workers: number of processes, at least 1; the files do not depend on it.
             progress: show a progress bar.
             root: an empty folder.
         """
 
     @abstractmethod
     def describe(self) -> str:
-        """Returns, in words, what a config must say to read the world."""
+        """Returns a text with the settings that a config needs to read the world."""
 
     @classmethod
     def preset(cls: type[W], difficulty: str, **overrides: Any) -> W:
@@ -118,19 +118,19 @@ class SyntheticWorld(ABC):
 
         Args:
             difficulty: "easy", "medium" or "hard".
-            **overrides: fields that replace the preset's.
+            **overrides: fields that replace those of the preset.
 
         Raises:
-            ValueError: another difficulty, or a field out of its range.
+            ValueError: the difficulty is unknown, or a field is out of its range.
         """
         check_difficulty(difficulty, cls.presets)
         return cls(**{**cls.presets[difficulty], **overrides})
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the layout, the generator's version and the fields, as ``synthetic.json`` holds them."""
+        """Returns layout, version of the generator and fields, as stored in ``synthetic.json``."""
         fields = {**dataclasses.asdict(self), "image_size": list(self.image_size)}
         marker = {"generator_version": self.generator_version, "config": fields}
-        # Worlds in nuScenes layout were made before there was another.
+        # nuScenes was the first layout, and its files do not name it.
         return marker if self.layout == "nuscenes" else {"format": self.layout, **marker}
 
 
@@ -144,12 +144,12 @@ def generate(
     """Writes a synthetic world.
 
     The files depend on the settings alone, not on ``workers``. They are written to a temporary folder beside
-    ``out`` that is renamed when all is complete. A world of the same settings that is already there is kept.
+    ``out``, which is renamed when all files are complete. An existing world of the same settings is kept.
 
     Args:
-        config: what to make.
+        config: settings of the world.
         out: root folder of the data set.
-        workers: processes.
+        workers: number of processes.
         overwrite: replace a synthetic world of other settings.
         progress: show a progress bar.
 
@@ -157,7 +157,7 @@ def generate(
         ``out``.
 
     Raises:
-        FileExistsError: ``out`` holds another world and ``overwrite`` is off, or it holds anything else.
+        FileExistsError: ``out`` has another world and ``overwrite`` is off, or has files of something else.
         ValueError: ``workers`` is not positive.
     """
     check_workers(workers)

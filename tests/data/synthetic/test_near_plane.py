@@ -19,7 +19,7 @@ def test_a_polygon_across_the_plane_is_cut_at_it():
 
 
 @given(st.lists(st.tuples(*[st.floats(-5, 5)] * 3), min_size=3, max_size=3))
-def test_nothing_is_left_nearer_than_the_plane(points):
+def test_clipped_polygons_are_beyond_the_near_plane(points):
     polygon = np.array(points)
     if polygon[:, 2].max() > NEAR:
         clipped = clip_near(polygon)

@@ -25,7 +25,7 @@ def make_box(forward, left, size=(4.0, 2.0, 1.8), yaw=0.0, color=MAGENTA, veloci
 
 
 def build(objects) -> Scene:
-    """An ego that stands at the origin and heads along x, in clear air."""
+    """An ego at rest at the origin that heads along x, without haze."""
     scene = make_scene(WorldConfig(image_size=SIZE, seed=1), 0)
     light = dataclasses.replace(scene.light, haze_distance=1e6)
     road = Road(EgoPath(np.zeros(2), 0.0, 0.0, 0.001), 2)
@@ -84,7 +84,7 @@ def test_a_moving_box_is_drawn_where_it_is_at_that_time():
     assert columns.max() + 1 == pytest.approx(right, abs=1.5)
 
 
-def test_the_nearer_box_hides_the_farther_whatever_their_order():
+def test_nearer_box_occludes_the_farther_in_any_order():
     near, far = make_box(8.0, 0.0, size=(1.0, 4.0, 3.0), color=np.full(3, 0.5)), make_box(20.0, 0.0)
     for objects in ([near, far], [far, near]):
         view, _ = render(objects)
@@ -95,7 +95,7 @@ def test_the_nearer_box_hides_the_farther_whatever_their_order():
         assert view.visible[1 - i] == view.unoccluded[1 - i] > 0
 
 
-def test_half_a_box_behind_another_is_half_visible():
+def test_half_occluded_box_is_half_visible():
     far = make_box(20.0, 0.0, size=(0.5, 4.0, 2.0))
     near = make_box(10.0, 5.0, size=(0.1, 10.0, 4.0), color=np.full(3, 0.5))
     view, _ = render([far, near])
@@ -107,12 +107,12 @@ def test_long_boxes_that_cross_in_depth_are_sorted_by_pixel():
     wall = make_box(16.0, 2.0, size=(20.0, 0.4, 2.5), yaw=0.0)
     post = make_box(12.0, 2.6, size=(0.4, 0.4, 2.5), color=np.array([0.0, 1.0, 0.0]))
     view, _ = render([wall, post])
-    # The post stands on the far side of the wall, although its centre is nearer than the wall's.
+    # The post is on the far side of the wall, although its centre is nearer than that of the wall.
     assert view.visible[1] == 0
     assert view.unoccluded[1] > 10
 
 
-def test_a_box_beside_the_camera_is_cut_and_not_folded():
+def test_a_box_beside_the_camera_is_clipped():
     """From behind the image plane to before it; nothing may show right of the optical axis."""
     view, _ = render([make_box(2.0, 2.5, size=(12.0, 1.0, 2.0))])
     columns = np.nonzero(is_magenta(view.image))[1]
@@ -121,12 +121,12 @@ def test_a_box_beside_the_camera_is_cut_and_not_folded():
     assert columns.max() < SIZE[0] / 2
 
 
-def test_a_box_behind_the_camera_does_not_show():
+def test_a_box_behind_the_camera_is_not_visible():
     view, _ = render([make_box(-10.0, 0.0)])
     assert view.visible[0] == view.unoccluded[0] == 0
 
 
-def test_haze_takes_contrast_with_distance():
+def test_haze_reduces_contrast_with_distance():
     scene = build([make_box(10.0, 0.0), make_box(40.0, -10.0)])
     scene = dataclasses.replace(scene, light=dataclasses.replace(scene.light, haze_distance=30.0))
     camera = scene.rig[1]

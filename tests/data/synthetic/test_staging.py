@@ -53,7 +53,7 @@ def test_the_refusal_says_what_differs(wanted, message, tmp_path):
         write_once(tmp_path / "world", wanted, False, forbidden)
 
 
-def test_a_folder_of_something_else_is_never_replaced(tmp_path):
+def test_a_folder_without_a_marker_is_never_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(FileExistsError, match="is not a synthetic world"):
         write_once(tmp_path, marker(), True, forbidden)
@@ -66,7 +66,7 @@ def test_an_empty_folder_is_filled(tmp_path):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_failure_leaves_what_was_there(overwrite, tmp_path):
+def test_a_failure_keeps_the_existing_world(overwrite, tmp_path):
     def fail(root):
         fill(root)
         raise OSError("no space left on device")

@@ -18,7 +18,7 @@ def test_the_front_is_brighter_than_the_back(index):
     assert np.percentile(faces[0].min(axis=-1), 90) > np.percentile(faces[1].min(axis=-1), 50) + 20
 
 
-def test_the_sun_lights_the_face_that_looks_at_it():
+def test_the_face_towards_the_sun_is_brighter():
     item = dataclasses.replace(SCENE.objects[-1], yaw=0.0)
     bright = {}
     for name, sun in {"left": [0, 0.8, 0.6], "right": [0, -0.8, 0.6]}.items():

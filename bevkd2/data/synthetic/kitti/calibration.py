@@ -16,11 +16,11 @@ from bevkd2.structures import pose_matrix
 Array = npt.NDArray[np.float64]
 
 CAMERA_HEIGHT = 1.65
-"""Metres of camera 0 above the ground, as on KITTI's car; it looks level along the road."""
+"""Height of camera 0 above the ground in metres, as in KITTI; its optical axis is level, along the road."""
 
 # Principal point of camera 2, as shares of width and height: KITTI's (609.6, 172.9) in 1242 x 375.
 _PRINCIPAL_POINT = np.array([0.4908, 0.4609])
-# x, y, z in metres that lead from camera 0's frame into those of cameras 0 to 3: K^-1 of the last columns of
+# x, y, z in metres from the frame of camera 0 to those of cameras 0 to 3: K^-1 of the last columns of
 # KITTI's P0 to P3 (2011_09_26).
 _OFFSETS = np.array(
     [[0.0, 0.0, 0.0], [-0.5372, 0.0, 0.0], [0.0598, -0.0004, 0.0027], [-0.4729, 0.0024, 0.0027]]
@@ -33,7 +33,7 @@ _IMU_IN_LIDAR = np.array([-0.81, 0.32, -0.80])
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Calibration:
-    """What a calib file says. "Camera" is the rectified camera 0: x right, y down, z forward.
+    """The content of a calib file. "Camera" is the rectified camera 0: x right, y down, z forward.
 
     Attributes:
         projections: (4, 3, 4) P0 to P3, from the camera's frame in metres to pixels of each image.
@@ -49,11 +49,11 @@ class Calibration:
 
     @property
     def cam2img(self) -> Array:
-        """(4, 4) P2 with the row 0 0 0 1: from the camera's frame to pixels of image_2."""
+        """Returns (4, 4) P2 with the row 0 0 0 1: from the camera's frame to pixels of image_2."""
         return np.concatenate([self.projections[2], [[0.0, 0.0, 0.0, 1.0]]])
 
     def camera(self) -> Sensor:
-        """Camera 2, which takes image_2, for the renderer.
+        """Returns camera 2, which takes image_2, for the renderer.
 
         The ego's frame is on the ground below camera 0: x forward, y left, z up.
         """
@@ -88,7 +88,7 @@ def make_calibration(rng: np.random.Generator, config: KittiWorldConfig) -> Cali
     intrinsics = np.array([[focal, 0.0, cx], [0.0, focal, cy], [0.0, 0.0, 1.0]])
     projections = np.stack([intrinsics @ np.column_stack([np.eye(3), t]) for t in _OFFSETS])
     rectification = np.asarray(cv2.Rodrigues(_RECTIFICATION)[0], dtype=np.float64)
-    # So that the lidar, once rectified, stands level too.
+    # The rectified lidar is level too.
     axes = pose_matrix(np.zeros(3), AXES_QUATERNION)[:3, :3].T
     lidar_to_camera = rectification.T @ np.column_stack([axes, _LIDAR_IN_CAMERA])
     return Calibration(

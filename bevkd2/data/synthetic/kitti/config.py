@@ -11,7 +11,7 @@ from bevkd2.data.synthetic.world import SyntheticWorld
 
 @dataclasses.dataclass(frozen=True)
 class KittiWorldConfig(SyntheticWorld):
-    """What a world in KITTI layout is made of.
+    """Settings of a world in KITTI layout.
 
     Attributes:
         num_train_frames: frames of ImageSets/train.txt, numbered from 0; each is a scene of its own.
@@ -19,25 +19,25 @@ class KittiWorldConfig(SyntheticWorld):
         horizontal_fov: field of view in degrees, from the left to the right border of the image.
         focal_sigma: standard deviation of a frame's focal length, as a share of it; KITTI's days differ by
             about 0.01.
-        min_objects: least number of objects that are drawn for a frame, of all classes. Where there is no
-            room an object is left out, so that a frame may have fewer.
-        max_objects: greatest number.
+        min_objects: smallest number of objects that are drawn for a frame, of all classes. An object for
+            which there is no room is left out, so a frame may have fewer.
+        max_objects: largest number.
         distractors: grey boxes beside the road that belong to no class and have no label.
-        nearest: metres before the camera at which the nearest objects begin.
-        farthest: metres before the camera of the farthest object's centre. Distances are drawn uniformly in
-            their logarithm, as the images of near objects are larger.
-        overlap: greatest share of an object's width in the image that any one nearer object may cover.
+        nearest: smallest distance in metres from the camera to an object.
+        farthest: largest distance in metres from the camera to the centre of an object. The logarithm of the
+            distance is drawn uniformly, since near objects are larger in the image.
+        overlap: largest share of an object's width in the image that a single nearer object may cover.
         hue_sigma: standard deviation of an object's hue about that of its class, on a circle of length 1.
         size_sigma: standard deviation of the logarithm of an object's length, width and height about its
             class's mean.
-        label_range: metres; an object whose centre is farther before the camera is labelled DontCare.
-        min_visible_pixels: an object that shows fewer pixels is labelled DontCare, and one that shows none
-            is left out.
+        label_range: metres; an object with its centre farther ahead of the camera is labelled DontCare.
+        min_visible_pixels: an object with fewer visible pixels is labelled DontCare; one without any has no
+            label.
     """
 
     layout: ClassVar = "kitti"
     generator_version: ClassVar = 1
-    # How crowded it is, and how far colours and sizes stray from those of the class.
+    # The difficulties differ in the number of objects, their overlap, and the variance of hues and sizes.
     presets: ClassVar = {
         "easy": {"max_objects": 8, "distractors": 4, "hue_sigma": 0.02, "size_sigma": 0.03, "overlap": 0.4},
         "medium": {
@@ -53,15 +53,15 @@ class KittiWorldConfig(SyntheticWorld):
         "--train-frames": ("num_train_frames", "frames of train.txt"),
         "--val-frames": ("num_val_frames", "frames of val.txt"),
         "--horizontal-fov": ("horizontal_fov", "degrees"),
-        "--focal-sigma": ("focal_sigma", "share by which focal lengths stray"),
-        "--min-objects": ("min_objects", "least objects of a frame"),
-        "--max-objects": ("max_objects", "most objects of a frame"),
-        "--nearest": ("nearest", "metres to the nearest objects"),
-        "--farthest": ("farthest", "metres to the farthest"),
-        "--overlap": ("overlap", "share of an object that another may hide"),
-        "--size-sigma": ("size_sigma", "share by which sizes stray"),
-        "--label-range": ("label_range", "metres; what is farther is DontCare"),
-        "--min-visible-pixels": ("min_visible_pixels", "what shows less is DontCare"),
+        "--focal-sigma": ("focal_sigma", "relative standard deviation of focal lengths"),
+        "--min-objects": ("min_objects", "smallest number of objects of a frame"),
+        "--max-objects": ("max_objects", "largest number of objects of a frame"),
+        "--nearest": ("nearest", "smallest distance of objects in metres"),
+        "--farthest": ("farthest", "largest distance of objects in metres"),
+        "--overlap": ("overlap", "largest share of an object that another may occlude"),
+        "--size-sigma": ("size_sigma", "relative standard deviation of sizes"),
+        "--label-range": ("label_range", "metres; farther objects are DontCare"),
+        "--min-visible-pixels": ("min_visible_pixels", "objects with fewer visible pixels are DontCare"),
     }
 
     seed: int = 0
@@ -85,11 +85,11 @@ class KittiWorldConfig(SyntheticWorld):
         super().__post_init__()
         if self.num_frames == 0:
             raise ValueError(
-                "KittiWorldConfig: num_train_frames and num_val_frames are both 0, expected a frame at least"
+                "KittiWorldConfig: num_train_frames and num_val_frames are both 0, expected at least 1 frame"
             )
 
     def limits(self) -> dict[str, tuple[float, float]]:
-        """Returns the least and the greatest value of each number, by field."""
+        """Returns the smallest and the largest value of each numeric field."""
         return {
             "seed": (0, 2**63 - 1),
             "num_train_frames": (0, 100_000),

@@ -1,4 +1,4 @@
-"""One frame in KITTI layout: a road with traffic ahead of the camera, everything at rest."""
+"""One frame in KITTI layout: a road with traffic ahead of the camera, without motion."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ from bevkd2.data.synthetic.scene import (
 
 Array = npt.NDArray[np.float64]
 
-# Tries to place a box; where all fail there is no room, and the frame goes without it.
+# Tries to place a box; if all fail, the frame does not get the box.
 _CANDIDATES = 24
-# Metres that boxes keep from each other, and corners from the camera, along its axis.
+# Smallest gap between boxes, and smallest depth of a corner, metres.
 _GAP = 0.3
 _NEAREST_CORNER = 1.5
-# Centres reach this far beyond the image's sides, as a share of its width, so that some boxes are cut.
+# Centres are at most this far outside the image, as a share of its width, so that some boxes are truncated.
 _BESIDE_IMAGE = 0.05
 _CONTACT_RIM = 0.25
-# Of the cars that stand at the kerb, the share that does not stand along it.
+# Share of the cars at the kerb that are not parallel to it.
 _ANGLED_SHARE = 0.3
-# Standard deviation in radians of headings about the road's.
+# Standard deviation in radians of headings relative to the road.
 _HEADING_SIGMA = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class KittiType:
-    """How objects of a type look and where they are.
+    """Appearance and positions of the objects of a type.
 
     Attributes:
-        kind: name, mean size and look; nothing moves, as every frame is a scene of its own.
-        share: of all objects.
-        hue: on a circle of length 1.
-        lane_share: the share that keeps to the lanes and to the direction of the road.
-        kerb_share: the share that stands along the edges of the road; the rest is anywhere on the road and
-            heads any way.
+        kind: name, mean size and look; objects do not move, since every frame is its own scene.
+        share: share of all objects.
+        hue: mean hue, on a circle of length 1.
+        lane_share: share of the objects that are in a lane and head along the road.
+        kerb_share: share of the objects along the edges of the road; the rest is anywhere on the road, with
+            any heading.
     """
 
     kind: ObjectClass
@@ -79,8 +79,8 @@ class KittiFrame:
     """A frame.
 
     Attributes:
-        scene: the renderer's; the frame is at time 0, and the kinds of its objects are those of TYPES.
-        calibration: of the frame.
+        scene: the scene for the renderer; the frame is at time 0, and its objects have the kinds of TYPES.
+        calibration: calibration of the frame.
     """
 
     scene: Scene
@@ -97,7 +97,7 @@ def make_frame(config: KittiWorldConfig, index: int) -> KittiFrame:
 
     Args:
         config: the world.
-        index: of the frame; with the seed it decides every draw.
+        index: index of the frame; with the seed it determines all random numbers.
 
     Returns:
         The frame.
@@ -120,8 +120,7 @@ def make_frame(config: KittiWorldConfig, index: int) -> KittiFrame:
 
 def _camera_box(item: WorldObject, path: EgoPath) -> Array:
     forward, left = _ego_coordinates(path, item.position)
-    # A heading that is turned from forward to the left by a points along (x, z) = (-sin a, cos a), which is
-    # (cos ry, -sin ry).
+    # A heading at the angle a to the left of forward is (x, z) = (-sin a, cos a) = (cos ry, -sin ry).
     rotation_y = (path.heading - item.yaw + math.pi / 2) % (2 * math.pi) - math.pi
     return np.array([-left, CAMERA_HEIGHT - item.size[2] / 2, forward, *item.size, rotation_y])
 
@@ -135,7 +134,7 @@ def _ego_coordinates(path: EgoPath, points: Array) -> Array:
 
 def _draw_road(rng: np.random.Generator) -> Road:
     curvature = rng.uniform(0.0002, 0.008) * rng.choice([-1.0, 1.0])
-    # At 1 m/s, the pose at a time is the pose after as many metres.
+    # At 1 m/s, time in seconds is distance in metres.
     path = EgoPath(rng.uniform(200.0, 1800.0, size=2), rng.uniform(-math.pi, math.pi), 1.0, float(curvature))
     return Road(path, int(rng.integers(2, 5)))
 
@@ -148,7 +147,7 @@ def _place(
     kitti_type: KittiType | None,
     others: list[WorldObject],
 ) -> WorldObject | None:
-    """Draws an object that is in view and has room; None where there is none."""
+    """Draws an object that is in view and does not overlap others; None if all candidates fail."""
     for _ in range(_CANDIDATES):
         item = _draw_object(rng, config, road, kitti_type)
         if _in_view(item, road.path, calibration, config) and all(
@@ -176,7 +175,7 @@ def _draw_object(
 
 
 def _draw_spot(rng: np.random.Generator, road: Road, kitti_type: KittiType | None) -> tuple[float, float]:
-    """Returns the lateral offset to the left in metres, and heading less the road's in radians."""
+    """Returns the lateral offset to the left in metres, and the heading relative to the road in radians."""
     right, left = road.edges
     any_way = rng.uniform(-math.pi, math.pi)
     side = rng.choice([-1.0, 1.0])
@@ -218,7 +217,7 @@ def _footprint(item: WorldObject) -> Array:
 
 
 def _apart(a: WorldObject, b: WorldObject, path: EgoPath, overlap: float) -> bool:
-    """Returns whether two boxes keep their distance and the nearer hides little enough of the other."""
+    """Returns whether two boxes have a gap, and the nearer covers at most ``overlap`` of the other."""
     region, _ = cv2.rotatedRectangleIntersection(_widened(a, path), _widened(b, path))
     if region != cv2.INTERSECT_NONE:
         return False

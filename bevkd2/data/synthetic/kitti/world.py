@@ -1,4 +1,4 @@
-"""Makes the world in KITTI object layout: frames in parallel, all or nothing."""
+"""Writes the world in KITTI object layout: frames in parallel."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from bevkd2.structures import CameraBoxes3D, project_boxes
 Array = npt.NDArray[np.float64]
 
 OCCLUSION_LIMITS = (0.8, 0.5, 0.2)
-"""Least shares of visible pixels for the levels 0 (fully visible), 1 (partly) and 2 (largely occluded); what
-shows less has level 3 (unknown)."""
+"""Smallest shares of visible pixels for the levels 0 (fully visible), 1 (partly) and 2 (largely occluded);
+below is level 3 (unknown)."""
 
 _DONT_CARE = "DontCare -1 -1 -10 {} -1 -1 -1 -1000 -1000 -1000 -10"
 
@@ -40,8 +40,8 @@ def write_frame(config: KittiWorldConfig, root: Path, index: int) -> None:
 
     Args:
         config: the world.
-        root: the dataset's root; the folders exist.
-        index: of the frame.
+        root: the root of the data set; its folders exist.
+        index: index of the frame.
     """
     frame = make_frame(config, index)
     view = SceneRenderer(frame.scene, config.image_size).render(frame.scene.rig[0], 0.0)
@@ -55,19 +55,19 @@ def label_text(config: KittiWorldConfig, frame: KittiFrame, view: View) -> str:
     """Returns the label file of a frame.
 
     A line has the 15 columns type, truncated, occluded, alpha, the 2D box (left, top, right, bottom), height,
-    width, length, location of the bottom's centre, rotation_y. The 2D box goes around the projected corners
-    and ends at the image's border (at the width and the height, as pixel i covers i to i + 1);
-    ``truncated`` is the share of its area that was beyond. ``occluded`` comes from the share of visible
-    pixels. Objects that show less than ``min_visible_pixels``, or are beyond ``label_range``, are DontCare
-    regions, which come last; what does not show at all has no line.
+    width, length, location of the bottom centre, rotation_y. The 2D box encloses the projected corners and is
+    clipped to the image (to its width and height, since pixel i covers i to i + 1); ``truncated`` is the
+    share of its area outside the image. ``occluded`` follows from the share of visible
+    pixels. Objects with fewer visible pixels than ``min_visible_pixels``, or beyond ``label_range``, are
+    DontCare regions, which come last; objects without visible pixels have no line.
 
     Args:
         config: the world.
-        frame: what was rendered.
+        frame: the rendered frame.
         view: its image from camera 2.
 
     Returns:
-        The lines, each with a line feed; empty where there is nothing to label.
+        The lines, each with a line feed; "" if there is nothing to label.
     """
     boxes = frame.boxes()
     whole = _projected_extents(boxes, frame.calibration.cam2img)
@@ -95,7 +95,7 @@ def occlusion_level(visible_share: float) -> int:
     """Returns KITTI's level of occlusion, 0 to 3.
 
     Args:
-        visible_share: pixels that show the object, of those that would without occlusion.
+        visible_share: visible pixels of the object divided by those without occlusion.
 
     Returns:
         The level.
@@ -104,9 +104,9 @@ def occlusion_level(visible_share: float) -> int:
 
 
 def _projected_extents(boxes: Array, cam2img: Array) -> Array:
-    """Returns (n, 4) left, top, right, bottom of the projected corners, also beyond the image."""
+    """Returns (n, 4) left, top, right, bottom of the projected corners, not clipped to the image."""
     pixels, depth = project_boxes(CameraBoxes3D(torch.from_numpy(boxes)), torch.from_numpy(cam2img))
-    assert bool((depth > 0).all()), "the scene keeps every corner before the camera"
+    assert bool((depth > 0).all()), "make_frame places every corner in front of the camera"
     extents: Array = torch.cat([pixels.amin(dim=1), pixels.amax(dim=1)], dim=1).numpy()
     return extents
 

@@ -11,7 +11,7 @@ from bevkd2.data.synthetic.world import SyntheticWorld
 
 @dataclasses.dataclass(frozen=True)
 class WorldConfig(SyntheticWorld):
-    """What a world in nuScenes layout is made of.
+    """Settings of a world in nuScenes layout.
 
     Attributes:
         num_train_scenes: scenes of the split ``synthetic_train``.
@@ -22,18 +22,18 @@ class WorldConfig(SyntheticWorld):
         distractors: grey boxes of a scene that belong to no class and are not annotated.
         hue_sigma: standard deviation of an object's hue about that of its class; hues lie on a circle of
             length 1 and those of neighbouring classes are 0.1 apart.
-        world_radius: boxes lie within this many metres, in x and in y, of where the ego is at some time of
-            the scene.
+        world_radius: metres; boxes are at most this far, in x and in y, from the position of the ego at some
+            time of the scene.
         lidar_range: a box whose centre is farther than this in |x| or |y| of LIDAR_TOP (metres) gets no lidar
             points, so that neither training nor the official evaluation counts it.
         min_visible_pixels: a box with fewer visible pixels over all cameras gets no lidar points either.
         jpeg_quality: 1 to 100.
-        version: name of the folder with the tables.
+        version: name of the folder of the tables.
     """
 
     layout: ClassVar = "nuscenes"
     generator_version: ClassVar = 1
-    # How many boxes there are, and how far their colours stray from the hue of their class.
+    # The difficulties differ in the number of boxes and in the variance of their hues.
     presets: ClassVar = {
         "easy": {"objects_per_scene": 18, "distractors": 6, "hue_sigma": 0.03},
         "medium": {"objects_per_scene": 20, "distractors": 8, "hue_sigma": 0.07},
@@ -68,13 +68,13 @@ class WorldConfig(SyntheticWorld):
         super().__post_init__()
         if self.num_train_scenes + self.num_val_scenes == 0:
             raise ValueError(
-                "WorldConfig: num_train_scenes and num_val_scenes are both 0, expected one scene at least"
+                "WorldConfig: num_train_scenes and num_val_scenes are both 0, expected at least 1 scene"
             )
         if not self.version or "/" in self.version:
             raise ValueError(f"WorldConfig.version is {self.version!r}, expected the name of a folder")
 
     def limits(self) -> dict[str, tuple[float, float]]:
-        """Returns the least and the greatest value of each number, by field."""
+        """Returns the smallest and the largest value of each numeric field."""
         return {
             "seed": (0, 2**63 - 1),
             "num_train_scenes": (0, 100_000),
@@ -101,7 +101,7 @@ class WorldConfig(SyntheticWorld):
     def splits(self) -> dict[str, list[str]]:
         """Returns the scene names of each split.
 
-        The devkit reserves ``train`` and ``val`` for nuScenes's own scenes, so custom splits need other
+        The devkit reserves ``train`` and ``val`` for the scenes of nuScenes, so these splits have other
         names.
         """
         names = [self.scene_name(i) for i in range(self.num_scenes)]

@@ -1,4 +1,4 @@
-"""The sensor rig: six cameras and LIDAR_TOP, placed much as on nuScenes's cars."""
+"""The sensor rig: six cameras and LIDAR_TOP, at about the positions of nuScenes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from bevkd2.structures import CAMERA_NAMES
 Array = npt.NDArray[np.float64]
 
 # Camera: yaw (degrees, counter-clockwise from forward), horizontal field of view (degrees), position in the
-# ego frame (metres), and when it fires relative to the lidar's key frame (microseconds; a spinning lidar
-# triggers the cameras one after the other).
+# ego frame (metres), and time of its exposure relative to the key frame of the lidar (microseconds; the
+# spinning lidar triggers the cameras one after the other).
 _MOUNTS: dict[str, tuple[float, float, tuple[float, float, float], int]] = {
     "CAM_FRONT": (0.0, 70.0, (1.70, 0.0, 1.51), -35_000),
     "CAM_FRONT_RIGHT": (-55.0, 70.0, (1.55, -0.49, 1.50), -27_000),
@@ -43,16 +43,16 @@ def euler_quaternion(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> Array
 
 
 def make_rig(rng: np.random.Generator, image_size: tuple[int, int]) -> list[Sensor]:
-    """Returns a rig as one car carries it: the nominal one with small errors of mounting.
+    """Draws the rig of one car: the nominal one with small mounting errors.
 
     Args:
         rng: generator of the scene.
         image_size: (width, height) in pixels.
 
     Returns:
-        LIDAR_TOP, then the cameras in the project's order.
+        LIDAR_TOP, then the cameras in the order of ``CAMERA_NAMES``.
     """
-    # The lidar's x axis points to the right, and it leans a little, as nuScenes's does.
+    # The x axis of the lidar points to the right, with a small tilt, as in nuScenes.
     lidar_angles = np.radians([-90.0, 0.2, -1.3]) + np.radians(0.1) * rng.standard_normal(3)
     rig = [Sensor("LIDAR_TOP", np.array([0.94, 0.0, 1.84]), euler_quaternion(*lidar_angles), None, 0)]
     return rig + [_make_camera(rng, name, image_size) for name in CAMERA_NAMES]

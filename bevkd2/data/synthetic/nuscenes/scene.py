@@ -1,4 +1,4 @@
-"""One scene: the ego's path along a curved road, and what stands and moves around it."""
+"""One scene in nuScenes layout: the path of the ego along a curved road, and static and moving objects."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Array = npt.NDArray[np.float64]
 FRAME_INTERVAL = 0.5
 """Seconds between key frames: nuScenes annotates at 2 Hz."""
 
-# Metres that every box keeps from the ego's reference point, beyond its own radius.
+# Metres between the ego's reference point and every box, in addition to the radius of the box.
 _EGO_RADIUS = 2.8
-# Tries to place a box where it meets no other; the least crowded of them is taken when all fail.
+# Tries to place a box without overlap; if all fail, the one with the largest gap is taken.
 _CANDIDATES = 64
 _SIZE_SIGMA = 0.08
-# Of what drives, the share that keeps to the direction of the road; the others stand or go any way.
+# Share of the vehicles with a heading along the road; the others have any heading.
 _ALIGNED_SHARE = 0.6
 
 CLASSES = (
@@ -59,11 +59,11 @@ ATTRIBUTES = (
     "pedestrian.standing",
     "pedestrian.moving",
 )
-"""All of nuScenes's."""
+"""All attributes of nuScenes."""
 
 
 def attribute_of(kind: ObjectClass, moving: bool, on_road: bool) -> str | None:
-    """Returns the nuScenes attribute; None for the classes that have none."""
+    """Returns the nuScenes attribute; None for classes that have none."""
     if kind.name in ("barrier", "traffic_cone"):
         return None
     if kind.name == "pedestrian":
@@ -80,7 +80,7 @@ def make_scene(config: WorldConfig, index: int) -> Scene:
 
     Args:
         config: the world.
-        index: of the scene; with the seed it decides every draw.
+        index: index of the scene; with the seed it determines all random numbers.
 
     Returns:
         The scene.
@@ -104,7 +104,7 @@ def _draw_road(rng: np.random.Generator) -> Road:
 
 
 def _deal_classes(rng: np.random.Generator, config: WorldConfig) -> list[ObjectClass | None]:
-    """Classes in equal numbers, the remainder drawn without repetition, then the distractors (None)."""
+    """Returns classes in equal numbers, the rest drawn without repetition, then the distractors (None)."""
     rounds = -(-config.objects_per_scene // len(CLASSES))
     deck = (
         np.concatenate([rng.permutation(len(CLASSES)) for _ in range(rounds)]) if rounds else np.zeros(0, int)
@@ -121,7 +121,7 @@ def _place(
     kind: ObjectClass | None,
     others: list[WorldObject],
 ) -> WorldObject:
-    """Draws an object that keeps clear of the ego and of the others at every key frame."""
+    """Draws an object that does not overlap the ego or other objects at any key frame, if possible."""
     best, best_gap = None, -math.inf
     for _ in range(_CANDIDATES):
         candidate = _draw_object(rng, config, road, times[-1], kind)
@@ -165,7 +165,7 @@ def _draw_heading(rng: np.random.Generator, kind: ObjectClass, road_heading: flo
 
 
 def _clearance(candidate: WorldObject, path: EgoPath, times: Array, others: list[WorldObject]) -> float:
-    """Returns the least gap (m) between the circles about boxes and the ego, over the key frames."""
+    """Returns the smallest gap (m) between the circumcircles of boxes and the ego, over all key frames."""
     track = candidate.position + times[:, None] * candidate.velocity
     radius = 0.5 * math.hypot(*candidate.size[:2])
     ego = np.array([path.pose(t)[0] for t in times])

@@ -35,7 +35,7 @@ TABLE_NAMES = (
     "map",
 )
 VISIBILITY_LEVELS = ("v0-40", "v40-60", "v60-80", "v80-100")
-"""nuScenes's, for the tokens "1" to "4": the share of an object that the cameras see, in per cent."""
+"""Levels of nuScenes for the tokens "1" to "4": visible share of an object in all cameras, per cent."""
 MAP_FILE = "maps/blank.png"
 
 # Microseconds: 2018-07-24, when nuScenes was recorded; scenes are a thousand seconds apart.
@@ -44,18 +44,18 @@ _SCENE_INTERVAL = 1_000_000_000
 
 
 def token(*parts: object) -> str:
-    """Returns a token of 32 hexadecimal digits that depends on the parts alone."""
+    """Returns a token of 32 hexadecimal digits that depends only on the parts."""
     text = "/".join(str(part) for part in parts)
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
 def timestamp(scene_index: int, frame: int) -> int:
-    """Microseconds of a key frame."""
+    """Returns the time of a key frame in microseconds."""
     return _FIRST_TIMESTAMP + scene_index * _SCENE_INTERVAL + round(frame * FRAME_INTERVAL * 1e6)
 
 
 def image_path(config: WorldConfig, scene_index: int, frame: int, sensor: Sensor) -> str:
-    """Returns the path of a sensor's file below the dataset's root; nothing lies at the lidar's."""
+    """Returns the path of a sensor's file below the root of the data set; the lidar's file does not exist."""
     stamp = timestamp(scene_index, frame) + sensor.delay
     suffix = "pcd.bin" if sensor.intrinsics is None else "jpg"
     name = config.scene_name(scene_index)
@@ -98,12 +98,12 @@ class SceneTables:
     """Collects the records of one scene."""
 
     def __init__(self, config: WorldConfig, scene: Scene, index: int) -> None:
-        """Writes what is known before the first frame: scene, log, calibrated sensors, instances.
+        """Writes the records that do not depend on frames: scene, log, calibrated sensors, instances.
 
         Args:
             config: the world.
             scene: the drawn scene.
-            index: of the scene.
+            index: index of the scene.
         """
         self._config, self._scene, self._index = config, scene, index
         self._annotated = [item for item in scene.objects if item.kind is not None]
@@ -136,7 +136,7 @@ class SceneTables:
         return token(kind, self._config.seed, self._index, *parts)
 
     def _link(self, kind: str, frame: int, *parts: object) -> str:
-        """Returns the token of a record in a chain over frames; empty beyond its ends."""
+        """Returns the token of a record in a chain over frames; "" before the first and after the last."""
         return self._token(kind, frame, *parts) if 0 <= frame < self._config.frames_per_scene else ""
 
     def _calibration(self, sensor: Sensor) -> Record:
@@ -163,8 +163,8 @@ class SceneTables:
 
         Args:
             frame: number of the key frame in the scene.
-            visible: (n,) pixels over all cameras that show each object of the scene.
-            unoccluded: (n,) pixels that would show it if nothing stood before it.
+            visible: (n,) number of pixels in all cameras that show each object of the scene.
+            unoccluded: (n,) the same without occlusion.
         """
         self.tables["sample"].append(
             {
@@ -188,7 +188,7 @@ class SceneTables:
         position, heading = self._scene.road.path.pose(frame * FRAME_INTERVAL + sensor.delay * 1e-6)
         stamp = timestamp(self._index, frame) + sensor.delay
         width, height = (0, 0) if sensor.intrinsics is None else self._config.image_size
-        # nuScenes gives every sensor_data an ego pose of its own, with the same token.
+        # In nuScenes every sample_data has its own ego pose, with the same token.
         own_token = self._token("sample_data", frame, sensor.channel)
         self.tables["ego_pose"].append(
             {
@@ -216,7 +216,7 @@ class SceneTables:
         )
 
     def _in_lidar_range(self, frame: int) -> npt.NDArray[Any]:
-        """Returns (n,) whether each annotated object's centre is within the square that the lidar reaches."""
+        """Returns (n,) whether the centre of each annotated object is in the square range of the lidar."""
         time = frame * FRAME_INTERVAL
         position, heading = self._scene.road.path.pose(time)
         ego2global = pose_matrix([*position, 0.0], euler_quaternion(heading))
@@ -251,7 +251,7 @@ def write_tables(config: WorldConfig, scenes: list[Tables], root: Path) -> None:
     Args:
         config: the world.
         scenes: the tables of each scene, in order.
-        root: the dataset's root; its folder ``config.version`` is made.
+        root: the root of the data set; its folder ``config.version`` is created.
     """
     folder = root / config.version
     folder.mkdir(parents=True)

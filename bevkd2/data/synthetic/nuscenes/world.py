@@ -1,4 +1,4 @@
-"""Makes the world in nuScenes layout: scenes in parallel, tables in order, all or nothing."""
+"""Writes the world in nuScenes layout: scenes in parallel, then the tables."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def write_scene(config: WorldConfig, root: Path, index: int) -> Tables:
 
     Args:
         config: the world.
-        root: the dataset's root; the folders of the cameras exist.
-        index: of the scene.
+        root: the root of the data set; the folders of the cameras exist.
+        index: index of the scene.
 
     Returns:
         The records of the scene, by table.

@@ -43,7 +43,7 @@ def test_focal_length_and_principal_point_follow_the_image_size(size):
     assert matrix[1, 2] / size[1] == pytest.approx(172.85 / 375, abs=1e-3)
 
 
-def test_focal_lengths_stray_as_configured():
+def test_focal_lengths_vary_as_configured():
     config = KittiWorldConfig(focal_sigma=0.01)
     drawn = [make_calibration(np.random.default_rng(i), config).projections[0, 0, 0] for i in range(300)]
     assert np.std(drawn) / np.mean(drawn) == pytest.approx(0.01, rel=0.2)
@@ -59,7 +59,7 @@ def test_p2_and_the_renderers_camera_agree(calibration):
     np.testing.assert_allclose(through_sensor, through_p2[:3], rtol=1e-12)
 
 
-def test_the_rectified_lidar_stands_level(calibration):
+def test_the_rectified_lidar_is_level(calibration):
     """x forward, y left, z up of the lidar are z, -x and -y of the camera."""
     rotation = calibration.rectification @ calibration.lidar_to_camera[:, :3]
     np.testing.assert_allclose(rotation, [[0, -1, 0], [0, 0, -1], [1, 0, 0]], atol=1e-12)

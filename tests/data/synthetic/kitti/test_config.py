@@ -5,14 +5,14 @@ import pytest
 from bevkd2.data.synthetic import KittiWorldConfig
 
 
-def test_presets_grow_harder():
+def test_presets_increase_in_difficulty():
     easy, medium, hard = (KittiWorldConfig.preset(name) for name in KittiWorldConfig.presets)
     for field in ("max_objects", "distractors", "hue_sigma", "size_sigma", "overlap"):
         assert getattr(easy, field) < getattr(medium, field) < getattr(hard, field)
     assert easy == KittiWorldConfig()
 
 
-def test_overrides_win_over_the_preset():
+def test_overrides_replace_values_of_the_preset():
     assert KittiWorldConfig.preset("hard", size_sigma=0.01).size_sigma == 0.01
 
 

@@ -108,7 +108,7 @@ def test_the_pixels_are_where_the_label_says(forward, left, turn):
     assert v[0] == 0
 
 
-def test_front_and_rear_tell_the_heading():
+def test_front_and_rear_differ_in_the_image():
     """Seen from behind, rotation_y is -pi/2 and the face is darker than the front that comes towards us."""
     tones = {}
     for name, turn in (("rear", 0.0), ("front", np.pi)):
@@ -158,12 +158,12 @@ def view_of(frame, visible, unoccluded=400.0) -> View:
     ("visible", "forward", "expected"),
     [(300.0, 12.0, "Car 1"), (60.0, 12.0, "Car 3"), (20.0, 12.0, "DontCare -1"), (60.0, 27.0, "DontCare -1")],
 )
-def test_what_is_hardly_visible_or_far_is_dont_care(visible, forward, expected):
+def test_hardly_visible_or_far_objects_are_dont_care(visible, forward, expected):
     frame = one_car(forward, 0.0)
     ((kind, v),) = rows(label_text(CONFIG, frame, view_of(frame, visible)))
     assert f"{kind} {v[1]:.0f}" == expected
 
 
-def test_what_does_not_show_has_no_line():
+def test_invisible_objects_have_no_line():
     frame = one_car(12.0, 0.0)
     assert label_text(CONFIG, frame, view_of(frame, 0.0)) == ""

@@ -46,7 +46,7 @@ def test_another_seed_gives_another_world(tmp_path):
     assert all(one[path] != other[path] for path in one if path.endswith(".png"))
 
 
-def test_a_world_of_the_other_layout_is_not_mixed_up(tmp_path):
+def test_a_world_of_the_other_layout_is_not_overwritten(tmp_path):
     nuscenes = WorldConfig(num_train_scenes=1, num_val_scenes=0, frames_per_scene=2, image_size=(32, 16))
     root = generate(nuscenes, tmp_path / "world", progress=False)
     with pytest.raises(FileExistsError, match=r"format nuscenes, now kitti.*--overwrite"):

@@ -5,14 +5,14 @@ import pytest
 from bevkd2.data.synthetic import WorldConfig
 
 
-def test_presets_grow_harder():
+def test_presets_increase_in_difficulty():
     easy, medium, hard = (WorldConfig.preset(name) for name in WorldConfig.presets)
     assert easy.hue_sigma < medium.hue_sigma < hard.hue_sigma
     assert easy.objects_per_scene < medium.objects_per_scene < hard.objects_per_scene
     assert easy == WorldConfig()
 
 
-def test_overrides_win_over_the_preset():
+def test_overrides_replace_values_of_the_preset():
     assert WorldConfig.preset("hard", hue_sigma=0.5).hue_sigma == 0.5
 
 

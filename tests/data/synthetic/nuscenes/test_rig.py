@@ -35,7 +35,7 @@ def test_order_is_the_lidar_then_the_cameras(rig):
     assert [sensor.channel for sensor in rig] == ["LIDAR_TOP", *CAMERA_NAMES]
 
 
-def test_cameras_look_where_they_should(rig):
+def test_camera_axes_have_the_nominal_directions(rig):
     for camera in rig[1:]:
         right, down, forward = camera.sensor2ego[:3, :3].T
         yaw = math.radians(YAWS[camera.channel])
@@ -50,7 +50,7 @@ def test_fields_of_view(rig):
         assert fov == pytest.approx(110 if camera.channel == "CAM_BACK" else 70, abs=2)
 
 
-def test_the_cameras_see_all_around(rig):
+def test_the_cameras_cover_all_directions(rig):
     """Every direction at ground level, 20 m away, is in some image."""
     for angle in np.linspace(-np.pi, np.pi, 72):
         point = np.array([20 * math.cos(angle), 20 * math.sin(angle), 1.0, 1.0])
@@ -62,7 +62,7 @@ def test_the_cameras_see_all_around(rig):
         assert seen, math.degrees(angle)
 
 
-def test_the_lidar_points_right_and_leans_a_little(rig):
+def test_the_lidar_x_axis_points_right_with_a_small_tilt(rig):
     matrix = rig[0].sensor2ego
     np.testing.assert_allclose(matrix[:3, 0], [0, -1, 0], atol=0.04)
     np.testing.assert_allclose(matrix[:3, 1], [1, 0, 0], atol=0.04)

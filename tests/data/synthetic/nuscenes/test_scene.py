@@ -64,7 +64,7 @@ def test_classes_are_equally_frequent():
     assert counts == {**{c.name: 3 for c in CLASSES}, "distractor": 4}
 
 
-def test_objects_keep_apart_and_off_the_ego():
+def test_objects_do_not_overlap_each_other_or_the_ego():
     config = WorldConfig()
     for index in range(5):
         scene = make_scene(config, index)
@@ -76,7 +76,7 @@ def test_objects_keep_apart_and_off_the_ego():
             assert (np.linalg.norm(centers - scene.road.path.pose(time)[0], axis=1) - radii).min() > 2
 
 
-def test_moving_objects_go_where_they_face():
+def test_objects_move_along_their_heading():
     moving = [o for i in range(5) for o in make_scene(WorldConfig(), i).objects if np.any(o.velocity)]
     assert len(moving) > 10
     for item in moving:

@@ -136,7 +136,7 @@ def ground_truth_as_results(nusc, split):
     return {"meta": meta, "results": results}
 
 
-def test_ground_truth_scores_full_marks(nusc, tmp_path):
+def test_ground_truth_has_the_best_score(nusc, tmp_path):
     path = tmp_path / "results.json"
     path.write_text(json.dumps(ground_truth_as_results(nusc, "synthetic_val")))
     config = config_factory("detection_cvpr_2019")
