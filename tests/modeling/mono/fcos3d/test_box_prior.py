@@ -43,5 +43,7 @@ def test_priors_are_no_part_of_the_weights():
 
 @pytest.mark.parametrize("depths", [DEPTHS * 2, [[1.0]], [[1.0, 2.0, 3.0]]])
 def test_wrong_lengths_are_errors(depths):
-    with pytest.raises(ValueError, match=r"DEPTH_PRIORS has .*; `bevkd2 compute-priors` computes them, \[\] means none"):
+    with pytest.raises(
+        ValueError, match=r"DEPTH_PRIORS has .*; `bevkd2 compute-priors` computes them, \[\] means none"
+    ):
         BoxPrior(3, depths)
