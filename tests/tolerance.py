@@ -31,6 +31,15 @@ def ulps(scale: float, n: int, dtype: torch.dtype = torch.float32) -> float:
     return n * torch.finfo(dtype).eps * scale
 
 
+def assert_same_sum(actual: torch.Tensor, expected: torch.Tensor, n: int) -> None:
+    """Asserts that two tensors differ by no more than the order of sums of ``n`` numbers (see ``ulps``).
+
+    The scale is the largest number of ``expected``, the dtype that of ``actual``; ``expected`` may be wider.
+    """
+    bound = ulps(expected.detach().abs().max().item(), n, actual.dtype)
+    torch.testing.assert_close(actual, expected.to(actual.dtype), rtol=0, atol=bound)
+
+
 class _NoFloat32(TorchDispatchMode):
     """Raises where an operator returns float32."""
 

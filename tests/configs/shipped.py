@@ -16,8 +16,9 @@ from bevkd2.modeling.detector import Detector
 CONFIGS = Path(__file__).parents[2] / "configs"
 ALL = sorted(CONFIGS.rglob("*.yaml"))
 SHIPPED = [path for path in ALL if "_base_" not in path.parts]
-DISTILLATIONS = [path for path in SHIPPED if is_distillation(load_config(path))]
-MULTI_VIEW = [path for path in SHIPPED if load_config(path).DATASETS.FORMAT == "nuscenes"]
+_LOADED = {path: load_config(path) for path in SHIPPED}
+DISTILLATIONS = [path for path in SHIPPED if is_distillation(_LOADED[path])]
+MULTI_VIEW = [path for path in SHIPPED if _LOADED[path].DATASETS.FORMAT == "nuscenes"]
 MONOCULAR = [path for path in SHIPPED if path not in MULTI_VIEW]
 
 
