@@ -123,6 +123,10 @@ class BEVKnowledge(Knowledge):
     image_heatmap: Tensor | None = None
     """(B*N, K, h, w) logits of the auxiliary image head on the finest FPN level; None where the model has
     none."""
+    bev_boxes: Tensor | None = None
+    """(B, 6, H, W) of the auxiliary BEV box head (:mod:`bevkd2.modeling.bev.dense_boxes`)."""
+    image_boxes: Tensor | None = None
+    """(B*N, 6, h, w) of the auxiliary image box head on the finest FPN level."""
     state: TemporalState | None = None
     """For the next frame."""
 

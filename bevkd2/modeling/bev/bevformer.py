@@ -14,6 +14,14 @@ from bevkd2.modeling.bev.box_coder import DecodeOptions, decode_detections
 from bevkd2.modeling.bev.config import bevformer_arguments
 from bevkd2.modeling.bev.criterion import SetCriterion
 from bevkd2.modeling.bev.decoder import ObjectDecoder
+from bevkd2.modeling.bev.dense_boxes import (
+    BEV_CHANNELS,
+    IMAGE_CHANNELS,
+    DenseBoxHead,
+    DenseBoxWeights,
+    bev_box_loss,
+    image_box_loss,
+)
 from bevkd2.modeling.bev.detector import MultiViewDetector
 from bevkd2.modeling.bev.encoder import BEVEncoder, EncoderOutput
 from bevkd2.modeling.bev.geometry import BEVGeometry, VisiblePairs
@@ -49,6 +57,7 @@ class BEVFormer(MultiViewDetector):
         use_can_bus: bool = True,
         decoding: DecodeOptions,
         heatmaps: HeatmapWeights,
+        dense_boxes: DenseBoxWeights,
         **shared: Any,
     ) -> None:
         """Keeps the parts and makes the queries.
@@ -64,6 +73,7 @@ class BEVFormer(MultiViewDetector):
             use_can_bus: add an embedding of the 18-vector of motion to the BEV queries.
             decoding: how predictions become detections.
             heatmaps: weights of the auxiliary heads of training.
+            dense_boxes: weights of the auxiliary box heads of training.
             **shared: of :class:`MultiViewDetector`; the channels of the neck are those of all queries (C).
         """
         super().__init__(**shared)
@@ -80,6 +90,9 @@ class BEVFormer(MultiViewDetector):
         self.decoding, self.heatmaps = decoding, heatmaps
         self.bev_heatmap_head = HeatmapHead(embed_dim, self.num_classes) if heatmaps.bev else None
         self.image_heatmap_head = HeatmapHead(embed_dim, self.num_classes) if heatmaps.image else None
+        self.dense_boxes = dense_boxes
+        self.bev_box_head = DenseBoxHead(embed_dim, BEV_CHANNELS) if dense_boxes.bev else None
+        self.image_box_head = DenseBoxHead(embed_dim, IMAGE_CHANNELS) if dense_boxes.image else None
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -161,11 +174,17 @@ class BEVFormer(MultiViewDetector):
         knowledge.class_logits, knowledge.box_codes = decoded.class_logits, decoded.box_codes
         knowledge.logits = decoded.class_logits[-1]
         knowledge.state = _next_state(encoded, frames)
-        if self.training and self.bev_heatmap_head is not None:
+        if self.training:
             grid = encoded.bev_embed.transpose(1, 2).unflatten(2, geometry.bev_shape)
-            knowledge.bev_heatmap = self.bev_heatmap_head(grid)
-        if self.training and self.image_heatmap_head is not None:
-            knowledge.image_heatmap = self.image_heatmap_head(features[0].flatten(0, 1))
+            finest = features[0].flatten(0, 1)
+            if self.bev_heatmap_head is not None:
+                knowledge.bev_heatmap = self.bev_heatmap_head(grid)
+            if self.image_heatmap_head is not None:
+                knowledge.image_heatmap = self.image_heatmap_head(finest)
+            if self.bev_box_head is not None:
+                knowledge.bev_boxes = self.bev_box_head(grid)
+            if self.image_box_head is not None:
+                knowledge.image_boxes = self.image_box_head(finest)
         return knowledge
 
     def _encode(
@@ -208,7 +227,7 @@ class BEVFormer(MultiViewDetector):
         return self.encoder(queries, self.bev_position(), features, pairs, history, wants), pairs
 
     def losses(self, knowledge: BEVKnowledge, targets: BEVTargets) -> dict[str, Tensor]:
-        """Returns weighted losses of every decoder layer, and of the heat maps where the model has them."""
+        """Returns weighted losses of every decoder layer, and of the auxiliary heads that the model has."""
         logits, codes = knowledge.filled("class_logits"), knowledge.filled("box_codes")
         losses = self.criterion(logits, codes, targets.labels, targets.codes)
         if knowledge.bev_heatmap is not None:
@@ -217,6 +236,13 @@ class BEVFormer(MultiViewDetector):
         if knowledge.image_heatmap is not None:
             loss = image_heatmap_loss(knowledge.image_heatmap, targets, self.neck.strides[0])
             losses["loss_image_heatmap"] = self.heatmaps.image * loss
+        if knowledge.bev_boxes is not None:
+            relative = self.decoder.ray_heading
+            loss = bev_box_loss(knowledge.bev_boxes, targets, self.geometry.pc_range, relative)
+            losses["loss_bev_boxes"] = self.dense_boxes.bev * loss
+        if knowledge.image_boxes is not None:
+            loss = image_box_loss(knowledge.image_boxes, targets, self.neck.strides[0])
+            losses["loss_image_boxes"] = self.dense_boxes.image * loss
         return losses
 
     @torch.no_grad()
