@@ -248,7 +248,11 @@ def frames_per_second(models: Models, batches: Batches, rounds: int = 40) -> dic
 
 def parameters(model: nn.Module) -> int:
     """Returns how many numbers are needed at inference: auxiliary heads are for training only."""
-    return sum(p.numel() for name, p in model.named_parameters() if "heatmap_head" not in name)
+    return sum(
+        p.numel()
+        for name, p in model.named_parameters()
+        if "heatmap_head" not in name and "box_head" not in name
+    )
 
 
 def save_pictures(pictures: Mapping[str, Any], output: Path) -> list[Path]:

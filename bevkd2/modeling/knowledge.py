@@ -160,6 +160,12 @@ class BEVKnowledge(Knowledge):
     image_heatmap: Tensor | None = dataclasses.field(default=None, metadata=COSTLY)
     """(B*N, K, h, w) logits of the auxiliary image head on the finest FPN level; always filled in training;
     None where there is none."""
+    bev_boxes: Tensor | None = dataclasses.field(default=None, metadata=COSTLY)
+    """(B, 6, H, W) of the auxiliary BEV box head (:mod:`bevkd2.modeling.bev.dense_boxes`); always filled in
+    training; None where there is none."""
+    image_boxes: Tensor | None = dataclasses.field(default=None, metadata=COSTLY)
+    """(B*N, 6, h, w) of the auxiliary image box head on the finest FPN level; always filled in training; None
+    where there is none."""
     state: TemporalState | None = None
     """For the next frame."""
 

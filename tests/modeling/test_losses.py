@@ -21,6 +21,42 @@ def test_losses_by_hand():
     assert float(losses["loss_box"]) == pytest.approx(0.25 * 0.5 * (8 + 2 * 0.2), abs=1e-6)
 
 
+def velocity_loss(predicted: float, true: float, **options) -> torch.Tensor:
+    """The box loss of one query whose code is right but for vx; weights 1, one object."""
+    criterion = SetCriterion(SetWeights(2.0, 1.0, 0.25, 2.0), [1.0] * 10, **options)
+    boxes = torch.zeros(1, 1, 1, 10)
+    boxes[..., 8] = predicted
+    boxes.requires_grad_()
+    code = torch.zeros(1, 10)
+    code[0, 8] = true
+    loss = criterion(torch.zeros(1, 1, 1, 1), boxes, [torch.tensor([0])], [code])["loss_box"]
+    (gradient,) = torch.autograd.grad(loss, boxes)
+    return torch.stack([loss.detach(), gradient[0, 0, 0, 8]])
+
+
+def test_velocity_loss_is_quadratic_below_beta():
+    assert velocity_loss(0.1, 0.0).tolist() == pytest.approx([0.1, 1.0])
+    assert velocity_loss(0.1, 0.0, velocity_beta=0.5).tolist() == pytest.approx([0.01, 0.2])
+    assert velocity_loss(3.0, 0.0, velocity_beta=0.5).tolist() == pytest.approx([2.75, 1.0])
+
+
+def test_where_a_third_moves_a_beta_draws_the_prediction_off_zero():
+    """Of three objects one moves: L1's best guess for all is 0, that of smooth L1 is not."""
+
+    def slope(**options) -> float:
+        return float(sum(velocity_loss(0.05, true, **options)[1] for true in (0.0, 0.0, 4.0)))
+
+    assert slope() == pytest.approx(1.0)
+    assert slope(velocity_beta=0.5) == pytest.approx(-0.8)
+
+
+def test_moving_objects_weigh_more():
+    assert velocity_loss(0.0, 3.0, moving_weight=2.0).tolist() == pytest.approx([6.0, -2.0])
+    assert velocity_loss(1.0, 0.0, moving_weight=2.0).tolist() == pytest.approx([1.0, 1.0])
+    both = velocity_loss(0.0, 3.0, moving_weight=2.0, velocity_beta=1.0)
+    assert both.tolist() == pytest.approx([5.0, -2.0])
+
+
 def test_losses_are_divided_by_the_number_of_objects():
     logits, boxes = torch.zeros(1, 2, 4, 3), torch.zeros(1, 2, 4, 10)
     labels = [torch.tensor([2, 0, 1]), torch.tensor([1])]

@@ -62,6 +62,10 @@ class NuScenesFormat(DataFormat):
         inp.IMAGE_SCALE = 0.5  # resize factor of both image sides; the intrinsics follow
         # Key frames of a training sample: the current one and QUEUE_LENGTH - 1 of history.
         inp.QUEUE_LENGTH = 3
+        # Which key frames those of history are. "random": of the QUEUE_LENGTH before the current one, all but
+        # one drawn at random, as published | "latest": those directly before it, always one key frame apart,
+        # as in evaluation (ours)
+        inp.HISTORY = "random"
         # Metres: x, y, z least, then x, y, z greatest, in the frame of LIDAR_TOP. Boxes whose centre is
         # outside in x or y are not trained with, and the BEV grid covers it.
         inp.POINT_RANGE = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]

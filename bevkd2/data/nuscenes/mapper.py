@@ -16,6 +16,8 @@ from bevkd2.data.nuscenes.index import NuScenesIndex
 from bevkd2.data.transforms import PhotometricDistortion, resize, scaled_size
 from bevkd2.structures import Boxes3D, wrap_angle
 
+HISTORIES = ("random", "latest")
+
 
 class NuScenesMapper:
     """Reads images and assembles samples (see ``__call__``)."""
@@ -29,6 +31,7 @@ class NuScenesMapper:
         photometric: bool,
         queue_length: int,
         point_range: Sequence[float],
+        history: str = "random",
     ) -> None:
         """Settings of a mapper.
 
@@ -39,9 +42,10 @@ class NuScenesMapper:
             queue_length: key frames in a training sample, the current one included.
             point_range: (x0, y0, z0, x1, y1, z1) in metres; boxes whose centre is outside in x or y are left
                 out.
+            history: how the history frames are chosen, see ``history_frames``.
 
         Raises:
-            ValueError: a scale or a length that is not positive.
+            ValueError: a scale or a length that is not positive, or an unknown ``history``.
         """
         if image_scale <= 0:
             raise ValueError(f"INPUT.IMAGE_SCALE is {image_scale}, expected a positive factor")
@@ -49,7 +53,10 @@ class NuScenesMapper:
             raise ValueError(
                 f"INPUT.QUEUE_LENGTH is {queue_length}, expected 1 (no history) or more key frames"
             )
+        if history not in HISTORIES:
+            raise ValueError(f"INPUT.HISTORY is {history!r}, expected one of {', '.join(HISTORIES)}")
         self.is_train = is_train
+        self.history = history
         self.image_scale = image_scale
         self.queue_length = queue_length if is_train else 1
         self.bev_limits = (point_range[0], point_range[1], point_range[3], point_range[4])
@@ -64,6 +71,7 @@ class NuScenesMapper:
             "photometric": cfg.INPUT.PHOTOMETRIC,
             "queue_length": cfg.INPUT.QUEUE_LENGTH,
             "point_range": cfg.INPUT.POINT_RANGE,
+            "history": cfg.INPUT.HISTORY,
         }
 
     def __call__(
@@ -107,11 +115,12 @@ class NuScenesMapper:
         return sample
 
     def history_frames(self, index: NuScenesIndex, i: int, rng: np.random.Generator) -> list[int]:
-        """Chooses the history of a frame as BEVFormer does.
+        """Chooses the history of a frame.
 
-        Of the ``queue_length`` key frames before it one is dropped at random. What is not of the same scene
-        is left out: the published code keeps such frames, but its model discards them at the change of
-        scene.
+        "random", as BEVFormer: of the ``queue_length`` key frames before it one is dropped at random.
+        "latest": the ``queue_length - 1`` before it, so that the gap is always one key frame, as in
+        evaluation. What is not of the same scene is left out: the published code keeps such frames, but its
+        model discards them at the change of scene.
 
         Args:
             index: the dataset.
@@ -122,7 +131,7 @@ class NuScenesMapper:
             At most queue_length - 1 frames of the scene, oldest first.
         """
         candidates = i - self.queue_length + np.arange(self.queue_length)
-        kept = np.sort(rng.permutation(candidates)[1:])
+        kept = candidates[1:] if self.history == "latest" else np.sort(rng.permutation(candidates)[1:])
         return [int(j) for j in kept if j >= index.scene_starts[i]]
 
     def annotations(self, index: NuScenesIndex, i: int) -> tuple[Boxes3D, Tensor]:

@@ -15,6 +15,14 @@ from bevkd2.modeling.bev.box_coder import DecodeOptions, decode_detections
 from bevkd2.modeling.bev.config import bevformer_arguments
 from bevkd2.modeling.bev.criterion import SetCriterion
 from bevkd2.modeling.bev.decoder import DecoderOutput, ObjectDecoder
+from bevkd2.modeling.bev.dense_boxes import (
+    BEV_CHANNELS,
+    IMAGE_CHANNELS,
+    DenseBoxHead,
+    DenseBoxWeights,
+    bev_box_loss,
+    image_box_loss,
+)
 from bevkd2.modeling.bev.detector import MultiViewDetector
 from bevkd2.modeling.bev.encoder import BEVEncoder, EncoderOutput
 from bevkd2.modeling.bev.geometry import BEVGeometry, VisiblePairs
@@ -29,8 +37,8 @@ from bevkd2.modeling.knowledge import BEVKnowledge, TemporalState
 
 # Fields that need neither the history nor the encoder, and those that need the decoder.
 _BEFORE_ENCODER = frozenset(
-    {"backbone", "pre_activation", "fpn", "fpn_strides", "image_sizes", "image_heatmap", "object_queries"}
-    | {"bev_shape", "bev_range", "bev_mask", "reference_points"}
+    {"backbone", "pre_activation", "fpn", "fpn_strides", "image_sizes", "image_heatmap", "image_boxes"}
+    | {"bev_shape", "bev_range", "bev_mask", "reference_points", "object_queries"}
 )
 _DECODED = frozenset({"logits", "class_logits", "box_codes", "decoder_states", "decoder_reference_points"})
 
@@ -57,6 +65,7 @@ class BEVFormer(MultiViewDetector):
         use_can_bus: bool = True,
         decoding: DecodeOptions,
         heatmaps: HeatmapWeights,
+        dense_boxes: DenseBoxWeights,
         **shared: Any,
     ) -> None:
         """Keeps the parts and makes the queries.
@@ -72,6 +81,7 @@ class BEVFormer(MultiViewDetector):
             use_can_bus: add an embedding of the 18-vector of motion to the BEV queries.
             decoding: how predictions become detections.
             heatmaps: weights of the auxiliary heads of training.
+            dense_boxes: weights of the auxiliary box heads of training.
             **shared: of :class:`MultiViewDetector`; the channels of the neck are those of all queries (C).
         """
         super().__init__(**shared)
@@ -88,6 +98,9 @@ class BEVFormer(MultiViewDetector):
         self.decoding, self.heatmaps = decoding, heatmaps
         self.bev_heatmap_head = HeatmapHead(embed_dim, self.num_classes) if heatmaps.bev else None
         self.image_heatmap_head = HeatmapHead(embed_dim, self.num_classes) if heatmaps.image else None
+        self.dense_boxes = dense_boxes
+        self.bev_box_head = DenseBoxHead(embed_dim, BEV_CHANNELS) if dense_boxes.bev else None
+        self.image_box_head = DenseBoxHead(embed_dim, IMAGE_CHANNELS) if dense_boxes.image else None
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -196,6 +209,8 @@ class BEVFormer(MultiViewDetector):
             knowledge.reference_points, _ = geometry.project(frames)
         if self.image_heatmap_head is not None and (self.training or "image_heatmap" in fills):
             knowledge.image_heatmap = self.image_heatmap_head(features[0].flatten(0, 1))
+        if self.image_box_head is not None and (self.training or "image_boxes" in fills):
+            knowledge.image_boxes = self.image_box_head(features[0].flatten(0, 1))
         return features, knowledge
 
     def _extract_current(
@@ -221,6 +236,10 @@ class BEVFormer(MultiViewDetector):
         if self.bev_heatmap_head is not None and (self.training or "bev_heatmap" in fills):
             grid = encoded.bev_embed.transpose(1, 2).unflatten(2, self.bev_shape)
             knowledge.bev_heatmap = self.bev_heatmap_head(grid)
+        if self.bev_box_head is not None and (self.training or "bev_boxes" in fills):
+            knowledge.bev_boxes = self.bev_box_head(
+                encoded.bev_embed.transpose(1, 2).unflatten(2, self.bev_shape)
+            )
         return knowledge
 
     def decode(
@@ -272,7 +291,7 @@ class BEVFormer(MultiViewDetector):
         return self.encoder(queries, self.bev_position(), features, pairs, history, wants), pairs
 
     def losses(self, knowledge: BEVKnowledge, targets: BEVTargets) -> dict[str, Tensor]:
-        """Returns weighted losses of every decoder layer, and of the heat maps where the model has them."""
+        """Returns weighted losses of every decoder layer, and of the auxiliary heads that the model has."""
         logits, codes = knowledge.filled("class_logits"), knowledge.filled("box_codes")
         losses = self.criterion(logits, codes, targets.labels, targets.codes)
         if knowledge.bev_heatmap is not None:
@@ -281,6 +300,13 @@ class BEVFormer(MultiViewDetector):
         if knowledge.image_heatmap is not None:
             loss = image_heatmap_loss(knowledge.image_heatmap, targets, self.neck.strides[0])
             losses["loss_image_heatmap"] = self.heatmaps.image * loss
+        if knowledge.bev_boxes is not None:
+            relative = self.decoder.ray_heading
+            loss = bev_box_loss(knowledge.bev_boxes, targets, self.geometry.pc_range, relative)
+            losses["loss_bev_boxes"] = self.dense_boxes.bev * loss
+        if knowledge.image_boxes is not None:
+            loss = image_box_loss(knowledge.image_boxes, targets, self.neck.strides[0])
+            losses["loss_image_boxes"] = self.dense_boxes.image * loss
         return losses
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ from bevkd2.config import CfgNode, add_config_extension, add_removed_key, check_
 from bevkd2.modeling.bev.box_coder import DecodeOptions
 from bevkd2.modeling.bev.criterion import SetCriterion, SetWeights
 from bevkd2.modeling.bev.decoder import ObjectDecoder
+from bevkd2.modeling.bev.dense_boxes import DenseBoxWeights
 from bevkd2.modeling.bev.encoder import BEVEncoder
 from bevkd2.modeling.bev.geometry import BEVGeometry, LegacyOptions
 from bevkd2.modeling.bev.grid_mask import GridMask
@@ -56,11 +57,18 @@ def add_bevformer_config(cfg: CfgNode) -> None:
     bev.SPATIAL_POINTS = 8  # sampling points per level; a multiple of PILLAR_POINTS
     bev.TEMPORAL_POINTS = 4  # sampling points per head and BEV of temporal self-attention
     bev.DECODER_POINTS = 4  # sampling points per head of the decoder's cross-attention
+    # The box branches predict headings relative to the ray from the origin to the object, as pictures show
+    # them, and the model turns them; the paper's predict headings in the frame of LIDAR_TOP (ours)
+    bev.RAY_HEADING = False
     bev.USE_CAN_BUS = True  # add an embedding of the 18-vector to the BEV queries
     bev.USE_SHIFT = True  # shift the temporal reference points by the ego motion
     bev.ROTATE_PREV_BEV = True  # rotate the previous BEV by the change of yaw
+    # How the previous BEV comes into the present's pose. "nearest": turned by nearest neighbour, its sampling
+    # points shifted, as published | "bilinear": turned and shifted at once by bilinear interpolation (ours)
+    bev.PREV_BEV_SAMPLING = "nearest"
     bev.MAX_DETECTIONS = 300  # most detections per sample
     bev.SCORE_THRESHOLD = 0.0  # least score of a detection
+    bev.CLEAR_MEMORY = False  # evaluation without history: shows what the history is worth (ours)
 
     # Faults of the published code that the published weights were trained with (docs/design.md).
     legacy = bev.LEGACY = CfgNode()
@@ -76,11 +84,21 @@ def add_bevformer_config(cfg: CfgNode) -> None:
     loss.BOX_WEIGHT = 0.25  # weight of the L1 loss of box codes
     # Of cx cy logw logl cz logh sin cos vx vy in the loss; the matching weighs the first eight alike.
     loss.CODE_WEIGHTS = [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2]
+    # m/s below which the loss of vx and vy is quadratic (smooth L1), so that standing objects do not draw all
+    # predictions to 0; 0: L1, as in the paper's configs (ours)
+    loss.VELOCITY_BETA = 0.0
+    loss.MOVING_WEIGHT = 1.0  # multiplies the terms of vx and vy of objects that move (ours)
 
     # Dense supervision in training only, as BEVFormer v2 and others use; 0: off, as in the paper's configs.
     aux = bev.AUX = CfgNode()
     aux.BEV_HEATMAP_WEIGHT = 0.0  # weight of the loss of the class heat map on the BEV grid
     aux.IMAGE_HEATMAP_WEIGHT = 0.0  # weight of the loss of the class heat map on the finest image features
+    # weight of the loss of a dense head on the BEV grid, read at the objects' cells: place in the cell,
+    # heading, velocity (ours)
+    aux.BEV_BOX_WEIGHT = 0.0
+    # weight of the loss of a dense head on the finest image features, read at the objects' projected centres:
+    # heading relative to the viewing ray, sizes, scale (ours)
+    aux.IMAGE_BOX_WEIGHT = 0.0
 
 
 def bevformer_arguments(cfg: CfgNode) -> dict[str, Any]:
@@ -110,6 +128,8 @@ def bevformer_arguments(cfg: CfgNode) -> dict[str, Any]:
             score_threshold=bev.SCORE_THRESHOLD,
         ),
         "heatmaps": HeatmapWeights(bev=bev.AUX.BEV_HEATMAP_WEIGHT, image=bev.AUX.IMAGE_HEATMAP_WEIGHT),
+        "dense_boxes": DenseBoxWeights(bev=bev.AUX.BEV_BOX_WEIGHT, image=bev.AUX.IMAGE_BOX_WEIGHT),
+        "clear_memory": bev.CLEAR_MEMORY,
     }
 
 
@@ -145,13 +165,19 @@ def _decoder(cfg: CfgNode, num_classes: int) -> ObjectDecoder:
         num_points=bev.DECODER_POINTS,
         num_classes=num_classes,
         pc_range=cfg.INPUT.POINT_RANGE,
+        ray_heading=bev.RAY_HEADING,
     )
 
 
 def _criterion(bev: CfgNode) -> SetCriterion:
     loss = bev.LOSS
     weights = SetWeights(loss.CLS_WEIGHT, loss.BOX_WEIGHT, loss.FOCAL_ALPHA, loss.FOCAL_GAMMA)
-    return SetCriterion(weights, loss.CODE_WEIGHTS)
+    return SetCriterion(
+        weights,
+        loss.CODE_WEIGHTS,
+        velocity_beta=loss.VELOCITY_BETA,
+        moving_weight=loss.MOVING_WEIGHT,
+    )
 
 
 def _geometry(cfg: CfgNode) -> BEVGeometry:
@@ -163,6 +189,7 @@ def _geometry(cfg: CfgNode) -> BEVGeometry:
         num_pillar_points=bev.PILLAR_POINTS,
         use_shift=bev.USE_SHIFT,
         rotate_previous=bev.ROTATE_PREV_BEV,
+        bilinear=bev.PREV_BEV_SAMPLING == "bilinear",
         legacy=LegacyOptions(
             aliased_shift=legacy.ALIASED_SHIFT,
             rotate_center=tuple(legacy.ROTATE_CENTER) or None,
@@ -191,6 +218,15 @@ def _check(cfg: CfgNode) -> None:
         (
             bev.QUERY_INIT in ("random", "grid"),
             f"QUERY_INIT is {bev.QUERY_INIT!r}, expected 'random' or 'grid'",
+        ),
+        (
+            bev.PREV_BEV_SAMPLING in ("nearest", "bilinear"),
+            f"PREV_BEV_SAMPLING is {bev.PREV_BEV_SAMPLING!r}, expected 'nearest' or 'bilinear'",
+        ),
+        (
+            bev.PREV_BEV_SAMPLING != "bilinear" or not bev.LEGACY.ALIASED_SHIFT,
+            "PREV_BEV_SAMPLING 'bilinear' shifts no sampling points, which LEGACY.ALIASED_SHIFT is about: "
+            "set one of the two back to its default",
         ),
         (
             len(bev.LEGACY.ROTATE_CENTER) in (0, 2),

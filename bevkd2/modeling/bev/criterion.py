@@ -14,6 +14,8 @@ from torchvision.ops import sigmoid_focal_loss
 from bevkd2.modeling.losses import average_over_ranks
 
 MATCHED_CODES = 8  # the published cost leaves the velocity out
+MOVING_SPEED = 0.2
+"""m/s from which an object counts as moving."""
 
 
 def focal_cost(class_logits: Tensor, labels: Tensor, *, alpha: float, gamma: float) -> Tensor:
@@ -111,15 +113,25 @@ class HungarianMatcher:
 class SetCriterion:
     """Focal loss and L1 loss of matched queries, for every decoder layer (BEVFormer, section 4.2)."""
 
-    def __init__(self, weights: SetWeights, code_weights: Sequence[float]) -> None:
+    def __init__(
+        self,
+        weights: SetWeights,
+        code_weights: Sequence[float],
+        *,
+        velocity_beta: float = 0.0,
+        moving_weight: float = 1.0,
+    ) -> None:
         """Sets the weights.
 
         Args:
             weights: of the loss, and of the matching.
             code_weights: ten factors of the L1 terms of the loss.
+            velocity_beta: m/s below which the loss of a velocity is quadratic (smooth L1); 0: L1.
+            moving_weight: multiplies the velocity terms of objects of MOVING_SPEED and more.
         """
         self.matcher = HungarianMatcher(weights)
         self.weights, self.code_weights = weights, list(code_weights)
+        self.velocity_beta, self.moving_weight = velocity_beta, moving_weight
 
     def __call__(
         self, class_logits: Tensor, box_codes: Tensor, labels: list[Tensor], codes: list[Tensor]
@@ -164,6 +176,17 @@ class SetCriterion:
         weights = weights.to(predicted.device, non_blocking=True)
         loss = predicted.sum() * 0  # keeps the graph where no sample has an object
         for sample, (queries, objects) in enumerate(pairs):
-            difference = predicted[sample, queries] - codes[sample][objects]
-            loss = loss + (difference.abs() * weights).sum()
+            target = codes[sample][objects]
+            error = (predicted[sample, queries] - target).abs()
+            if self.velocity_beta > 0 or self.moving_weight != 1:
+                error = torch.cat([error[:, :8], self._velocity_error(error[:, 8:], target[:, 8:])], dim=1)
+            loss = loss + (error * weights).sum()
         return self.weights.boxes * loss
+
+    def _velocity_error(self, error: Tensor, velocity: Tensor) -> Tensor:
+        """Returns (n, 2) errors after smooth L1 and the weight of moving objects."""
+        beta = self.velocity_beta
+        if beta > 0:
+            error = torch.where(error < beta, 0.5 * error**2 / beta, error - 0.5 * beta)
+        moving = velocity.norm(dim=1, keepdim=True) >= MOVING_SPEED
+        return torch.where(moving, self.moving_weight * error, error)

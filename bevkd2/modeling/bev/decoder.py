@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bevkd2.modeling.bev.attention import DeformableAttention
@@ -102,6 +103,7 @@ class ObjectDecoder(nn.Module):
         num_points: int,
         num_classes: int,
         pc_range: Sequence[float],
+        ray_heading: bool = False,
     ) -> None:
         """Builds the layers and the prediction branches.
 
@@ -111,9 +113,12 @@ class ObjectDecoder(nn.Module):
             num_points: sampling points of the cross-attention.
             num_classes: K.
             pc_range: x0, y0, z0, x1, y1, z1 in metres that reference points are fractions of.
+            ray_heading: the branches predict headings relative to the ray from the origin to the predicted
+                centre, as pictures show them; box codes are the same as without.
         """
         super().__init__()
         embed_dim = options.embed_dim
+        self.ray_heading = ray_heading
         self.layers = nn.ModuleList(DecoderLayer(options, num_points) for _ in range(num_layers))
         self.reference_points = nn.Linear(embed_dim, 3)
         nn.init.xavier_uniform_(self.reference_points.weight)
@@ -162,7 +167,11 @@ class ObjectDecoder(nn.Module):
         move = torch.cat([output[..., 0:2], output[..., 4:5]], dim=-1)
         center = (inverse_sigmoid(reference) + move).sigmoid()
         metres = center * self.range_extent + self.range_low
-        code = torch.cat([metres[..., :2], output[..., 2:4], metres[..., 2:], output[..., 5:]], dim=-1)
+        tail = output[..., 5:]
+        if self.ray_heading:
+            heading = _from_ray(output[..., 6:8], metres[..., :2].detach())
+            tail = torch.cat([output[..., 5:6], heading, output[..., 8:]], dim=-1)
+        code = torch.cat([metres[..., :2], output[..., 2:4], metres[..., 2:], tail], dim=-1)
         return code, center
 
     @torch.no_grad()
@@ -184,6 +193,23 @@ class ObjectDecoder(nn.Module):
         object_queries[:, :3] = inverse_sigmoid(torch.stack([x, y, torch.full_like(x, 0.5)], dim=-1))
         nn.init.zeros_(self.reference_points.weight)
         nn.init.eye_(self.reference_points.weight[:, :3])
+
+
+def _from_ray(heading: Tensor, center: Tensor) -> Tensor:
+    """Turns headings relative to the ray from the origin into those of box codes.
+
+    The published yaw is -yaw - pi/2, so the azimuth of the ray is subtracted from it.
+
+    Args:
+        heading: (..., 2) sin, cos, of any length.
+        center: (..., 2) x, y in metres.
+
+    Returns:
+        (..., 2) sin, cos of the same length.
+    """
+    sin, cos = heading.unbind(-1)
+    x, y = F.normalize(center, dim=-1).unbind(-1)
+    return torch.stack([sin * x - cos * y, cos * x + sin * y], dim=-1)
 
 
 def _class_branch(embed_dim: int, num_classes: int) -> nn.Sequential:

@@ -31,21 +31,26 @@ class MultiViewDetector(Detector[BEVInputs, BEVTargets, BEVKnowledge]):
     current frame), and in training ``boxes`` and ``labels``.
 
     In eval mode, a detector whose knowledge has a ``state`` gets back the state of the scene's last frame:
-    frames of a scene are to be given in order.
+    frames of a scene are to be given in order. With ``clear_memory`` it gets none: the scores then show what
+    the history is worth.
     """
 
     knowledge = BEVKnowledge
 
-    def __init__(self, *, num_cameras: int, num_classes: int, **shared: Any) -> None:
+    def __init__(
+        self, *, num_cameras: int, num_classes: int, clear_memory: bool = False, **shared: Any
+    ) -> None:
         """Keeps the shared parts.
 
         Args:
             num_cameras: N.
             num_classes: K.
+            clear_memory: in eval mode, drop the states before every frame; may be changed at any time.
             **shared: of :class:`Detector`.
         """
         super().__init__(**shared)
         self.num_cameras, self.num_classes = num_cameras, num_classes
+        self.clear_memory = clear_memory
         self._memory = SceneMemory()
 
     def train(self, mode: bool = True) -> MultiViewDetector:
@@ -124,7 +129,8 @@ class MultiViewDetector(Detector[BEVInputs, BEVTargets, BEVKnowledge]):
         results: dict[int, dict[str, Any]] = {}
         for rows in split_by_time(scenes):
             inputs = self.preprocess([batched_inputs[row] for row in rows])
-            knowledge = self.extract(inputs, state=self._memory.recall(inputs.current.scene_tokens))
+            past = None if self.clear_memory else self._memory.recall(inputs.current.scene_tokens)
+            knowledge = self.extract(inputs, state=past)
             if knowledge.state is not None:
                 self._memory.store(knowledge.state)
             results.update(zip(rows, self.inference(knowledge, inputs), strict=True))

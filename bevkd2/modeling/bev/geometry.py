@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bevkd2.modeling.bev.inputs import Frames
@@ -69,6 +70,9 @@ class BEVGeometry:
     num_pillar_points: int
     use_shift: bool = True
     rotate_previous: bool = True
+    bilinear: bool = False
+    """The previous grid is turned and shifted at once by bilinear interpolation; else it is turned by nearest
+    neighbour, and the reference points are shifted, as published."""
     legacy: LegacyOptions = LegacyOptions()
 
     @property
@@ -117,7 +121,9 @@ class BEVGeometry:
         return History(queue, exists, self.temporal_reference_points(motion, exists))
 
     def align(self, previous_bev: Tensor, motion: Tensor) -> Tensor:
-        """Returns the previous grid turned by the change of yaw: nearest neighbour, zeros from outside."""
+        """Returns the previous grid in the present's pose (unless bilinear, without the shift)."""
+        if self.bilinear:
+            return sample_cells(previous_bev, self._source_points(motion), self.bev_shape)
         if not self.rotate_previous:
             return previous_bev
         return gather_cells(
@@ -126,11 +132,27 @@ class BEVGeometry:
 
     def temporal_reference_points(self, motion: Tensor, exists: list[bool]) -> Tensor:
         """Returns (B, 2, H*W, 2) float32 x, y in fractions of the grid: previous and current ones."""
-        shift = grid_shift(motion, self.pc_range).float() * float(self.use_shift)
+        shift = grid_shift(motion, self.pc_range).float() * float(self.use_shift and not self.bilinear)
         shift = shift * torch.tensor(exists, device=shift.device)[:, None]
         current = torch.ones_like(shift) if self.legacy.aliased_shift else torch.zeros_like(shift)
         by_queue = torch.stack([shift, shift * current], dim=1)
         return bev_reference_points(self.bev_shape, motion.device) + by_queue[:, :, None]
+
+    def _source_points(self, motion: Tensor) -> Tensor:
+        """Returns (B, H*W, 2) float64: where the cells' centres were in the previous grid, in cells."""
+        size = motion.new_tensor([self.bev_shape[1], self.bev_shape[0]])
+        center = motion.new_tensor(self.rotate_center)
+        points = bev_reference_points(self.bev_shape, motion.device).double() * size - center
+        if self.use_shift:
+            points = points + (grid_shift(motion, self.pc_range) * size)[:, None]
+        points = points.expand(len(motion), -1, -1)
+        if self.rotate_previous:
+            angle = torch.deg2rad(motion[:, 17:18])
+            x, y = points.unbind(-1)
+            points = torch.stack(
+                [angle.cos() * x - angle.sin() * y, angle.sin() * x + angle.cos() * y], dim=-1
+            )
+        return points + center
 
 
 @dataclasses.dataclass
@@ -298,6 +320,23 @@ def rotation_source_index(degrees: Tensor, shape: tuple[int, int], center: tuple
     row = (angle.sin() * dx + angle.cos() * dy + (center[1] - 0.5)).round().long()
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     return torch.where(inside, row * width + column, -1)
+
+
+def sample_cells(bev: Tensor, points: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Reads a grid between its cells by bilinear interpolation.
+
+    Args:
+        bev: (B, H*W, C).
+        points: (B, P, 2) x, y in cells; the middle of the first cell is (0.5, 0.5).
+        shape: (H, W).
+
+    Returns:
+        (B, P, C); the grid is 0 outside.
+    """
+    grid = bev.transpose(1, 2).unflatten(2, shape)
+    where = 2 * points / points.new_tensor([shape[1], shape[0]]) - 1
+    read = F.grid_sample(grid, where[:, None].to(grid.dtype), align_corners=False)
+    return read[:, :, 0].transpose(1, 2)
 
 
 def gather_cells(bev: Tensor, index: Tensor) -> Tensor:

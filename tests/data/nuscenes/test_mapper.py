@@ -61,6 +61,19 @@ def test_scene_starts_have_less_history(index):
     assert seen[5] == {(2, 3), (2, 4), (3, 4)}
 
 
+def test_latest_history_is_always_one_key_frame_apart(index):
+    for length in (1, 2, 3):
+        latest = mapper(queue_length=length, history="latest")
+        for seed in range(5):
+            chosen = {i: latest.history_frames(index, i, rng(seed)) for i in (0, 1, 5, 6, 8)}
+            assert chosen[0] == chosen[6] == []  # the first frames of two scenes
+            assert chosen[1] == [0][: length - 1]
+            assert chosen[5] == [3, 4][3 - length :]
+            assert chosen[8] == [6, 7][3 - length :]
+    with pytest.raises(ValueError, match=r"INPUT\.HISTORY is 'newest', expected one of random, latest"):
+        mapper(history="newest")
+
+
 @pytest.mark.parametrize("length", [1, 2, 4])
 def test_history_is_one_shorter_than_the_queue(index, length):
     for seed in range(10):
@@ -127,6 +140,9 @@ def test_from_config():
     cfg.INPUT.QUEUE_LENGTH = 5
     assert NuScenesMapper(cfg, is_train=True).queue_length == 5
     assert NuScenesMapper(cfg, is_train=False).queue_length == 1
+    assert NuScenesMapper(cfg, is_train=True).history == "random"
+    cfg.INPUT.HISTORY = "latest"
+    assert NuScenesMapper(cfg, is_train=True).history == "latest"
     cfg.INPUT.POINT_RANGE = [-20.0, -30.0, -1.0, 20.0, 30.0, 1.0]
     assert NuScenesMapper(cfg, is_train=True).bev_limits == (-20.0, -30.0, 20.0, 30.0)
     cfg.INPUT.QUEUE_LENGTH = 0

@@ -142,6 +142,24 @@ def test_state_of_an_earlier_scene_is_dropped(tiny_cfg: CfgNode, make_frame: Mak
     torch.testing.assert_close(model([later])[0]["scores"], fresh)
 
 
+def test_with_its_memory_cleared_every_frame_is_a_first_one(tiny_cfg: CfgNode, make_frame: Make):
+    frames = [make_frame(1 + step, step=step) for step in range(3)]
+    model = randomized(tiny_cfg)
+    remembering = [model([frame])[0]["scores"] for frame in frames]
+    alone = [randomized(tiny_cfg)([frame])[0]["scores"] for frame in frames]
+    tiny_cfg.MODEL.BEVFORMER.CLEAR_MEMORY = True
+    clearing = randomized(tiny_cfg)
+    cleared = [clearing([frame])[0]["scores"] for frame in frames]
+    assert all(torch.equal(a, b) for a, b in zip(cleared, alone, strict=True))
+    assert torch.equal(remembering[0], cleared[0])
+    assert not torch.equal(remembering[1], cleared[1]) and not torch.equal(remembering[2], cleared[2])
+    together = clearing(frames)  # one scene in one batch
+    torch.testing.assert_close(together[2]["scores"], cleared[2], atol=1e-5, rtol=1e-4)
+    clearing.clear_memory = False
+    again = [clearing.train().eval(), *[clearing([frame])[0]["scores"] for frame in frames]][1:]
+    assert all(torch.equal(a, b) for a, b in zip(again, remembering, strict=True))
+
+
 def test_state_passes_between_calls(tiny_cfg: CfgNode, make_sample: Make):
     model = randomized(tiny_cfg)
     sample = make_sample(1, history=1)
@@ -158,9 +176,11 @@ def test_state_passes_between_calls(tiny_cfg: CfgNode, make_sample: Make):
 def test_gradient_reaches_every_trainable_parameter(tiny_cfg: CfgNode, make_sample: Make):
     aux = tiny_cfg.MODEL.BEVFORMER.AUX
     aux.BEV_HEATMAP_WEIGHT = aux.IMAGE_HEATMAP_WEIGHT = 1.0
+    aux.BEV_BOX_WEIGHT = aux.IMAGE_BOX_WEIGHT = 1.0
     model = randomized(tiny_cfg).train()
     losses = model([make_sample(1, history=1), make_sample(2)])
     expected = {"loss_cls", "loss_box", "loss_cls_0", "loss_box_0", "loss_bev_heatmap", "loss_image_heatmap"}
+    expected |= {"loss_bev_boxes", "loss_image_boxes"}
     assert set(losses) == expected
     sum(losses.values()).backward()
     untouched = [
@@ -344,6 +364,7 @@ def test_bad_samples_are_named(tiny_cfg: CfgNode, make_sample: Make):
         ("SPATIAL_POINTS", 6, "SPATIAL_POINTS 6 must be a multiple"),
         ("NUM_FEATURE_LEVELS", 1, "NUM_FEATURE_LEVELS 1 must be at least"),
         ("QUERY_INIT", "magic", "QUERY_INIT is 'magic'"),
+        ("PREV_BEV_SAMPLING", "cubic", "PREV_BEV_SAMPLING is 'cubic'"),
         ("BEV_SHAPE", [50], r"BEV_SHAPE is \[50\]"),
         ("POST_CENTER_RANGE", [-9.0, 9.0], r"POST_CENTER_RANGE \[-9.0, 9.0\]"),
     ],

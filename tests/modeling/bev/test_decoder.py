@@ -1,12 +1,14 @@
 import torch
 
+from bevkd2.modeling.bev.box_coder import decode_codes
 from bevkd2.modeling.bev.decoder import DeformableCrossAttention, ObjectDecoder, inverse_sigmoid
 from bevkd2.modeling.bev.layers import LayerOptions
+from bevkd2.structures import wrap_angle
 
 RANGE = (-12.0, -9.0, -5.0, 12.0, 9.0, 3.0)
 
 
-def make_decoder(num_layers: int = 3) -> ObjectDecoder:
+def make_decoder(num_layers: int = 3, ray_heading: bool = False) -> ObjectDecoder:
     torch.manual_seed(0)
     return ObjectDecoder(
         LayerOptions(embed_dim=8, num_heads=2, ffn_dim=8, dropout=0.0),
@@ -14,6 +16,7 @@ def make_decoder(num_layers: int = 3) -> ObjectDecoder:
         num_points=2,
         num_classes=3,
         pc_range=RANGE,
+        ray_heading=ray_heading,
     )
 
 
@@ -29,6 +32,19 @@ def test_centres_refine_the_reference_and_the_rest_is_the_branchs_output():
             out.box_codes[layer][..., [2, 3, 5, 6, 7, 8, 9]], raw[..., [2, 3, *range(5, 10)]]
         )
         torch.testing.assert_close(out.reference_points[layer + 1], center)
+
+
+def test_headings_relative_to_the_ray_are_turned_by_its_azimuth():
+    """All other numbers of a code are those of the decoder without it."""
+    queries, bev = torch.randn(5, 16), torch.randn(2, 12, 8)
+    plain = make_decoder(2)(queries, bev, (3, 4)).box_codes
+    codes = make_decoder(2, ray_heading=True)(queries, bev, (3, 4)).box_codes
+    others = [0, 1, 2, 3, 4, 5, 8, 9]
+    assert torch.equal(codes[..., others], plain[..., others])
+    boxes, local = decode_codes(codes.flatten(0, 2)), decode_codes(plain.flatten(0, 2))
+    azimuth = torch.atan2(boxes.center[:, 1], boxes.center[:, 0])
+    torch.testing.assert_close(wrap_angle(boxes.yaw - azimuth), local.yaw, atol=1e-5, rtol=0)
+    torch.testing.assert_close(codes[..., 6:8].norm(dim=-1), plain[..., 6:8].norm(dim=-1))
 
 
 def test_no_gradient_flows_from_layer_to_layer_through_the_references():

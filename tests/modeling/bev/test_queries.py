@@ -4,7 +4,14 @@ import pytest
 import torch
 from torchvision.transforms.functional import rotate
 
-from bevkd2.modeling.bev.geometry import ego_motion, gather_cells, grid_shift, rotation_source_index
+from bevkd2.modeling.bev.geometry import (
+    BEVGeometry,
+    bev_reference_points,
+    ego_motion,
+    gather_cells,
+    grid_shift,
+    rotation_source_index,
+)
 from bevkd2.modeling.bev.layers import BEVPosition
 
 PC_RANGE = (-51.2, -38.4, -5.0, 51.2, 44.8, 3.0)
@@ -86,3 +93,41 @@ def test_each_row_of_a_batch_turns_by_its_own_angle():
     assert torch.equal(both[0], torch.arange(16))
     assert torch.equal(both[1:], rotation_source_index(angles[1:], (4, 4), (2, 2)))
     assert not torch.equal(both[0], both[1])
+
+
+@pytest.mark.parametrize("move", [(3.0, 1.0, 0.3), (0.0, 0.0, -0.5), (-2.0, 4.0, 0.0)])
+def test_the_bilinear_previous_grid_lies_where_the_poses_say(move: tuple[float, float, float]):
+    """A grid that holds its own coordinates is read exactly; rotation and shift are both in it."""
+    shape, pc_range = (16, 20), (-20.0, -16.0, -5.0, 20.0, 16.0, 3.0)
+    geometry = BEVGeometry(shape, pc_range, 4, bilinear=True)
+    before = torch.zeros(1, 18, dtype=torch.float64)
+    before[0, 16] = 2.0
+    now = before.clone()
+    now[0, :2] += torch.tensor(move[:2], dtype=torch.float64)
+    now[0, 16] += move[2]
+    for pose in (before, now):
+        pose[0, 17] = torch.rad2deg(pose[0, 16])
+    centers = bev_reference_points(shape, torch.device("cpu")).double()
+    centers = centers * torch.tensor([40.0, 32.0]) - torch.tensor([20.0, 16.0])
+
+    def axes(pose: torch.Tensor) -> torch.Tensor:
+        """Rows: where right and forward point in the global frame."""
+        sin, cos = pose[0, 16].sin(), pose[0, 16].cos()
+        return torch.stack([torch.stack([sin, -cos]), torch.stack([cos, sin])])
+
+    expected = (centers @ axes(now) + now[0, :2] - before[0, :2]) @ axes(before).T
+    motion = geometry.motion(now, before, [True])
+    aligned = geometry.align(centers[None].float(), motion)[0]
+    inside = (expected.abs() <= torch.tensor([19.0, 15.0])).all(1)
+    assert 150 < int(inside.sum()) <= len(inside)
+    torch.testing.assert_close(aligned[inside], expected[inside].float(), atol=1e-4, rtol=0)
+    outside = (expected.abs() > torch.tensor([21.0, 17.0])).any(1)
+    assert torch.equal(aligned[outside], torch.zeros_like(aligned[outside]))
+    points = geometry.temporal_reference_points(motion, [True])
+    torch.testing.assert_close(points[:, 0], points[:, 1])  # nothing is left to shift
+
+
+def test_the_bilinear_previous_grid_of_a_standing_ego_is_itself():
+    bev, still = torch.randn(2, 12, 8), torch.zeros(2, 18, dtype=torch.float64)
+    aligned = BEVGeometry((3, 4), (-4.0, -3.0, -5.0, 4.0, 3.0, 3.0), 4, bilinear=True).align(bev, still)
+    torch.testing.assert_close(aligned, bev)
