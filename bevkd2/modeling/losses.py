@@ -17,3 +17,26 @@ def average_over_ranks(count: float | Tensor, device: torch.device) -> Tensor:
         dist.all_reduce(total)
         total /= comm.get_world_size()
     return total.clamp(min=1)
+
+
+def share_of_average(count: Tensor) -> Tensor | float:
+    """Returns the count of this process over the mean of all, at least 1: 1 where there is one process.
+
+    A mean over the ``count`` terms of a process, multiplied by it, averages over the processes to the mean
+    over the terms of all.
+
+    Args:
+        count: scalar, how many terms this process has.
+    """
+    if comm.get_world_size() == 1:
+        return 1.0
+    return count / average_over_ranks(count, count.device)
+
+
+def max_over_ranks(value: Tensor) -> Tensor:
+    """Returns the largest value of all processes."""
+    if comm.get_world_size() == 1:
+        return value
+    largest = value.clone()
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest

@@ -11,6 +11,7 @@ from torch import Tensor
 from bevkd2.distill.methods.base import DistillMethod, register_method
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import MonoKnowledge
+from bevkd2.modeling.losses import max_over_ranks, share_of_average
 from bevkd2.modeling.mono.inputs import MonoTargets
 from bevkd2.ops import Distance, Rho, content_mask, depth_guidance, prediction_loss
 
@@ -24,7 +25,7 @@ class DepthGuidedPrediction(DistillMethod[MonoKnowledge]):
     L_p = a_obj / K_obj * sum over objects' locations of D * l + a_bg / K_bg * sum over the others of l, where
     l is the distance of the two class predictions at a location, summed over the classes, and D the
     depth-guided weight (:func:`bevkd2.ops.depth_guidance`). Objects' locations are those that the student's
-    assignment gives an object; K counts them over the batch of this process. Locations in the padding are
+    assignment gives an object; K counts them over the batch of all processes. Locations in the padding are
     neither. In images that were shifted or scaled, from which no depth is learned (SMOKE's augmentation),
     the two depths count as equal, so that phi is its offset; rho is as anywhere.
 
@@ -98,7 +99,8 @@ class DepthGuidedPrediction(DistillMethod[MonoKnowledge]):
             object_weight=self.object_weight,
             background_weight=self.background_weight,
         )
-        return losses.objects + losses.background
+        counted, rest = (objects & content).sum(), (~objects & content).sum()
+        return losses.objects * share_of_average(counted) + losses.background * share_of_average(rest)
 
     def _guidance(
         self, student: MonoKnowledge, teacher: MonoKnowledge, targets: MonoTargets, counted: Tensor
@@ -109,7 +111,7 @@ class DepthGuidedPrediction(DistillMethod[MonoKnowledge]):
             depth.detach() if depth is not None and self.detach else depth,
             getattr(teacher, self.depth_field) if self.depth_attention else None,
             targets.depth_of_locations(),
-            targets.max_depth,
+            max_over_ranks(targets.max_depth),
             counted=counted,
             frozen=targets.affine_augmented,
             slope=self.slope,

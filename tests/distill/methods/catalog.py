@@ -26,6 +26,9 @@ class Entry:
     """The loss of a student that is the teacher is 0 (methods whose minimum is elsewhere say False)."""
     per_sample: bool = True
     """The loss of a batch of two is the mean of those of its samples."""
+    joint: bool = True
+    """Two processes with one sample each have the mean loss and gradient of one process with both; False
+    for methods that compare the samples of a process with each other, as published."""
     reaches: tuple[str, ...] = ("image_backbone", "neck")
     """Parts of the student (prefixes of parameter names) that get a gradient of the method alone."""
     lr: float = 1e-2
@@ -56,8 +59,22 @@ CATALOG = [
     Entry("PerspectiveFeature", settings={"ADAPTER": "none"}, student_width=16),
     Entry("PerspectiveFeature"),
     Entry("DepthGuidedPrediction", _MONO, per_sample=False, reaches=("image_backbone", "neck", "head")),
-    Entry("PKD", per_sample=False),
-    Entry("PKD", _BEV, {"SOURCES": ["bev"]}, per_sample=False, reaches=("image_backbone", "neck", "encoder")),
-    Entry("PKD", _BEV, {"SOURCES": ["bev.layers", "bev.spatial.1"]}, per_sample=False, reaches=("encoder",)),
+    Entry("PKD", per_sample=False, joint=False),
+    Entry(
+        "PKD",
+        _BEV,
+        {"SOURCES": ["bev"]},
+        per_sample=False,
+        joint=False,
+        reaches=("image_backbone", "neck", "encoder"),
+    ),
+    Entry(
+        "PKD",
+        _BEV,
+        {"SOURCES": ["bev.layers", "bev.spatial.1"]},
+        per_sample=False,
+        joint=False,
+        reaches=("encoder",),
+    ),
 ]
 """Every method of the registry, at least once."""
