@@ -223,10 +223,19 @@ def _assign(source: fvcore_config.CfgNode, target: fvcore_config.CfgNode) -> Non
 
 
 def _decode(old: Any, new: Any) -> Any:
-    """Returns the value that a string is of, such as "(1, 2)", unless a string is expected."""
+    """Returns the value that a string is of, such as "(1, 2)", unless a string is expected.
+
+    Where a list is expected, a list of words need not have quotes: "[PKD, FGD]".
+    """
     if isinstance(old, str) and isinstance(new, str):
         return new
-    return CfgNode._decode_cfg_value(new)
+    value = CfgNode._decode_cfg_value(new)
+    if isinstance(old, (list, tuple)) and isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return yaml.load(value, _UniqueKeyLoader)  # noqa: S506  (it is safe)
+        except yaml.YAMLError:
+            return value  # the caller says what is expected
+    return value
 
 
 def _coerce(old: Any, new: Any, name: str) -> Any:

@@ -256,3 +256,12 @@ def test_a_key_that_is_gone_names_the_new_one(tmp_path, on_the_command_line):
             cfg.merge_from_list(["MODEL.BEVFORMER.PC_RANGE", str(limits)])
         else:
             cfg.merge_from_file(str(path))
+
+
+def test_a_list_of_words_on_the_command_line_needs_no_quotes():
+    cfg = get_cfg()
+    cfg.merge_from_list(["DISTILL.METHODS", "[PKD, BEVResponse]", "DISTILL.INHERIT.INIT_PARAMS", "[neck]"])
+    assert cfg.DISTILL.METHODS == ["PKD", "BEVResponse"]
+    assert cfg.DISTILL.INHERIT.INIT_PARAMS == ["neck"]
+    with pytest.raises(ValueError, match=r"expected list .* found str '\[PKD, BEVResponse'"):
+        cfg.merge_from_list(["DISTILL.METHODS", "[PKD, BEVResponse"])
