@@ -16,6 +16,7 @@ from tests.docs.pages import ROOT
 from tests.examples.boxes_json import write_world
 from tests.examples.test_downstream import PACKAGE, SHORT, TRAIN_NET, run
 
+pytestmark = pytest.mark.slow
 CLASSES = ("car", "person")
 CONFIG = "examples/downstream/configs/boxes_json.yaml"
 

@@ -11,6 +11,7 @@ from bevkd2.data.synthetic import WorldConfig, generate
 from tests.docs.pages import PAGES, ROOT, commands
 from tests.examples.test_downstream import CONFIGS, SHORT, keys, logged, run
 
+pytestmark = pytest.mark.slow
 LEARNING = ("SOLVER.MAX_ITER", "40", "SOLVER.BASE_LR", "0.005", "SOLVER.WARMUP_ITERS", "5")
 
 
