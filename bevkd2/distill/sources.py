@@ -55,14 +55,19 @@ class FeatureSource:
         """Returns the fields of the knowledge that reading and masking the map takes."""
         return frozenset({self.field, "image_sizes"} if self.grid is None else {self.field, "bev_range"})
 
-    def read(self, student: Knowledge, teacher: Knowledge) -> FeaturePair:
+    def read(self, student: Knowledge, teacher: Knowledge, resize: bool = True) -> FeaturePair:
         """Returns the map of both models.
 
-        Where the teacher saw the images at another scale than the student, its map is resized (bilinear) to
-        the student's.
+        Args:
+            student: the student's knowledge.
+            teacher: the teacher's.
+            resize: where the teacher saw the images at another scale than the student, its map is resized
+                (bilinear) to the student's.
         """
         ours, theirs = self._map(student, self.student_key), self._map(teacher, self.teacher_key)
-        return FeaturePair(self, ours, resized_to(theirs, ours).detach())
+        if resize:
+            theirs = resized_to(theirs, ours)
+        return FeaturePair(self, ours, theirs.detach())
 
     def _map(self, knowledge: Knowledge, key: str | int | None) -> Tensor:
         value: Any = knowledge.filled(self.field)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bevkd2.config import CfgNode
 from bevkd2.d2 import Backbone, ShapeSpec, build_backbone
+from bevkd2.modeling.backbones.pre_activation import PreActivationBackbone
 from bevkd2.modeling.knowledge import Knowledge
 from bevkd2.modeling.necks import FPN, Neck
 from bevkd2.modeling.pixels import PixelNormalizer
@@ -218,10 +219,15 @@ class Detector(nn.Module, ABC, Generic[InputsT, TargetsT, KnowledgeT]):
             ValueError: an unknown want.
         """
         self.knowledge.fields_to_fill(wants, partial=True)
-        backbone = self.image_backbone(images)
+        pre_activation = None
+        if "pre_activation" in wants and isinstance(self.image_backbone, PreActivationBackbone):
+            backbone, pre_activation = self.image_backbone.forward_with_pre_activation(images)
+        else:
+            backbone = self.image_backbone(images)
         levels = self.neck(backbone)
         knowledge: Any = self.knowledge(
             backbone=backbone if "backbone" in wants else None,
+            pre_activation=pre_activation,
             fpn=levels if "fpn" in wants else None,
             fpn_strides=self.neck.strides,
             image_sizes=image_sizes,

@@ -190,6 +190,14 @@ class MonoKnowledge(Knowledge):
     """(B, Q) metres: the expectation over the depth bins; None where the head has none."""
     grid: DenseGrid | None = None
     """Shapes and strides of the levels, and the positions of the Q locations."""
+    boxes: Tensor | None = dataclasses.field(default=None, metadata=COSTLY)
+    """(B, Q, 7) x, y, z of the gravity centre, length, height, width (m) and rotation_y, in the layout of
+    CameraBoxes3D: the box of every location, of its most likely class where that decides."""
+    boxes2d: Tensor | None = dataclasses.field(default=None, metadata=COSTLY)
+    """(B, Q, 4) x1, y1, x2, y2 in pixels, not beyond the image: the head's own, or else those around the
+    projected ``boxes``, without gradient."""
+    depth_uncertainty: Tensor | None = dataclasses.field(default=None, metadata=COSTLY)
+    """(B, Q) logarithm of the predicted scale of the depth's error; None where the head has none."""
     outputs: Any = None
     """The head's own maps, of the head's own type, for its losses and its inference."""
 

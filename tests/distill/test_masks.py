@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
+from bevkd2.d2 import ShapeSpec
 from bevkd2.distill import draw_content, draw_masks, resolve_sources
 from bevkd2.modeling import BEVKnowledge, BEVTargets
+from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.structures import Boxes3D, project_points
 from tests.distill.methods.harness import build_detector, make_batch
 from tests.distill.test_sources import raise_unless, shapes
@@ -99,3 +101,47 @@ def test_targets_without_boxes_on_the_ground_are_named():
     (source,) = resolve_sources(["bev"], shapes(), shapes(), raise_unless)
     with pytest.raises(ValueError, match=r"targets with grid_boxes\(\), which MonoTargets lacks"):
         draw_masks([source], [(6, 8)], BEVKnowledge(bev_range=(0, 0, 1, 1)), targets, "foreground")
+
+
+def image_masks(boxes, kind="foreground", **options):
+    """Masks of two levels, of strides 8 and 16, of one image of 48 x 64 pixels."""
+    sources = resolve_sources(["fpn"], *[image_shapes()] * 2, raise_unless)
+    knowledge = BEVKnowledge(image_sizes=torch.tensor([[48.0, 64.0]]))
+    targets = type("Targets", (), {"image_boxes": lambda self: [torch.tensor(boxes).reshape(-1, 4)]})()
+    return [mask[0] for mask in draw_masks(sources, [(6, 8), (3, 4)], knowledge, targets, kind, **options)]
+
+
+def image_shapes():
+    return FeatureShapes(backbone={}, fpn=[ShapeSpec(channels=4, stride=stride) for stride in (8, 16)])
+
+
+@pytest.mark.parametrize(
+    ("rounding", "rows", "columns"),
+    [("centers", (1, 3), (2, 4)), ("outward", (0, 4), (1, 6)), ("truncated", (0, 3), (1, 4))],
+)
+def test_boxes_are_rounded_to_cells(rounding, rows, columns):
+    # In cells of 8 pixels: columns 1.625 to 4.375, rows 0.75 to 3.0
+    fine, _ = image_masks([[13.0, 6.0, 35.0, 24.0]], rounding=rounding)
+    expected = torch.zeros(6, 8)
+    expected[rows[0] : rows[1], columns[0] : columns[1]] = 1.0
+    assert torch.equal(fine, expected)
+
+
+def test_a_truncated_box_thinner_than_a_cell_has_one_cell():
+    fine, coarse = image_masks([[17.0, 9.0, 22.0, 40.0]], rounding="truncated")
+    assert fine.nonzero().tolist() == [[1, 2]] and coarse.nonzero().tolist() == [[0, 1]]
+
+
+def test_an_outward_box_counts_all_of_its_cells():
+    fine, _ = image_masks([[13.0, 6.0, 35.0, 24.0]], rounding="outward", normalize=True)
+    assert fine[0, 1].item() == pytest.approx(1 / 20) and fine.sum().item() == pytest.approx(1.0)
+
+
+def test_an_object_may_be_on_the_level_of_its_size_alone():
+    small, large = [0.0, 0.0, 16.0, 16.0], [-200.0, -200.0, 64.0, 48.0]
+    fine, coarse = image_masks([small], one_level=True)
+    assert fine.sum() == 4 and coarse.sum() == 0
+    fine, coarse = image_masks([large], one_level=True)
+    assert fine.sum() == 0 and coarse.sum() == 12
+    fine, coarse = image_masks([small, large], "background", one_level=True)
+    assert fine.sum() == 44 and coarse.sum() == 0

@@ -2,8 +2,8 @@
 
 DIR is one of two layouts: a folder of BEVFormer cases
 ``<cfg>_s<seed>_{meta.json,weights.npz,in.npz,out.npz,attn.npz}``, or the monocular one with the folders
-heads, ops, iou, full_nets and kitti_eval. Tables show the largest differences; the exit status is 1 where one
-exceeds its tolerance or a recording is missing.
+heads, ops, iou, full_nets, kitti_eval and kd. Tables show the largest differences; the exit status is 1
+where one exceeds its tolerance or a recording is missing.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from tests.golden import (
     bevformer,
     full_nets,
     iou,
+    kd_defeat,
+    kd_fgd,
+    kd_repdistiller,
     kitti_eval,
     mono_ops,
     pgd_heads,
@@ -37,8 +40,11 @@ MONOCULAR = {
     "SMOKE: head, targets, losses, gradients, decoding (heads)": smoke_heads.compare,
     "SMOKE: the whole detector (full_nets)": smoke_net.compare,
     "KITTI evaluation (kitti_eval)": kitti_eval.compare,
+    "FGD (kd)": kd_fgd.compare,
+    "DeFeat (kd)": kd_defeat.compare,
+    "KD, FitNet, AT, SP, RKD, VID (kd)": kd_repdistiller.compare,
 }
-FOLDERS = ("heads", "ops", "iou", "full_nets", "kitti_eval")
+FOLDERS = ("heads", "ops", "iou", "full_nets", "kitti_eval", "kd")
 
 Check = Callable[[], list[Row]]
 

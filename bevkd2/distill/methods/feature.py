@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from fvcore.common.config import CfgNode as FvcoreNode
 from torch import Tensor, nn
 
@@ -12,6 +13,8 @@ from bevkd2.distill.methods.base import DistillMethod
 from bevkd2.distill.sources import FeaturePair, FeatureSource, knowledge_class, resolve_sources
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import Knowledge
+from bevkd2.ops import weighted_l2
+from bevkd2.ops.precision import arithmetic_dtype
 
 _KERNELS = {"conv1x1": 1, "conv3x3": 3}
 ADAPTERS = (*_KERNELS, "auto", "none")
@@ -37,6 +40,10 @@ class FeatureMethod(DistillMethod[Knowledge]):
     """SOURCES unless the config names others."""
     adapter_default: ClassVar[str | None] = None
     """ADAPTER unless the config names another; None: the method has no adapters, and channels may differ."""
+    adapter_std: ClassVar[float | None] = None
+    """Deviation of the adapters' initial weights; None: torch's own."""
+    resizes: ClassVar[bool] = True
+    """Resize the teacher's maps to the student's size where the two saw other scales of the images."""
 
     def __init__(self, cfg: FvcoreNode, student: FeatureShapes, teacher: FeatureShapes) -> None:
         super().__init__(cfg, student, teacher)
@@ -72,11 +79,16 @@ class FeatureMethod(DistillMethod[Knowledge]):
             )
             return nn.Identity()
         kernel = _KERNELS.get(kind, 1)
-        return nn.Conv2d(ours, theirs, kernel, padding=kernel // 2)
+        adapter = nn.Conv2d(ours, theirs, kernel, padding=kernel // 2)
+        if self.adapter_std is not None:
+            nn.init.normal_(adapter.weight, std=self.adapter_std)
+            assert adapter.bias is not None
+            nn.init.zeros_(adapter.bias)
+        return adapter
 
     def pairs(self, student: Knowledge, teacher: Knowledge) -> list[FeaturePair]:
         """Returns the maps of both models, in the order of the sources, without adapters."""
-        return [source.read(student, teacher) for source in self.sources]
+        return [source.read(student, teacher, self.resizes) for source in self.sources]
 
     def adapted(self, pairs: Sequence[FeaturePair]) -> list[Tensor]:
         """Returns the student's maps after the adapters, (R, C', h, w) each."""
@@ -97,3 +109,44 @@ class FeatureMethod(DistillMethod[Knowledge]):
             targets: the student's, for masks.
         """
         raise NotImplementedError
+
+
+def summed_distance(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    scales: Sequence[float | Tensor],
+    weights: Sequence[Tensor | None] | None = None,
+    channel_weights: Sequence[Tensor | None] | None = None,
+) -> Tensor:
+    """Computes the sum over maps of scale * sum of weight * channel weight * (student - teacher)^2.
+
+    Maps with as many rows go through :func:`bevkd2.ops.weighted_l2` together: one pass over the features.
+
+    Args:
+        student: maps (R, C, h, w); R may differ between images and BEV grids.
+        teacher: of the same shapes.
+        scales: of each map, a number or a scalar tensor without gradient.
+        weights: (R, h, w) each, not negative; None: 1.
+        channel_weights: (C,) or (R, C) each, not negative; None: 1.
+
+    Returns:
+        A scalar, float32 (float64 where a feature is).
+    """
+    groups: dict[tuple[int, torch.dtype, torch.dtype], list[int]] = {}
+    for i, (ours, theirs) in enumerate(zip(student, teacher, strict=True)):
+        groups.setdefault((len(ours), ours.dtype, theirs.dtype), []).append(i)
+    losses = []
+    for chosen in groups.values():
+        ours, theirs = [student[i] for i in chosen], [teacher[i] for i in chosen]
+        dtype = arithmetic_dtype(ours[0], theirs[0])
+        factors = [torch.as_tensor(scales[i], dtype=dtype, device=ours[0].device) for i in chosen]
+        losses.append(
+            weighted_l2(
+                ours,
+                theirs,
+                torch.stack(factors)[:, None].expand(-1, len(ours[0])),
+                weights=None if weights is None else [weights[i] for i in chosen],
+                channel_weights=None if channel_weights is None else [channel_weights[i] for i in chosen],
+            ).sum()
+        )
+    return torch.stack(losses).sum()

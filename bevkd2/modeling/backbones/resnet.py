@@ -14,6 +14,7 @@ from bevkd2.config import CfgNode
 from bevkd2.d2 import BACKBONE_REGISTRY, Backbone, ShapeSpec
 from bevkd2.modeling.backbones.initial_weights import load_backbone_weights
 from bevkd2.modeling.backbones.layers import DeformConv2d, freeze_parameters, make_norm
+from bevkd2.modeling.knowledge import PreActivation
 
 BLOCKS = {
     10: (1, 1, 1, 1),
@@ -41,10 +42,19 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, C, H, W) to (N, C', H / stride, W / stride)."""
+        return self.pre_activation(x).relu()
+
+    def pre_activation(self, x: Tensor) -> Tensor:
+        """Returns the same before the last ReLU."""
         out = self.bn1(self.conv1(x)).relu()
         out = self.bn2(self.conv2(out))
-        features: Tensor = (out + self.downsample(x)).relu()
+        features: Tensor = out + self.downsample(x)
         return features
+
+    @property
+    def last_norm(self) -> nn.Module:
+        """Returns the normalisation before the sum."""
+        return self.bn2
 
 
 class Bottleneck(nn.Module):
@@ -77,11 +87,20 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, C, H, W) to (N, C', H / stride, W / stride)."""
+        return self.pre_activation(x).relu()
+
+    def pre_activation(self, x: Tensor) -> Tensor:
+        """Returns the same before the last ReLU."""
         out = self.bn1(self.conv1(x)).relu()
         out = self.bn2(self.conv2(out)).relu()
         out = self.bn3(self.conv3(out))
-        features: Tensor = (out + self.downsample(x)).relu()
+        features: Tensor = out + self.downsample(x)
         return features
+
+    @property
+    def last_norm(self) -> nn.Module:
+        """Returns the normalisation before the sum."""
+        return self.bn3
 
 
 class ResNet(Backbone):
@@ -155,13 +174,44 @@ class ResNet(Backbone):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Maps (N, 3, H, W) normalised images to features, name -> (N, C_f, H / stride_f, W / stride_f)."""
+        features, _ = self._run(x, frozenset())
+        return features
+
+    def lacks_pre_activation(self, name: str) -> str:
+        """Returns why a feature has no pre-activation; empty where it has."""
+        if name not in FEATURES[1:] or name not in self._out_features:
+            return "ends in no block of a stage, so it has no features before its last ReLU"
+        norm = self._stages()[FEATURES.index(name) - 1][-1].last_norm
+        if isinstance(norm, nn.BatchNorm2d):
+            return ""
+        return (
+            f"ends in {type(norm).__name__}, whose statistics are those of each image; set "
+            "MODEL.BACKBONE.NORM to FrozenStatsBN, FrozenBN or BN"
+        )
+
+    def forward_with_pre_activation(self, x: Tensor) -> tuple[dict[str, Tensor], dict[str, PreActivation]]:
+        """Maps (N, 3, H, W) to the features by name, and to those of them that have a pre-activation."""
+        names = frozenset(name for name in self._out_features if not self.lacks_pre_activation(name))
+        return self._run(x, names)
+
+    def _run(
+        self, x: Tensor, pre_activations: frozenset[str]
+    ) -> tuple[dict[str, Tensor], dict[str, PreActivation]]:
+        """Returns the features, and the named ones before their last ReLU."""
         x = F.max_pool2d(self.bn1(self.conv1(x)).relu(), 3, stride=2, padding=1)
-        features = {"stem": x}
+        features, found = {"stem": x}, {}
         for name, stage in zip(FEATURES[1:], self._stages(), strict=False):
             for block in stage:
-                x = checkpoint(block, x, use_reentrant=False) if self._recomputes(x) else block(x)
+                if name in pre_activations and block is stage[-1]:
+                    run = block.pre_activation
+                    before = checkpoint(run, x, use_reentrant=False) if self._recomputes(x) else run(x)
+                    norm = block.last_norm
+                    found[name] = PreActivation(before, norm.bias.detach(), norm.weight.detach().abs())
+                    x = before.relu()
+                else:
+                    x = checkpoint(block, x, use_reentrant=False) if self._recomputes(x) else block(x)
             features[name] = x
-        return {name: features[name] for name in self._out_features}
+        return {name: features[name] for name in self._out_features}, found
 
     def _recomputes(self, x: Tensor) -> bool:
         return self.checkpointing and self.training and torch.is_grad_enabled() and x.requires_grad

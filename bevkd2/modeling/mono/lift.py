@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from bevkd2.structures import unproject_points, wrap_angle
+from bevkd2.modeling.mono.inputs import MonoInputs
+from bevkd2.structures import CameraBoxes3D, projected_boxes2d, unproject_points, wrap_angle
 
 
 def direction_of(local_yaw: Tensor, direction_offset: float) -> Tensor:
@@ -59,3 +60,21 @@ def lift_boxes(
     centers = unproject_points(centers2d[:, None], depths[:, None], cam2img)[:, 0]
     azimuths = torch.atan2(centers2d[:, 0] - cam2img[:, 0, 2], cam2img[:, 0, 0])
     return torch.cat([centers, published_sizes[:, [0, 2, 1]], (local_yaws + azimuths)[:, None]], dim=1)
+
+
+@torch.no_grad()
+def boxes_around(boxes: Tensor, inputs: MonoInputs) -> Tensor:
+    """Computes the 2D boxes around the projected corners of 3D boxes.
+
+    Args:
+        boxes: (B, Q, 7) in the layout of CameraBoxes3D.
+        inputs: of the same images.
+
+    Returns:
+        (B, Q, 4) x1, y1, x2, y2 in pixels, not beyond the image; without gradient.
+    """
+    rows = []
+    for row, cam2img, size in zip(boxes, inputs.cam2img, inputs.image_sizes, strict=True):
+        around = projected_boxes2d(CameraBoxes3D(row), cam2img, inputs.padded_size)
+        rows.append(around.minimum(size.flip(0).repeat(2).to(around)))
+    return torch.stack(rows)

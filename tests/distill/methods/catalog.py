@@ -31,6 +31,10 @@ class Entry:
     for methods that compare the samples of a process with each other, as published."""
     reaches: tuple[str, ...] = ("image_backbone", "neck")
     """Parts of the student (prefixes of parameter names) that get a gradient of the method alone."""
+    images: int = 2
+    """Samples of a batch."""
+    weight: float = 1.0
+    """Of the method beside the detection losses in these steps."""
     lr: float = 1e-2
     """Of the twenty steps in which the loss has to fall."""
 
@@ -75,6 +79,36 @@ CATALOG = [
         per_sample=False,
         joint=False,
         reaches=("encoder",),
+    ),
+    Entry("FGD"),
+    Entry("FGD", _BEV, {"SOURCES": ["fpn", "bev"]}, reaches=("image_backbone", "neck", "encoder")),
+    Entry("DeFeat", per_sample=False),
+    Entry("DeFeat", _BEV, {"SOURCES": ["backbone.res4", "bev"]}, per_sample=False, reaches=("encoder",)),
+    Entry("FGFI", per_sample=False),
+    Entry("FBKD", zero=False, per_sample=False, joint=False),
+    Entry("TAR", per_sample=False),
+    Entry(
+        "GID",
+        _MONO,
+        {"LEAST_SIDE": 0.0},
+        per_sample=False,
+        joint=False,
+        reaches=("image_backbone", "neck", "head"),
+        weight=10.0,
+        lr=1e-3,
+    ),
+    Entry("FitNet"),
+    Entry("AT", weight=1000.0),
+    Entry("SP", per_sample=False, joint=False, weight=3000.0, lr=1e-3),
+    Entry("RKD", per_sample=False, joint=False, images=3, weight=10.0, lr=1e-3),
+    Entry("VID", zero=False),
+    Entry(
+        "OFD",
+        options=("MODEL.BACKBONE.NORM", "FrozenStatsBN"),
+        zero=False,
+        per_sample=False,
+        joint=False,
+        reaches=("image_backbone",),
     ),
 ]
 """Every method of the registry, at least once."""

@@ -61,9 +61,10 @@ def build_pair(
     teacher_width: int = 16,
     same: bool = False,
     options: Sequence[Any] = (),
+    weight: float = 1.0,
     **settings: Any,
 ) -> Distiller:
-    """A Distiller with one method of weight and factor 1.
+    """A Distiller with one method of factor 1.
 
     Args:
         detector: of ``DETECTORS``.
@@ -72,6 +73,7 @@ def build_pair(
         teacher_width: of the teacher's.
         same: the student is a copy of the teacher.
         options: KEY, VALUE, ... of both detectors' configs.
+        weight: the method's.
         **settings: keys of the method's node.
     """
     teacher = build_detector(detector, teacher_width, 1, *options)
@@ -82,7 +84,7 @@ def build_pair(
     torch.manual_seed(3)
     built = DISTILL_REGISTRY.get(method)(node, student.feature_shapes(), teacher.feature_shapes())
     return Distiller(
-        student=student, teacher=teacher, methods={method: built}, weights={method: 1.0}, factor=1.0
+        student=student, teacher=teacher, methods={method: built}, weights={method: weight}, factor=1.0
     )
 
 

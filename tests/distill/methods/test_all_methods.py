@@ -36,6 +36,7 @@ def pair_of(entry: Entry, detector: str, same: bool = False):
         student_width=entry.student_width,
         same=same,
         options=entry.options,
+        weight=entry.weight,
         **entry.settings,
     )
 
@@ -48,7 +49,7 @@ def test_every_registered_method_is_in_the_catalog():
 @pytest.mark.parametrize(("entry", "detector"), CASES, ids=identify)
 def test_its_own_loss_falls_in_twenty_steps(entry, detector):
     model = pair_of(entry, detector)
-    history = train(model, make_batch(detector, 1, 2), steps=20, lr=entry.lr)
+    history = train(model, make_batch(detector, *range(1, entry.images + 1)), steps=20, lr=entry.lr)
     assert all(value == value and abs(value) < float("inf") for value in history)
     assert sum(history[-3:]) / 3 < history[0]
 
@@ -56,7 +57,7 @@ def test_its_own_loss_falls_in_twenty_steps(entry, detector):
 @pytest.mark.parametrize(("entry", "detector"), CASES, ids=identify)
 def test_its_gradient_reaches_the_student_where_it_should_and_the_teacher_nowhere(entry, detector):
     model = pair_of(entry, detector)
-    sum(distill_losses(model, make_batch(detector, 1, 2)).values()).backward()
+    sum(distill_losses(model, make_batch(detector, *range(1, entry.images + 1))).values()).backward()
     assert all(parameter.grad is None for parameter in model.teacher.parameters())
     for part in entry.reaches:
         gradients = [p.grad for name, p in model.student.named_parameters() if name.startswith(part)]
@@ -71,7 +72,7 @@ def test_it_is_zero_for_a_student_that_is_the_teacher(entry, detector):
         make_identity(adapter)
     model.student.eval()  # batch statistics as the teacher's
     model.training = True
-    losses = model(make_batch(detector, 1, 2))
+    losses = model(make_batch(detector, *range(1, entry.images + 1)))
     values = [value.item() for name, value in losses.items() if name.startswith("loss_distill_")]
     assert values and max(abs(value) for value in values) < 1e-6
 

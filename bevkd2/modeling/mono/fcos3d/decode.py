@@ -107,10 +107,7 @@ def candidates_of(
     for row in range(len(depth)):
         kept = _best_of_levels(scores[row].amax(dim=-1), grid.shapes, options.candidates_per_level)
         at, stride, raw, half = locations[kept], stride_of[kept, None], boxes[row, kept], direction[row, kept]
-        yaw = full_local_yaw(raw[:, 6], half, options.direction_offset)
-        centers2d = at - raw[:, :2] * stride
-        cameras = cam2img[row].expand(len(kept), 4, 4)
-        lifted = lift_boxes(centers2d, depth[row, kept], raw[:, 3:6], yaw, cameras)
+        lifted = _lift(raw, depth[row, kept], half, at, stride, cam2img[row], options)
         found.append(
             Candidates(
                 boxes=CameraBoxes3D(torch.cat([lifted, raw[:, 7:]], dim=1)),
@@ -121,6 +118,66 @@ def candidates_of(
             )
         )
     return found
+
+
+def boxes_of_all(
+    outputs: DenseOutputs,
+    depth: Tensor,
+    *,
+    cam2img: Tensor,
+    grid: DenseGrid,
+    options: DecodeOptions,
+) -> Tensor:
+    """Lifts all locations into the camera's frame.
+
+    Args:
+        outputs: of a head.
+        depth: (B, Q) metres.
+        cam2img: (B, 4, 4).
+        grid: of the levels.
+        options: see there.
+
+    Returns:
+        (B, Q, 7) in the layout of CameraBoxes3D, differentiable.
+    """
+    boxes, direction = flatten_levels(outputs.boxes), flatten_levels(outputs.direction).argmax(dim=-1)
+    stride = grid.location_strides[:, None]
+    return torch.stack(
+        [
+            _lift(raw, depth[row], direction[row], grid.locations, stride, cam2img[row], options)
+            for row, raw in enumerate(boxes)
+        ]
+    )
+
+
+def boxes2d_of_all(outputs: DenseOutputs, image_sizes: Tensor, grid: DenseGrid) -> Tensor | None:
+    """Returns (B, Q, 4): the head's own 2D boxes in pixels, not beyond the image; None where it has none.
+
+    Args:
+        outputs: of a head.
+        image_sizes: (B, 2) height and width in pixels before padding.
+        grid: of the levels.
+    """
+    if outputs.boxes2d is None:
+        return None
+    sides = flatten_levels(outputs.boxes2d) * grid.location_strides[:, None]
+    pairs = zip(sides, image_sizes, strict=True)
+    return torch.stack([_boxes2d(grid.locations, row, size) for row, size in pairs])
+
+
+def _lift(
+    raw: Tensor,
+    depth: Tensor,
+    direction: Tensor,
+    locations: Tensor,
+    stride: Tensor,
+    cam2img: Tensor,
+    options: DecodeOptions,
+) -> Tensor:
+    """Lifts P locations of one image: raw (P, 7 or 9), stride (P, 1), cam2img (4, 4); returns (P, 7)."""
+    yaw = full_local_yaw(raw[:, 6], direction, options.direction_offset)
+    centers2d = locations - raw[:, :2] * stride
+    return lift_boxes(centers2d, depth, raw[:, 3:6], yaw, cam2img.expand(len(raw), 4, 4))
 
 
 def select_detections(candidates: Candidates, options: DecodeOptions) -> dict[str, Tensor | CameraBoxes3D]:

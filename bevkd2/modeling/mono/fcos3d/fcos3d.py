@@ -14,12 +14,21 @@ from bevkd2.modeling.knowledge import MonoKnowledge
 from bevkd2.modeling.mono.assign import assign_locations
 from bevkd2.modeling.mono.detector import MonoDetector
 from bevkd2.modeling.mono.fcos3d.config import fcos3d_arguments, pgd_arguments
-from bevkd2.modeling.mono.fcos3d.decode import DecodeOptions, candidates_of, fused_depth, select_detections
-from bevkd2.modeling.mono.fcos3d.head import DenseHead, DepthOutputs
+from bevkd2.modeling.mono.fcos3d.decode import (
+    DecodeOptions,
+    boxes2d_of_all,
+    boxes_of_all,
+    candidates_of,
+    fused_depth,
+    select_detections,
+)
+from bevkd2.modeling.mono.fcos3d.head import DenseHead, DenseOutputs, DepthOutputs
 from bevkd2.modeling.mono.fcos3d.losses import DenseCriterion
 from bevkd2.modeling.mono.grid import flatten_levels
 from bevkd2.modeling.mono.inputs import MonoInputs, MonoTargets
+from bevkd2.modeling.mono.lift import boxes_around
 
+_OF_ALL_BRANCHES = frozenset({"outputs", "boxes", "boxes2d", "depth_uncertainty"})
 _DEPTHS = frozenset({"depth", "direct_depth", "probabilistic_depth"})
 
 
@@ -91,9 +100,10 @@ class FCOS3D(MonoDetector):
 
     def _extract(self, inputs: MonoInputs, fills: frozenset[str]) -> MonoKnowledge:
         levels, knowledge = self.features(inputs, fills)
-        if "outputs" in fills:
+        outputs = None
+        if not fills.isdisjoint(_OF_ALL_BRANCHES):
             outputs = self.head(levels)
-            knowledge.outputs = outputs
+            knowledge.outputs = outputs if "outputs" in fills else None
             maps = DepthOutputs(outputs.logits, [m[:, 2:3] for m in outputs.boxes], outputs.depth_bins)
         elif "logits" in fills or not fills.isdisjoint(_DEPTHS):
             maps = self.head.class_and_depth(levels, with_depth=not fills.isdisjoint(_DEPTHS))
@@ -104,7 +114,30 @@ class FCOS3D(MonoDetector):
             knowledge.depth, knowledge.direct_depth, knowledge.probabilistic_depth = fused_depth(
                 maps.depth, maps.depth_bins, self.head.fuse_lambda, self.decoding.depth_unit
             )
+        if outputs is not None:
+            self._fill_boxes(knowledge, outputs, inputs, fills)
         return knowledge
+
+    def _fill_boxes(
+        self, knowledge: MonoKnowledge, outputs: DenseOutputs, inputs: MonoInputs, fills: frozenset[str]
+    ) -> None:
+        """Fills what is asked for of the boxes of all locations."""
+        if "depth_uncertainty" in fills and outputs.uncertainty is not None:
+            knowledge.depth_uncertainty = flatten_levels(outputs.uncertainty)[..., 0]
+        if fills.isdisjoint({"boxes", "boxes2d"}):
+            return
+        boxes = boxes_of_all(
+            outputs,
+            knowledge.filled("depth"),
+            cam2img=inputs.cam2img,
+            grid=inputs.grid,
+            options=self.decoding,
+        )
+        if "boxes" in fills:
+            knowledge.boxes = boxes
+        if "boxes2d" in fills:
+            own = boxes2d_of_all(outputs, inputs.image_sizes, inputs.grid)
+            knowledge.boxes2d = boxes_around(boxes, inputs) if own is None else own
 
     def losses(self, knowledge: MonoKnowledge, targets: MonoTargets) -> dict[str, Tensor]:
         """Returns weighted losses of the head's maps."""

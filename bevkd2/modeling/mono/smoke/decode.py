@@ -68,6 +68,34 @@ class SmokeCoder:
         return CameraBoxes3D(torch.cat([centers, sizes[:, [0, 2, 1]], heading[:, None]], dim=1))
 
 
+def boxes_of_all(outputs: SmokeOutputs, coder: SmokeCoder, cam2img: Tensor) -> Tensor:
+    """Lifts all cells into the camera's frame, each with the size of its most likely class.
+
+    Args:
+        outputs: of the head.
+        coder: of the model.
+        cam2img: (B, 4, 4).
+
+    Returns:
+        (B, cells, 7) in the layout of CameraBoxes3D, differentiable.
+    """
+    images, _, rows, columns = outputs.codes.shape
+    y, x = torch.meshgrid(
+        torch.arange(rows, device=cam2img.device),
+        torch.arange(columns, device=cam2img.device),
+        indexing="ij",
+    )
+    cells = torch.stack([x.flatten(), y.flatten()], dim=1)
+    labels = outputs.logits.argmax(dim=1).flatten(1)
+    boxes = coder.decode(
+        outputs.codes.flatten(2).transpose(1, 2).flatten(0, 1),
+        cells.repeat(images, 1),
+        labels.flatten(),
+        cam2img.repeat_interleave(len(cells), dim=0),
+    )
+    return boxes.tensor.unflatten(0, (images, len(cells)))
+
+
 def detect(
     outputs: SmokeOutputs,
     coder: SmokeCoder,

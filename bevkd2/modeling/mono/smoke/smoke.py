@@ -13,13 +13,14 @@ from bevkd2.modeling.knowledge import MonoKnowledge
 from bevkd2.modeling.mono.detector import MonoDetector
 from bevkd2.modeling.mono.grid import flatten_levels
 from bevkd2.modeling.mono.inputs import MonoInputs, MonoTargets
+from bevkd2.modeling.mono.lift import boxes_around
 from bevkd2.modeling.mono.smoke.config import smoke_arguments
-from bevkd2.modeling.mono.smoke.decode import SmokeCoder, detect
+from bevkd2.modeling.mono.smoke.decode import SmokeCoder, boxes_of_all, detect
 from bevkd2.modeling.mono.smoke.head import SmokeHead
 from bevkd2.modeling.mono.smoke.losses import SmokeLossWeights, smoke_losses
 from bevkd2.modeling.mono.smoke.targets import assign_cells, heatmap_targets, objects_of
 
-_PREDICTED = frozenset({"logits", "outputs", "depth", "direct_depth"})
+_PREDICTED = frozenset({"logits", "outputs", "depth", "direct_depth", "boxes", "boxes2d"})
 
 
 @META_ARCH_REGISTRY.register()
@@ -100,6 +101,10 @@ class SMOKE(MonoDetector):
         knowledge.logits = flatten_levels([outputs.logits])
         knowledge.direct_depth = self.coder.depth(outputs.codes[:, 0].flatten(1))
         knowledge.depth = knowledge.direct_depth
+        if not fills.isdisjoint({"boxes", "boxes2d"}):
+            boxes = boxes_of_all(outputs, self.coder, inputs.cam2img)
+            knowledge.boxes = boxes if "boxes" in fills else None
+            knowledge.boxes2d = boxes_around(boxes, inputs) if "boxes2d" in fills else None
         return knowledge
 
     def losses(self, knowledge: MonoKnowledge, targets: MonoTargets) -> dict[str, Tensor]:
