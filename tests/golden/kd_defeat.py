@@ -1,4 +1,8 @@
-"""DeFeat: masks, losses of necks, backbones and class predictions, and their gradients."""
+"""DeFeat: masks, losses of necks, backbones and class predictions, and their gradients.
+
+Recorded variants that the method does not have are not compared: the L1 form of the neck's loss, the binary
+cross entropy of proposals, and the KL of all or of correctly classified ones.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +40,7 @@ _CASES = {
 _BACKBONE_CASES = {"bb_gt_noadapt": {"BACKBONE_BACKGROUND_WEIGHT": 0.0}, "bb_decouple_adapt": {}}
 _HEAD_CASES = {
     "head_KL-fore": {"CLASS_BACKGROUND_WEIGHT": 0.0},
+    "head_KL-back": {"CLASS_FOREGROUND_WEIGHT": 0.0},
     "head_KL-decouple": {},
     "head_KL-decouple_T2": {"TEMPERATURE": 2.0},
 }
@@ -170,7 +175,9 @@ def _objects(arrays: Case, finest: Tensor, stride: int) -> tuple[RecordedObjects
 def _load_adapters(method: Any, arrays: Case, name: str) -> None:
     method.load_state_dict(
         {
-            f"adapters.{i}.{kind}": arrays[f"{name}/{i}.0.{kind}"]
+            f"adapters.{i}.{kind}" if name == "neck_adapt" else f"adapters.{i}.0.{kind}": arrays[
+                f"{name}/{i}.0.{kind}"
+            ]
             for i in range(len(method.sources))
             for kind in ("weight", "bias")
         }

@@ -47,7 +47,7 @@ class AT(FeatureMethod):
     def add_config(cls, node: FvcoreNode) -> None:
         """Adds the keys of feature methods, with the published weight, and POWER."""
         super().add_config(node)
-        node.WEIGHT = 1000.0
+        node.WEIGHT = 1000.0  # multiplied by DISTILL.FACTOR
         node.POWER = 2.0  # p
 
     def compare(self, pairs: Sequence[FeaturePair], student: Knowledge, targets: Any) -> Tensor:

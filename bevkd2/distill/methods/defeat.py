@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from fvcore.common.config import CfgNode as FvcoreNode
-from torch import Tensor
+from torch import Tensor, nn
 
 from bevkd2.distill.masks import MaskKind, draw_masks
 from bevkd2.distill.methods.base import register_method
@@ -78,14 +78,21 @@ class DeFeat(FeatureMethod):
         """Adds the keys of feature methods and the weights of foregrounds and backgrounds."""
         super().add_config(node)
         node.FOREGROUND_WEIGHT = 3.0  # of the neck's maps, and of BEV grids
-        node.BACKGROUND_WEIGHT = 12.0
+        node.BACKGROUND_WEIGHT = 12.0  # of the same maps
         node.BACKBONE_FOREGROUND_WEIGHT = 2.0  # of the backbone's stages
-        node.BACKBONE_BACKGROUND_WEIGHT = 5.0
+        node.BACKBONE_BACKGROUND_WEIGHT = 5.0  # of the same stages
         node.HEAD = "auto"  # class predictions: "on" | "off" | "auto": on for dense detectors
-        node.CLASS_FOREGROUND_WEIGHT = 2.0
-        node.CLASS_BACKGROUND_WEIGHT = 2.0
+        node.CLASS_FOREGROUND_WEIGHT = 2.0  # of the class predictions at objects' locations
+        node.CLASS_BACKGROUND_WEIGHT = 2.0  # of those at the others
         node.CLASS_DISTANCE = "kl"  # of sigmoids | "softmax_kl" | "l2" | "l2_logits"
         node.TEMPERATURE = 1.0  # of the KLs
+
+    def make_adapter(self, kind: str, source: FeatureSource) -> nn.Module:
+        """Makes a convolution; a backbone's stage, which ends in a ReLU, has one after it, as published."""
+        adapter = super().make_adapter(kind, source)
+        if source.field == "backbone" and not isinstance(adapter, nn.Identity):
+            return nn.Sequential(adapter, nn.ReLU())
+        return adapter
 
     def forward(self, student: Knowledge, teacher: Knowledge, targets: Any) -> dict[str, Tensor]:
         """Returns the losses of features and of class predictions."""

@@ -1,5 +1,8 @@
-"""FBKD: attention-guided and non-local imitation (Zhang and Ma, ICLR 2021, "Improve Object Detection with
-Feature-based Knowledge Distillation")."""
+"""FBKD: attention-guided and non-local imitation (Zhang and Ma, ICLR 2021).
+
+The paper is "Improve Object Detection with Feature-based Knowledge Distillation: Towards Accurate and
+Efficient Detectors".
+"""
 
 from __future__ import annotations
 

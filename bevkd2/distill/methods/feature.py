@@ -133,8 +133,8 @@ def summed_distance(
         A scalar, float32 (float64 where a feature is).
     """
     groups: dict[tuple[int, torch.dtype, torch.dtype], list[int]] = {}
-    for i, (ours, theirs) in enumerate(zip(student, teacher, strict=True)):
-        groups.setdefault((len(ours), ours.dtype, theirs.dtype), []).append(i)
+    for i, (one, other) in enumerate(zip(student, teacher, strict=True)):
+        groups.setdefault((len(one), one.dtype, other.dtype), []).append(i)
     losses = []
     for chosen in groups.values():
         ours, theirs = [student[i] for i in chosen], [teacher[i] for i in chosen]

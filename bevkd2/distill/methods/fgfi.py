@@ -64,7 +64,7 @@ class FGFI(FeatureMethod):
     def add_config(cls, node: FvcoreNode) -> None:
         """Adds the keys of feature methods, with the published weight, and those of the mask."""
         super().add_config(node)
-        node.WEIGHT = 0.01
+        node.WEIGHT = 0.01  # multiplied by DISTILL.FACTOR
         node.THRESHOLD = 0.5  # psi
         node.ANCHOR_SCALE = 8.0  # root of an anchor's area in strides of its map
         node.ANCHOR_RATIOS = [0.5, 1.0, 2.0]  # heights over widths

@@ -113,10 +113,10 @@ class GID(FeatureMethod):
     def add_config(cls, node: FvcoreNode) -> None:
         """Adds the keys of feature methods, the weights of the parts, and how instances are found."""
         super().add_config(node)
-        node.FEATURE_WEIGHT = 5e-4
-        node.RELATION_WEIGHT = 40.0
-        node.CLASS_WEIGHT = 0.1
-        node.BOX_WEIGHT = 1.0
+        node.FEATURE_WEIGHT = 5e-4  # of the pooled features
+        node.RELATION_WEIGHT = 40.0  # of the relations
+        node.CLASS_WEIGHT = 0.1  # of the classes
+        node.BOX_WEIGHT = 1.0  # of the boxes
         node.BOX_BETA = 0.1  # metres below which the loss of boxes is a square
         node.INSTANCES = 10  # of every image, at most
         node.CANDIDATES = 3000  # locations of every image that are passed to the suppression

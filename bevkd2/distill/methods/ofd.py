@@ -65,7 +65,7 @@ class OFD(FeatureMethod):
     def add_config(cls, node: FvcoreNode) -> None:
         """Adds the keys of feature methods, with the published weight."""
         super().add_config(node)
-        node.WEIGHT = 1e-3
+        node.WEIGHT = 1e-3  # multiplied by DISTILL.FACTOR
         node.SOURCES = []  # stages of the backbone: backbone.<name>; []: all that both have
 
     def attach(self, student: Detector[Any, Any, Any], teacher: Detector[Any, Any, Any]) -> None:
@@ -119,7 +119,8 @@ def negative_mean(found: PreActivation) -> Tensor:
     mass = torch.special.ndtr(-ratio)
     density = (-ratio.square() / 2).exp() / math.sqrt(2 * math.pi)
     expected = mean - std * density / mass.clamp(min=_LEAST_MASS)
-    return expected.where(mass > _LEAST_MASS, _LEAST_MARGIN * std)
+    margin: Tensor = expected.where(mass > _LEAST_MASS, _LEAST_MARGIN * std)
+    return margin
 
 
 def _connector(source: FeatureSource) -> nn.Sequential:

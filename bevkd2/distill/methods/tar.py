@@ -78,11 +78,11 @@ class TAR(FeatureMethod):
     def add_config(cls, node: FvcoreNode) -> None:
         """Adds the keys of feature methods and the weights of the parts."""
         super().add_config(node)
-        node.FEATURE_WEIGHT = 1.0
+        node.FEATURE_WEIGHT = 1.0  # of the features
         node.FEATURE_DECAY = 1.0  # share of the iterations, at the end, over which FEATURE_WEIGHT falls to 0
         node.HEAD = "auto"  # classes and boxes: "on" | "off" | "auto": on for dense detectors
-        node.CLASS_WEIGHT = 1.0
-        node.BOX_WEIGHT = 1.0
+        node.CLASS_WEIGHT = 1.0  # of the classes
+        node.BOX_WEIGHT = 1.0  # of the boxes, in metres
 
     def forward(self, student: Knowledge, teacher: Knowledge, targets: Any) -> dict[str, Tensor]:
         """Returns the losses of features, classes and boxes."""

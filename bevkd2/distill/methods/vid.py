@@ -58,7 +58,7 @@ class VID(FeatureMethod):
     def add_config(cls, node: FvcoreNode) -> None:
         """Adds the keys of feature methods, and INITIAL_VARIANCE."""
         super().add_config(node)
-        node.INITIAL_VARIANCE = 5.0
+        node.INITIAL_VARIANCE = 5.0  # of every channel, learned from there
 
     def compare(self, pairs: Sequence[FeaturePair], student: Knowledge, targets: Any) -> Tensor:
         """Returns the loss."""

@@ -203,9 +203,10 @@ class ResNet(Backbone):
         for name, stage in zip(FEATURES[1:], self._stages(), strict=False):
             for block in stage:
                 if name in pre_activations and block is stage[-1]:
-                    run = block.pre_activation
+                    assert isinstance(block, BasicBlock | Bottleneck)
+                    run, norm = block.pre_activation, block.last_norm
                     before = checkpoint(run, x, use_reentrant=False) if self._recomputes(x) else run(x)
-                    norm = block.last_norm
+                    assert isinstance(norm, nn.BatchNorm2d)  # lacks_pre_activation says so
                     found[name] = PreActivation(before, norm.bias.detach(), norm.weight.detach().abs())
                     x = before.relu()
                 else:

@@ -90,9 +90,10 @@ def test_it_is_its_formula() -> None:
     [
         (("MODEL.BACKBONE.NORM", "GN"), r"ends in GroupNorm.*set MODEL\.BACKBONE\.NORM"),
         (
-            ("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.BACKBONE.NORM", "FrozenStatsBN")
-            + ("MODEL.TIMM.NAME", "dla34", "MODEL.TIMM.OUT_INDICES", [3, 4])
-            + ("MODEL.FPN.IN_FEATURES", ["res4", "res5"]),
+            (
+                *("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.BACKBONE.NORM", "FrozenStatsBN"),
+                *("MODEL.TIMM.NAME", "dla34", "MODEL.TIMM.OUT_INDICES", [3, 4]),
+            ),
             "student's backbone, TimmBackbone, cannot tell",
         ),
     ],

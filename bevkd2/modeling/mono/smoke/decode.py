@@ -93,7 +93,7 @@ def boxes_of_all(outputs: SmokeOutputs, coder: SmokeCoder, cam2img: Tensor) -> T
         labels.flatten(),
         cam2img.repeat_interleave(len(cells), dim=0),
     )
-    return boxes.tensor.unflatten(0, (images, len(cells)))
+    return boxes.tensor.view(images, len(cells), -1)
 
 
 def detect(
