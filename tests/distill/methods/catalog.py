@@ -62,7 +62,14 @@ CATALOG = [
     Entry("BEVResponse", _BEV, reaches=("image_backbone", "neck", "encoder")),
     Entry("PerspectiveFeature", settings={"ADAPTER": "none"}, student_width=16),
     Entry("PerspectiveFeature"),
-    Entry("DepthGuidedPrediction", _MONO, per_sample=False, reaches=("image_backbone", "neck", "head")),
+    Entry(
+        "DepthGuidedPrediction",
+        _MONO,
+        per_sample=False,
+        reaches=("image_backbone", "neck", "head"),
+        weight=100.0,
+        lr=2e-3,
+    ),
     Entry("PKD", per_sample=False, joint=False),
     Entry(
         "PKD",

@@ -77,6 +77,7 @@ def build_pair(
         **settings: keys of the method's node.
     """
     teacher = build_detector(detector, teacher_width, 1, *options)
+    _make_certain(teacher)
     student = build_detector(detector, teacher_width if same else student_width, 2, *options)
     if same:
         student.load_state_dict(teacher.state_dict())
@@ -86,6 +87,13 @@ def build_pair(
     return Distiller(
         student=student, teacher=teacher, methods={method: built}, weights={method: weight}, factor=1.0
     )
+
+
+def _make_certain(teacher: Any) -> None:
+    """Gives a dense head class probabilities other than the initial ones, which are all nearly 0."""
+    for name, parameter in teacher.named_parameters():
+        if name.endswith("class_branch.out.weight"):
+            torch.nn.init.normal_(parameter, std=0.5)
 
 
 def make_batch(detector: str, *seeds: int) -> list[dict[str, Any]]:
