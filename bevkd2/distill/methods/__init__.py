@@ -3,15 +3,21 @@
 from bevkd2.distill.methods.attention import SpatialAttention, TemporalAttention
 from bevkd2.distill.methods.base import DISTILL_REGISTRY, DistillMethod, register_method
 from bevkd2.distill.methods.bev_response import BEVResponse
+from bevkd2.distill.methods.d3etr import D3ETR
 from bevkd2.distill.methods.depth_guided import DepthGuidedPrediction
+from bevkd2.distill.methods.detr_distill import DETRDistill
 from bevkd2.distill.methods.feature import FeatureMethod
+from bevkd2.distill.methods.kd_detr import KDDETR
 from bevkd2.distill.methods.perspective_feature import PerspectiveFeature
 from bevkd2.distill.methods.pkd import PKD
 
 __all__ = [
+    "D3ETR",
     "DISTILL_REGISTRY",
+    "KDDETR",
     "PKD",
     "BEVResponse",
+    "DETRDistill",
     "DepthGuidedPrediction",
     "DistillMethod",
     "FeatureMethod",

@@ -41,6 +41,7 @@ class Entry:
 
 _BEV = ("BEVFormer",)
 _MONO = ("PGD", "SMOKE")
+_DECODER = ("image_backbone", "neck", "encoder", "decoder.layers.0", "decoder.layers.1")
 
 CATALOG = [
     Entry(
@@ -75,6 +76,32 @@ CATALOG = [
         per_sample=False,
         joint=False,
         reaches=("encoder",),
+    ),
+    Entry(
+        "KDDETR",
+        _BEV,
+        {"QUERIES": 12},
+        student_width=16,
+        zero=False,  # the student's first layers learn from the teacher's last
+        per_sample=False,
+        joint=False,  # every process draws its own queries
+        reaches=_DECODER,
+    ),
+    Entry("D3ETR", _BEV, student_width=16, per_sample=False, reaches=_DECODER),
+    Entry(
+        "DETRDistill",
+        _BEV,
+        student_width=16,
+        zero=False,  # the query prior learns from the objects
+        per_sample=False,
+        reaches=_DECODER,
+    ),
+    Entry(
+        "DETRDistill",
+        _BEV,
+        {"PRIOR": False, "NEGATIVES": 4, "TOP_QUERIES": 8},
+        per_sample=False,
+        reaches=_DECODER,
     ),
 ]
 """Every method of the registry, at least once."""
