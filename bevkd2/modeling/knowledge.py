@@ -9,6 +9,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from bevkd2.modeling.mono.grid import DenseGrid
+    from bevkd2.modeling.mono.head import TowerFeatures
 
 
 COSTLY = {"costly": True}
@@ -190,6 +191,8 @@ class MonoKnowledge(Knowledge):
     """(B, Q) metres: the expectation over the depth bins; None where the head has none."""
     grid: DenseGrid | None = None
     """Shapes and strides of the levels, and the positions of the Q locations."""
+    towers: TowerFeatures | None = dataclasses.field(default=None, metadata=COSTLY)
+    """Features of the head's towers, of every level and convolution."""
     outputs: Any = None
     """The head's own maps, of the head's own type, for its losses and its inference."""
 

@@ -103,5 +103,14 @@ CATALOG = [
         per_sample=False,
         reaches=_DECODER,
     ),
+    Entry("CrossKD", _MONO, per_sample=False, joint=False),
+    Entry(
+        "TempDistiller",
+        _BEV,
+        zero=False,  # the generator is no identity
+        per_sample=False,
+        joint=False,  # every process draws its own masks
+        reaches=("image_backbone", "neck", "encoder"),
+    ),
 ]
 """Every method of the registry, at least once."""
