@@ -54,9 +54,20 @@ def decoder_shapes(
 
 
 def decoder_layers(
-    ours: DecoderShape, theirs: DecoderShape, layer_map: Sequence[Sequence[int]], check: Check
+    ours: DecoderShape,
+    theirs: DecoderShape,
+    layer_map: Sequence[Sequence[int]],
+    check: Check,
+    key: str = "LAYER_MAP",
 ) -> tuple[list[int], list[int]]:
     """Returns which student's decoder layers learn, and the teacher's layer of each.
+
+    Args:
+        ours: of the student.
+        theirs: of the teacher.
+        layer_map: pairs; empty: spread evenly.
+        check: the method's own check, which names its node in errors.
+        key: of ``layer_map``.
 
     Raises:
         ValueError: a pair that names a layer that is not there.
@@ -64,7 +75,7 @@ def decoder_layers(
     try:
         pairs = map_layers(ours.layers, theirs.layers, layer_map)
     except ValueError as error:
-        check(False, "LAYER_MAP", str(error).removeprefix("LAYER_MAP: "))
+        check(False, key, str(error).removeprefix("LAYER_MAP: "))
         raise
     return [i for i, _ in pairs], [j for _, j in pairs]
 

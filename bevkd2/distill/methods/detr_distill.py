@@ -92,7 +92,9 @@ class DETRDistill(FeatureMethod):
             )
         self.prior = bool(cfg.PRIOR)
         shapes = decoder_shapes(student, teacher, self.check, shared="PRIOR" if self.prior else "")
-        self.layers, self.teacher_layers = decoder_layers(*shapes, cfg.DECODER_LAYER_MAP, self.check)
+        self.layers, self.teacher_layers = decoder_layers(
+            *shapes, cfg.DECODER_LAYER_MAP, self.check, "DECODER_LAYER_MAP"
+        )
         self.negatives, self.top_queries = int(cfg.NEGATIVES), int(cfg.TOP_QUERIES)
         self.check(self.negatives >= 0, "NEGATIVES", f"{self.negatives}; expected 0 (none) or more")
         self.check(self.top_queries > 0, "TOP_QUERIES", f"{self.top_queries}; expected 1 at least")

@@ -25,8 +25,8 @@ class TempDistiller(FeatureMethod):
     DISTILL.TEACHER's own config. The student's features pass the adapter; a random share of the cells
     (MASK_RATIO) is set to 0 in all channels; a generator of two 3x3 convolutions with a ReLU between them,
     one per map, has to restore what the teacher knows from the longer history. The loss is averaged over
-    channels, cells and samples and summed over the maps; every step draws new masks from the global random state.
-    Adapters and generators are trained with the student and are no part of it.
+    channels, cells and samples and summed over the maps; every step draws new masks from the global random
+    state. Adapters and generators are trained with the student and are no part of it.
 
     Of the paper this is the masked reconstruction. Left out are the self-attention over the teacher's frames,
     which makes its target (BEVFormer's temporal attention has joined the frames already, and attention of all
