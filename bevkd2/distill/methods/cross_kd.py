@@ -60,6 +60,7 @@ class CrossKD(DistillMethod[MonoKnowledge]):
         ours, theirs = self._towers("student", student), self._towers("teacher", teacher)
         self.layer, self.beta = int(cfg.LAYER), cfg.BETA
         self.cls_weight, self.box_weight = cfg.CLS_WEIGHT, cfg.BOX_WEIGHT
+        self.check(self.beta >= 1, "BETA", f"{self.beta}; expected 1 at least")
         shared = min(ours.layers, theirs.layers)
         self.check(
             1 <= self.layer <= shared,

@@ -62,6 +62,7 @@ class D3ETR(DistillMethod[BEVKnowledge]):
 
     node = "D3ETR"
     knowledge = BEVKnowledge
+    requires = frozenset({"class_logits", "box_codes"})
     code_weights: Tensor
 
     def __init__(self, cfg: FvcoreNode, student: FeatureShapes, teacher: FeatureShapes) -> None:
@@ -73,10 +74,10 @@ class D3ETR(DistillMethod[BEVKnowledge]):
         shapes = decoder_shapes(student, teacher, self.check, shared="FIXED" if self.fixed else "")
         self.layers, self.teacher_layers = decoder_layers(*shapes, cfg.LAYER_MAP, self.check)
         self.cls_weight, self.box_weight, self.gamma = cfg.CLS_WEIGHT, cfg.BOX_WEIGHT, cfg.FOCAL_GAMMA
+        self.check(self.gamma >= 1, "FOCAL_GAMMA", f"{self.gamma}; expected 1 at least")
         weights = SetWeights(self.cls_weight, self.box_weight, cfg.FOCAL_ALPHA, self.gamma)
         self.matcher = HungarianMatcher(weights)
         self.register_buffer("code_weights", code_weights(cfg, self.check), persistent=False)
-        self.requires = frozenset({"class_logits", "box_codes"})
         if self.fixed:
             self.requires |= {"bev_embed", "object_queries", "decoder_reference_points"}
 

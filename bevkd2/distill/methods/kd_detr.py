@@ -62,6 +62,8 @@ class KDDETR(DistillMethod[BEVKnowledge]):
 
     node = "KD_DETR"
     knowledge = BEVKnowledge
+    requires = frozenset({"bev_embed"})
+    code_weights: Tensor
 
     def __init__(self, cfg: FvcoreNode, student: FeatureShapes, teacher: FeatureShapes) -> None:
         super().__init__(cfg, student, teacher)
@@ -78,7 +80,6 @@ class KDDETR(DistillMethod[BEVKnowledge]):
         self.check(self.temperature > 0, "TEMPERATURE", f"{self.temperature}; expected a positive number")
         self.cls_weight, self.box_weight = cfg.CLS_WEIGHT, cfg.BOX_WEIGHT
         self.register_buffer("code_weights", code_weights(cfg, self.check), persistent=False)
-        self.requires = frozenset({"bev_embed"})
         if self.general == "random":
             self.requires |= {"object_queries"}
         if self.specific:
@@ -86,8 +87,6 @@ class KDDETR(DistillMethod[BEVKnowledge]):
         if self.general == "learned":
             self.queries = nn.Parameter(torch.randn(self.count, 2 * shape.channels))
             self.points = nn.Parameter(torch.randn(self.count, 3))
-
-    code_weights: Tensor
 
     @classmethod
     def add_config(cls, node: FvcoreNode) -> None:

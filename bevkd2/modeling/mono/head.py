@@ -86,6 +86,7 @@ def run_towers(
         levels.append([])
         features = x
         for layer in tower:
+            assert isinstance(layer, ConvGroupNorm)
             levels[-1].append(layer.pre_activation(features))
             features = levels[-1][-1].relu()
         outputs.append(features)

@@ -69,7 +69,7 @@ class FCOS3D(MonoDetector):
 
     def feature_shapes(self) -> FeatureShapes:
         """Returns the shapes of backbone, neck and towers."""
-        towers = HeadTowers(self.head.class_tower[0].norm.num_channels, len(self.head.class_tower))
+        towers = HeadTowers(self.head.tower.channels, self.head.tower.convs)
         return dataclasses.replace(super().feature_shapes(), towers=towers)
 
     def continue_head(

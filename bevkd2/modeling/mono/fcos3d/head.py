@@ -148,7 +148,7 @@ class DenseHead(nn.Module):
             options: which optional branches there are.
         """
         super().__init__()
-        self.options, self.prior = options, prior
+        self.tower, self.options, self.prior = tower, options, prior
         self.class_tower, self.box_tower = tower.build(), tower.build()
 
         rare = -math.log((1 - _PRIOR_PROBABILITY) / _PRIOR_PROBABILITY)

@@ -37,6 +37,7 @@ class SmokeHead(nn.Module):
             feature_channels: between the two convolutions of a branch.
         """
         super().__init__()
+        self.feature_channels = feature_channels
         # A prior probability of 0.1, as CenterNet.
         self.class_branch = Branch(in_channels, (feature_channels,), num_classes, bias=-2.19)
         self.box_branch = Branch(in_channels, (feature_channels,), CODE_SIZE)

@@ -69,8 +69,7 @@ class SMOKE(MonoDetector):
 
     def feature_shapes(self) -> FeatureShapes:
         """Returns the shapes of backbone, neck and the head's branches before their last convolutions."""
-        convs = self.head.class_branch.convs
-        towers = HeadTowers(convs[0].norm.num_channels, len(convs))
+        towers = HeadTowers(self.head.feature_channels, len(self.head.class_branch.convs))
         return dataclasses.replace(super().feature_shapes(), towers=towers)
 
     def continue_head(
