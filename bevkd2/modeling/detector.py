@@ -46,6 +46,15 @@ class DecoderShape:
 
 
 @dataclasses.dataclass(frozen=True)
+class HeadTowers:
+    """Shape of the two stacks of convolutions of a dense head, one for classes and one for boxes."""
+
+    channels: int
+    """Of every convolution."""
+    layers: int
+
+
+@dataclasses.dataclass(frozen=True)
 class FeatureShapes:
     """Channels, strides and grids of what a detector's knowledge holds, known when the model is built."""
 
@@ -57,6 +66,8 @@ class FeatureShapes:
     """None for a detector without a bird's-eye view."""
     decoder: DecoderShape | None = None
     """None for a detector without object queries."""
+    towers: HeadTowers | None = None
+    """None for a detector without a dense head of towers."""
 
 
 def detector_arguments(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from bevkd2.modeling.mono.grid import DenseGrid
+    from bevkd2.modeling.mono.head import TowerFeatures
 
 
 COSTLY = {"costly": True}
@@ -198,6 +199,8 @@ class MonoKnowledge(Knowledge):
     projected ``boxes``, without gradient."""
     depth_uncertainty: Tensor | None = dataclasses.field(default=None, metadata=COSTLY)
     """(B, Q) logarithm of the predicted scale of the depth's error; None where the head has none."""
+    towers: TowerFeatures | None = dataclasses.field(default=None, metadata=COSTLY)
+    """Features of the head's towers, of every level and convolution."""
     outputs: Any = None
     """The head's own maps, of the head's own type, for its losses and its inference."""
 

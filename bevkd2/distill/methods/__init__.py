@@ -4,28 +4,35 @@ from bevkd2.distill.methods.attention import SpatialAttention, TemporalAttention
 from bevkd2.distill.methods.attention_transfer import AT
 from bevkd2.distill.methods.base import DISTILL_REGISTRY, DistillMethod, register_method
 from bevkd2.distill.methods.bev_response import BEVResponse
+from bevkd2.distill.methods.cross_kd import CrossKD
+from bevkd2.distill.methods.d3etr import D3ETR
 from bevkd2.distill.methods.defeat import DeFeat
 from bevkd2.distill.methods.depth_guided import DepthGuidedPrediction
+from bevkd2.distill.methods.detr_distill import DETRDistill
 from bevkd2.distill.methods.fbkd import FBKD
 from bevkd2.distill.methods.feature import FeatureMethod
 from bevkd2.distill.methods.fgd import FGD
 from bevkd2.distill.methods.fgfi import FGFI
 from bevkd2.distill.methods.fitnet import FitNet
 from bevkd2.distill.methods.gid import GID
+from bevkd2.distill.methods.kd_detr import KDDETR
 from bevkd2.distill.methods.ofd import OFD
 from bevkd2.distill.methods.perspective_feature import PerspectiveFeature
 from bevkd2.distill.methods.pkd import PKD
 from bevkd2.distill.methods.relations import RKD, SP
 from bevkd2.distill.methods.tar import TAR
+from bevkd2.distill.methods.temp_distiller import TempDistiller
 from bevkd2.distill.methods.vid import VID
 
 __all__ = [
     "AT",
+    "D3ETR",
     "DISTILL_REGISTRY",
     "FBKD",
     "FGD",
     "FGFI",
     "GID",
+    "KDDETR",
     "OFD",
     "PKD",
     "RKD",
@@ -33,6 +40,8 @@ __all__ = [
     "TAR",
     "VID",
     "BEVResponse",
+    "CrossKD",
+    "DETRDistill",
     "DeFeat",
     "DepthGuidedPrediction",
     "DistillMethod",
@@ -40,6 +49,7 @@ __all__ = [
     "FitNet",
     "PerspectiveFeature",
     "SpatialAttention",
+    "TempDistiller",
     "TemporalAttention",
     "register_method",
 ]

@@ -148,9 +148,31 @@ class SetCriterion:
             ``loss_cls`` and ``loss_box`` of the last layer, ``loss_cls_0``, ``loss_box_0`` and so on of the
             earlier ones, weighted.
         """
+        matches = self.matcher(class_logits.float(), box_codes.float(), labels, codes)
+        return self.losses_of_matches(class_logits, box_codes, labels, codes, matches)
+
+    def losses_of_matches(
+        self,
+        class_logits: Tensor,
+        box_codes: Tensor,
+        labels: list[Tensor],
+        codes: list[Tensor],
+        matches: Sequence[list[tuple[Tensor, Tensor]]],
+    ) -> dict[str, Tensor]:
+        """Computes the losses in float32 for matches that are given, such as another model's.
+
+        Args:
+            class_logits: (D, B, Q, K).
+            box_codes: (D, B, Q, 10).
+            labels: B tensors (n,) int64.
+            codes: B tensors (n, 10).
+            matches: as :class:`HungarianMatcher` returns them.
+
+        Returns:
+            See :meth:`__call__`.
+        """
         with torch.autocast(class_logits.device.type, enabled=False):
             class_logits, box_codes = class_logits.float(), box_codes.float()
-            matches = self.matcher(class_logits, box_codes, labels, codes)
             positives = sum(len(queries) for queries, _ in matches[0])
             normalizer = average_over_ranks(positives, class_logits.device)
             losses = {}

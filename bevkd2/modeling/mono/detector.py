@@ -10,6 +10,7 @@ from torch import Tensor
 from bevkd2.config import CfgNode, class_names, default_classes
 from bevkd2.modeling.detector import Detector, Sample
 from bevkd2.modeling.knowledge import MonoKnowledge
+from bevkd2.modeling.mono.head import HeadPredictions
 from bevkd2.modeling.mono.inputs import MonoInputs, MonoTargets, collate_images, collate_targets
 
 
@@ -64,6 +65,21 @@ class MonoDetector(Detector[MonoInputs, MonoTargets, MonoKnowledge]):
             (B, Q) int64 as ``MonoTargets.assigned``; None, as here, where predictions decide it.
         """
         return None
+
+    def continue_head(
+        self, class_features: Sequence[Tensor], box_features: Sequence[Tensor], layer: int
+    ) -> HeadPredictions:
+        """Runs the head on features of the middle of its towers, such as another model's.
+
+        A head without towers does not implement it; ``feature_shapes().towers`` is None there.
+
+        Args:
+            class_features: (B, C, h, w) per level, finest first: of the class tower after ``layer``
+                convolutions, before the ReLU (:class:`bevkd2.modeling.mono.head.TowerFeatures`).
+            box_features: of the box tower.
+            layer: 1 at least.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no head with towers")
 
     def features(self, inputs: MonoInputs, wants: frozenset[str]) -> tuple[list[Tensor], MonoKnowledge]:
         """Runs backbone and neck.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 
@@ -29,10 +30,67 @@ class ConvGroupNorm(nn.Module):
             _initialize(self.conv)
         self.norm = make_norm("GN", out_channels)
 
+    def pre_activation(self, x: Tensor) -> Tensor:
+        """Maps (B, C, h, w) to (B, C', h, w) before the ReLU."""
+        out: Tensor = self.norm(self.conv(x))
+        return out
+
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, h, w) to (B, C', h, w)."""
-        out: Tensor = self.norm(self.conv(x)).relu()
-        return out
+        return self.pre_activation(x).relu()
+
+
+@dataclasses.dataclass
+class TowerFeatures:
+    """What the convolutions of a head's two towers put out, before their ReLU.
+
+    ``classes[level][layer]``, finest level first, is (B, C, h, w).
+    """
+
+    classes: list[list[Tensor]] = dataclasses.field(default_factory=list)
+    """Of the tower from which classes are predicted."""
+    boxes: list[list[Tensor]] = dataclasses.field(default_factory=list)
+    """Of the tower from which boxes are predicted."""
+
+    def after(self, layer: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Returns the features of all levels after the first ``layer`` convolutions, 1 at least."""
+        classes, boxes = ([layers[layer - 1] for layers in tower] for tower in (self.classes, self.boxes))
+        return classes, boxes
+
+
+@dataclasses.dataclass
+class HeadPredictions:
+    """What a head says at all locations, for methods that compare heads."""
+
+    logits: Tensor
+    """(B, Q, K) before the sigmoid."""
+    boxes: Tensor
+    """(B, Q, n): the head's own box code."""
+
+
+def run_towers(
+    class_tower: nn.Sequential, box_tower: nn.Sequential, x: Tensor, kept: TowerFeatures | None = None
+) -> tuple[Tensor, Tensor]:
+    """Runs both towers on one level.
+
+    Args:
+        class_tower: of :class:`ConvGroupNorm`.
+        box_tower: the same.
+        x: (B, C, h, w).
+        kept: gets the features of all layers.
+    """
+    if kept is None:
+        return class_tower(x), box_tower(x)
+    outputs = []
+    for tower, levels in ((class_tower, kept.classes), (box_tower, kept.boxes)):
+        levels.append([])
+        features = x
+        for layer in tower:
+            assert isinstance(layer, ConvGroupNorm)
+            levels[-1].append(layer.pre_activation(features))
+            features = levels[-1][-1].relu()
+        outputs.append(features)
+    return outputs[0], outputs[1]
 
 
 class Branch(nn.Module):
@@ -49,7 +107,11 @@ class Branch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, h, w) to (B, out_channels, h, w)."""
-        out: Tensor = self.out(self.convs(x))
+        return self.predict(self.convs(x))
+
+    def predict(self, features: Tensor) -> Tensor:
+        """Maps what the convolutions put out to (B, out_channels, h, w)."""
+        out: Tensor = self.out(features)
         return out if out.dtype == torch.float64 else out.float()
 
 

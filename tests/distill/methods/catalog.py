@@ -45,6 +45,7 @@ class Entry:
 
 _BEV = ("BEVFormer",)
 _MONO = ("PGD", "SMOKE")
+_DECODER = ("image_backbone", "neck", "encoder", "decoder.layers.0", "decoder.layers.1")
 
 CATALOG = [
     Entry(
@@ -116,6 +117,41 @@ CATALOG = [
         per_sample=False,
         joint=False,
         reaches=("image_backbone",),
+    ),
+    Entry(
+        "KDDETR",
+        _BEV,
+        {"QUERIES": 12},
+        student_width=16,
+        zero=False,  # the student's first layers learn from the teacher's last
+        per_sample=False,
+        joint=False,  # every process draws its own queries
+        reaches=_DECODER,
+    ),
+    Entry("D3ETR", _BEV, student_width=16, per_sample=False, reaches=_DECODER),
+    Entry(
+        "DETRDistill",
+        _BEV,
+        student_width=16,
+        zero=False,  # the query prior learns from the objects
+        per_sample=False,
+        reaches=_DECODER,
+    ),
+    Entry(
+        "DETRDistill",
+        _BEV,
+        {"PRIOR": False, "NEGATIVES": 4, "TOP_QUERIES": 8},
+        per_sample=False,
+        reaches=_DECODER,
+    ),
+    Entry("CrossKD", _MONO, per_sample=False, joint=False),
+    Entry(
+        "TempDistiller",
+        _BEV,
+        zero=False,  # the generator is no identity
+        per_sample=False,
+        joint=False,  # every process draws its own masks
+        reaches=("image_backbone", "neck", "encoder"),
     ),
 ]
 """Every method of the registry, at least once."""

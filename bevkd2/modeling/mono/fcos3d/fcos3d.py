@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from bevkd2.config import CfgNode
 from bevkd2.d2 import META_ARCH_REGISTRY, configurable
+from bevkd2.modeling.detector import FeatureShapes, HeadTowers
 from bevkd2.modeling.knowledge import MonoKnowledge
 from bevkd2.modeling.mono.assign import assign_locations
 from bevkd2.modeling.mono.detector import MonoDetector
@@ -25,11 +27,13 @@ from bevkd2.modeling.mono.fcos3d.decode import (
 from bevkd2.modeling.mono.fcos3d.head import DenseHead, DenseOutputs, DepthOutputs
 from bevkd2.modeling.mono.fcos3d.losses import DenseCriterion
 from bevkd2.modeling.mono.grid import flatten_levels
+from bevkd2.modeling.mono.head import HeadPredictions, TowerFeatures
 from bevkd2.modeling.mono.inputs import MonoInputs, MonoTargets
 from bevkd2.modeling.mono.lift import boxes_around
 
 _OF_ALL_BRANCHES = frozenset({"outputs", "boxes", "boxes2d", "depth_uncertainty"})
 _DEPTHS = frozenset({"depth", "direct_depth", "probabilistic_depth"})
+_PREDICTED = _DEPTHS | {"logits", "outputs"}
 
 
 @META_ARCH_REGISTRY.register()
@@ -72,6 +76,18 @@ class FCOS3D(MonoDetector):
         """Translates the config into constructor arguments."""
         return fcos3d_arguments(cfg)
 
+    def feature_shapes(self) -> FeatureShapes:
+        """Returns the shapes of backbone, neck and towers."""
+        towers = HeadTowers(self.head.tower.channels, self.head.tower.convs)
+        return dataclasses.replace(super().feature_shapes(), towers=towers)
+
+    def continue_head(
+        self, class_features: Sequence[Tensor], box_features: Sequence[Tensor], layer: int
+    ) -> HeadPredictions:
+        """Runs the head from its towers' convolution ``layer`` on; boxes are :attr:`DenseOutputs.boxes`."""
+        outputs = self.head.resume(class_features, box_features, layer)
+        return HeadPredictions(flatten_levels(outputs.logits), flatten_levels(outputs.boxes))
+
     def assign(self, targets: MonoTargets) -> Tensor:
         """Returns (B, Q) int64: the object near whose projected centre each location is."""
         return assign_locations(targets, self.regress_ranges, self.center_radius)
@@ -101,8 +117,13 @@ class FCOS3D(MonoDetector):
     def _extract(self, inputs: MonoInputs, fills: frozenset[str]) -> MonoKnowledge:
         levels, knowledge = self.features(inputs, fills)
         outputs = None
-        if not fills.isdisjoint(_OF_ALL_BRANCHES):
-            outputs = self.head(levels)
+        kept = knowledge.towers = TowerFeatures() if "towers" in fills else None
+        if kept is not None and fills.isdisjoint(_PREDICTED | _OF_ALL_BRANCHES):
+            for level in levels:
+                self.head.run_towers(level, kept)
+            return knowledge
+        if kept is not None or not fills.isdisjoint(_OF_ALL_BRANCHES):
+            outputs = self.head(levels, kept)
             knowledge.outputs = outputs if "outputs" in fills else None
             maps = DepthOutputs(outputs.logits, [m[:, 2:3] for m in outputs.boxes], outputs.depth_bins)
         elif "logits" in fills or not fills.isdisjoint(_DEPTHS):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bevkd2.modeling.mono.fcos3d.priors import BoxPrior
-from bevkd2.modeling.mono.head import Branch, ConvGroupNorm
+from bevkd2.modeling.mono.head import Branch, ConvGroupNorm, TowerFeatures, run_towers
 
 # The probability that the initial biases of classifiers predict.
 _PRIOR_PROBABILITY = 0.01
@@ -148,7 +148,7 @@ class DenseHead(nn.Module):
             options: which optional branches there are.
         """
         super().__init__()
-        self.options, self.prior = options, prior
+        self.tower, self.options, self.prior = tower, options, prior
         self.class_tower, self.box_tower = tower.build(), tower.build()
 
         rare = -math.log((1 - _PRIOR_PROBABILITY) / _PRIOR_PROBABILITY)
@@ -173,17 +173,44 @@ class DenseHead(nn.Module):
         fuse = nn.Parameter(torch.tensor(_INITIAL_FUSE_LAMBDA)) if options.depth_bins else None
         self.register_parameter("fuse_lambda", fuse)
 
-    def forward(self, levels: Sequence[Tensor]) -> DenseOutputs:
+    def forward(self, levels: Sequence[Tensor], kept: TowerFeatures | None = None) -> DenseOutputs:
         """Runs the head.
 
         Args:
             levels: (B, C, h, w) each, finest first.
+            kept: gets the features of all layers of the towers.
 
         Returns:
             The maps, boxes in metres.
         """
+        return self._predict([self.run_towers(x, kept) for x in levels])
+
+    def run_towers(self, x: Tensor, kept: TowerFeatures | None = None) -> tuple[Tensor, Tensor]:
+        """Maps one level (B, C, h, w) to what the branches of classes and of boxes read."""
+        return run_towers(self.class_tower, self.box_tower, x, kept)
+
+    def resume(
+        self, class_features: Sequence[Tensor], box_features: Sequence[Tensor], layer: int
+    ) -> DenseOutputs:
+        """Runs the head from the middle of its towers on.
+
+        Args:
+            class_features: (B, C, h, w) each, finest first: of the class tower after ``layer`` convolutions,
+                before the ReLU.
+            box_features: of the box tower.
+            layer: 1 at least.
+        """
+        class_rest, box_rest = self.class_tower[layer:], self.box_tower[layer:]
+        return self._predict(
+            [
+                (class_rest(ours.relu()), box_rest(theirs.relu()))
+                for ours, theirs in zip(class_features, box_features, strict=True)
+            ]
+        )
+
+    def _predict(self, features: Sequence[tuple[Tensor, Tensor]]) -> DenseOutputs:
         factors = [dict(scales.named_parameters()) for scales in self.scales]
-        maps = [self._level(x, level) for x, level in zip(levels, factors, strict=True)]
+        maps = [self._level(*level, factor) for level, factor in zip(features, factors, strict=True)]
         return DenseOutputs(**{name: [level[name] for level in maps] for name in maps[0]})
 
     def class_and_depth(self, levels: Sequence[Tensor], with_depth: bool = True) -> DepthOutputs:
@@ -205,8 +232,9 @@ class DenseHead(nn.Module):
                 bins.append(self.extra_branches["depth_bins"](features))
         return DepthOutputs(logits, depths or None, bins or None)
 
-    def _level(self, x: Tensor, factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        class_features, box_features = self.class_tower(x), self.box_tower(x)
+    def _level(
+        self, class_features: Tensor, box_features: Tensor, factors: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         logits = self.class_branch(class_features)
         numbers = {name: branch(box_features) for name, branch in self.regressors.items()}
         numbers |= {name: numbers[name] * factor for name, factor in factors.items()}

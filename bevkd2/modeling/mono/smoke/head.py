@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bevkd2.modeling.mono.head import Branch
+from bevkd2.modeling.mono.head import Branch, TowerFeatures, run_towers
 
 CODE_SIZE = 8
 
@@ -37,12 +37,36 @@ class SmokeHead(nn.Module):
             feature_channels: between the two convolutions of a branch.
         """
         super().__init__()
+        self.feature_channels = feature_channels
         # A prior probability of 0.1, as CenterNet.
         self.class_branch = Branch(in_channels, (feature_channels,), num_classes, bias=-2.19)
         self.box_branch = Branch(in_channels, (feature_channels,), CODE_SIZE)
 
-    def forward(self, x: Tensor) -> SmokeOutputs:
-        """Maps (B, C, h, w) of the neck to maps of the same size."""
-        raw = self.box_branch(x)
+    def forward(self, x: Tensor, kept: TowerFeatures | None = None) -> SmokeOutputs:
+        """Maps (B, C, h, w) of the neck to maps of the same size.
+
+        Args:
+            x: the neck's level.
+            kept: gets the features of the branches' first convolutions.
+        """
+        return self._predict(*self.run_towers(x, kept))
+
+    def run_towers(self, x: Tensor, kept: TowerFeatures | None = None) -> tuple[Tensor, Tensor]:
+        """Maps (B, C, h, w) to what the last convolutions of the branches read."""
+        return run_towers(self.class_branch.convs, self.box_branch.convs, x, kept)
+
+    def resume(self, class_features: Tensor, box_features: Tensor, layer: int) -> SmokeOutputs:
+        """Runs the head from the middle of its branches on.
+
+        Args:
+            class_features: (B, C, h, w) of the class branch after ``layer`` convolutions, before the ReLU.
+            box_features: of the box branch.
+            layer: 1 at least.
+        """
+        class_rest, box_rest = self.class_branch.convs[layer:], self.box_branch.convs[layer:]
+        return self._predict(class_rest(class_features.relu()), box_rest(box_features.relu()))
+
+    def _predict(self, class_features: Tensor, box_features: Tensor) -> SmokeOutputs:
+        raw = self.box_branch.predict(box_features)
         codes = torch.cat([raw[:, :3], raw[:, 3:6].sigmoid() - 0.5, F.normalize(raw[:, 6:], dim=1)], dim=1)
-        return SmokeOutputs(self.class_branch(x), codes)
+        return SmokeOutputs(self.class_branch.predict(class_features), codes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,9 +11,11 @@ from torch import Tensor
 
 from bevkd2.config import CfgNode
 from bevkd2.d2 import META_ARCH_REGISTRY, configurable
+from bevkd2.modeling.detector import FeatureShapes, HeadTowers
 from bevkd2.modeling.knowledge import MonoKnowledge
 from bevkd2.modeling.mono.detector import MonoDetector
 from bevkd2.modeling.mono.grid import flatten_levels
+from bevkd2.modeling.mono.head import HeadPredictions, TowerFeatures
 from bevkd2.modeling.mono.inputs import MonoInputs, MonoTargets
 from bevkd2.modeling.mono.lift import boxes_around
 from bevkd2.modeling.mono.smoke.config import smoke_arguments
@@ -64,6 +68,19 @@ class SMOKE(MonoDetector):
         """Builds the parts that MODEL.SMOKE describes."""
         return smoke_arguments(cfg)
 
+    def feature_shapes(self) -> FeatureShapes:
+        """Returns the shapes of backbone, neck and the head's branches before their last convolutions."""
+        towers = HeadTowers(self.head.feature_channels, len(self.head.class_branch.convs))
+        return dataclasses.replace(super().feature_shapes(), towers=towers)
+
+    def continue_head(
+        self, class_features: Sequence[Tensor], box_features: Sequence[Tensor], layer: int
+    ) -> HeadPredictions:
+        """Runs the head from its branches' convolution ``layer`` on; boxes are :attr:`SmokeOutputs.codes`."""
+        (classes,), (boxes,) = class_features, box_features
+        outputs = self.head.resume(classes, boxes, layer)
+        return HeadPredictions(flatten_levels([outputs.logits]), flatten_levels([outputs.codes]))
+
     def assign(self, targets: MonoTargets) -> Tensor:
         """Returns (B, Q) int64: the object whose projected centre lies in each cell; fills ``objects``."""
         (shape,) = targets.grid.shapes
@@ -91,12 +108,15 @@ class SMOKE(MonoDetector):
 
     def _extract(self, inputs: MonoInputs, fills: frozenset[str]) -> MonoKnowledge:
         (level,), knowledge = self.features(inputs, fills)
+        kept = knowledge.towers = TowerFeatures() if "towers" in fills else None
         if fills.isdisjoint(_PREDICTED):
+            if kept is not None:
+                self.head.run_towers(level, kept)
             return knowledge
-        if fills.isdisjoint(_PREDICTED - {"logits"}):
+        if fills.isdisjoint(_PREDICTED - {"logits"}) and kept is None:
             knowledge.logits = flatten_levels([self.head.class_branch(level)])
             return knowledge
-        outputs = self.head(level)
+        outputs = self.head(level, kept)
         knowledge.outputs = outputs
         knowledge.logits = flatten_levels([outputs.logits])
         knowledge.direct_depth = self.coder.depth(outputs.codes[:, 0].flatten(1))
