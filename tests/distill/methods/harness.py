@@ -90,10 +90,12 @@ def build_pair(
 
 
 def _make_certain(teacher: Any) -> None:
-    """Gives a dense head class probabilities other than the initial ones, which are all nearly 0."""
+    """Gives it class probabilities other than the initial ones, which are all nearly 0."""
     for name, parameter in teacher.named_parameters():
         if name.endswith("class_branch.out.weight"):
             torch.nn.init.normal_(parameter, std=0.5)
+        if "decoder.class_branches." in name and name.endswith(".6.bias"):
+            torch.nn.init.zeros_(parameter)
 
 
 def make_batch(detector: str, *seeds: int) -> list[dict[str, Any]]:

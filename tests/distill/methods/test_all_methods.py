@@ -74,7 +74,7 @@ def test_it_is_zero_for_a_student_that_is_the_teacher(entry, detector):
     model.training = True
     losses = model(make_batch(detector, *range(1, entry.images + 1)))
     values = [value.item() for name, value in losses.items() if name.startswith("loss_distill_")]
-    assert values and max(abs(value) for value in values) < 1e-6
+    assert values and max(abs(value) for value in values) < 3e-5  # float32, of logits of several units
 
 
 @pytest.mark.parametrize(("entry", "detector"), [case for case in CASES if case[0].per_sample], ids=identify)
