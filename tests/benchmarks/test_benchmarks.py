@@ -95,3 +95,19 @@ def test_annotations_of_nuscenes_cameras_score_one() -> None:
     report = run("nuscenes_mono_roundtrip", "--scenes", "1")
     assert report["key frames"] == 8 and report["images"] == 48
     assert report["mAP_present"] > 0.98 and report["mATE"] < 1  # of classes that are not there it is 1
+
+
+@pytest.fixture(scope="module")
+def step_with_a_method() -> dict[str, Any]:
+    options = ("--methods", "PKD", "BEVResponse", "--rounds", "1", "--no-memory")
+    return run("bench_methods", *options)
+
+
+def test_methods_are_measured_on_the_pairs_that_they_support(step_with_a_method: dict[str, Any]) -> None:
+    found = {pair: set(step_with_a_method[pair]["methods"]) for pair in ("bevformer", "pgd")}
+    assert found == {"bevformer": {"PKD", "BEVResponse"}, "pgd": {"PKD"}}
+    for pair in found:
+        costs = step_with_a_method[pair]
+        assert costs["student_seconds"] > 0 and set(costs["teacher_seconds"]) == {"full", "needed"}
+        assert costs["methods"]["PKD"]["step_over_student"] > 0
+        assert costs["methods"]["PKD"]["parameters"] == 0 or pair == "pgd"
