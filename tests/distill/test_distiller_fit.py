@@ -28,7 +28,7 @@ from tests.distill.pairs import Untrained, build, train_losses
         (("DISTILL.TEACHER.DTYPE", "float8"), ValueError, "float8.*bfloat16"),
         (("DISTILL.METHODS", ["BEVResponze"]), KeyError, "BEVResponze"),
         (
-            ("MODEL.BEVFORMER.BEV_SHAPE", [4, 4]),
+            ("MODEL.BEVFORMER.BEV_SHAPE", [4, 4], "DISTILL.METHODS", ["TemporalAttention"]),
             ValueError,
             r"teacher bev_queries is \(48, 16\), student's is \(16, 16\)",
         ),

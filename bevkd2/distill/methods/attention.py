@@ -2,65 +2,87 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, get_args
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from fvcore.common.config import CfgNode as FvcoreNode
 from torch import Tensor
 
 from bevkd2.distill.layers import map_layers
-from bevkd2.distill.methods.base import DistillMethod, register_method
+from bevkd2.distill.methods.base import register_method
+from bevkd2.distill.methods.structured import StructuredMethod
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import BEVKnowledge
-from bevkd2.ops import Reduction, attention_l2
+from bevkd2.ops import attention_l2, masked_l2, pixel_wise_kl
+
+_SMALLEST = 1e-12  # attention weight whose logarithm is taken for smaller ones
 
 
-class _AttentionDistillation(DistillMethod[BEVKnowledge]):
-    """Computes the L2 of the softmaxed attention weights of paired encoder layers, averaged over the pairs.
+class _AttentionDistillation(StructuredMethod):
+    """Computes the distance of the softmaxed attention weights of paired encoder layers.
 
-    Cells that no camera sees do not count.
+    With DISTANCE kl it is the divergence of every head's (and, in temporal attention, every queue's)
+    distribution over levels and points, summed over those of a cell (with REDUCTION mean: averaged). OFFSETS
+    adds the L2 of the sampling offsets, in cells of the sampled map, reduced in the same way.
 
     Args:
-        cfg: the method's node: REDUCTION (see :func:`bevkd2.ops.attention_l2`) and LAYER_MAP.
+        cfg: the method's node: that of :class:`StructuredMethod`, LAYER_MAP and OFFSETS.
     """
 
-    knowledge = BEVKnowledge
     field: ClassVar[str]
+    offsets_field: ClassVar[str]
 
     def __init__(self, cfg: FvcoreNode, student: FeatureShapes, teacher: FeatureShapes) -> None:
         super().__init__(cfg, student, teacher)
-        self.reduction = self.one_of(cfg, "REDUCTION", get_args(Reduction))
         self.layer_map = cfg.LAYER_MAP
+        self.offsets_weight = float(cfg.OFFSETS)
+        self.check(self.offsets_weight >= 0, "OFFSETS", f"{self.offsets_weight}; expected a weight from 0")
+        if self.offsets_weight:
+            self.requires = self.requires | {self.offsets_field}
 
     @classmethod
     def add_config(cls, node: FvcoreNode) -> None:
-        """Adds WEIGHT, REDUCTION and LAYER_MAP."""
+        """Adds the keys of structured distillation, LAYER_MAP and OFFSETS."""
         super().add_config(node)
-        # The paper writes the L2 norm and one factor of 0.01: the un-squared norm over a sample is the
-        # reading under which that factor balances the magnitudes (docs/distillation.md).
-        node.REDUCTION = "norm"  # "norm" | "sum" | "cell" | "mean"
         node.LAYER_MAP = []  # [[student layer, teacher layer], ...]; []: spread evenly, last meets last
+        node.OFFSETS = 0.0  # weight of the distance of the sampling offsets, beside that of the weights
 
-    def forward(self, student: BEVKnowledge, teacher: BEVKnowledge, targets: Any) -> Tensor:
-        """Returns the loss.
+    def forward(
+        self, student: BEVKnowledge, teacher: BEVKnowledge, targets: Any
+    ) -> Tensor | dict[str, Tensor]:
+        """Returns the loss, and that of the offsets where they are compared.
 
         Raises:
             ValueError: the two have another BEV grid, or other heads, levels or points.
         """
-        students, teachers = getattr(student, self.field), getattr(teacher, self.field)
+        cells = self.cells(student)
+        pairs = self._paired(self.field, "weights", student, teacher)
+        if self.distance == "kl":
+            losses = _attention_kl(*pairs, cells, self.reduction)
+        else:
+            losses = attention_l2(*pairs, cells, reduction=self.reduction)
+        loss = self.over_layers(losses)
+        if not self.offsets_weight:
+            return loss
+        pairs = self._paired(self.offsets_field, "offsets", student, teacher)
+        offsets = masked_l2(*pairs, cells, reduction=self.reduction, loss_weight=self.offsets_weight)
+        return {self.node.lower(): loss, self.offsets_field: self.over_layers(offsets)}
+
+    def _paired(
+        self, field: str, what: str, student: BEVKnowledge, teacher: BEVKnowledge
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Returns what the paired layers of student and teacher have in a field."""
+        students, teachers = student.filled(field), teacher.filled(field)
         pairs = map_layers(len(students), len(teachers), self.layer_map)
         for i, j in pairs:
             if students[i].shape != teachers[j].shape:
                 raise ValueError(
-                    f"DISTILL.{self.node}: the weights of the student's layer {i} are "
+                    f"DISTILL.{self.node}: the {what} of the student's layer {i} are "
                     f"{tuple(students[i].shape)}, of the teacher's layer {j} {tuple(teachers[j].shape)} "
                     "(batch, BEV cells, heads, queues or levels, points); give both the same BEV grid, "
                     f"heads, levels and points, or leave {type(self).__name__} out of DISTILL.METHODS"
                 )
-        mask = student.seen_by_any_camera()
-        losses = attention_l2(
-            [students[i] for i, _ in pairs], [teachers[j] for _, j in pairs], mask, reduction=self.reduction
-        )
-        return losses.mean()
+        return [students[i] for i, _ in pairs], [teachers[j] for _, j in pairs]
 
 
 @register_method
@@ -69,7 +91,7 @@ class TemporalAttention(_AttentionDistillation):
 
     node = "TEMPORAL_ATTENTION"
     requires = frozenset({"temporal_attention"})
-    field = "temporal_attention"
+    field, offsets_field = "temporal_attention", "temporal_offsets"
 
 
 @register_method
@@ -78,4 +100,35 @@ class SpatialAttention(_AttentionDistillation):
 
     node = "SPATIAL_ATTENTION"
     requires = frozenset({"spatial_attention"})
-    field = "spatial_attention"
+    field, offsets_field = "spatial_attention", "spatial_offsets"
+
+
+def _attention_kl(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], cells: Tensor | None, reduction: str
+) -> Tensor:
+    """Returns (L,): the divergences of distributions over the last two dimensions.
+
+    Args:
+        student: (B, cells, .., levels, points) of every layer.
+        teacher: the same shapes.
+        cells: (B, cells), how often a cell counts; None: all once.
+        reduction: "sum" | "cell" | "mean".
+    """
+    batch, count = student[0].shape[:2]
+    per_cell = student[0].shape[2:-2].numel()
+    weights = None
+    total: Tensor | float = count * batch
+    if cells is not None:
+        rows = cells.float()[:, :, None].expand(-1, -1, per_cell).reshape(batch, -1, 1)
+        weights, total = [rows] * len(student), cells.float().sum()
+    ours, theirs = ([_as_logits(layer) for layer in layers] for layers in (student, teacher))
+    means = pixel_wise_kl(ours, theirs, weights)
+    if reduction == "mean":
+        return means
+    return means * (per_cell * total / batch if reduction == "sum" else per_cell)
+
+
+def _as_logits(weights: Tensor) -> Tensor:
+    """Returns (B, cells, .., levels, points) as (B, levels * points, rows, 1), whose softmax it is."""
+    rows = weights.clamp(min=_SMALLEST).log().flatten(-2).flatten(1, -2)
+    return rows.transpose(1, 2).unsqueeze(-1)

@@ -2,52 +2,84 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
+import torch
 from fvcore.common.config import CfgNode as FvcoreNode
 from torch import Tensor
 
-from bevkd2.distill.methods.base import DistillMethod, register_method
+from bevkd2.distill.methods.base import register_method
+from bevkd2.distill.methods.structured import StructuredMethod
+from bevkd2.distill.sources import FeaturePair, resolve_sources
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import BEVKnowledge
-from bevkd2.ops import Reduction, bev_response_l2
+from bevkd2.ops import bev_response_l2
 
 
 @register_method
-class BEVResponse(DistillMethod[BEVKnowledge]):
-    """Computes the L2 of the BEV responses: the mean absolute BEV embedding over the channels.
+class BEVResponse(StructuredMethod):
+    """Computes the distance of the BEV responses: the mean absolute BEV embedding over the channels.
 
-    The widths of the two may differ. Cells that no camera sees do not count.
+    The widths of the two may differ. SOURCES adds the responses of earlier layers, or of the layers'
+    attention. With DISTANCE kl, the responses of a sample become a distribution over its cells by a softmax,
+    in which a cell counts as COUNT and UNSEEN say; REDUCTION sum averages the samples' divergences, and cell
+    and mean divide them by the number of counted cells.
 
     Args:
-        cfg: the method's node: REDUCTION (see :func:`bevkd2.ops.bev_response_l2`).
+        cfg: the method's node: that of :class:`StructuredMethod`, SOURCES and LAYER_MAP.
+        student: shapes of the student's features.
+        teacher: of the teacher's.
+
+    Raises:
+        ValueError: a setting that cannot be, or BEV grids that differ.
     """
 
     node = "BEV_RESPONSE"
-    knowledge = BEVKnowledge
-    requires = frozenset({"bev_embed", "bev_mask"})
 
     def __init__(self, cfg: FvcoreNode, student: FeatureShapes, teacher: FeatureShapes) -> None:
         super().__init__(cfg, student, teacher)
-        self.reduction = self.one_of(cfg, "REDUCTION", get_args(Reduction))
+        self.sources = resolve_sources(list(cfg.SOURCES), student, teacher, self.check, cfg.LAYER_MAP)
+        images = [source.name for source in self.sources if source.plane == "image"]
+        self.check(
+            not images,
+            "SOURCES",
+            f"{', '.join(images)} lies in images; expected bev, bev.layers, bev.temporal or bev.spatial",
+        )
+        self.requires = frozenset({"bev_mask"} | {source.field for source in self.sources})
 
     @classmethod
     def add_config(cls, node: FvcoreNode) -> None:
-        """Adds WEIGHT and REDUCTION."""
+        """Adds the keys of structured distillation, SOURCES and LAYER_MAP."""
         super().add_config(node)
-        node.REDUCTION = "norm"  # "norm" (the paper's Eq. 8) | "sum" | "cell" | "mean"
+        # "bev" (Eq. 7) | "bev.layers" | "bev.temporal" | "bev.spatial", also of one layer: "bev.layers.0"
+        node.SOURCES = ["bev"]
+        node.LAYER_MAP = []  # [[student layer, teacher layer], ...]; []: spread evenly, last meets last
 
     def forward(self, student: BEVKnowledge, teacher: BEVKnowledge, targets: Any) -> Tensor:
-        """Returns the loss.
+        """Returns the loss."""
+        cells = self.cells(student)
+        pairs = [source.read(student, teacher) for source in self.sources]
+        if self.distance == "kl":
+            losses = [self._divergence(pair, cells) for pair in pairs]
+        else:
+            losses = [self._distance(pair, cells) for pair in pairs]
+        return self.over_layers(torch.stack(losses))
 
-        Raises:
-            ValueError: the two have another BEV grid.
-        """
-        if student.bev_shape != teacher.bev_shape:
-            raise ValueError(
-                f"DISTILL.{self.node}: the student's BEV grid is {student.bev_shape}, the teacher's "
-                f"{teacher.bev_shape} (rows, columns); use the same MODEL.BEVFORMER.BEV_SHAPE"
-            )
-        mask = student.seen_by_any_camera()
-        embeds = student.filled("bev_embed"), teacher.filled("bev_embed")
-        return bev_response_l2(*embeds, mask, reduction=self.reduction)
+    def _distance(self, pair: FeaturePair, cells: Tensor | None) -> Tensor:
+        mask = None if cells is None else cells.unflatten(1, pair.shape)
+        return bev_response_l2(pair.student, pair.teacher, mask, reduction=self.reduction)
+
+    def _divergence(self, pair: FeaturePair, cells: Tensor | None) -> Tensor:
+        """Returns the divergence of the softmaxes over the cells; 0 for a sample without a counted cell."""
+        ours, theirs = (
+            features.abs().mean(dim=1, dtype=torch.promote_types(features.dtype, torch.float32)).flatten(1)
+            for features in (pair.student, pair.teacher)
+        )
+        counts = torch.ones_like(ours) if cells is None else cells.to(ours.dtype)
+        total = counts.sum()
+        # A sample that counts no cell has all of them, at weight 0.
+        prior = torch.where(counts.sum(dim=1, keepdim=True) > 0, counts, 1.0).log()
+        ours, theirs = ((response + prior).log_softmax(dim=1) for response in (ours, theirs))
+        terms = torch.where(counts > 0, theirs.exp() * (theirs - ours), 0.0)
+        divided_by = len(ours) if self.reduction == "sum" else total.clamp(min=1)
+        return terms.sum() / divided_by

@@ -91,9 +91,16 @@ class MonoTargets:
 
     def depth_of_locations(self) -> Tensor:
         """Returns (B, Q) annotated depth (m) of the object of each location; 0 for background."""
+        return self._of_locations(self.depths)
+
+    def labels_of_locations(self) -> Tensor:
+        """Returns (B, Q) int64 class of the object of each location; 0 for background as well."""
+        return self._of_locations(self.labels)
+
+    def _of_locations(self, of_objects: Sequence[Tensor]) -> Tensor:
         rows = []
-        for depths, assigned in zip(self.depths, self.assignment(), strict=True):
-            padded = torch.cat([depths, depths.new_zeros(1)])  # index -1: background
+        for values, assigned in zip(of_objects, self.assignment(), strict=True):
+            padded = torch.cat([values, values.new_zeros(1)])  # index -1: background
             rows.append(padded[assigned])
         return torch.stack(rows)
 

@@ -46,6 +46,10 @@ class Entry:
 _BEV = ("BEVFormer",)
 _MONO = ("PGD", "SMOKE")
 _DECODER = ("image_backbone", "neck", "encoder", "decoder.layers.0", "decoder.layers.1")
+_HEATMAPS = (
+    *("MODEL.BEVFORMER.AUX.BEV_HEATMAP_WEIGHT", 1.0),
+    *("MODEL.BEVFORMER.AUX.IMAGE_HEATMAP_WEIGHT", 1.0),
+)
 
 CATALOG = [
     Entry(
@@ -153,5 +157,78 @@ CATALOG = [
         joint=False,  # every process draws its own masks
         reaches=("image_backbone", "neck", "encoder"),
     ),
+    Entry("CWD"),
+    Entry(
+        "CWD", _BEV, {"SOURCES": ["bev"], "TEMPERATURE": 2.0}, reaches=("image_backbone", "neck", "encoder")
+    ),
+    Entry("MGD", zero=False, per_sample=False, joint=False),
+    Entry(
+        "MGD",
+        _BEV,
+        {"SOURCES": ["bev"]},
+        zero=False,
+        per_sample=False,
+        joint=False,
+        reaches=("neck", "encoder"),
+    ),
+    Entry("HintonKD", reaches=("image_backbone", "neck"), weight=100.0, lr=2e-3),
+    Entry(
+        "HintonKD",
+        _MONO,
+        {"LOCATIONS": "objects"},
+        per_sample=False,
+        reaches=("neck", "head"),
+        weight=100.0,
+        lr=2e-3,
+    ),
+    Entry("DKD", _MONO, per_sample=False, reaches=("image_backbone", "neck", "head"), weight=100.0, lr=2e-3),
+    Entry("DIST", per_sample=False, joint=False),
+    Entry("BEVFeature", _BEV, reaches=("image_backbone", "neck", "encoder")),
+    Entry("BEVFeature", _BEV, {"SOURCES": ["bev.layers"], "MASK": "foreground"}, reaches=("encoder",)),
+    Entry("BEVFeature", _BEV, {"MASK": "adaptive"}, reaches=("image_backbone", "neck", "encoder")),
+    Entry(
+        "Heatmap",
+        _BEV,
+        {"MAPS": ["bev", "image"]},
+        options=_HEATMAPS,
+        per_sample=False,
+        reaches=("image_backbone", "neck", "encoder"),
+        weight=100.0,
+        lr=2e-3,
+    ),
+    Entry(
+        "Heatmap",
+        ("SMOKE",),
+        {"MAPS": ["dense"]},
+        per_sample=False,
+        reaches=("neck", "head"),
+        weight=100.0,
+        lr=2e-3,
+    ),
+    Entry("ReviewKD", ("PGD",), {"MID_CHANNELS": 8}, zero=False, per_sample=False, joint=False),
+    Entry(
+        "ReviewKD",
+        _BEV,
+        {"SOURCES": ["bev.layers"], "MID_CHANNELS": 8},
+        zero=False,
+        per_sample=False,
+        joint=False,
+        reaches=("image_backbone", "neck", "encoder"),
+    ),
+    Entry(
+        "TemporalAttention",
+        _BEV,
+        {"DISTANCE": "kl", "REDUCTION": "sum", "LAYERS": "sum"},
+        student_width=16,
+        reaches=("encoder.layers.0.temporal_attention", "encoder.layers.1.temporal_attention"),
+    ),
+    Entry(
+        "SpatialAttention",
+        _BEV,
+        {"OFFSETS": 0.1, "COUNT": "camera", "UNSEEN": True},
+        student_width=16,
+        reaches=("encoder.layers.0.spatial_attention", "encoder.layers.1.spatial_attention"),
+    ),
+    Entry("BEVResponse", _BEV, {"SOURCES": ["bev", "bev.layers.0"]}, reaches=("encoder.layers.0",)),
 ]
 """Every method of the registry, at least once."""

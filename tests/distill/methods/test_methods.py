@@ -3,37 +3,45 @@ import torch
 
 from bevkd2.config import get_cfg, plugins
 from bevkd2.distill.methods import DISTILL_REGISTRY, DistillMethod, register_method
-from bevkd2.modeling.detector import FeatureShapes
+from bevkd2.modeling.detector import BEVShape, FeatureShapes
 from bevkd2.modeling.knowledge import BEVKnowledge
 
 B, N, H, W, C, HEADS = 2, 6, 3, 4, 8, 2
 
 
-def build(name: str, **options) -> DistillMethod:
+def build(name: str, grids=((3, 4), (3, 4)), **options) -> DistillMethod:
     method = DISTILL_REGISTRY.get(name)
     node = get_cfg().DISTILL[method.node]
     for key, value in options.items():
         assert key in node
         node[key] = value
-    shapes = FeatureShapes(backbone={}, fpn=[])  # these methods read none of it
-    return method(node, shapes, shapes)
+    shapes = (FeatureShapes(backbone={}, fpn=[], bev=BEVShape(C, grid, 2)) for grid in grids)
+    return method(node, *shapes)
 
 
 def knowledge(seed: int, layers: int = 2, channels: int = C, grid=(H, W)) -> BEVKnowledge:
     generator = torch.Generator().manual_seed(seed)
     cells = grid[0] * grid[1]
 
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
     def weights(*shape):
-        return torch.randn(*shape, generator=generator).flatten(-2).softmax(-1).reshape(shape)
+        return normal(*shape).flatten(-2).softmax(-1).reshape(shape)
 
     mask = torch.ones(B, N, cells, dtype=torch.bool)
     mask[0, :, 5] = False
+    mask[1, 1:, 2] = False
     return BEVKnowledge(
         bev_embed=torch.randn(B, cells, channels, generator=generator),
         bev_shape=grid,
+        bev_range=(-1.0, -1.0, 1.0, 1.0),
         bev_mask=mask,
         temporal_attention=[weights(B, cells, HEADS, 2, 1, 4) for _ in range(layers)],
         spatial_attention=[weights(B, cells, HEADS, 2, 8) for _ in range(layers)],
+        temporal_offsets=[normal(B, cells, HEADS, 2, 1, 4, 2) for _ in range(layers)],
+        spatial_offsets=[normal(B, cells, HEADS, 2, 8, 2) for _ in range(layers)],
+        layer_outputs=[normal(B, cells, channels) for _ in range(layers)],
     )
 
 
@@ -98,7 +106,7 @@ def test_depths_that_differ_are_mapped():
 @pytest.mark.parametrize("name", NAMES)
 def test_different_grids_are_an_error_that_names_both(name):
     with pytest.raises(ValueError, match=r"(12|3, 4)[\s\S]*(20|4, 5)"):
-        build(name)(knowledge(0), knowledge(1, grid=(4, 5)), None)
+        build(name, grids=((3, 4), (4, 5)))(knowledge(0), knowledge(1, grid=(4, 5)), None)
 
 
 def test_a_method_that_reads_an_unknown_field_is_refused():
