@@ -104,6 +104,7 @@ class TemporalState:
     can_bus: Tensor
     """(B, 18) float64, absolute, of the frame that made ``bev_embed``."""
     scene_tokens: list[str]
+    """The scene of each row."""
     timestamps: list[int]
     """Microseconds."""
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import re
 import shutil
 import types
+from collections.abc import Callable
+from inspect import signature
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from bevkd2.ops import weighted_l2  # noqa: F401  loads the library that the op's module would load
+import bevkd2.ops
 from tests.cuda_emulation import build
 from tests.docs.pages import ROOT
+from tests.ops import references
 
 PAGE = ROOT / "docs" / "adding_an_op.md"
 FILES = ("energy.h", "energy_cpu_kernels.h", "energy_cpu.cpp", "energy_cuda.cu", "energy.py")
@@ -73,33 +78,42 @@ def library(folder: Path, source: str, namespace: str) -> Path:
     return to
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_the_page_s_op_is_right(page: types.ModuleType, dtype: torch.dtype) -> None:
-    x = torch.randn(3, 30000).to(dtype).requires_grad_()
-    loss = page.energy(x, loss_weight=0.01)
-    torch.testing.assert_close(loss.double(), 0.01 * x.detach().double().square().sum(), rtol=1e-5, atol=0)
-    grad = torch.autograd.grad(4 * loss, x)[0]
-    torch.testing.assert_close(
-        grad, (0.08 * x.detach().double()).to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=1e-6
-    )
+def blocks_of_the_tests() -> list[str]:
+    """Returns the page's reference, its test file and the command that runs it."""
+    section = PAGE.read_text().partition("\n## Test\n")[2].partition("\n## ")[0]
+    return re.findall(r"^```text\n(.*?)^```$", section, re.M | re.S)
 
 
-def test_the_page_s_op_passes_gradcheck_and_opcheck(page: types.ModuleType) -> None:
-    x = torch.randn(13, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(page.energy, x)
-    torch.library.opcheck(torch.ops.bevkd2_page.energy, (x, 0.3, True))
-    with pytest.raises(RuntimeError, match="energy has no second derivative"):
-        torch.autograd.grad(page.energy(x), x, create_graph=True)
+def namespace(text: str) -> dict[str, Any]:
+    """Returns what a block defines."""
+    names: dict[str, Any] = {"torch": torch, "Tensor": torch.Tensor}
+    exec(compile(text, str(PAGE), "exec"), names)
+    return names
 
 
-def test_the_page_s_cuda_kernels_match_its_cpu_kernels(page: types.ModuleType) -> None:
-    for count in (0, 1, 8193, 50000):
-        x = torch.randn(count)
-        for need_grad in (True, False):
-            expected = torch.ops.bevkd2_page.energy(x, 0.3, need_grad)
-            torch.testing.assert_close(torch.ops.bevkd2_page_emulated.energy(x, 0.3, need_grad), expected)
-        arguments = (torch.tensor(2.0), x, 0.3)
-        torch.testing.assert_close(
-            torch.ops.bevkd2_page_emulated.energy_backward(*arguments),
-            torch.ops.bevkd2_page.energy_backward(*arguments),
-        )
+def cases(function: Callable[..., None]) -> list[dict[str, Any]]:
+    """Returns the arguments of every case of a parametrised test."""
+    marks = [mark.args for mark in getattr(function, "pytestmark", ())]
+    return [dict(zip([n for n, _ in marks], each, strict=True)) for each in product(*(v for _, v in marks))]
+
+
+TESTS = re.findall(r"^def (test_\w+)", blocks_of_the_tests()[1], re.M)
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_the_page_s_test_passes(page: types.ModuleType, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the op were one of bevkd2."""
+    reference, text, _ = blocks_of_the_tests()
+    monkeypatch.setattr(bevkd2.ops, "energy", page.energy, raising=False)
+    plain = namespace(reference)["energy_reference"]
+    monkeypatch.setattr(references, "energy_reference", plain, raising=False)
+    monkeypatch.setattr(torch.ops, "bevkd2", torch.ops.bevkd2_page)
+    test = namespace(text)[name]
+    fixtures = {"emulated": torch.ops.bevkd2_page_emulated}
+    used = {key: value for key, value in fixtures.items() if key in signature(test).parameters}
+    for arguments in cases(test):
+        test(**arguments, **used)
+
+
+def test_the_page_has_a_test_of_each_kind() -> None:
+    assert len(TESTS) == 6

@@ -1,4 +1,4 @@
-"""A package outside of bevkd2: its detector trains, distils, resumes and is scored as any other."""
+"""The monocular detector of examples/downstream: it trains, distils, resumes and is scored as any other."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ pytestmark = pytest.mark.slow
 
 PACKAGE = ROOT / "examples" / "downstream"
 PAGE = ROOT / "docs" / "extending.md"
-CONFIGS = "examples/downstream/configs"
 SHORT = (
     *("MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "1"),
     *(
@@ -41,27 +40,17 @@ SHORT = (
         "1",
     ),
 )
-TRAIN_NET = "tools/train_net.py"
 FEW = TRAIN[:3]  # seven objects; the centre of one lies outside of its image, and so is not in the heat map
 
 
-def train_net(config: str, *options: str, flags: Sequence[str] = ()) -> list[str]:
-    return [
-        TRAIN_NET,
-        "--import",
-        "tinymono",
-        "--config-file",
-        f"{CONFIGS}/{config}",
-        *flags,
-        *options,
-        *SHORT,
-    ]
+def command(name: str, config: str, *options: str) -> list[str]:
+    return ["bevkd2", name, "--import", "mykd", "--config-file", f"configs/{config}", *options, *SHORT]
 
 
 def shown_commands() -> list[list[str]]:
-    """Returns the commands of the page about this package, shortened by options at the end."""
-    found = [command.words for command in commands(PAGE) if "tinymono" in command.words]
-    return [[*words[1:], *SHORT] for words in found]
+    """Returns the commands of the page about this detector, shortened by options at the end."""
+    found = [shown.words for shown in commands(PAGE)]
+    return [[*words, *SHORT] for words in found if any("tinymono" in word for word in words)]
 
 
 def run(folder: Path, command: Sequence[str], package: Path = PACKAGE, stdin: str = "") -> str:
@@ -84,14 +73,12 @@ def run(folder: Path, command: Sequence[str], package: Path = PACKAGE, stdin: st
 def folder(kitti_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the page's commands are run: a world where the configs expect it, and what the runs left."""
     folder = tmp_path_factory.mktemp("downstream")
-    for name in ("configs", "examples", "tools"):
-        (folder / name).symlink_to(ROOT / name)
+    shutil.copytree(PACKAGE / "configs", folder / "configs")
     world = folder / "data" / "synthetic_kitti"
     (world / "ImageSets").mkdir(parents=True)
     (world / "training").symlink_to(kitti_world / "training")
     for split, frames in (("train", TRAIN), ("val", VAL), ("few", FEW)):
         (world / "ImageSets" / f"{split}.txt").write_text("\n".join(frames) + "\n")
-    pgd = ["--config-file", "configs/demo_mono/teacher.yaml", "DATASETS.ROOT", "data/synthetic_kitti"]
     few = ["DATASETS.TRAIN", "('few',)", "DATASETS.TEST", "('few',)", "OUTPUT_DIR", "output/few"]
     learn = ["SOLVER.MAX_ITER", "150", "SOLVER.IMS_PER_BATCH", "3", "SOLVER.BASE_LR", "0.005"]
     learn += ["SOLVER.CHECKPOINT_PERIOD", "150", "SOLVER.WARMUP_ITERS", "20", "INPUT.FLIP_PROB", "0"]
@@ -99,12 +86,10 @@ def folder(kitti_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     exported = ["MODEL.WEIGHTS", "student.safetensors", "OUTPUT_DIR", "output/exported"]
     scripts = [
         *shown_commands(),
-        [TRAIN_NET, *pgd, *SHORT, "OUTPUT_DIR", "output/demo_mono_teacher"],
-        train_net("distill_pgd.yaml"),
-        [*train_net("distill.yaml", flags=["--resume"]), *longer],
-        ["tools/export_weights.py", "output/tinymono_distilled/model_final.pth", "student.safetensors"],
-        [*train_net("tinymono.yaml", *exported, flags=["--eval-only"])],
-        [*train_net("tinymono.yaml", *few), *learn],
+        [*command("train", "tinymono_distill.yaml", "--resume"), *longer],
+        ["bevkd2", "export-weights", "output/tinymono_distill/model_final.pth", "student.safetensors"],
+        command("eval", "tinymono.yaml", *exported),
+        [*command("train", "tinymono.yaml", *few), *learn],
     ]
     run(folder, [str(ROOT / "tests/examples/run_scripts.py")], stdin=json.dumps(scripts))
     return folder
@@ -123,10 +108,10 @@ def test_bevkd2_does_not_know_the_package() -> None:
 
 
 def test_page_has_commands_of_every_kind() -> None:
-    said = [" ".join(words) for words in shown_commands()]
-    for config in ("tinymono.yaml", "tinymono_large.yaml", "distill.yaml"):
-        assert any(f"{CONFIGS}/{config}" in line for line in said)
-    assert any("--eval-only" in line for line in said)
+    names = [(words[1], words[5].removeprefix("configs/")) for words in shown_commands()]
+    distillations = ["tinymono_distill.yaml", "tinymono_distill_pgd.yaml"]
+    trained = [("train", config) for config in ("tinymono.yaml", "tinymono_large.yaml", *distillations)]
+    assert sorted(names) == sorted([*trained, ("eval", "tinymono.yaml")])
 
 
 def test_plain_training_is_scored(folder: Path) -> None:
@@ -141,8 +126,8 @@ def test_plain_training_is_scored(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "methods"),
     [
-        ("tinymono_distilled", {"depth_hint", "depth_guided", "perspective_feature"}),
-        ("tinymono_distilled_pgd", {"depth_hint", "perspective_feature"}),
+        ("tinymono_distill", {"depth_hint", "depth_guided", "perspective_feature"}),
+        ("tinymono_distill_pgd", {"depth_hint", "perspective_feature"}),
     ],
 )
 def test_distilled_student_is_the_plain_one(folder: Path, name: str, methods: set[str]) -> None:
@@ -155,26 +140,13 @@ def test_distilled_student_is_the_plain_one(folder: Path, name: str, methods: se
 
 
 def test_training_is_resumed(folder: Path) -> None:
-    iterations = [row["iteration"] for row in logged(folder / "output" / "tinymono_distilled")]
+    iterations = [row["iteration"] for row in logged(folder / "output" / "tinymono_distill")]
     assert iterations[0] == 0 and max(iterations) == 3 and iterations.count(1) == 1
-    assert (folder / "output" / "tinymono_distilled" / "model_0000002.pth").is_file()
-
-
-def test_hook_of_the_package_averages_the_weights_and_is_resumed(folder: Path) -> None:
-    output = folder / "output" / "tinymono_distilled"
-    average = load_file(output / "model_average.pth")["model"]
-    last = load_file(output / "model_final.pth")
-    assert average.keys() == last["model"].keys()
-    state = last["trainer"]["hooks"]["WeightAverage"]["average"]
-    moved = [name for name, value in state.items() if not torch.equal(value, last["model"][name])]
-    assert moved and all(torch.isfinite(value).all() for value in average.values())
-    assert not (folder / "output" / "tinymono" / "model_average.pth").exists()
+    assert (folder / "output" / "tinymono_distill" / "model_0000002.pth").is_file()
 
 
 def test_exported_weights_score_as_the_checkpoint(folder: Path) -> None:
-    found, again = (
-        folder / "output" / name / "inference/data" for name in ("tinymono_distilled", "exported")
-    )
+    found, again = (folder / "output" / name / "inference/data" for name in ("tinymono_distill", "exported"))
     for frame in VAL:
         assert (found / f"{frame}.txt").read_bytes() == (again / f"{frame}.txt").read_bytes()
 
@@ -219,9 +191,9 @@ def test_entry_point_of_the_installed_package_makes_import_needless(tmp_path: Pa
         "import bevkd2.modeling\n"
         "from bevkd2.config import load_config\n"
         "from bevkd2.d2 import META_ARCH_REGISTRY\n"
-        f"print(load_config({str(PACKAGE / 'configs' / 'distill.yaml')!r}).DISTILL.DEPTH_HINT.WEIGHT)\n"
+        f"print(load_config({str(PACKAGE / 'configs/tinymono_distill.yaml')!r}).DISTILL.DEPTH_HINT.WEIGHT)\n"
         "print('TinyMono' in META_ARCH_REGISTRY)\n"
-        "import tinymono\nprint(tinymono.__file__)\n"
+        "import mykd\nprint(mykd.__file__)\n"
     )
     weight, registered, file = run(tmp_path, ["-c", program], package=target).splitlines()[-3:]
     assert (float(weight), registered) == (1.0, "True") and Path(file).is_relative_to(target)
