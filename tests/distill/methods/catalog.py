@@ -105,7 +105,7 @@ CATALOG = [
         {"LEAST_SIDE": 0.0},
         per_sample=False,
         joint=False,
-        reaches=("image_backbone", "neck", "head"),
+        reaches=("image_backbone", "neck"),
         weight=10.0,
         lr=1e-3,
     ),
