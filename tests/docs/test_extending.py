@@ -130,11 +130,8 @@ def learn(name: str, steps: str) -> list[str]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns a folder that is outside of the repository, after all commands of the page."""
     folder = tmp_path_factory.mktemp("mykd")
-    extra = {
-        "publish.py": PUBLISH,
-        "precision.py": PRECISION,
-        "precision/photos.json": objects_of_precision(),
-    }
+    extra = {"publish.py": PUBLISH, "precision.py": PRECISION}
+    extra["precision/photos.json"] = objects_of_precision()
     for name, text in {**files(), **extra}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
