@@ -64,7 +64,7 @@ def test_its_settings_are_built_and_stepped_once_on_every_family(name):
             options=entry.options,
             **{**entry.settings, **settings},
         )
-        losses = distill_losses(model, make_batch(detector, 1))
+        losses = distill_losses(model, make_batch(detector, *range(1, entry.images + 1)))
         total = torch.stack(list(losses.values())).sum()
         total.backward()
         assert total.isfinite() and any(p.grad is not None for p in model.student.parameters())
