@@ -27,8 +27,9 @@ from bevkd2.distill.methods.mgd import MGD
 from bevkd2.distill.methods.ofd import OFD
 from bevkd2.distill.methods.perspective_feature import PerspectiveFeature
 from bevkd2.distill.methods.pkd import PKD
-from bevkd2.distill.methods.relations import RKD, SP
 from bevkd2.distill.methods.review_kd import ReviewKD
+from bevkd2.distill.methods.rkd import RKD
+from bevkd2.distill.methods.sp import SP
 from bevkd2.distill.methods.structured import StructuredMethod
 from bevkd2.distill.methods.tar import TAR
 from bevkd2.distill.methods.temp_distiller import TempDistiller

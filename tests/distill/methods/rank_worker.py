@@ -1,4 +1,4 @@
-"""One process of the job that test_ranks.py starts: one image of a batch of two, held against both."""
+"""One process of the job that test_ranks.py starts: losses of dense heads of one image of a batch of two."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from tests.distill.methods.harness import build_pair, make_batch
 
 METHODS = (
     ("DeFeat", {}),
-    ("FGD", {}),
-    ("FGFI", {}),
     ("GID", {"LEAST_SIDE": 0.0, "RELATION_WEIGHT": 0.0}),  # a relation is one within a process
     ("TAR", {}),
 )

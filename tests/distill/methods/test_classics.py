@@ -78,5 +78,5 @@ def test_vid_weighs_channels_by_their_variance() -> None:
     expected = 0.0
     for ours, theirs, regressor in zip(student.fpn, teacher.fpn, method.regressors, strict=True):
         squares = (regressor(ours) - theirs).square()
-        expected += float((squares / 2.0 + torch.tensor(2.0).log()).mean() / 2) / 2
+        expected += (squares / 2.0 + torch.tensor(2.0).log()).mean().item() / 4
     assert first.item() == pytest.approx(expected, rel=1e-6)

@@ -30,7 +30,7 @@ def test_the_focal_loss_is_its_formula_with_loops() -> None:
                     mask = 3.0 * inside[row, column] if inside[row, column] > 0 else 2.0 / count
                     difference = ours[image, :, row, column] - theirs[image, :, row, column]
                     weighted = (channels[image] * difference.square()).sum() * pixels[image, row, column]
-                    expected += float(mask * weighted) / 2
+                    expected += (mask * weighted).item() / 2
     assert method(student, teacher, objects)["fgd_focal"].item() == pytest.approx(expected, rel=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Normalisers are those of the batch of all processes."""
+"""Normalisers of dense heads are those of the batch of all processes; test_ddp.py has the features'."""
 
 from __future__ import annotations
 
