@@ -73,15 +73,9 @@ def _compare(differences: Differences, arrays: Case, case: str) -> None:
     ):
         differences.add_close("FGD: attention", ours, golden[name], _FLOOR)
 
-    losses = method(*known, objects)
-    differences.add_close("FGD: loss", total(losses), golden["loss_f64"], _FLOOR)
-    (gradient,) = gradients(total(losses), [student])
-    scale = float(golden["grad_feat_s"].abs().max())
-    differences.add("FGD: gradient", gradient, golden["grad_feat_s"], scale)
-    attention = losses["fgd_attention"] / method.attention
-    relation = losses["fgd_relation"] / method.relation
-    differences.add_close("FGD: attention loss", attention, golden["mask_loss_f64"], _FLOOR)
-    differences.add_close("FGD: relation loss", relation, golden["rela_loss_f64"], _FLOOR)
+    parts = method(*known, objects)  # of weight 1 each
+    differences.add_close("FGD: attention loss", parts["fgd_attention"], golden["mask_loss_f64"], _FLOOR)
+    differences.add_close("FGD: relation loss", parts["fgd_relation"], golden["rela_loss_f64"], _FLOOR)
     for name, key, weights in (
         ("foreground", "fg_loss_f64", (1.0, 0.0)),
         ("background", "bg_loss_f64", (0.0, 1.0)),
@@ -89,6 +83,14 @@ def _compare(differences: Differences, arrays: Case, case: str) -> None:
         method.foreground, method.background = weights
         focal = method(*known, objects)["fgd_focal"]
         differences.add_close(f"FGD: {name}", focal, golden[key], _FLOOR)
+
+    for name, weight in _WEIGHTS.items():
+        setattr(method, name, float(golden[f"hyper/{weight}"]))
+    loss = total(method(*known, objects))
+    differences.add_close("FGD: loss", loss, golden["loss_f64"], _FLOOR)
+    (gradient,) = gradients(loss, [student])
+    scale = float(golden["grad_feat_s"].abs().max())
+    differences.add("FGD: gradient", gradient, golden["grad_feat_s"], scale)
 
 
 def _objects(arrays: Case, student: Tensor) -> tuple[RecordedObjects, Tensor]:
@@ -110,15 +112,15 @@ def _objects(arrays: Case, student: Tensor) -> tuple[RecordedObjects, Tensor]:
 
 
 def _method(golden: Case) -> FGD:
-    """The method with the recorded weights."""
+    """The method with the recorded parameters; its losses have weight 1."""
     channels, channels_t = golden["feat_s"].shape[1], golden["feat_t"].shape[1]
-    hyper = {name: float(golden[f"hyper/{name}"]) for name in ("temp", *_HYPER)}
     method: FGD = build(
         "FGD",
         shapes_of([(channels, _STRIDE)]),
         shapes_of([(channels_t, _STRIDE)]),
-        TEMPERATURE=hyper["temp"],
-        **{key: hyper[name] for name, key in _HYPER.items()},
+        TEMPERATURE=float(golden["hyper/temp"]),
+        ATTENTION_WEIGHT=1.0,
+        RELATION_WEIGHT=1.0,
     )
     state = {}
     for role, letter in (("student", "s"), ("teacher", "t")):
@@ -133,9 +135,10 @@ def _method(golden: Case) -> FGD:
     return method
 
 
-_HYPER = {
-    "alpha_fgd": "FOREGROUND_WEIGHT",
-    "beta_fgd": "BACKGROUND_WEIGHT",
-    "gamma_fgd": "ATTENTION_WEIGHT",
-    "lambda_fgd": "RELATION_WEIGHT",
+_WEIGHTS = {
+    "foreground": "alpha_fgd",
+    "background": "beta_fgd",
+    "attention": "gamma_fgd",
+    "relation": "lambda_fgd",
 }
+"""Attributes of the method, by the recorded names of its weights."""

@@ -66,7 +66,8 @@ class GID(FeatureMethod):
     entropy. Locations of an instance are those of its level in its box and within RADIUS strides of its
     centre, since there are no anchors; the boxes compared are those in 3D, by the mean over the coordinates
     of their corners in metres, and in images from which no depth is learned (SMOKE's augmentation) they are
-    not. Where the head has no 2D boxes, those around the projected 3D boxes stand for them.
+    not. On CUDA, torchvision's pooling adds its gradients in any order, and the suppression waits for the
+    device. Where the head has no 2D boxes, those around the projected 3D boxes stand for them.
 
     Args:
         cfg: the method's node.
