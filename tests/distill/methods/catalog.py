@@ -109,6 +109,14 @@ CATALOG = [
         weight=10.0,
         lr=1e-3,
     ),
+    Entry(
+        "GID",
+        _MONO,
+        {"LEAST_SIDE": 0.0, "RELATION_WEIGHT": 0.0},  # relations are those within a process
+        per_sample=False,
+        weight=10.0,
+        lr=1e-3,
+    ),
     Entry("FitNet"),
     Entry("AT", weight=1000.0),
     Entry("SP", per_sample=False, joint=False, weight=3000.0, lr=1e-3),

@@ -42,7 +42,9 @@ def two_processes(tmp_path_factory):
     return torch.load(folder / "found.pt")
 
 
-@pytest.mark.parametrize("number", range(len(joint_cases())), ids=lambda i: str(joint_cases()[i][0]))
+@pytest.mark.parametrize(
+    "number", range(len(joint_cases())), ids=lambda i: "-".join(map(str, joint_cases()[i]))
+)
 def test_two_processes_are_one_with_the_joint_batch(two_processes, number):
     loss, gradient = two_processes[number]
     entry, detector = joint_cases()[number]
