@@ -10,6 +10,7 @@ from .deformable_attention import (
     ms_deform_attn_fused_reference,
     ms_deform_attn_ragged_reference,
     ms_deform_attn_reference,
+    sampling_locations_reference,
 )
 from .losses import (
     bev_response_l2_reference,
@@ -37,5 +38,6 @@ __all__ = [
     "rotated_intersection_reference",
     "rotated_iou_reference",
     "rotated_nms_reference",
+    "sampling_locations_reference",
     "weighted_l2_reference",
 ]
