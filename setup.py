@@ -29,6 +29,7 @@ CPU_SOURCES = [
     "csrc/bindings.cpp",
     "csrc/box3d/box3d_cpu.cpp",
     "csrc/distill_loss/bev_response_cpu.cpp",
+    "csrc/distill_loss/normalized_l2_cpu.cpp",
     "csrc/distill_loss/pixel_weights_cpu.cpp",
     "csrc/distill_loss/prediction_loss_cpu.cpp",
     "csrc/distill_loss/softmax_kl_cpu.cpp",
@@ -38,6 +39,7 @@ CPU_SOURCES = [
 CUDA_SOURCES = [
     "csrc/box3d/box3d_cuda.cu",
     "csrc/distill_loss/bev_response_cuda.cu",
+    "csrc/distill_loss/normalized_l2_cuda.cu",
     "csrc/distill_loss/pixel_weights_cuda.cu",
     "csrc/distill_loss/prediction_loss_cuda.cu",
     "csrc/distill_loss/scale_gradients_cuda.cu",

@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -33,12 +33,14 @@ from bevkd2.ops import (
     channel_wise_kl,
     feature_l2,
     logit_distance,
+    normalized_l2,
     pixel_wise_kl,
 )
 from bevkd2.ops.pixel_weights import BoxMask, Perspective, draw_weights, pack_boxes
 
 EAGER, PART = "eager torch", "forward + backward"
-REQUIRED, REQUIRED_CUDA = 3.0, 5.0
+REQUIRED = {"cpu": 3.0, "cuda": 5.0}
+REQUIRED_NORMALIZED = {"cpu": 2.0}
 SLACK_MIB = 1.0  # added to the memory limit: normalisers, and rounding of the allocator
 Tensors = list[Tensor]
 Loss = Callable[[Tensors, Tensors, Tensors], Tensor]
@@ -51,8 +53,8 @@ class Case:
     shapes: tuple[tuple[int, ...], ...]
     fused: Loss
     eager: Loss
-    required: bool = False
-    """Whether a ratio is required."""
+    required: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Ratios required by device: in float32 on the CPU, under autocast on a GPU. Any limits the memory."""
     operations: float = 6.0
     """Operations per element, forward and backward."""
 
@@ -180,6 +182,22 @@ def pixel_kl_eager(student: Tensors, teacher: Tensors, _: Tensors) -> Tensor:
     )
 
 
+def normalized_fused(student: Tensors, teacher: Tensors, _: Tensors) -> Tensor:
+    """Computes PKD: half the mean squared distance of channels normalised over batch and pixels."""
+    return normalized_l2(student, teacher).sum()
+
+
+def normalized_eager(student: Tensors, teacher: Tensors, _: Tensors) -> Tensor:
+    """Computes the same as published code does."""
+
+    def normalize(features: Tensor) -> Tensor:
+        rows = features.transpose(0, 1).flatten(1)
+        return (rows - rows.mean(1, keepdim=True)) / (rows.std(1, keepdim=True) + 1e-6)
+
+    pairs = zip(student, teacher, strict=True)
+    return torch.stack([F.mse_loss(normalize(s), normalize(t)) / 2 for s, t in pairs]).sum()
+
+
 def _softmax_kl(student: Tensors, teacher: Tensors) -> Tensor:
     pairs = zip(student, teacher, strict=True)
     rows = [((s / 2).log_softmax(1), (t / 2).log_softmax(1)) for s, t in pairs]
@@ -190,8 +208,8 @@ FPN = tuple((6, 256, *level) for level in BASE_LEVELS)
 BEV = ((1, 256, 200, 200),)
 LOCATIONS = sum(height * width for height, width in BASE_LEVELS)
 CASES = {
-    "FPN, L2, pixel mask": Case(FPN, l2_fused, l2_eager, required=True),
-    "BEV, L2, pixel mask": Case(BEV, l2_fused, l2_eager, required=True),
+    "FPN, L2, pixel mask": Case(FPN, l2_fused, l2_eager, required=REQUIRED),
+    "BEV, L2, pixel mask": Case(BEV, l2_fused, l2_eager, required=REQUIRED),
     "FPN, L2, perspective Gaussian": Case(FPN, l2_drawn, l2_drawn_eager),
     "FPN, L2, Gaussians of 20 boxes": Case(
         FPN, functools.partial(l2_drawn, boxes=20), functools.partial(l2_drawn_eager, boxes=20)
@@ -201,6 +219,9 @@ CASES = {
     "class logits, Bernoulli KL": Case(((6, LOCATIONS, 10),), class_kl_fused, class_kl_eager, operations=60),
     "BEV, channel-wise softmax KL": Case(BEV, channel_kl_fused, channel_kl_eager, operations=40),
     "BEV, pixel-wise softmax KL": Case(BEV, pixel_kl_fused, pixel_kl_eager, operations=40),
+    "FPN, normalised L2": Case(
+        FPN, normalized_fused, normalized_eager, required=REQUIRED_NORMALIZED, operations=20
+    ),
 }
 
 
@@ -212,7 +233,7 @@ def contests(options: Options) -> list[Contest]:
 
 
 def _contest(name: str, dtype: torch.dtype, options: Options) -> Contest:
-    case = CASES[name]
+    case, device = CASES[name], "cuda" if options.device.startswith("cuda") else "cpu"
 
     def make() -> list[Contestant]:
         *features, masks = case.make(options.quick)
@@ -226,18 +247,15 @@ def _contest(name: str, dtype: torch.dtype, options: Options) -> Contest:
         ]
 
     elements = sum(math.prod(shape) for shape in case.sizes(options.quick))
-    required = case.required and not options.quick
+    required = {} if options.quick else case.required
     student_mib = elements * dtype.itemsize / 2**20
-    # Relative to float32 on the CPU, to autocast on a GPU.
-    least = {("cpu", True): REQUIRED, ("cuda", False): REQUIRED_CUDA}.get(
-        (options.device, dtype == torch.float32)
-    )
+    compared = (dtype == torch.float32) == (device == "cpu")  # on a GPU, autocast is
     return Contest(
         family="Distillation losses",
         case=name,
         dtype=str(dtype).removeprefix("torch."),
         make=make,
-        required={(EAGER, PART): least} if required and least is not None else {},
+        required={(EAGER, PART): required[device]} if device in required and compared else {},
         tolerance=1e-3 if dtype == torch.float32 else 2e-2,
         work={PART: Work(3 * elements * dtype.itemsize, case.operations * elements)},
         memory_limit_mib=student_mib + SLACK_MIB if required else None,

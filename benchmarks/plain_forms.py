@@ -9,10 +9,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.bench_ms_deform_attn import grid_sample_form
-from benchmarks.references import bev_response_l2_reference, masked_l2_reference
+from benchmarks.references import (
+    bev_response_l2_reference,
+    masked_l2_reference,
+    sampling_locations_reference,
+)
 from bevkd2.distill.methods import attention, bev_response
 from bevkd2.modeling.bev import attention as bev_attention
 from bevkd2.modeling.bev import decoder
+from bevkd2.ops import ReferenceMode
 
 Levels = list[tuple[int, int]]
 Maps = Tensor | list[Tensor]
@@ -25,19 +30,14 @@ def fused(
     sampling_offsets: Tensor,
     attention_logits: Tensor,
     *,
-    reference_mode: str = "level",
+    reference_mode: ReferenceMode = "level",
     num_queues: int = 1,
     return_weights: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """bevkd2.ops.ms_deform_attn_fused with points (x, y) as references."""
-    references = reference_points
-    if reference_mode == "pillar":
-        repeats = attention_logits.shape[-1] // references.shape[2]
-        references = references.repeat(1, 1, repeats, 1)[:, :, None, None]  # point p has reference p % R
-    else:
-        references = references[:, :, None, :, None]
-    sizes = torch.tensor([[w, h] for h, w in spatial_shapes], device=value.device)[:, None]
-    locations = references + sampling_offsets.float() / sizes
+    """bevkd2.ops.ms_deform_attn_fused by one grid_sample per level."""
+    locations = sampling_locations_reference(
+        spatial_shapes, reference_points, sampling_offsets.float(), reference_mode
+    )
     weights = attention_logits.float().flatten(-2).softmax(-1).view_as(attention_logits)
     out = grid_sample_form(value, tuple(spatial_shapes), locations.to(value.dtype), weights.to(value.dtype))
     out = out.unflatten(0, (-1, num_queues)).mean(1)

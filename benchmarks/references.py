@@ -13,6 +13,7 @@ from tests.ops.references import (
     rotated_intersection_reference,
     rotated_iou_reference,
     rotated_nms_reference,
+    sampling_locations_reference,
 )
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "rotated_intersection_reference",
     "rotated_iou_reference",
     "rotated_nms_reference",
+    "sampling_locations_reference",
 ]

@@ -80,6 +80,15 @@ STABLE_TORCH_LIBRARY(bevkd2, m) {
       "softmax_kl_backward(Tensor grad_losses, Tensor[] student, Tensor[] teacher, Tensor[] weights, "
       "Tensor? totals, float factor, float temperature) -> Tensor[]");
 
+  // Squared distance of levels (B, C, P) whose channels are normalised over batch and pixels. Losses are (L);
+  // without need_grad no gradients.
+  m.def(
+      "normalized_l2(Tensor[] student, Tensor[] teacher, float factor, float epsilon, bool need_grad) "
+      "-> (Tensor, Tensor[])");
+  m.def(
+      "normalized_l2_backward(Tensor grad_losses, Tensor[] student, Tensor[] teacher, float factor, "
+      "float epsilon) -> Tensor[]");
+
   // Weighted squared distance of levels (B, C, P). pixel_weights are (B, P), channel_weights (B, C), an
   // absent one empty; scale is (L, B). Gradients are returned only with need_grad.
   m.def(

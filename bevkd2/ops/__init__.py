@@ -11,6 +11,7 @@ from .masked_l2 import attention_l2, masked_l2
 from .ms_deform_attn import ms_deform_attn
 from .ms_deform_attn_fused import ReferenceMode, ms_deform_attn_fused
 from .ms_deform_attn_ragged import ms_deform_attn_ragged
+from .normalized_l2 import normalized_l2
 from .onnx_export import export_onnx, onnx_decompositions
 from .perspective import content_mask, occlusion_factor, perspective_matrix
 from .pixel_weights import BoxMask, Occlusion, Perspective, PixelWeights, draw_weights, pack_boxes
@@ -45,6 +46,7 @@ __all__ = [
     "ms_deform_attn",
     "ms_deform_attn_fused",
     "ms_deform_attn_ragged",
+    "normalized_l2",
     "occlusion_factor",
     "onnx_decompositions",
     "pack_boxes",

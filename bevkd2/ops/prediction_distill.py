@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -143,7 +144,8 @@ class _Guidance(torch.autograd.Function):
     ) -> Tensor:
         at = fixed = None
         if gather and counted is not None:
-            at = counted.flatten().nonzero()[:, 0]
+            # Tensor.nonzero takes three to five times as long.
+            at = torch.from_numpy(np.flatnonzero(counted.numpy()))
             student = None if student is None else student.take(at)
             teacher = None if teacher is None else teacher.take(at)
             true = true.take(at)

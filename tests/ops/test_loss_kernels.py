@@ -1,4 +1,4 @@
-"""Kernels of softmax KL, BEV response and prediction loss against those that this machine would choose.
+"""Kernels of the losses (weighted L2 apart) against those that this machine would choose.
 
 The CUDA ones run by the emulation; the plain C++ ones in another process; the CUDA ones on a GPU, if any.
 """
@@ -14,7 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from bevkd2.ops import bev_response_l2, channel_wise_kl, pixel_wise_kl, prediction_loss
+from bevkd2.ops import (
+    bev_response_l2,
+    channel_wise_kl,
+    normalized_l2,
+    pixel_wise_kl,
+    prediction_loss,
+)
 
 DTYPES = [
     (torch.float32, torch.float32),
@@ -119,6 +125,35 @@ def test_softmax_kl_of_far_features(emulated: Any) -> None:
 
 
 @dtypes
+@pytest.mark.parametrize("turned", [False, True])
+# in eights and not; more pixels than a block of threads takes; one pixel (of three samples, since the
+# gradient of two entries cancels but for epsilon); no channel
+@pytest.mark.parametrize("shape", [(2, 5, 40), (3, 4, 21), (1, 2, 4200), (3, 1, 1), (2, 0, 4)])
+def test_normalized_l2(
+    emulated: Any, dtypes: tuple[torch.dtype, torch.dtype], turned: bool, shape: tuple[int, int, int]
+) -> None:
+    student, teacher = maps(shape, dtypes, turned)
+    call = ([student], [teacher], 0.7, 1e-3)
+    both(emulated, "normalized_l2", (*call, True))
+    both(emulated, "normalized_l2", (*call, False))
+    both(emulated, "normalized_l2_backward", (torch.full((1,), -3.0, dtype=wide(dtypes)), *call))
+
+
+@pytest.mark.parametrize("pixels", [4096, 4097])  # in eights and not
+def test_normalized_l2_of_constant_channels(emulated: Any, pixels: int) -> None:
+    student, teacher = maps((2, 3, pixels), DTYPES[0], False)
+    student[:, 0], teacher[:, 1] = 100.1, -0.3
+    both(emulated, "normalized_l2", ([student], [teacher], 1.0, 1e-6, True))
+
+
+def test_normalized_l2_of_more_levels_than_a_launch_takes(emulated: Any) -> None:
+    levels = [maps((2, 3 + i, 17 - i), DTYPES[0], False) for i in range(10)]
+    call = ([level[0] for level in levels], [level[1] for level in levels], 1.0, 1e-6)
+    both(emulated, "normalized_l2", (*call, True))
+    both(emulated, "normalized_l2_backward", (torch.randn(10), *call))
+
+
+@dtypes
 @pytest.mark.parametrize("turned", [(False, False), (True, True), (False, True)])
 @pytest.mark.parametrize(
     ("shape", "reduction"),
@@ -193,6 +228,7 @@ def losses_and_gradients(device: str, dtype: torch.dtype) -> list[Tensor]:
         ours, theirs = student.to(memory_format=layout), teacher.to(memory_format=layout)
         add(lambda s, theirs=theirs: channel_wise_kl(s, theirs, temperature=2.0), ours)
         add(lambda s, theirs=theirs: pixel_wise_kl(s, theirs, (theirs[:, 0] > 0)), ours)
+        add(lambda s, theirs=theirs: normalized_l2(s, theirs), ours)
         add(lambda s, theirs=theirs: bev_response_l2(s, theirs, (theirs[:, 0] > 0), reduction="norm"), ours)
     logits, others, numbers = normal(2, 50, 10), normal(2, 50, 10), normal(3, 2, 50)
     guidance = numbers[0].exp()
@@ -255,6 +291,7 @@ def test_cuda_never_waits_for_the_device(dtype: torch.dtype) -> None:
         loss = channel_wise_kl([student, student], [teacher, teacher], temperature=2.0).sum()
         loss = loss + pixel_wise_kl(student, teacher, objects.new_ones(2, 8, 24))
         loss = loss + bev_response_l2(student, teacher, reduction="norm")
+        loss = loss + normalized_l2([student, student], [teacher, teacher]).sum()
         loss = loss + sum(prediction_loss(logits, logits.detach() + 1, objects, guidance, distance="kl"))
         return [loss.detach(), *torch.autograd.grad(loss, [student, logits])]
 

@@ -13,6 +13,7 @@ from bevkd2.distill.methods.base import register_method
 from bevkd2.distill.methods.feature import FeatureMethod
 from bevkd2.distill.sources import FeaturePair
 from bevkd2.modeling.knowledge import Knowledge
+from bevkd2.ops import normalized_l2
 
 _EPSILON = 1e-6  # added to deviations, as published
 
@@ -45,16 +46,9 @@ class PKD(FeatureMethod):
 
     def compare(self, pairs: Sequence[FeaturePair], student: Knowledge, targets: Any) -> Tensor:
         """Returns the loss."""
+        # A call per map: under autocast, maps with an adapter and maps without one differ in dtype.
         losses = [
-            (_normalized(ours) - _normalized(pair.teacher)).square().mean() / 2
+            normalized_l2(ours, pair.teacher, epsilon=_EPSILON)
             for ours, pair in zip(self.adapted(pairs), pairs, strict=True)
         ]
         return torch.stack(losses).sum()
-
-
-def _normalized(features: Tensor) -> Tensor:
-    """Returns (R, C, h, w) float32 of mean 0 and deviation 1 in every channel."""
-    features = features.float()
-    std, mean = torch.std_mean(features, dim=(0, 2, 3), keepdim=True)
-    normalized: Tensor = (features - mean) / (std + _EPSILON)
-    return normalized

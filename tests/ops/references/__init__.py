@@ -10,12 +10,14 @@ from .deformable_attention import (
     ms_deform_attn_fused_reference,
     ms_deform_attn_ragged_reference,
     ms_deform_attn_reference,
+    sampling_locations_reference,
 )
 from .losses import (
     bev_response_l2_reference,
     channel_wise_kl_reference,
     feature_l2_reference,
     masked_l2_reference,
+    normalized_l2_reference,
     pixel_wise_kl_reference,
     prediction_loss_reference,
     weighted_l2_reference,
@@ -32,10 +34,12 @@ __all__ = [
     "ms_deform_attn_fused_reference",
     "ms_deform_attn_ragged_reference",
     "ms_deform_attn_reference",
+    "normalized_l2_reference",
     "pixel_wise_kl_reference",
     "prediction_loss_reference",
     "rotated_intersection_reference",
     "rotated_iou_reference",
     "rotated_nms_reference",
+    "sampling_locations_reference",
     "weighted_l2_reference",
 ]

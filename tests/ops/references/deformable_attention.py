@@ -42,21 +42,32 @@ def ms_deform_attn_fused_reference(
     return_weights: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Computes what :func:`bevkd2.ops.ms_deform_attn_fused` does, from the same arguments."""
-    shapes = level_shapes("ms_deform_attn_fused", spatial_shapes)
-    points = attention_logits.shape[-1]
-    references = reference_points[:, :, None]  # (B, Q, 1, R, 2 or 4)
-    if reference_mode == "pillar":
-        anchors = torch.arange(points, device=value.device) % reference_points.shape[2]
-        locations = references[:, :, :, None, anchors] + sampling_offsets / _sizes(shapes, sampling_offsets)
-    elif reference_points.shape[3] == 2:
-        locations = references[:, :, :, :, None] + sampling_offsets / _sizes(shapes, sampling_offsets)
-    else:
-        boxes = references[:, :, :, :, None]
-        locations = boxes[..., :2] + sampling_offsets / points * boxes[..., 2:] * 0.5
+    locations = sampling_locations_reference(
+        spatial_shapes, reference_points, sampling_offsets, reference_mode
+    )
     weights = attention_logits.flatten(-2).softmax(-1).view_as(attention_logits)
     out = ms_deform_attn_reference(value, spatial_shapes, None, locations, weights)
     out = out.unflatten(0, (out.shape[0] // num_queues, num_queues)).mean(1)
     return out, weights if return_weights else None
+
+
+def sampling_locations_reference(
+    spatial_shapes: SpatialShapes,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    reference_mode: ReferenceMode,
+) -> Tensor:
+    """Computes the normalised locations (B, Q, H, L, P, 2) that the fused form samples at."""
+    shapes = level_shapes("ms_deform_attn_fused", spatial_shapes)
+    points = sampling_offsets.shape[-2]
+    references = reference_points[:, :, None]  # (B, Q, 1, R, 2 or 4)
+    if reference_mode == "pillar":
+        anchors = torch.arange(points, device=references.device) % reference_points.shape[2]
+        return references[:, :, :, None, anchors] + sampling_offsets / _sizes(shapes, sampling_offsets)
+    if reference_points.shape[3] == 2:
+        return references[:, :, :, :, None] + sampling_offsets / _sizes(shapes, sampling_offsets)
+    boxes = references[:, :, :, :, None]
+    return boxes[..., :2] + sampling_offsets / points * boxes[..., 2:] * 0.5
 
 
 def ms_deform_attn_ragged_reference(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from bevkd2.ops.l2_reductions import Reduction, check_cells
 from bevkd2.ops.precision import widen
@@ -142,6 +143,26 @@ def prediction_loss_reference(
         summed = (values * weight).masked_fill(weight == 0, 0).sum()
         terms.append(factor * summed / total.where(total > 0, 1))
     return PredictionLoss(*terms)
+
+
+def normalized_l2_reference(student: Features, teacher: Features, *, epsilon: float = 1e-6) -> Tensor:
+    """Computes ``normalized_l2`` as the code of PKD does.
+
+    Args:
+        student: (B, C, H, W), or a list of L levels.
+        teacher: the same shapes.
+        epsilon: added to the standard deviations.
+
+    Returns:
+        (L,); one tensor is one level.
+    """
+
+    def normalize(features: Tensor) -> Tensor:
+        rows = widen(features).transpose(0, 1).flatten(1)  # (C, B * H * W)
+        return (rows - rows.mean(1, keepdim=True)) / (rows.std(1, keepdim=True) + epsilon)
+
+    levels = _levels(student, teacher, None)
+    return torch.stack([F.mse_loss(normalize(s), normalize(t.detach())) / 2 for s, t, _ in levels])
 
 
 def channel_wise_kl_reference(
