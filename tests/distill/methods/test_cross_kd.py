@@ -123,6 +123,8 @@ def test_without_objects_and_in_bfloat16_it_is_finite():
 def test_what_does_not_fit_is_an_error_that_names_it():
     with pytest.raises(ValueError, match=r"CROSS_KD\.LAYER: 3; .* expected 1 to 2"):
         case("PGD", LAYER=3)
+    with pytest.raises(ValueError, match=r"CROSS_KD\.BETA: 0\.5; expected 1 at least"):
+        case("PGD", BETA=0.5)
     with pytest.raises(ValueError, match=r"CROSS_KD\.ADAPTER: none, but .* 8 channels .* 16 in the teacher"):
         case("PGD", student_width=8, ADAPTER="none")
     student, teacher = build_detector("SMOKE", 16, 1), build_detector("PGD", 16, 2)

@@ -105,6 +105,8 @@ def test_different_classes_or_widths_or_no_matching_are_errors():
         attached("D3ETR", *detectors(8))
     with pytest.raises(ValueError, match=r"D3ETR\.MATCHED: off, and FIXED is off"):
         attached("D3ETR", *detectors(), MATCHED=False, FIXED=False)
+    with pytest.raises(ValueError, match=r"D3ETR\.FOCAL_GAMMA: 0\.5; expected 1 at least"):
+        attached("D3ETR", *detectors(), FOCAL_GAMMA=0.5)
     student, teacher = detectors()
     student.num_classes = 3
     with pytest.raises(ValueError, match=r"the student predicts 3 classes, the teacher 10"):
