@@ -40,12 +40,12 @@ class KDDETR(DistillMethod[BEVKnowledge]):
     where w_q, the foreground weight, is the teacher's highest class probability and L1 the distance of box
     codes, weighted by CODE_WEIGHTS. The sum of w counts over the batch and is averaged over the processes.
 
-    The released code is followed but for these points. Its KL is of softmaxes at temperature 10, averaged
-    over the classes; by default ours is of sigmoids, summed over the classes, because the detectors
+    The public code (Myleswork/KD-DETR) is followed but for these points. Its KL is of softmaxes at
+    temperature 10, averaged over the classes; by default ours is of sigmoids, summed over the classes, because the detectors
     classify by sigmoids. Its class term is not divided by the sum of w, which makes it depend on the batch.
     The sum of w is taken as 1 at least. Its box terms, L1 and GIoU of boxes in the image, have the weights
     of DETR's own losses; ours is BEVFormer's own L1 of box codes with its weight, without GIoU, which
-    BEVFormer lacks. Reference points of the general queries are sigmoids of normal numbers, as released;
+    BEVFormer lacks. Reference points of the general queries are sigmoids of normal numbers, as there;
     where DAB-DETR computes the rest of the query from the point, ours are normal numbers with each
     channel's mean and deviation over the teacher's queries. They are drawn from the global random state, so
     new ones every step.
@@ -96,8 +96,8 @@ class KDDETR(DistillMethod[BEVKnowledge]):
         node.GENERAL = "random"
         node.QUERIES = 300  # number of the general queries
         node.SPECIFIC = True  # the teacher's own queries too
-        node.DISTANCE = "kl"  # of sigmoids | "softmax_kl" (released)
-        node.TEMPERATURE = 1.0  # of the KL; 10 in the released code, with softmax_kl
+        node.DISTANCE = "kl"  # of sigmoids | "softmax_kl" (of the public code)
+        node.TEMPERATURE = 1.0  # of the KL; 10 in the public code, with softmax_kl
         node.CLS_WEIGHT = 1.0  # weight of the KL
         node.BOX_WEIGHT = 0.25  # weight of the L1 of the box codes
         node.CODE_WEIGHTS = list(CODE_WEIGHTS)  # ten factors of the L1 terms

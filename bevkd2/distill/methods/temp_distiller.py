@@ -31,8 +31,8 @@ class TempDistiller(FeatureMethod):
     Of the paper this is the masked reconstruction. Left out are the self-attention over the teacher's frames,
     which makes its target (BEVFormer's temporal attention has joined the frames already, and attention of all
     cells with each other is too large on a grid), and the relations between frames, which need every frame's
-    features of both models with gradient; BEVFormer's history runs without. No code was released: MASK_RATIO
-    and WEIGHT are ours.
+    features of both models with gradient; BEVFormer's history runs without. No released code was found:
+    MASK_RATIO and WEIGHT are ours.
 
     Args:
         cfg: the method's node.
