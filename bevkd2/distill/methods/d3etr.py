@@ -45,10 +45,11 @@ class D3ETR(DistillMethod[BEVKnowledge]):
     the batch, is averaged over the processes, and is 1 at least.
 
     No released code was found. The weights are those of the detector's own losses, here BEVFormer's. Ours
-    are the soft count as divisor, and w_t at the boxes, since boxes of queries without an object mean nothing. Left
-    out: GIoU, which BEVFormer lacks, and the distillation of the decoder's self- and cross-attention maps,
-    which the knowledge does not hold (its cross-attention is deformable and has no such map). The optimal
-    assignment of all queries takes CPU time that grows with their cube; QUERIES bounds it.
+    are the soft count as divisor, and w_t at the boxes, since boxes of queries without an object mean
+    nothing. Left out: GIoU, which BEVFormer lacks, and the distillation of the decoder's self- and cross-
+    attention maps, which the knowledge does not hold (its cross-attention is deformable and has no such
+    map). The optimal assignment of all queries takes CPU time that grows with their cube; QUERIES bounds
+    it.
 
     Args:
         cfg: the method's node.

@@ -41,14 +41,14 @@ class KDDETR(DistillMethod[BEVKnowledge]):
     codes, weighted by CODE_WEIGHTS. The sum of w counts over the batch and is averaged over the processes.
 
     The public code (Myleswork/KD-DETR) is followed but for these points. Its KL is of softmaxes at
-    temperature 10, averaged over the classes; by default ours is of sigmoids, summed over the classes, because the detectors
-    classify by sigmoids. Its class term is not divided by the sum of w, which makes it depend on the batch.
-    The sum of w is taken as 1 at least. Its box terms, L1 and GIoU of boxes in the image, have the weights
-    of DETR's own losses; ours is BEVFormer's own L1 of box codes with its weight, without GIoU, which
-    BEVFormer lacks. Reference points of the general queries are sigmoids of normal numbers, as there;
-    where DAB-DETR computes the rest of the query from the point, ours are normal numbers with each
-    channel's mean and deviation over the teacher's queries. They are drawn from the global random state, so
-    new ones every step.
+    temperature 10, averaged over the classes; by default ours is of sigmoids, summed over the classes,
+    because the detectors classify by sigmoids. Its class term is not divided by the sum of w, which makes
+    it depend on the batch. The sum of w is taken as 1 at least. Its box terms, L1 and GIoU of boxes in
+    the image, have the weights of DETR's own losses; ours is BEVFormer's own L1 of box codes with its
+    weight, without GIoU, which BEVFormer lacks. Reference points of the general queries are sigmoids of
+    normal numbers, as there; where DAB-DETR computes the rest of the query from the point, ours are
+    normal numbers with each channel's mean and deviation over the teacher's queries. They are drawn from
+    the global random state, so new ones every step.
 
     Args:
         cfg: the method's node.
