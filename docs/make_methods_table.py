@@ -65,8 +65,22 @@ def first_line(docstring: str | None) -> str:
 
 def table() -> str:
     """Returns the Markdown of the table."""
-    lines = [HEADER, ["---"] * len(HEADER), *rows(json.loads(RESULTS.read_text()))]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    costs = json.loads(RESULTS.read_text())
+    lines = [HEADER, ["---"] * len(HEADER), *rows(costs)]
+    text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines)
+    return f"{text}\n\n{teachers(costs)}"
+
+
+def teachers(costs: dict[str, Any]) -> str:
+    """Returns the sentence about the teacher's passes."""
+    shares = [
+        f"{costs[pair]['teacher_seconds']['needed'] / costs[pair]['teacher_seconds']['full']:.2f} ({name})"
+        for pair, name in PAIRS.items()
+    ]
+    return (
+        "A pass of the teacher that computes only what the pair's own methods need took\n"
+        f"{' and '.join(shares)} of a full pass."
+    )
 
 
 def page() -> str:
