@@ -95,7 +95,10 @@ def attention_l2(
 def bev_response_l2(
     student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, reduction: str, loss_weight: float = 1.0
 ) -> Tensor:
-    """bevkd2.ops.bev_response_l2 in eager torch."""
+    """bevkd2.ops.bev_response_l2 in eager torch, on (B, N, C) or (B, C, H, W)."""
+    if student.dim() == 4:
+        student, teacher = (features.flatten(2).transpose(1, 2) for features in (student, teacher))
+        mask = mask if mask is None else mask.flatten(1)
     return loss_weight * bev_response_l2_reference(student, teacher, mask, reduction=reduction)
 
 
