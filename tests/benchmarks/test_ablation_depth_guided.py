@@ -99,5 +99,5 @@ def test_a_failed_training_names_its_log(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_an_unknown_row_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SystemExit, match=r"\['G'\] are unknown; expected of student"):
+    with pytest.raises(SystemExit, match=r"\['G'\] are unknown; expected some of student"):
         run(monkeypatch, "--rows", "G")
