@@ -10,6 +10,7 @@ from fvcore.common.config import CfgNode as FvcoreNode
 
 from bevkd2.config import CfgNode, get_cfg, read_config, stored_classes
 from bevkd2.d2 import META_ARCH_REGISTRY
+from bevkd2.distill.methods import DISTILL_REGISTRY
 
 TEACHER_KEY = "teacher"
 """Optional key of a training sample: the sample that the teacher gets instead (DISTILL.TEACHER.OWN_INPUT)."""
@@ -142,7 +143,14 @@ def more_distillations(cfg: FvcoreNode) -> dict[str, CfgNode]:
         one.DISTILL.MORE_TEACHERS, one.DISTILL.METHODS = [], []
         one.DISTILL.TEACHER = get_cfg().DISTILL.TEACHER
         teacher = {key: value for key, value in entry.items() if key not in ("NAME", "METHODS", "SETTINGS")}
-        own = {"METHODS": entry["METHODS"], "TEACHER": teacher, **entry.get("SETTINGS", {})}
+        settings = entry.get("SETTINGS", {})
+        nodes = sorted(DISTILL_REGISTRY.get(method).node for method in entry["METHODS"])
+        if not isinstance(settings, dict) or set(settings) - set(nodes):
+            raise ValueError(
+                f"{where}.SETTINGS is {settings!r}, expected a mapping with nodes of its METHODS: "
+                f"{', '.join(nodes)}"
+            )
+        own = {"METHODS": entry["METHODS"], "TEACHER": teacher, **settings}
         one.merge_from_other_cfg(CfgNode({"DISTILL": own}), where)
         found[name] = one
     return found

@@ -128,6 +128,7 @@ class Distiller(nn.Module):
         kept = inherit(student, teacher, inherit_params, inherit_mode, inherit_resize)
         started = inherit(student, teacher, inherit_init, "init", inherit_resize, INIT_KEY)
         _check_inherited(student, kept, started, [*inherit_params, *inherit_init])
+        student.check_inherited(teacher, [*kept, *started])
         self.inherited = tuple(kept)
         for teaching in self._teachings.values():
             for method in teaching.methods.values():

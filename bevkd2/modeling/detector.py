@@ -208,6 +208,17 @@ class Detector(nn.Module, ABC, Generic[InputsT, TargetsT, KnowledgeT]):
         """
         return target
 
+    def check_inherited(self, teacher: Detector[Any, Any, Any], names: Sequence[str]) -> None:
+        """Checks that parameters taken over from a teacher mean the same here; the base knows no reason not.
+
+        Args:
+            teacher: the detector that they are from.
+            names: of the parameters in the state dict.
+
+        Raises:
+            ValueError: they mean something else, though their shapes are the same.
+        """
+
     def detect(self, batched_inputs: Sequence[Sample]) -> list[dict[str, Any]]:
         """Returns the detections of each sample; a temporal detector overrides it to keep its state."""
         inputs = self.preprocess(batched_inputs)

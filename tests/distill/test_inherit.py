@@ -195,3 +195,12 @@ def test_a_parameter_is_either_frozen_or_trained():
             inherit_params=["bev_queries"],
             inherit_init=["bev_queries"],
         )
+
+
+def test_box_branches_are_taken_over_only_where_headings_mean_the_same():
+    teacher = build_detector("BEVFormer", 16, 1, "MODEL.BEVFORMER.RAY_HEADING", True)
+    student = build_detector("BEVFormer", 16, 2)
+    pair = {"student": student, "teacher": teacher, "methods": {}, "weights": {}}
+    with pytest.raises(ValueError, match="RAY_HEADING is False in the student and True in the teacher"):
+        Distiller(**pair, inherit_init=["decoder"])
+    Distiller(**pair, inherit_init=["neck", "decoder.class_branches"])

@@ -132,6 +132,12 @@ def test_a_dumped_config_needs_no_second_file(yaml_file, tmp_path):
         ({"NAME": "a b", "METHODS": ["PKD"]}, ValueError, r"NAME is 'a b', expected a word"),
         ({"NAME": "a", "METHODS": ["PKD"], "WEIGHT": 1}, KeyError, r"MORE_TEACHERS\[0\].*TEACHER\.WEIGHT"),
         ({"NAME": "a", "METHODS": ["PKD"], "SETTINGS": {"PKD": {"W": 1}}}, KeyError, r"PKD\.W"),
+        (
+            {"NAME": "a", "METHODS": ["PKD"], "SETTINGS": {"FACTOR": 2}},
+            ValueError,
+            "nodes of its METHODS: PKD",
+        ),
+        ({"NAME": "a", "METHODS": ["PKD"], "SETTINGS": {"FGD": {}}}, ValueError, "nodes of its METHODS: PKD"),
     ],
 )
 def test_wrong_entries_are_named(yaml_file, entry, error, message):

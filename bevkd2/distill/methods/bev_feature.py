@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bevkd2.config import CfgNode
 from bevkd2.distill.masks import draw_masks
 from bevkd2.distill.methods.base import register_method
-from bevkd2.distill.methods.feature import FeatureMethod
+from bevkd2.distill.methods.feature import FeatureMethod, spatial_attention
 from bevkd2.distill.sources import FeaturePair
 from bevkd2.modeling.bev.box_coder import decode_codes
 from bevkd2.modeling.detector import FeatureShapes
@@ -149,7 +149,7 @@ class BEVFeature(FeatureMethod):
                 + settings.BACKGROUND_WEIGHT * _averaging(rest)
                 + settings.FALSE_POSITIVE_WEIGHT * _averaging(only_predicted)
             )
-            weights.append(regions * _spatial_attention(pair.teacher, settings.TEMPERATURE))
+            weights.append(regions * spatial_attention(pair.teacher, settings.TEMPERATURE))
         return weights
 
     def _masks(
@@ -196,13 +196,6 @@ class _PredictedBoxes:
 def _averaging(mask: Tensor) -> Tensor:
     """Returns the mask (R, h, w) divided by its number of cells, of every sample."""
     return mask / mask.sum(dim=(1, 2), keepdim=True).clamp(min=1)
-
-
-def _spatial_attention(features: Tensor, temperature: float) -> Tensor:
-    """Returns (R, h, w), of mean 1 in every sample."""
-    response = widen(features).abs().mean(dim=1)
-    attention = (response.flatten(1) / temperature).softmax(dim=1) * response[0].numel()
-    return attention.view_as(response)
 
 
 def _attention_distance(student: Tensor, teacher: Tensor, adapter: nn.Module) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,15 +13,13 @@ from torch import Tensor, nn
 
 from bevkd2.distill.masks import MaskKind, draw_masks
 from bevkd2.distill.methods.base import register_method
-from bevkd2.distill.methods.dense import both_dense, check_same_locations, class_losses, content_of_locations
+from bevkd2.distill.methods.dense import check_same_locations, class_losses, content_of_locations, with_head
 from bevkd2.distill.methods.feature import FeatureMethod, summed_distance
 from bevkd2.distill.sources import FeaturePair, FeatureSource
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import Knowledge, MonoKnowledge
 from bevkd2.modeling.losses import average_over_ranks
 from bevkd2.ops import Distance
-
-Head = Literal["auto", "on", "off"]
 
 
 @register_method
@@ -56,9 +54,7 @@ class DeFeat(FeatureMethod):
 
     def __init__(self, cfg: FvcoreNode, student: FeatureShapes, teacher: FeatureShapes) -> None:
         super().__init__(cfg, student, teacher)
-        head, dense = self.one_of(cfg, "HEAD", get_args(Head)), both_dense(student, teacher)
-        self.check(dense or head != "on", "HEAD", "on, but object queries do not correspond; use auto or off")
-        self.with_head = dense and head != "off"
+        self.with_head = with_head(type(self), cfg, student, teacher)
         self.distance: Distance = self.one_of(cfg, "CLASS_DISTANCE", get_args(Distance))
         self.check(cfg.TEMPERATURE > 0, "TEMPERATURE", f"{cfg.TEMPERATURE}; expected a positive number")
         self.temperature = float(cfg.TEMPERATURE)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from fvcore.common.config import CfgNode as FvcoreNode
 from torch import Tensor
 
+from bevkd2.distill.methods.base import DistillMethod
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import MonoKnowledge
 from bevkd2.modeling.losses import average_over_ranks
@@ -15,12 +17,37 @@ from bevkd2.modeling.mono.inputs import MonoTargets
 from bevkd2.ops import Distance, content_mask, prediction_loss
 from bevkd2.structures import CameraBoxes3D
 
-Check = Callable[[bool, str, str], None]
+Head = Literal["auto", "on", "off"]
+"""Values of the key HEAD."""
 
 
 def both_dense(student: FeatureShapes, teacher: FeatureShapes) -> bool:
-    """Returns whether both detectors predict at the cells of their features, not by object queries."""
-    return student.decoder is None and teacher.decoder is None
+    """Returns whether both detectors predict at the cells of image features, not by queries or in BEV."""
+    return all(shapes.decoder is None and shapes.bev is None for shapes in (student, teacher))
+
+
+def with_head(
+    method: type[DistillMethod[Any]], cfg: FvcoreNode, student: FeatureShapes, teacher: FeatureShapes
+) -> bool:
+    """Returns whether a method with the key HEAD compares predictions: "auto" means for dense detectors.
+
+    Args:
+        method: the method's class, which names its node in errors.
+        cfg: its node.
+        student: shapes of the student's features.
+        teacher: of the teacher's.
+
+    Raises:
+        ValueError: an unknown value, or "on" for detectors that are not dense.
+    """
+    head, dense = method.one_of(cfg, "HEAD", get_args(Head)), both_dense(student, teacher)
+    method.check(
+        dense or head != "on",
+        "HEAD",
+        "on, but the predictions of detectors that are not dense monocular ones do not correspond; use auto "
+        "or off",
+    )
+    return dense and head != "off"
 
 
 def check_same_locations(node: str, student: MonoKnowledge, teacher: MonoKnowledge) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import get_args
 
-import torch
 from fvcore.common.config import CfgNode as FvcoreNode
 from torch import Tensor
 
 from bevkd2.distill.methods.base import DistillMethod, register_method
+from bevkd2.distill.methods.dense import check_same_locations, content_of_locations
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import MonoKnowledge
 from bevkd2.modeling.losses import max_over_ranks, share_of_average
 from bevkd2.modeling.mono.inputs import MonoTargets
-from bevkd2.ops import Distance, Rho, content_mask, depth_guidance, prediction_loss
+from bevkd2.ops import Distance, Rho, depth_guidance, prediction_loss
 
 _DEPTHS = {"decoded": "depth", "direct": "direct_depth", "probabilistic": "probabilistic_depth"}
 
@@ -40,7 +40,7 @@ class DepthGuidedPrediction(DistillMethod[MonoKnowledge]):
 
     node = "DEPTH_GUIDED"
     knowledge = MonoKnowledge
-    requires = frozenset({"logits", "grid", "fpn_strides"})
+    requires = frozenset({"logits", "grid", "image_sizes"})
 
     def __init__(self, cfg: FvcoreNode, student: FeatureShapes, teacher: FeatureShapes) -> None:
         super().__init__(cfg, student, teacher)
@@ -80,17 +80,11 @@ class DepthGuidedPrediction(DistillMethod[MonoKnowledge]):
         """
         self._check_depth("student", student)
         self._check_depth("teacher", teacher)
-        logits, logits_t = student.filled("logits"), teacher.filled("logits")
-        if logits.shape != logits_t.shape or student.level_shapes != teacher.level_shapes:
-            raise ValueError(
-                f"DISTILL.{self.node}: the student predicts {tuple(logits.shape)} (batch, locations, "
-                f"classes) on levels {student.level_shapes}, the teacher {tuple(logits_t.shape)} on "
-                f"{teacher.level_shapes}; give both heads the same levels and classes"
-            )
-        objects, content = targets.assignment() >= 0, _content(student, targets)
+        check_same_locations(self.node, student, teacher)
+        objects, content = targets.assignment() >= 0, content_of_locations(student)
         losses = prediction_loss(
-            logits,
-            logits_t,
+            student.filled("logits"),
+            teacher.filled("logits"),
             objects,
             self._guidance(student, teacher, targets, objects & content),
             content,
@@ -122,10 +116,3 @@ class DepthGuidedPrediction(DistillMethod[MonoKnowledge]):
     def _check_depth(self, who: str, knowledge: MonoKnowledge) -> None:
         there = not self.depth_attention or getattr(knowledge, self.depth_field) is not None
         self.check(there, "DEPTH", f"the {who}'s head has no {self.depth_field}; use decoded or direct")
-
-
-def _content(knowledge: MonoKnowledge, targets: MonoTargets) -> Tensor:
-    """(B, Q) bool: locations whose cell sees the image and not its padding."""
-    levels = zip(knowledge.level_shapes, knowledge.filled("fpn_strides"), strict=True)
-    masks = [content_mask(targets.image_sizes, shape, stride).flatten(1) for shape, stride in levels]
-    return torch.cat(masks, dim=1)

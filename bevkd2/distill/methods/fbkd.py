@@ -15,8 +15,7 @@ from fvcore.common.config import CfgNode as FvcoreNode
 from torch import Tensor, nn
 
 from bevkd2.distill.methods.base import register_method
-from bevkd2.distill.methods.feature import FeatureMethod, summed_distance
-from bevkd2.distill.methods.fgd import spatial_attention
+from bevkd2.distill.methods.feature import FeatureMethod, spatial_attention, summed_distance
 from bevkd2.distill.sources import FeaturePair, FeatureSource
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import Knowledge

@@ -150,3 +150,18 @@ def summed_distance(
             ).sum()
         )
     return torch.stack(losses).sum()
+
+
+def spatial_attention(features: Tensor, temperature: float) -> Tensor:
+    """Computes H W softmax over the cells of the mean absolute value over the channels, divided by T.
+
+    Args:
+        features: (R, C, h, w).
+        temperature: T.
+
+    Returns:
+        (R, h, w) float32 (float64 where the features are); the mean of a row is 1.
+    """
+    values = features.abs().mean(dim=1, dtype=arithmetic_dtype(features))
+    weights: Tensor = values.numel() / max(1, len(values)) * (values / temperature).flatten(1).softmax(dim=1)
+    return weights.view_as(values)

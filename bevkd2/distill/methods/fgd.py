@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bevkd2.distill.masks import draw_masks
 from bevkd2.distill.methods.base import register_method
-from bevkd2.distill.methods.feature import FeatureMethod, summed_distance
+from bevkd2.distill.methods.feature import FeatureMethod, spatial_attention, summed_distance
 from bevkd2.distill.sources import FeaturePair
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import Knowledge
@@ -163,21 +163,6 @@ class ContextBlock(nn.Module):
         context = features.flatten(2) @ weights.transpose(1, 2)
         added: Tensor = self.transform(context[..., None])
         return added
-
-
-def spatial_attention(features: Tensor, temperature: float) -> Tensor:
-    """Computes H W softmax over the cells of the mean absolute value over the channels, divided by T.
-
-    Args:
-        features: (R, C, h, w).
-        temperature: T.
-
-    Returns:
-        (R, h, w) float32 (float64 where the features are); the mean of a row is 1.
-    """
-    values = features.abs().mean(dim=1, dtype=arithmetic_dtype(features))
-    weights: Tensor = values.numel() / max(1, len(values)) * (values / temperature).flatten(1).softmax(dim=1)
-    return weights.view_as(values)
 
 
 def channel_attention(features: Tensor, temperature: float) -> Tensor:

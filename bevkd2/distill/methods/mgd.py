@@ -7,18 +7,17 @@ from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode as FvcoreNode
-from torch import Tensor, nn
+from torch import Tensor
 
 from bevkd2.distill.methods.base import register_method
-from bevkd2.distill.methods.feature import FeatureMethod
+from bevkd2.distill.methods.generation import GenerationMethod
 from bevkd2.distill.sources import FeaturePair
-from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import Knowledge
 from bevkd2.ops import weighted_l2
 
 
 @register_method
-class MGD(FeatureMethod):
+class MGD(GenerationMethod):
     """Computes the squared distance of the teacher's features from those that a generator makes (Eq. 3, 4).
 
     The student's features pass through the adapter, a random share of their cells (MASK_RATIO) is set to 0
@@ -39,15 +38,6 @@ class MGD(FeatureMethod):
     """
 
     node = "MGD"
-    adapter_default = "auto"
-
-    def __init__(self, cfg: FvcoreNode, student: FeatureShapes, teacher: FeatureShapes) -> None:
-        super().__init__(cfg, student, teacher)
-        self.mask_ratio = float(cfg.MASK_RATIO)
-        self.check(
-            0 <= self.mask_ratio < 1, "MASK_RATIO", f"{self.mask_ratio}; expected a share from 0 to below 1"
-        )
-        self.generators = nn.ModuleList(_make_generator(source.teacher_channels) for source in self.sources)
 
     @classmethod
     def add_config(cls, node: FvcoreNode) -> None:
@@ -58,23 +48,7 @@ class MGD(FeatureMethod):
 
     def compare(self, pairs: Sequence[FeaturePair], student: Knowledge, targets: Any) -> Tensor:
         """Returns the loss."""
-        generated = [
-            generator(self._masked(ours))
-            for generator, ours in zip(self.generators, self.adapted(pairs), strict=True)
-        ]
         teachers = [pair.teacher for pair in pairs]
         images = len(teachers[0])
         scale = torch.full((len(pairs), images), 1 / images, device=teachers[0].device)
-        return weighted_l2(generated, teachers, scale).sum()
-
-    def _masked(self, features: Tensor) -> Tensor:
-        draws = torch.rand(len(features), 1, *features.shape[-2:], device=features.device)
-        return features * (draws >= self.mask_ratio).to(features.dtype)
-
-
-def _make_generator(channels: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(channels, channels, 3, padding=1),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(channels, channels, 3, padding=1),
-    )
+        return weighted_l2(self.generated(pairs), teachers, scale).sum()

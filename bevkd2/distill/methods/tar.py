@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode as FvcoreNode
@@ -11,14 +11,13 @@ from torch import Tensor
 
 from bevkd2.distill.masks import draw_masks
 from bevkd2.distill.methods.base import register_method
-from bevkd2.distill.methods.defeat import Head
 from bevkd2.distill.methods.dense import (
-    both_dense,
     boxes_of_locations,
     check_same_locations,
     class_losses,
     content_of_locations,
     corner_distance,
+    with_head,
 )
 from bevkd2.distill.methods.feature import FeatureMethod, summed_distance
 from bevkd2.distill.schedule import Schedule
@@ -64,9 +63,7 @@ class TAR(FeatureMethod):
 
     def __init__(self, cfg: FvcoreNode, student: FeatureShapes, teacher: FeatureShapes) -> None:
         super().__init__(cfg, student, teacher)
-        head, dense = self.one_of(cfg, "HEAD", get_args(Head)), both_dense(student, teacher)
-        self.check(dense or head != "on", "HEAD", "on, but object queries do not correspond; use auto or off")
-        self.with_head = dense and head != "off"
+        self.with_head = with_head(type(self), cfg, student, teacher)
         self.feature_schedule = Schedule(0.0, float(cfg.FEATURE_DECAY), f"DISTILL.{self.node}.FEATURE")
         self.feature_weight = float(cfg.FEATURE_WEIGHT)
         self.class_weight, self.box_weight = float(cfg.CLASS_WEIGHT), float(cfg.BOX_WEIGHT)

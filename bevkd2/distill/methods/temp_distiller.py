@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode as FvcoreNode
-from torch import Tensor, nn
+from torch import Tensor
 
 from bevkd2.distill.methods.base import register_method
-from bevkd2.distill.methods.feature import FeatureMethod
+from bevkd2.distill.methods.generation import GenerationMethod
 from bevkd2.distill.sources import FeaturePair
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import Knowledge
@@ -18,7 +18,7 @@ from bevkd2.ops import weighted_l2
 
 
 @register_method
-class TempDistiller(FeatureMethod):
+class TempDistiller(GenerationMethod):
     """Computes the mean squared distance of the teacher's bird's-eye view from one that a generator makes.
 
     The teacher sees more frames than the student: DISTILL.TEACHER.OWN_INPUT with INPUT.QUEUE_LENGTH in
@@ -46,7 +46,6 @@ class TempDistiller(FeatureMethod):
 
     node = "TEMP_DISTILLER"
     sources_default = ("bev",)
-    adapter_default = "auto"
 
     def __init__(self, cfg: FvcoreNode, student: FeatureShapes, teacher: FeatureShapes) -> None:
         super().__init__(cfg, student, teacher)
@@ -57,11 +56,6 @@ class TempDistiller(FeatureMethod):
                 f"{source.name}; expected bev, bev.layers, bev.temporal or bev.spatial, which hold "
                 "the history",
             )
-        self.mask_ratio = float(cfg.MASK_RATIO)
-        self.check(
-            0 <= self.mask_ratio < 1, "MASK_RATIO", f"{self.mask_ratio}; expected a share from 0 to below 1"
-        )
-        self.generators = nn.ModuleList(_make_generator(source.teacher_channels) for source in self.sources)
 
     @classmethod
     def add_config(cls, node: FvcoreNode) -> None:
@@ -71,17 +65,7 @@ class TempDistiller(FeatureMethod):
 
     def compare(self, pairs: Sequence[FeaturePair], student: Knowledge, targets: Any) -> Tensor:
         """Returns the loss."""
-        made, aims, scales = [], [], []
-        for generator, ours, pair in zip(self.generators, self.adapted(pairs), pairs, strict=True):
-            draws = torch.rand(len(ours), 1, *ours.shape[-2:], device=ours.device)
-            made.append(generator(ours * (draws >= self.mask_ratio).to(ours.dtype)))
-            aims.append(pair.teacher)
-            scales.append(1 / pair.teacher.numel())
+        aims = [pair.teacher for pair in pairs]
+        scales = [1 / features.numel() for features in aims]
         scale = torch.tensor(scales, dtype=torch.float64).to(aims[0].device, non_blocking=True)
-        return weighted_l2(made, aims, scale[:, None].expand(-1, len(aims[0]))).sum()
-
-
-def _make_generator(channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)
-    )
+        return weighted_l2(self.generated(pairs), aims, scale[:, None].expand(-1, len(aims[0]))).sum()

@@ -31,7 +31,7 @@ from bevkd2.modeling.bev.heatmaps import HeatmapWeights, bev_heatmap_loss, image
 from bevkd2.modeling.bev.inputs import MASK_KEY, BEVInputs, BEVTargets, Frames
 from bevkd2.modeling.bev.layers import BEVPosition, can_bus_embedding
 from bevkd2.modeling.bev.memory import evaluating, rows_with_history, select_rows, update_rows
-from bevkd2.modeling.detector import BEVShape, DecoderShape, FeatureShapes, Sample
+from bevkd2.modeling.detector import BEVShape, DecoderShape, Detector, FeatureShapes, Sample
 from bevkd2.modeling.heatmaps import HeatmapHead
 from bevkd2.modeling.knowledge import BEVKnowledge, TemporalState
 
@@ -128,6 +128,16 @@ class BEVFormer(MultiViewDetector):
                 for key, parameter in module.named_parameters()
             },
         }
+
+    def check_inherited(self, teacher: Detector[Any, Any, Any], names: Sequence[str]) -> None:
+        """Checks that box branches that are taken over predict headings relative to the same axis."""
+        theirs = teacher.decoder.ray_heading if isinstance(teacher, BEVFormer) else None
+        ours, branches = self.decoder.ray_heading, [n for n in names if n.startswith("decoder.box_branches.")]
+        if branches and ours != theirs:
+            raise ValueError(
+                f"{branches[0]} is inherited, but MODEL.BEVFORMER.RAY_HEADING is {ours} in the student and "
+                f"{theirs} in the teacher, so that the branch would mean other headings; make them equal"
+            )
 
     def augment(self, batched_inputs: Sequence[Sample]) -> list[Sample]:
         """Draws a GridMask for every sample of a training batch that has none yet."""

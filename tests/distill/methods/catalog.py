@@ -105,7 +105,7 @@ CATALOG = [
         {"LEAST_SIDE": 0.0},
         per_sample=False,
         joint=False,
-        reaches=("image_backbone", "neck"),
+        reaches=("image_backbone", "neck", "head"),
         weight=10.0,
         lr=1e-3,
     ),
@@ -114,6 +114,7 @@ CATALOG = [
         _MONO,
         {"LEAST_SIDE": 0.0, "RELATION_WEIGHT": 0.0},  # relations are those within a process
         per_sample=False,
+        reaches=("image_backbone", "neck", "head"),
         weight=10.0,
         lr=1e-3,
     ),

@@ -94,6 +94,8 @@ def _make_certain(teacher: Any) -> None:
     for name, parameter in teacher.named_parameters():
         if name.endswith("class_branch.out.weight"):
             torch.nn.init.normal_(parameter, std=0.5)
+        if name.endswith("regressors.boxes2d.out.bias"):  # boxes of no extent are no instances of GID
+            torch.nn.init.ones_(parameter)
         if "decoder.class_branches." in name and name.endswith(".6.bias"):
             torch.nn.init.zeros_(parameter)
 

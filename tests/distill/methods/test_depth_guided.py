@@ -16,6 +16,7 @@ from bevkd2.structures import CameraBoxes3D
 B, Q, K = 2, 5, 3
 SHAPES = FeatureShapes(backbone={}, fpn=[])
 GRID = DenseGrid.of_levels([(1, Q)], [8], "cpu")
+SIZES = torch.tensor([[8.0, 8.0 * Q]] * B)
 
 
 def build(**options):
@@ -33,7 +34,7 @@ def knowledge(seed):
         depth=torch.rand(B, Q, generator=generator) * 40,
         direct_depth=torch.rand(B, Q, generator=generator) * 40,
         grid=GRID,
-        fpn_strides=[8],
+        image_sizes=SIZES.clone(),
     )
 
 
@@ -41,7 +42,7 @@ def targets(assigned=((0, -1, -1, 1, -1), (-1, -1, 0, -1, -1))):
     return MonoTargets(
         boxes=[CameraBoxes3D.empty()] * B, labels=[], boxes2d=[], centers2d=[],
         depths=[torch.tensor([10.0, 40.0]), torch.tensor([20.0])], attributes=None,
-        image_sizes=torch.tensor([[8.0, 8.0 * Q]] * B), cam2img=torch.eye(4), assigned=torch.tensor(assigned),
+        image_sizes=SIZES.clone(), cam2img=torch.eye(4), assigned=torch.tensor(assigned),
         affine_augmented=torch.zeros(B, dtype=torch.bool), grid=GRID,
     )  # fmt: skip
 
@@ -108,7 +109,7 @@ def test_padding_counts_neither_as_object_nor_as_background():
     """The second image has three columns of content and two of padding: eight cells count in all."""
     student, teacher = knowledge(0), knowledge(1)
     padded = targets(((0, -1, -1, 1, -1), (-1, -1, -1, 0, -1)))
-    padded.image_sizes[1, 1] = 17.0
+    student.image_sizes[1, 1] = 17.0
     loss = build(DEPTH_ATTENTION=False, RHO="off")(student, teacher, padded)
     distance = (student.logits.sigmoid() - teacher.logits.sigmoid()).square().sum(-1)
     on = (distance[0, 0] + distance[0, 3]) / 2
