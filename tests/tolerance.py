@@ -7,7 +7,9 @@ from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+
+from bevkd2.structures.box_tensor import BoxTensor
 
 _FLOAT32 = torch.float32
 
@@ -40,12 +42,30 @@ def assert_same_sum(actual: torch.Tensor, expected: torch.Tensor, n: int) -> Non
     torch.testing.assert_close(actual, expected.to(actual.dtype), rtol=0, atol=bound)
 
 
+def as_float64(tree: Any) -> Any:
+    """Returns samples whose floating-point tensors and boxes are float64."""
+
+    def convert(leaf: Any) -> Any:
+        if isinstance(leaf, BoxTensor):
+            return type(leaf)(leaf.tensor.double())
+        return leaf.double() if torch.is_tensor(leaf) and leaf.is_floating_point() else leaf
+
+    return tree_map(convert, tree)
+
+
+def _as_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(_FLOAT32) if tensor.is_floating_point() else tensor
+
+
 class _NoFloat32(TorchDispatchMode):
-    """Raises where an operator returns float32."""
+    """Raises where an operator returns float32, except the one that draws masks, whose result is widened."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is torch.ops.bevkd2.draw_weights.default:  # float32 by definition; it has no gradient
+            rounded = tree_map_only(torch.Tensor, _as_float32, (args, kwargs or {}))
+            return tree_map_only(torch.Tensor, torch.Tensor.double, func(*rounded[0], **rounded[1]))
         result = func(*args, **(kwargs or {}))
         if any(isinstance(part, torch.Tensor) and part.dtype == _FLOAT32 for part in tree_leaves(result)):
             raise AssertionError(f"{func} returned float32 inside float64_twin, expected float64")

@@ -10,6 +10,7 @@ from torch import distributed as dist
 from bevkd2.d2 import comm
 from tests.distill.methods.catalog import CATALOG, Entry
 from tests.distill.methods.harness import build_pair, distill_losses, make_batch
+from tests.tolerance import as_float64, float64_twin
 
 
 def joint_cases() -> list[tuple[Entry, str]]:
@@ -23,7 +24,7 @@ def joint_cases() -> list[tuple[Entry, str]]:
 
 
 def loss_and_gradient(entry: Entry, detector: str, *seeds: int) -> tuple[Tensor, Tensor]:
-    """The sum of the method's losses of a batch, and its gradient on everything that is trained."""
+    """The sum of the method's losses of a batch, and its gradient on all that is trained, in float64."""
     model = build_pair(
         detector,
         entry.method,
@@ -31,13 +32,16 @@ def loss_and_gradient(entry: Entry, detector: str, *seeds: int) -> tuple[Tensor,
         options=entry.options,
         **entry.settings,
     )
+    for detector_of_pair in (model, *model.teachers):
+        detector_of_pair.double()
+    batch = as_float64(make_batch(detector, *seeds))
     torch.manual_seed(0)
-    loss = torch.stack(list(distill_losses(model, make_batch(detector, *seeds)).values())).sum()
-    loss.backward()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return loss.detach(), torch.cat(
-        [torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in trained]
-    )
+    with float64_twin():
+        loss = torch.stack(list(distill_losses(model, batch).values())).sum()
+        loss.backward()
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        gradients = [torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in trained]
+        return loss.detach(), torch.cat(gradients)
 
 
 def main(folder: Path, seeds: list[int]) -> None:

@@ -5,14 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._pytree import tree_map
 
 from bevkd2.config import CfgNode
 from bevkd2.d2 import build_model
 from bevkd2.modeling import BEVFormer, BEVKnowledge
 from bevkd2.modeling.bev.geometry import BEVGeometry
 from bevkd2.structures import Boxes3D
-from tests.tolerance import float64_twin, ulps
+from tests.tolerance import as_float64, float64_twin, ulps
 
 Make = Callable[..., dict[str, Any]]
 
@@ -41,11 +40,6 @@ def outputs(model: BEVFormer, samples: list[dict[str, Any]]) -> tuple[torch.Tens
     )
 
 
-def as_double(tree: Any) -> Any:
-    """Returns samples whose floating-point tensors are float64."""
-    return tree_map(lambda x: x.double() if torch.is_tensor(x) and x.is_floating_point() else x, tree)
-
-
 def columns(output: torch.Tensor) -> torch.Tensor:
     """Returns (n, 10) of class logits and of box codes, whose columns have their own units; else (n, 1)."""
     return output.double().reshape(-1, output.shape[-1] if output.shape[-1] == 10 else 1)
@@ -65,7 +59,7 @@ def test_batch_of_two_equals_two_batches_of_one(
     apart = [outputs(model, [sample]) for sample in samples]
     assert not torch.equal(together[3][0], together[3][1])  # the calibrations differ
     longest_sum = max(weight[0].numel() for weight in model.parameters())
-    model, samples = model.double(), as_double(samples)
+    model, samples = model.double(), as_float64(samples)
     with float64_twin():
         exact_together = outputs(model, samples)
         exact_apart = [outputs(model, [sample]) for sample in samples]
