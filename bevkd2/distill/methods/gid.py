@@ -183,8 +183,9 @@ class GID(FeatureMethod):
     def _compare_pooled(self, pairs: Sequence[FeaturePair], found: Instances) -> tuple[Tensor, Tensor]:
         """Returns the losses of features and of relations."""
         levels = _level_of(found.boxes, self.strides)
+        adapted = self.adapted(pairs)
         with torch.autocast(found.boxes.device.type, enabled=False):
-            ours = self._pool([widen(features) for features in self.adapted(pairs)], found, levels)
+            ours = self._pool([widen(features) for features in adapted], found, levels)
             theirs = self._pool([widen(pair.teacher) for pair in pairs], found, levels)
             count = average_over_ranks(len(found.boxes), ours.device)
             features = (ours - theirs).square().sum() / (count * _POOLED**2)

@@ -142,7 +142,8 @@ def _hierarchical_distance(student: Tensor, teacher: Tensor) -> Tensor:
 def _pooled(features: Tensor, size: int) -> Tensor:
     """Returns the averages in size x size windows, as adaptive pooling does; deterministic on CUDA."""
     rows, columns = (_windows(length, size, features) for length in features.shape[-2:])
-    return rows @ features @ columns.T
+    with torch.autocast(features.device.type, enabled=False):
+        return rows @ features @ columns.T
 
 
 def _windows(length: int, size: int, like: Tensor) -> Tensor:

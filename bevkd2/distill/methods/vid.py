@@ -78,7 +78,8 @@ def _mean_inside(squares: Tensor, content: Tensor) -> Tensor:
     """Returns (C,): the mean over the cells of each image, then over the images."""
     weights = content.to(squares.dtype)
     weights = weights / weights.sum(dim=(1, 2), keepdim=True).clamp(min=1) / max(1, len(weights))
-    return torch.einsum("rchw,rhw->c", squares, weights)
+    with torch.autocast(squares.device.type, enabled=False):  # squares may be beyond 16 bits
+        return torch.einsum("rchw,rhw->c", squares, weights)
 
 
 def _regressor(channels: int, target: int) -> nn.Sequential:

@@ -36,7 +36,7 @@ class Entry:
     weight: float = 1.0
     """Of the method beside the detection losses in these steps."""
     lr: float = 1e-2
-    """Of the twenty steps in which the loss has to fall."""
+    """Of the eight steps in which the loss has to fall."""
 
     def __str__(self) -> str:
         """Returns the name and the settings, as the test's identifier."""
@@ -120,7 +120,7 @@ CATALOG = [
     ),
     Entry("FitNet"),
     Entry("AT", weight=1000.0),
-    Entry("SP", per_sample=False, joint=False, weight=3000.0, lr=1e-3),
+    Entry("SP", per_sample=False, joint=False, weight=3000.0, lr=1e-4),
     Entry("RKD", per_sample=False, joint=False, images=3, weight=10.0, lr=1e-3),
     Entry("VID", zero=False),
     Entry(

@@ -47,11 +47,11 @@ def test_every_registered_method_is_in_the_catalog():
 
 
 @pytest.mark.parametrize(("entry", "detector"), CASES, ids=identify)
-def test_its_own_loss_falls_in_twenty_steps(entry, detector):
+def test_its_own_loss_falls_in_eight_steps(entry, detector):
     model = pair_of(entry, detector)
-    history = train(model, make_batch(detector, *range(1, entry.images + 1)), steps=20, lr=entry.lr)
+    history = train(model, make_batch(detector, *range(1, entry.images + 1)), steps=8, lr=entry.lr)
     assert all(value == value and abs(value) < float("inf") for value in history)
-    assert sum(history[-3:]) / 3 < history[0]
+    assert min(history[-3:]) < 0.995 * history[0]
 
 
 @pytest.mark.parametrize(("entry", "detector"), CASES, ids=identify)
@@ -63,6 +63,31 @@ def test_its_gradient_reaches_the_student_where_it_should_and_the_teacher_nowher
         gradients = [p.grad for name, p in model.student.named_parameters() if name.startswith(part)]
         assert gradients, f"the student has no parameters {part}"
         assert any(g is not None and bool(g.abs().max() > 0) for g in gradients), part
+
+
+@pytest.mark.parametrize(("entry", "detector"), CASES, ids=identify)
+def test_under_float16_autocast_large_features_give_nearly_the_same_loss(entry, detector):
+    """Squares of features of a few hundred are beyond float16, and so is the sum of a few thousand."""
+
+    def run(autocast):
+        model = pair_of(entry, detector)
+        for name, parameter in itertools.chain.from_iterable(
+            d.named_parameters() for d in (model.student, *model.teachers)
+        ):
+            if name.startswith("neck.") and ".output_convs." in name:
+                parameter.data *= 100
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.float16, enabled=autocast):
+            loss = sum(distill_losses(model, batch).values())
+        assert loss.dtype == torch.float32
+        (loss / loss.detach().clamp(min=1)).backward()  # as a loss scale would be adjusted to large losses
+        return loss.item(), [p.grad for p in model.parameters() if p.grad is not None]
+
+    batch = make_batch(detector, *range(1, entry.images + 1))
+    expected, _ = run(False)
+    found, gradients = run(True)
+    assert found == pytest.approx(expected, rel=0.06)  # the rounding of the detectors
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
 @pytest.mark.parametrize(("entry", "detector"), [case for case in CASES if case[0].zero], ids=identify)
