@@ -14,6 +14,7 @@ import torch
 
 from benchmarks import harness, limits, report
 from benchmarks.harness import Contest, Contestant, Options, Times, Watch, Work
+from tests.limits import PROGRAM_SECONDS
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,7 +49,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PROGRAM_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

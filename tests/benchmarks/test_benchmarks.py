@@ -16,6 +16,7 @@ import torch
 
 from benchmarks import bench_train_step
 from tests.docs.pages import PAGES, ROOT, commands
+from tests.limits import PROGRAM_SECONDS
 
 STEP = "benchmarks.bench_train_step"
 PARTS = ("student_step", "teacher_forward", "distillation_step", "distillation_step_plain")
@@ -29,7 +30,7 @@ def run(script: str, *options: str) -> dict[str, Any]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=900,  # seconds; a busy machine is slow
+        timeout=PROGRAM_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

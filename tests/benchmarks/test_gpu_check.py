@@ -16,6 +16,7 @@ import torch
 
 from benchmarks import gpu_check, run_once
 from benchmarks.gpu_check import Step, run_step
+from tests.limits import PROGRAM_SECONDS
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +33,9 @@ def steps(monkeypatch: pytest.MonkeyPatch, *words: str) -> dict[str, Step]:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_gpu_check_without_a_gpu_exits_with_a_message() -> None:
     command = [sys.executable, "-m", "benchmarks.gpu_check"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=PROGRAM_SECONDS, check=False
+    )
     assert done.returncode == 1
     assert done.stderr.startswith("gpu_check: the torch of") and "sees no GPU here" in done.stderr
 
@@ -120,7 +123,9 @@ def test_steps_continue_after_a_failure_and_the_exit_code_is_nonzero(
 
 def test_sanitizers_run_the_gpu_tests_without_cuda_graphs() -> None:
     command = [sys.executable, "-m", "pytest", "--collect-only", *run_once.TESTS]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=PROGRAM_SECONDS, check=False
+    )
     assert done.returncode == 0, done.stdout[-2000:]
     watched = set(re.findall(r"::(test_\w+)", done.stdout))
     assert {
@@ -144,7 +149,7 @@ def test_run_once_runs_ours_of_every_case() -> None:
         env={**gpu_check.os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PROGRAM_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -10,6 +10,7 @@ import pytest
 
 import bevkd2
 from bevkd2.cli import console
+from tests.limits import PROGRAM_SECONDS
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +34,7 @@ sys.exit(status)
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PROGRAM_SECONDS,
         check=False,
     )
 

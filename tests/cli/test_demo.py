@@ -26,6 +26,7 @@ from bevkd2.checkpoint import load_file, save_file
 from bevkd2.cli import console, demo_base
 from bevkd2.config import load_config
 from bevkd2.d2 import build_model
+from tests.limits import PROGRAM_SECONDS
 
 pytestmark = pytest.mark.slow
 
@@ -87,7 +88,13 @@ def run_script(name: str, words: list[str], folder: Path) -> str:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *words]
     done = subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300, check=False
+        command,
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=PROGRAM_SECONDS,
+        check=False,
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done.stdout

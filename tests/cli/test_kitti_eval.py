@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 
 from bevkd2.cli.console import run_cli
+from tests.limits import PROGRAM_SECONDS
 
 TOOLS = Path(__file__).parents[2] / "tools"
 LABEL = "Car 0.00 0 1.64 500.00 170.00 620.00 250.00 1.53 1.63 3.88 -1.00 1.70 14.00 1.57\n"
@@ -94,7 +95,12 @@ def test_a_frame_without_ground_truth_is_an_error(tool, folder: Path, capsys):
 def run(*command: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(TOOLS.parent)}
     done = subprocess.run(
-        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, *command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PROGRAM_SECONDS,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

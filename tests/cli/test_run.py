@@ -14,6 +14,7 @@ import torch
 
 from bevkd2.cli.console import run_cli
 from bevkd2.data.synthetic import WorldConfig, generate
+from tests.limits import PROGRAM_SECONDS
 
 ROOT = Path(__file__).parents[2]
 TRAIN_NET = str(ROOT / "tools" / "train_net.py")
@@ -74,7 +75,7 @@ def start(folder: Path, words: Sequence[str], stdin: str = "") -> subprocess.Com
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PROGRAM_SECONDS,
         check=False,
     )
 

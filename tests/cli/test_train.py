@@ -18,6 +18,7 @@ from bevkd2.checkpoint import CheckpointFileError, StateDictMismatchError, load_
 from bevkd2.cli import train as train_tool
 from bevkd2.data.synthetic import WorldConfig, generate
 from bevkd2.engine import NonFiniteLossError, default_argument_parser
+from tests.limits import PROGRAM_SECONDS
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tools" / "train_net.py"
@@ -208,7 +209,7 @@ def test_two_processes_distil_under_torchrun(world: Path, teacher: Path, tmp_pat
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=PROGRAM_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

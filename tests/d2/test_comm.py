@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from bevkd2.d2 import comm
+from tests.limits import PROGRAM_SECONDS
 
 
 def test_without_a_process_group():
@@ -38,5 +39,5 @@ def test_two_processes():
         subprocess.Popen([sys.executable, worker], env={**environ, "RANK": rank}, stderr=subprocess.PIPE)
         for rank in "01"
     ]
-    errors = [job.communicate(timeout=120)[1].decode() for job in jobs]
+    errors = [job.communicate(timeout=PROGRAM_SECONDS)[1].decode() for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0], "\n".join(errors)

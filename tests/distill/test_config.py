@@ -12,6 +12,7 @@ import torch
 
 from bevkd2.config import get_cfg, load_config
 from bevkd2.distill import is_distillation, resolve_teacher, student_config, teacher_config
+from tests.limits import PROGRAM_SECONDS
 
 ROOT = Path(__file__).parents[2]
 
@@ -179,7 +180,7 @@ def test_a_distillation_is_built_in_three_lines_of_python() -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PROGRAM_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

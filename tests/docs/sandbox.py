@@ -29,8 +29,8 @@ from bevkd2.config import CfgNode, load_config
 from bevkd2.distill import is_distillation, resolve_teacher, student_config, teacher_config
 from tests.docs import worlds
 from tests.docs.pages import KEYS, ROOT
+from tests.limits import PROGRAM_SECONDS
 
-SECONDS = 240
 SHORT = (
     *("MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "1", "SOLVER.WARMUP_ITERS", "1"),
     *("SOLVER.STEPS", "(1,)", "MODEL.BACKBONE.FREEZE_AT", "0", "DATALOADER.NUM_WORKERS", "0"),
@@ -150,7 +150,7 @@ class Sandbox:
         else:
             process = _processes.Process(target=run_script, args=(small[1:], self.folder, log))
             process.start()
-            process.join(SECONDS)
+            process.join(PROGRAM_SECONDS)
             process.kill()
             process.join()
             code = process.exitcode
@@ -169,7 +169,7 @@ class Sandbox:
                 env=environment,
                 stdout=file,
                 stderr=file,
-                timeout=SECONDS,
+                timeout=PROGRAM_SECONDS,
                 check=False,
             ).returncode
 

@@ -15,6 +15,7 @@ import torch
 from bevkd2.engine import default_argument_parser, launch
 from tests.engine.launch_worker import main
 from tests.engine.toys import TOY_OPTIONS
+from tests.limits import PROGRAM_SECONDS
 
 ROOT = Path(__file__).parents[2]
 WORKER = str(Path(__file__).with_name("launch_worker.py"))
@@ -32,7 +33,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, WORKER, "--num-gpus", "2", *OPTIONS, "OUTPUT_DIR", str(output)]
     done = subprocess.run(
-        command, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        command, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=PROGRAM_SECONDS, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return output

@@ -22,6 +22,7 @@ from bevkd2.ops.box3d import box3d_iou
 from bevkd2.structures import CameraBoxes3D
 from tests.data.kitti_fixture import TRAIN, VAL
 from tests.docs.pages import ROOT, commands
+from tests.limits import PROGRAM_SECONDS
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +63,7 @@ def run(folder: Path, command: Sequence[str], package: Path = PACKAGE, stdin: st
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PROGRAM_SECONDS,
         check=False,
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
@@ -186,7 +187,7 @@ def test_entry_point_of_the_installed_package_makes_import_needless(tmp_path: Pa
         "--no-build-isolation",
         "--no-index",
     ]
-    subprocess.run([*pip, "--target", str(target), str(source)], check=True, timeout=120)
+    subprocess.run([*pip, "--target", str(target), str(source)], check=True, timeout=PROGRAM_SECONDS)
     program = (
         "import bevkd2.modeling\n"
         "from bevkd2.config import load_config\n"

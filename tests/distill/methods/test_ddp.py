@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.distill.methods.ddp_worker import joint_cases, loss_and_gradient
+from tests.limits import PROGRAM_SECONDS
 
 ROOT = Path(__file__).parents[3]
 SEEDS = (1, 2)
@@ -37,7 +38,7 @@ def two_processes(tmp_path_factory):
         )
         for rank in (0, 1)
     ]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    outputs = [process.communicate(timeout=PROGRAM_SECONDS)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)[-3000:]
     return torch.load(folder / "found.pt")
 
