@@ -61,12 +61,12 @@ class _AttentionDistillation(StructuredMethod):
             losses = _attention_kl(*pairs, cells, self.reduction)
         else:
             losses = attention_l2(*pairs, cells, reduction=self.reduction)
-        loss = self.over_layers(losses)
+        loss = self.over_layers(losses, cells)
         if not self.offsets_weight:
             return loss
         pairs = self._paired(self.offsets_field, "offsets", student, teacher)
         offsets = masked_l2(*pairs, cells, reduction=self.reduction, loss_weight=self.offsets_weight)
-        return {self.node.lower(): loss, self.offsets_field: self.over_layers(offsets)}
+        return {self.node.lower(): loss, self.offsets_field: self.over_layers(offsets, cells)}
 
     def _paired(
         self, field: str, what: str, student: BEVKnowledge, teacher: BEVKnowledge

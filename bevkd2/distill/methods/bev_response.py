@@ -63,7 +63,7 @@ class BEVResponse(StructuredMethod):
             losses = [self._divergence(pair, cells) for pair in pairs]
         else:
             losses = [self._distance(pair, cells) for pair in pairs]
-        return self.over_layers(torch.stack(losses))
+        return self.over_layers(torch.stack(losses), cells)
 
     def _distance(self, pair: FeaturePair, cells: Tensor | None) -> Tensor:
         mask = None if cells is None else cells.unflatten(1, pair.shape)

@@ -10,6 +10,7 @@ from torch import Tensor
 from bevkd2.distill.methods.base import DistillMethod
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import BEVKnowledge
+from bevkd2.modeling.losses import share_of_average
 from bevkd2.ops import Reduction
 
 _DISTANCES = ("l2", "kl")
@@ -66,6 +67,17 @@ class StructuredMethod(DistillMethod[BEVKnowledge]):
             return cameras.clamp(min=1) if self.unseen else cameras
         return None if self.unseen else student.seen_by_any_camera()
 
-    def over_layers(self, losses: Tensor) -> Tensor:
-        """Returns the mean or the sum of the losses (L,) of the layers."""
-        return losses.sum() if self.layers == "sum" else losses.mean()
+    def over_layers(self, losses: Tensor, cells: Tensor | None) -> Tensor:
+        """Returns the mean or the sum of the losses (L,) of the layers.
+
+        Means over this process's cells are weighted so that the average over the processes is the mean over
+        the cells of all.
+
+        Args:
+            losses: (L,), reduced by REDUCTION.
+            cells: what :meth:`cells` returned.
+        """
+        loss = losses.sum() if self.layers == "sum" else losses.mean()
+        if cells is None or self.reduction in ("norm", "sum"):
+            return loss
+        return loss * share_of_average(cells.sum())

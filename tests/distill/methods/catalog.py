@@ -238,6 +238,16 @@ CATALOG = [
         student_width=16,
         reaches=("encoder.layers.0.spatial_attention", "encoder.layers.1.spatial_attention"),
     ),
+    Entry(
+        "SpatialAttention",
+        _BEV,
+        {"REDUCTION": "mean", "COUNT": "camera"},
+        student_width=16,
+        per_sample=False,
+        reaches=("encoder.layers.0.spatial_attention", "encoder.layers.1.spatial_attention"),
+        weight=1000.0,
+    ),
+    Entry("BEVResponse", _BEV, {"REDUCTION": "cell"}, per_sample=False, reaches=("encoder",), weight=100.0),
     Entry("BEVResponse", _BEV, {"SOURCES": ["bev", "bev.layers.0"]}, reaches=("encoder.layers.0",)),
 ]
 """Every method of the registry, at least once."""
