@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from tests.distill.methods.harness import DETECTORS
+from bevkd2.distill import Distiller
+from tests.distill.methods.harness import DETECTORS, build_pair
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,3 +252,18 @@ CATALOG = [
     Entry("BEVResponse", _BEV, {"SOURCES": ["bev", "bev.layers.0"]}, reaches=("encoder.layers.0",)),
 ]
 """Every method of the registry, at least once."""
+
+CASES = [(entry, detector) for entry in CATALOG for detector in entry.detectors]
+
+
+def pair_of(entry: Entry, detector: str, same: bool = False) -> Distiller:
+    """A Distiller of tiny detectors with the method alone."""
+    return build_pair(
+        detector,
+        entry.method,
+        student_width=entry.student_width,
+        same=same,
+        options=entry.options,
+        weight=entry.weight,
+        **entry.settings,
+    )

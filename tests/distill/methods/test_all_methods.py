@@ -8,16 +8,9 @@ import pytest
 import torch
 
 from bevkd2.distill import DISTILL_REGISTRY
-from tests.distill.methods.catalog import CATALOG, Entry
-from tests.distill.methods.harness import (
-    DETECTORS,
-    build_pair,
-    distill_losses,
-    make_batch,
-    train,
-)
+from tests.distill.methods.catalog import CASES, CATALOG, pair_of
+from tests.distill.methods.harness import DETECTORS, distill_losses, make_batch
 
-CASES = [(entry, detector) for entry in CATALOG for detector in entry.detectors]
 WRONG = [
     (entry, detector)
     for entry, detector in itertools.product(CATALOG, DETECTORS)
@@ -25,36 +18,12 @@ WRONG = [
 ]
 
 
-def identify(value: object) -> str:
-    return str(value)
-
-
-def pair_of(entry: Entry, detector: str, same: bool = False):
-    return build_pair(
-        detector,
-        entry.method,
-        student_width=entry.student_width,
-        same=same,
-        options=entry.options,
-        weight=entry.weight,
-        **entry.settings,
-    )
-
-
 def test_every_registered_method_is_in_the_catalog():
     own = {name for name, cls in DISTILL_REGISTRY if cls.__module__.startswith("bevkd2.")}
     assert own == {entry.method for entry in CATALOG}
 
 
-@pytest.mark.parametrize(("entry", "detector"), CASES, ids=identify)
-def test_its_own_loss_falls_in_eight_steps(entry, detector):
-    model = pair_of(entry, detector)
-    history = train(model, make_batch(detector, *range(1, entry.images + 1)), steps=8, lr=entry.lr)
-    assert all(value == value and abs(value) < float("inf") for value in history)
-    assert min(history[-3:]) < 0.995 * history[0]
-
-
-@pytest.mark.parametrize(("entry", "detector"), CASES, ids=identify)
+@pytest.mark.parametrize(("entry", "detector"), CASES, ids=str)
 def test_its_gradient_reaches_the_student_where_it_should_and_the_teacher_nowhere(entry, detector):
     model = pair_of(entry, detector)
     sum(distill_losses(model, make_batch(detector, *range(1, entry.images + 1))).values()).backward()
@@ -65,32 +34,7 @@ def test_its_gradient_reaches_the_student_where_it_should_and_the_teacher_nowher
         assert any(g is not None and bool(g.abs().max() > 0) for g in gradients), part
 
 
-@pytest.mark.parametrize(("entry", "detector"), CASES, ids=identify)
-def test_under_float16_autocast_large_features_give_nearly_the_same_loss(entry, detector):
-    """Squares of features of a few hundred are beyond float16, and so is the sum of a few thousand."""
-
-    def run(autocast):
-        model = pair_of(entry, detector)
-        for name, parameter in itertools.chain.from_iterable(
-            d.named_parameters() for d in (model.student, *model.teachers)
-        ):
-            if name.startswith("neck.") and ".output_convs." in name:
-                parameter.data *= 100
-        torch.manual_seed(0)
-        with torch.autocast("cpu", torch.float16, enabled=autocast):
-            loss = sum(distill_losses(model, batch).values())
-        assert loss.dtype == torch.float32
-        (loss / loss.detach().clamp(min=1)).backward()  # as a loss scale would be adjusted to large losses
-        return loss.item(), [p.grad for p in model.parameters() if p.grad is not None]
-
-    batch = make_batch(detector, *range(1, entry.images + 1))
-    expected, _ = run(False)
-    found, gradients = run(True)
-    assert found == pytest.approx(expected, rel=0.06)  # the rounding of the detectors
-    assert all(torch.isfinite(gradient).all() for gradient in gradients)
-
-
-@pytest.mark.parametrize(("entry", "detector"), [case for case in CASES if case[0].zero], ids=identify)
+@pytest.mark.parametrize(("entry", "detector"), [case for case in CASES if case[0].zero], ids=str)
 def test_it_is_zero_for_a_student_that_is_the_teacher(entry, detector):
     model = pair_of(entry, detector, same=True)
     for adapter in getattr(model.methods[entry.method], "adapters", ()):
@@ -103,7 +47,7 @@ def test_it_is_zero_for_a_student_that_is_the_teacher(entry, detector):
     assert values and max(map(abs, values)) <= 1e-6 * sum(value.item() for value in other.values())
 
 
-@pytest.mark.parametrize(("entry", "detector"), [case for case in CASES if case[0].per_sample], ids=identify)
+@pytest.mark.parametrize(("entry", "detector"), [case for case in CASES if case[0].per_sample], ids=str)
 def test_a_batch_of_two_is_the_mean_of_two_of_one(entry, detector):
     model = pair_of(entry, detector)
     model.eval()
@@ -116,7 +60,7 @@ def test_a_batch_of_two_is_the_mean_of_two_of_one(entry, detector):
         assert value == pytest.approx((first[name] + second[name]) / 2, rel=1e-4), name
 
 
-@pytest.mark.parametrize(("entry", "detector"), WRONG, ids=identify)
+@pytest.mark.parametrize(("entry", "detector"), WRONG, ids=str)
 def test_on_a_detector_that_lacks_what_it_reads_it_is_an_error_when_the_model_is_built(entry, detector):
     with pytest.raises(ValueError, match=r"DISTILL\."):
         pair_of(entry, detector)
