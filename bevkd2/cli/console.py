@@ -33,6 +33,7 @@ COMMANDS = {
     "eval": Command("train", "score the model of a config (train --eval-only)", ("--eval-only",)),
     "demo": Command("demo", "multi-view: synthetic world, training, distillation, scores, pictures"),
     "demo-mono": Command("demo_mono", "the same for monocular detectors"),
+    "experiment": Command("run_experiment", "train and compare the rows and seeds of an experiment"),
     "visualize": Command("visualize", "draw detections and features"),
     "analyze": Command("analyze_model", "count parameters and FLOPs, and time a model"),
     "analyze-distillation": Command(

@@ -129,6 +129,27 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def load_plain_yaml(path: Path, what: str = "config file") -> dict[str, Any]:
+    """Returns the content of a YAML file, loaded safely.
+
+    Args:
+        path: an existing file.
+        what: it is, for errors.
+
+    Raises:
+        ValueError: it is no plain YAML, no mapping, or has a key twice.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader) or {}  # noqa: S506  (it is safe)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{what} {path} is not plain YAML ({error}); Python tags and other objects are refused"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{what} {path} holds a {type(content).__name__}, expected a mapping of keys")
+    return content
+
+
 def _load_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not path.is_file():
         why = f"it is the {BASE_KEY} of {seen[-1]}" if seen else "--config-file takes the path of a YAML file"
@@ -136,14 +157,7 @@ def _load_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         chain = " -> ".join(str(p) for p in (*seen, path))
         raise ValueError(f"config file {path} is its own {BASE_KEY}: {chain}")
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader) or {}  # noqa: S506  (it is safe)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"config file {path} is not plain YAML ({error}); Python tags and other objects are refused"
-        ) from error
-    if not isinstance(content, dict):
-        raise ValueError(f"config file {path} holds a {type(content).__name__}, expected a mapping of keys")
+    content = load_plain_yaml(path)
     merged: dict[str, Any] = {}
     for name in _base_names(content.pop(BASE_KEY, []), path):
         _merge_files(_load_yaml(_relative_to(path, name), (*seen, path.resolve())), merged)

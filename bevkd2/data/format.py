@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bevkd2.data.image_cache import ImageCache
     from bevkd2.data.loader import MappedDataset
     from bevkd2.data.synthetic.world import SyntheticWorld
+    from bevkd2.evaluation.left_out import LeftOutScorer
     from bevkd2.modeling.detector import Detector
     from bevkd2.visualization.objects import Image
 
@@ -142,6 +143,23 @@ class DataFormat(ABC):
             split: one of ``DATASETS.TEST``.
             output_dir: where it may write results.
         """
+
+    def left_out_scorer(self, cfg: CfgNode, split: str) -> LeftOutScorer:
+        """Returns what scores the files of :meth:`evaluator`, and scores them without a part of the split.
+
+        An experiment (``bevkd2 experiment``) needs it, to say how much a score depends on the split.
+
+        Args:
+            cfg: the config.
+            split: one of ``DATASETS.TEST``.
+
+        Raises:
+            ValueError: the format has none.
+        """
+        raise ValueError(
+            f"DATASETS.FORMAT {self.name!r} cannot score a part of a split; an experiment needs it: "
+            f"implement {type(self).__name__}.left_out_scorer"
+        )
 
     @abstractmethod
     def figures(

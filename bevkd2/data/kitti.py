@@ -29,6 +29,7 @@ from bevkd2.structures import CameraBoxes3D
 
 if TYPE_CHECKING:
     from bevkd2.data.synthetic.world import SyntheticWorld
+    from bevkd2.evaluation.left_out import LeftOutScorer
 
 logger = logging.getLogger(__name__)
 
@@ -271,6 +272,12 @@ class KittiFormat(MonoFormat):
         return KittiEvaluator(
             root=dataset_root(cfg), split=split, classes=class_names(cfg), output_dir=output_dir
         )
+
+    def left_out_scorer(self, cfg: CfgNode, split: str) -> LeftOutScorer:
+        """Returns KITTI's score at any IoU, without one block of images at a time."""
+        from bevkd2.evaluation.kitti_blocks import KittiBlocks
+
+        return KittiBlocks(root=dataset_root(cfg), split=split)
 
     def synthetic_world(self) -> type[SyntheticWorld]:
         """Returns the settings of the world in KITTI layout."""

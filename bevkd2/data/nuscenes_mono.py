@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from bevkd2.data.nuscenes.format import load_frames, nuscenes_source
 from bevkd2.data.nuscenes.index import NuScenesIndex
 from bevkd2.nuscenes.layout import CLASS_NAMES, MONO_CLASS_NAMES, layout_labels
 from bevkd2.structures import CameraBoxes3D, camera_from_upright, projected_boxes2d, wrap_angle
+
+if TYPE_CHECKING:
+    from bevkd2.evaluation.left_out import LeftOutScorer
 
 
 class NuScenesMonoIndex:
@@ -158,3 +162,9 @@ class NuScenesMonoFormat(MonoFormat):
             cameras=cfg.INPUT.CAMERAS,
             rule=MergeRule(node.SCORE_THRESHOLD, node.NMS_THRESHOLD, node.MAX_PER_SAMPLE),
         )
+
+    def left_out_scorer(self, cfg: CfgNode, split: str) -> LeftOutScorer:
+        """Returns the official score, without one scene at a time."""
+        from bevkd2.evaluation.nuscenes_scenes import NuScenesScenes  # imports the devkit
+
+        return NuScenesScenes(root=dataset_root(cfg), version=cfg.DATASETS.VERSION, split=split)

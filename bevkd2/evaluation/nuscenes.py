@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 _TP_NAMES = dict(zip(TP_METRICS, ("mATE", "mASE", "mAOE", "mAVE", "mAAE"), strict=True))
 # What the devkit does not define: traffic cones have no heading, and neither they nor barriers move or have
 # attributes.
-_UNDEFINED = {
+UNDEFINED = {
     "traffic_cone": ("orient_err", "vel_err", "attr_err"),
     "barrier": ("vel_err", "attr_err"),
 }
@@ -69,7 +69,7 @@ class NuScenesScorer:
             ValueError: samples of the split are missing or foreign, or detections are not finite.
         """
         started = time.perf_counter()
-        tables = _tables(self._root, self._version, _newest_change(self._root, self._version))
+        tables = read_tables(self._root, self._version)
         self._check_samples(tables, set(detections))
         self._output_dir.mkdir(parents=True, exist_ok=True)
         path = self._output_dir / "results_nusc.json"
@@ -77,7 +77,7 @@ class NuScenesScorer:
         metrics, present = self._score(tables, path, count, set(detections))
         summary = self._output_dir / "metrics_summary.json"
         summary.write_text(json.dumps(metrics.serialize(), indent=2))
-        scores = _scores(metrics, present)
+        scores = named_scores(metrics, present)
         logger.info(
             "nuScenes score of %s (%d samples, %d boxes, %.1f s):\n%s",
             self._split,
@@ -126,11 +126,8 @@ class NuScenesScorer:
         if not annotated or count == 0:
             what = "detections in range" if annotated else "annotations of the ten classes"
             logger.warning("split %s has no %s: every AP is zero", self._split, what)
-            return _no_match(self._config), set()
-        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that `verbose` does not silence
-            evaluation = DetectionEval(
-                tables, self._config, str(path), self._split, str(self._output_dir), verbose=False
-            )
+            return no_match(self._config), set()
+        evaluation = filtered_boxes(tables, self._config, path, self._split)
         metrics, _ = evaluation.evaluate()
         return metrics, {box.detection_name for box in evaluation.gt_boxes.all}
 
@@ -198,6 +195,26 @@ class NuScenesEvaluator(DatasetEvaluator):
         return self._scorer.score(detections)
 
 
+def filtered_boxes(
+    tables: NuScenesTables, config: DetectionConfig, results: Path, split: str
+) -> DetectionEval:
+    """Returns the devkit's evaluation, with the boxes that count: ``gt_boxes`` and ``pred_boxes``.
+
+    Args:
+        tables: of the data set.
+        config: the devkit's settings.
+        results: ``results_nusc.json``, with one box at least; the devkit makes a folder beside it.
+        split: its samples, all of them in ``results``.
+    """
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that `verbose` does not silence
+        return DetectionEval(tables, config, str(results), split, str(results.parent), verbose=False)
+
+
+def read_tables(root: str, version: str) -> NuScenesTables:
+    """Returns the tables of a data set, read once in a process as long as the files do not change."""
+    return _tables(root, version, _newest_change(root, version))
+
+
 @functools.lru_cache(maxsize=1)
 def _tables(root: str, version: str, _change: int) -> NuScenesTables:
     """Returns the tables, read once in a process; ``_change`` tells states of the files apart."""
@@ -208,18 +225,24 @@ def _newest_change(root: str, version: str) -> int:
     return max((path.stat().st_mtime_ns for path in (Path(root) / version).glob("*.json")), default=0)
 
 
-def _no_match(config: DetectionConfig) -> DetectionMetrics:
+def no_match(config: DetectionConfig) -> DetectionMetrics:
     """Returns what the devkit gives for a class without matches, for all classes."""
     metrics = DetectionMetrics(config)
     for name in config.class_names:
         for threshold in config.dist_ths:
             metrics.add_label_ap(name, threshold, 0.0)
         for error in TP_METRICS:
-            metrics.add_label_tp(name, error, float("nan") if error in _UNDEFINED.get(name, ()) else 1.0)
+            metrics.add_label_tp(name, error, float("nan") if error in UNDEFINED.get(name, ()) else 1.0)
     return metrics
 
 
-def _scores(metrics: DetectionMetrics, present: set[str]) -> dict[str, float]:
+def named_scores(metrics: DetectionMetrics, present: set[str]) -> dict[str, float]:
+    """Returns the scores by the names that ``NuScenesEvaluator.evaluate`` gives them.
+
+    Args:
+        metrics: the devkit's.
+        present: classes that have ground truth.
+    """
     scores = {"mAP": float(metrics.mean_ap), "NDS": float(metrics.nd_score)}
     scores.update({_TP_NAMES[name]: float(error) for name, error in metrics.tp_errors.items()})
     scores.update({f"AP_{name}": float(metrics.mean_dist_aps[name]) for name in CLASS_NAMES})

@@ -3,8 +3,23 @@
 try:
     from nuscenes.can_bus.can_bus_api import NuScenesCanBus
     from nuscenes.eval.common.config import config_factory
+    from nuscenes.eval.common.data_classes import EvalBoxes
+    from nuscenes.eval.common.utils import (
+        attr_acc,
+        center_distance,
+        cummean,
+        scale_iou,
+        velocity_l2,
+        yaw_diff,
+    )
+    from nuscenes.eval.detection.algo import calc_ap, calc_tp
     from nuscenes.eval.detection.constants import TP_METRICS
-    from nuscenes.eval.detection.data_classes import DetectionConfig, DetectionMetrics
+    from nuscenes.eval.detection.data_classes import (
+        DetectionBox,
+        DetectionConfig,
+        DetectionMetricData,
+        DetectionMetrics,
+    )
     from nuscenes.eval.detection.evaluate import DetectionEval
     from nuscenes.eval.detection.utils import category_to_detection_name
     from nuscenes.nuscenes import NuScenes
@@ -25,12 +40,23 @@ except ModuleNotFoundError as error:
 
 __all__ = [
     "TP_METRICS",
+    "DetectionBox",
     "DetectionConfig",
     "DetectionEval",
+    "DetectionMetricData",
     "DetectionMetrics",
+    "EvalBoxes",
     "NuScenes",
     "NuScenesCanBus",
+    "attr_acc",
+    "calc_ap",
+    "calc_tp",
     "category_to_detection_name",
+    "center_distance",
     "config_factory",
     "create_splits_scenes",
+    "cummean",
+    "scale_iou",
+    "velocity_l2",
+    "yaw_diff",
 ]

@@ -20,6 +20,7 @@ from bevkd2.structures import CAMERA_NAMES
 if TYPE_CHECKING:
     from bevkd2.data.loader import MappedDataset
     from bevkd2.data.synthetic.world import SyntheticWorld
+    from bevkd2.evaluation.left_out import LeftOutScorer
     from bevkd2.modeling.detector import Detector
     from bevkd2.visualization.objects import Image
 
@@ -98,6 +99,12 @@ class NuScenesFormat(DataFormat):
         return NuScenesEvaluator(
             root=dataset_root(cfg), version=cfg.DATASETS.VERSION, split=split, output_dir=output_dir
         )
+
+    def left_out_scorer(self, cfg: CfgNode, split: str) -> LeftOutScorer:
+        """Returns the official score, without one scene at a time."""
+        from bevkd2.evaluation.nuscenes_scenes import NuScenesScenes  # imports the devkit
+
+        return NuScenesScenes(root=dataset_root(cfg), version=cfg.DATASETS.VERSION, split=split)
 
     def figures(
         self,

@@ -1,0 +1,220 @@
+"""What an experiment found: Markdown tables, and pictures of intervals and learning curves."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from bevkd2.experiments.results import Result
+from bevkd2.experiments.spec import Experiment
+from bevkd2.experiments.statistics import (
+    PairedDifference,
+    holm,
+    influences,
+    paired_difference,
+    two_way_interval,
+)
+
+Results = Mapping[tuple[str, int], Result]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A row beside the baseline, by one metric.
+
+    Attributes:
+        difference: over the seeds of both; None for fewer than two.
+        p: of the difference, adjusted over the rows by Holm's method; None without a difference.
+        interval: of the two-way bootstrap over seeds and scenes; None for other metrics than the headline.
+    """
+
+    difference: PairedDifference | None
+    p: float | None = None
+    interval: tuple[float, float] | None = None
+
+
+def values(results: Results, row: str, metric: str) -> dict[int, float]:
+    """Returns the score of a row by seed, where it is defined."""
+    found = {seed: result.metrics[metric] for (name, seed), result in results.items() if name == row}
+    return {seed: value for seed, value in sorted(found.items()) if value is not None}
+
+
+def compare(experiment: Experiment, results: Results, metric: str) -> dict[str, Comparison]:
+    """Compares every row with the baseline.
+
+    Args:
+        experiment: its rows.
+        results: finished runs.
+        metric: one of ``experiment.primary``.
+
+    Returns:
+        By row, without the baseline.
+    """
+    plain = values(results, experiment.baseline, metric)
+    pairs: dict[str, dict[int, float]] = {}
+    for row in experiment.rows:
+        if row != experiment.baseline:
+            own = values(results, row, metric)
+            pairs[row] = {seed: own[seed] - plain[seed] for seed in own if seed in plain}
+    found = {row: paired_difference(list(of.values())) for row, of in pairs.items()}
+    adjusted = holm({row: difference.p for row, difference in found.items() if difference is not None})
+    compared = {}
+    for row, difference in found.items():
+        interval = None
+        if difference is not None and metric == experiment.primary[0]:
+            interval = _bootstrap(experiment, results, row, metric, pairs[row])
+        compared[row] = Comparison(difference, adjusted.get(row), interval)
+    return compared
+
+
+def markdown(experiment: Experiment, results: Results) -> str:
+    """Returns the tables of an experiment: one for each primary metric, and one of the others' means."""
+    if not results:
+        return f"No run of `{experiment.path.name}` is finished."
+    parts = [_primary_table(experiment, results, metric) for metric in experiment.primary]
+    if experiment.secondary:
+        parts.append(_secondary_table(experiment, results))
+    if missing := _missing(experiment, results):
+        parts.append(missing)
+    return "\n\n".join(parts)
+
+
+def number(value: float | None, sign: bool = False) -> str:
+    """Returns a score as text: three digits behind the point below 2, two above."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    return f"{value:{'+' if sign else ''}.{3 if abs(value) < 2 else 2}f}"
+
+
+def intervals_figure(experiment: Experiment, results: Results) -> Figure:
+    """Draws every row's difference to the baseline: the seeds, the mean, and the 95 % interval."""
+    others = [row for name, row in experiment.rows.items() if name != experiment.baseline]
+    count = len(experiment.primary)
+    figure = Figure(figsize=(1.8 + 3.6 * count, 1.2 + 0.36 * len(others)), layout="constrained")
+    all_axes = figure.subplots(1, count, squeeze=False, sharey=True)[0]
+    for axes, metric in zip(all_axes, experiment.primary, strict=True):
+        plain = values(results, experiment.baseline, metric)
+        for place, (row, found) in enumerate(compare(experiment, results, metric).items()):
+            own = values(results, row, metric)
+            single = [own[seed] - plain[seed] for seed in own if seed in plain]
+            axes.plot(single, [place] * len(single), ".", color="0.7")
+            if found.difference is not None:
+                ends = [found.difference.low, found.difference.high]
+                axes.plot(ends, [place, place], color="C0", linewidth=2)
+                axes.plot(found.difference.mean, place, "o", color="C0")
+        axes.axvline(0, color="0.3", linewidth=0.8)
+        axes.set_xlabel(f"{metric}, difference to {experiment.rows[experiment.baseline].label}")
+    all_axes[0].set_yticks(range(len(others)), [row.label for row in others])
+    all_axes[0].set_ylim(len(others) - 0.5, -0.5)
+    figure.suptitle(experiment.title)
+    return figure
+
+
+def curves_figure(experiment: Experiment, results: Results) -> Figure:
+    """Draws the primary metrics during training, on the training world's test split: means over the seeds."""
+    metrics = list(dict.fromkeys(metric.partition("@")[0] for metric in experiment.primary))
+    figure = Figure(figsize=(1.2 + 4.2 * len(metrics), 3.6), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+        for number_, (name, row) in enumerate(experiment.rows.items()):
+            points: dict[int, list[float]] = defaultdict(list)
+            for (other, _), result in results.items():
+                for entry in result.curve if other == name else ():
+                    if entry.get(metric) is not None:
+                        points[entry["iteration"]].append(entry[metric])
+            if points:
+                places = sorted(points)
+                style = {"color": f"C{number_ % 10}", "linestyle": ("-", "--", ":")[number_ // 10 % 3]}
+                axes.plot(places, [np.mean(points[p]) for p in places], label=row.label, marker=".", **style)
+        axes.set_xlabel("iteration")
+        axes.set_ylabel(metric)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize="x-small")
+    figure.suptitle(experiment.title)
+    return figure
+
+
+def write_pictures(experiment: Experiment, results: Results, folder: Path) -> list[Path]:
+    """Writes ``NAME_intervals.png`` and ``NAME_curves.png``; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for kind, draw in (("intervals", intervals_figure), ("curves", curves_figure)):
+        paths.append(folder / f"{experiment.name}_{kind}.png")
+        draw(experiment, results).savefig(paths[-1], dpi=110)
+    return paths
+
+
+def _bootstrap(
+    experiment: Experiment, results: Results, row: str, metric: str, differences: Mapping[int, float]
+) -> tuple[float, float]:
+    pulls, expected = [], None
+    for seed, difference in differences.items():
+        own, plain = results[row, seed], results[experiment.baseline, seed]
+        expected = expected or plain.units
+        if not own.units == plain.units == expected:
+            raise ValueError(
+                f"{experiment.path}: the runs {row}_{seed} and {experiment.baseline}_{seed} were scored on "
+                "different scenes; run them again with --rerun"
+            )
+        of_row, of_plain = own.without[metric], plain.without[metric]
+        pulls.append(influences(difference, np.subtract(of_row, of_plain).tolist()))
+    return two_way_interval(list(differences.values()), pulls)
+
+
+def _primary_table(experiment: Experiment, results: Results, metric: str) -> str:
+    headline = metric == experiment.primary[0]
+    compared = compare(experiment, results, metric)
+    header = ["", "n", metric, "sd", "difference", "sd", "95 % interval (seeds)"]
+    header += ["95 % interval (seeds, scenes)"] if headline else []
+    rows = []
+    for name, row in experiment.rows.items():
+        own = list(values(results, name, metric).values())
+        sd = float(np.std(own, ddof=1)) if len(own) > 1 else None
+        cells = [row.label, str(len(own)), number(float(np.mean(own)) if own else None), number(sd)]
+        found = compared.get(name)
+        if found is None or found.difference is None:
+            cells += [""] * (len(header) - 3)
+        else:
+            difference = found.difference
+            cells += [number(difference.mean, sign=True), number(difference.sd)]
+            cells.append(_interval(difference.low, difference.high))
+            cells += [_interval(*found.interval) if found.interval else ""] if headline else []
+            cells.append(f"{found.p:.3f}" if found.p is not None else "")
+        rows.append(cells)
+    return _table([*header, "p (Holm)"], rows)
+
+
+def _secondary_table(experiment: Experiment, results: Results) -> str:
+    rows = []
+    for name, row in experiment.rows.items():
+        cells = [row.label]
+        for metric in experiment.secondary:
+            own = list(values(results, name, metric).values())
+            cells.append(number(float(np.mean(own)) if own else None))
+        rows.append(cells)
+    return _table(["mean", *experiment.secondary], rows)
+
+
+def _missing(experiment: Experiment, results: Results) -> str:
+    missing: dict[str, list[str]] = defaultdict(list)
+    for row, seed in experiment.runs():
+        if (row.name, seed) not in results:
+            missing[row.label].append(str(seed))
+    if not missing:
+        return ""
+    return "Not run: " + "; ".join(f"{label} (seeds {', '.join(of)})" for label, of in missing.items()) + "."
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{number(low, sign=True)} to {number(high, sign=True)}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return tabulate(rows, headers=header, tablefmt="github", disable_numparse=True)

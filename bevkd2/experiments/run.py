@@ -1,0 +1,293 @@
+"""One run of an experiment: training, average of the last weights, score, and the file of its result."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import platform
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import bevkd2
+from bevkd2.checkpoint import load_file, model_state, save_file
+from bevkd2.config import CfgNode, find_file
+from bevkd2.d2 import build_model
+from bevkd2.data.format import data_format
+from bevkd2.data.synthetic.staging import MARKER
+from bevkd2.distill import is_distillation, teacher_config
+from bevkd2.distill.config import more_distillations
+from bevkd2.engine import (
+    build_trainer,
+    check_datasets,
+    default_argument_parser,
+    evaluate,
+    load_for_evaluation,
+    run_training,
+    setup,
+)
+from bevkd2.experiments.results import changed, file_digest, result_path, write_result
+from bevkd2.experiments.spec import Experiment, Row, options
+
+_SETTINGS = "settings.json"
+_LAST_LOSSES = 0.1  # share of the training over which losses are averaged
+
+
+def run_folder(output: Path, experiment: Experiment, row: Row, seed: int) -> Path:
+    """Returns where a run trains: ``OUTPUT/EXPERIMENT/ROW_SEED``."""
+    return output / experiment.name / f"{row.name}_{seed}"
+
+
+def run_settings(experiment: Experiment, row: Row, seed: int) -> dict[str, Any]:
+    """Returns what the result of a run depends on: settings, and digests of files.
+
+    Raises:
+        FileNotFoundError: weights or a world do not exist.
+    """
+    weights = {n: file_digest(_existing(n, row)) for n in _weights(row.config_of(seed))}
+    train, scored = (
+        {world.root: file_digest(Path(world.root) / MARKER)}
+        for world in (experiment.train, experiment.scored)
+    )
+    files = {"training_files": {**weights, **train}, "evaluation_files": scored}
+    return experiment.settings(row, seed) | files
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Returns the settings that a result was made with."""
+    settings: dict[str, Any] = json.loads(path.read_text())["settings"]
+    return settings
+
+
+def discard(experiment: Experiment, row: Row, seed: int, *, output: Path, results: Path) -> bool:
+    """Removes what was made of a run with other settings.
+
+    Returns:
+        Whether there was something.
+    """
+    path, folder = result_path(results, experiment, row, seed), run_folder(output, experiment, row, seed)
+    new, found = run_settings(experiment, row, seed), False
+    if path.is_file() and changed(path, read_settings(path), new, experiment):
+        path.unlink()
+        found = True
+    old = folder / _SETTINGS
+    if old.is_file() and changed(folder, json.loads(old.read_text()), new, experiment):
+        shutil.rmtree(folder)
+        found = True
+    return found
+
+
+def run_one(experiment: Experiment, row: Row, seed: int, *, output: Path, results: Path) -> Path:
+    """Trains and scores one run, from its last checkpoint where it has begun; writes its result.
+
+    Args:
+        experiment, row, seed: the run.
+        output: checkpoints and logs go to ``output/EXPERIMENT/ROW_SEED``.
+        results: of all experiments.
+
+    Returns:
+        The path of the result.
+
+    Raises:
+        ValueError: what is in its folder was made with other settings, or another process runs it.
+    """
+    started = time.monotonic()
+    folder, settings = run_folder(output, experiment, row, seed), run_settings(experiment, row, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        training = {key: settings[key] for key in ("training", "training_files")}
+        _check_folder(folder, training, experiment)
+        common = [*options(row, seed), "SOLVER.CHECKPOINTS_TO_KEEP", max(1, experiment.average_last)]
+        resumed_at = _train(row, [*common, "OUTPUT_DIR", str(folder), "DATASETS.ROOT", experiment.train.root])
+        weights = folder / "model_final.pth"
+        if experiment.average_last:
+            weights = average_checkpoints(folder, experiment.average_last)
+        place = ["OUTPUT_DIR", str(folder / "evaluation"), "DATASETS.ROOT", experiment.scored.root]
+        scores = _score(experiment, row, [*common, *place, "MODEL.WEIGHTS", str(weights)])
+        rows = read_scalars(folder / "metrics.json")
+        length = row.config_of(seed).SOLVER.MAX_ITER
+        content = {
+            "experiment": experiment.name,
+            "row": row.name,
+            "seed": seed,
+            "settings": settings,
+            "commit": _commit(),
+            "version": bevkd2.__version__,
+            "torch": torch.__version__,
+            "machine": {"processor": _processor(), "threads": torch.get_num_threads()},
+            "seconds": round(time.monotonic() - started, 1),
+            "resumed_at": resumed_at,
+            **scores,
+            "curve": _curve(rows, [*experiment.primary, *experiment.secondary]),
+            "losses": _last_losses(rows, length),
+        }
+        path = result_path(results, experiment, row, seed)
+        write_result(path, content)
+    return path
+
+
+def average_checkpoints(folder: Path, count: int) -> Path:
+    """Averages the weights of the last checkpoints of a run.
+
+    Args:
+        folder: OUTPUT_DIR of the training.
+        count: how many.
+
+    Returns:
+        The path of the average, with weights alone; counters of batches are those of the last checkpoint.
+
+    Raises:
+        ValueError: there are fewer checkpoints.
+    """
+    paths = sorted(path for path in folder.glob("model_*.pth") if re.fullmatch(r"model_\d+", path.stem))
+    if len(paths) < count:
+        raise ValueError(
+            f"average_last is {count}, but {folder} has {len(paths)} checkpoints; set average_last or "
+            "SOLVER.CHECKPOINT_PERIOD, and run it again with --rerun"
+        )
+    contents = [load_file(path) for path in paths[-count:]]
+    states = [model_state(content, str(path)) for content, path in zip(contents, paths[-count:], strict=True)]
+    average: dict[str, Any] = {"model": {name: _mean([s[name] for s in states]) for name in states[-1]}}
+    if "classes" in contents[-1]:
+        average["classes"] = contents[-1]["classes"]
+    path = folder / "averaged.pth"
+    save_file(average, path)
+    return path
+
+
+def read_scalars(path: Path) -> dict[int, dict[str, float]]:
+    """Reads the scalars that a training wrote.
+
+    Args:
+        path: metrics.json. A resumed training writes iterations again; what was written last counts.
+
+    Returns:
+        Iteration -> name -> value, in order.
+    """
+    rows: dict[int, dict[str, float]] = {}
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # the process was killed while it wrote
+            continue
+        rows.setdefault(row["iteration"], {}).update(row)
+    return dict(sorted(rows.items()))
+
+
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    if not values[-1].is_floating_point():
+        return values[-1]
+    return torch.stack([value.double() for value in values]).mean(dim=0).to(values[-1].dtype)
+
+
+def _train(row: Row, words: Sequence[Any]) -> int:
+    """Trains to the end; returns the iteration at which it began."""
+    args = default_argument_parser().parse_args(["--config-file", row.config, "--resume"])
+    args.opts = list(words)
+    cfg = setup(args)
+    check_datasets(cfg, training=True)
+    trainer = build_trainer(cfg, build_model(cfg), resume=True)
+    start = int(trainer.start_iter)
+    run_training(cfg, trainer)
+    return start
+
+
+def _score(experiment: Experiment, row: Row, words: Sequence[Any]) -> dict[str, Any]:
+    args = default_argument_parser().parse_args(["--config-file", row.config, "--eval-only"])
+    args.opts = list(words)
+    cfg = setup(args)
+    check_datasets(cfg, training=False)
+    model = build_model(cfg)
+    load_for_evaluation(cfg, model, resume=False)
+    evaluate(cfg, model)
+    scorer = data_format(cfg).left_out_scorer(cfg, cfg.DATASETS.TEST[0])
+    folder = Path(cfg.OUTPUT_DIR) / "inference"
+    found = scorer.score(folder, experiment.primary, experiment.secondary)
+    return {"metrics": found.scores, "units": found.units, "without": found.without}
+
+
+def _curve(rows: Mapping[int, Mapping[str, float]], metrics: Sequence[str]) -> list[dict[str, float]]:
+    """Returns the scores during training, on the training world's own test split.
+
+    Metrics at another IoU (``@``) are not scored there; what the evaluation has of that name is taken.
+    """
+    names = dict.fromkeys(name.partition("@")[0] for name in metrics)
+    curve = []
+    for iteration, row in rows.items():
+        scores = {key.split("/", 1)[1]: value for key, value in row.items() if key.startswith("bbox/")}
+        if scores:
+            curve.append({"iteration": iteration + 1, **{n: scores[n] for n in names if n in scores}})
+    return curve
+
+
+def _last_losses(rows: Mapping[int, Mapping[str, float]], length: int) -> dict[str, float]:
+    last = [row for iteration, row in rows.items() if iteration >= (1 - _LAST_LOSSES) * length]
+    names = {key for row in last for key in row if key.startswith(("loss", "total_loss"))}
+    of = {name: [row[name] for row in last if name in row] for name in sorted(names)}
+    return {name: sum(values) / len(values) for name, values in of.items()}
+
+
+def _check_folder(folder: Path, settings: Mapping[str, Any], experiment: Experiment) -> None:
+    path = folder / _SETTINGS
+    if path.is_file():
+        if difference := changed(folder, json.loads(path.read_text()), settings, experiment):
+            raise ValueError(difference)
+    else:
+        write_result(path, settings)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another process runs {folder} already; wait for it, or end it") from error
+        yield
+
+
+def _weights(cfg: CfgNode) -> list[str]:
+    """Returns the files of weights that a run starts from or learns from."""
+    names = [cfg.MODEL.WEIGHTS, cfg.MODEL.BACKBONE.WEIGHTS]
+    if is_distillation(cfg):
+        names += [teacher_config(one).MODEL.WEIGHTS for one in (cfg, *more_distillations(cfg).values())]
+    return [name for name in dict.fromkeys(names) if name and "://" not in name]
+
+
+def _existing(name: str, row: Row) -> Path:
+    path = find_file(name)
+    if not path.is_file():
+        raise FileNotFoundError(f"row {row.name}: the weights {name} do not exist; train or fetch them first")
+    return path
+
+
+def _commit() -> str | None:
+    """Returns the commit of the source tree, with a + where it was changed; None outside a repository."""
+    place = Path(bevkd2.__file__).resolve().parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(place), *words], capture_output=True, text=True, check=False
+            )
+        except FileNotFoundError:  # git is not installed
+            return None
+        return None if done.returncode else done.stdout.strip()
+
+    commit = git("rev-parse", "HEAD")
+    return commit and commit + ("+" if git("status", "--porcelain", "--untracked-files=no", ".") else "")
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
