@@ -126,7 +126,7 @@ def run_one(experiment: Experiment, row: Row, seed: int, *, output: Path, result
             "seconds": round(time.monotonic() - started, 1),
             "resumed_at": resumed_at,
             **scores,
-            "curve": _curve(rows, [*experiment.primary, *experiment.secondary]),
+            "curve": _curve(rows, [*experiment.primary, *experiment.secondary], length),
             "losses": _last_losses(rows, length),
         }
         path = result_path(results, experiment, row, seed)
@@ -214,7 +214,9 @@ def _score(experiment: Experiment, row: Row, words: Sequence[Any]) -> dict[str, 
     return {"metrics": found.scores, "units": found.units, "without": found.without}
 
 
-def _curve(rows: Mapping[int, Mapping[str, float]], metrics: Sequence[str]) -> list[dict[str, float]]:
+def _curve(
+    rows: Mapping[int, Mapping[str, float]], metrics: Sequence[str], length: int
+) -> list[dict[str, float]]:
     """Returns the scores during training, on the training world's own test split.
 
     Metrics at another IoU (``@``) are not scored there; what the evaluation has of that name is taken.
@@ -224,12 +226,15 @@ def _curve(rows: Mapping[int, Mapping[str, float]], metrics: Sequence[str]) -> l
     for iteration, row in rows.items():
         scores = {key.split("/", 1)[1]: value for key, value in row.items() if key.startswith("bbox/")}
         if scores:
-            curve.append({"iteration": iteration + 1, **{n: scores[n] for n in names if n in scores}})
+            done = min(iteration + 1, length)  # the last evaluation comes one iteration after the last step
+            curve.append({"iteration": done, **{n: scores[n] for n in names if n in scores}})
     return curve
 
 
 def _last_losses(rows: Mapping[int, Mapping[str, float]], length: int) -> dict[str, float]:
-    last = [row for iteration, row in rows.items() if iteration >= (1 - _LAST_LOSSES) * length]
+    written = {iteration: row for iteration, row in rows.items() if "total_loss" in row}
+    first = min((1 - _LAST_LOSSES) * length, max(written))
+    last = [row for iteration, row in written.items() if iteration >= first]
     names = {key for row in last for key in row if key.startswith(("loss", "total_loss"))}
     of = {name: [row[name] for row in last if name in row] for name in sorted(names)}
     return {name: sum(values) / len(values) for name, values in of.items()}

@@ -142,7 +142,7 @@ def test_kitti_scores_at_any_iou_and_without_an_image(kitti_world: Path, tmp_pat
 
     def at(overlap: float, key: str, names: list[str] = VAL) -> float:
         frames = KittiFrames(tuple(names), labels, folder, 0).read()
-        least = {c: (overlap,) * 3 for c in ("car", "pedestrian", "cyclist")}
+        least = dict.fromkeys(("car", "pedestrian", "cyclist"), (overlap,) * 3)
         return kitti_scores(*frames, min_overlaps=least).ap_r40().get(key, 0.0)
 
     steps = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75)
@@ -156,9 +156,11 @@ def test_kitti_scores_at_any_iou_and_without_an_image(kitti_world: Path, tmp_pat
 def test_kitti_metrics_are_read_strictly() -> None:
     assert overlaps("Cyclist_BEV_hard_R40") == ("cyclist/bev/hard", [0.5])
     assert overlaps("Car_2D_easy_R40@0.6:0.7") == ("car/bbox/easy", [0.6, 0.65, 0.7])
-    with pytest.raises(ValueError, match=r"'Car_3D_moderate' is unknown; expected such as Car_3D_moderate_R40"):
+    with pytest.raises(
+        ValueError, match=r"'Car_3D_moderate' is unknown; expected such as Car_3D_moderate_R40"
+    ):
         overlaps("Car_3D_moderate")
-    with pytest.raises(ValueError, match="the IoUs 0.7 to 0.5 fall"):
+    with pytest.raises(ValueError, match=r"the IoUs 0\.7 to 0\.5 fall"):
         overlaps("Car_3D_moderate_R40@0.7:0.5")
 
 

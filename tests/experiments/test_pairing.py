@@ -49,7 +49,7 @@ def cases(kitti_world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         path = f"configs/{configs}/teacher.yaml"
         cfg = load_config(path, ["MODEL.DEVICE", "cpu", *(small if name == "multi_view" else [])])
         torch.manual_seed(1)
-        save_file({k: v for k, v in build_model(cfg).state_dict().items()}, weights)
+        save_file(dict(build_model(cfg).state_dict()), weights)
         options += ["DISTILL.TEACHER.WEIGHTS", str(weights)]
     return found
 

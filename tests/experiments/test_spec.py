@@ -1,0 +1,131 @@
+"""An experiment's YAML file is read strictly, and its settings are what results depend on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bevkd2.experiments.spec import digest, read_experiment
+from tests.experiments import tiny
+
+WORLD = {"root": "a", "arguments": "--seed 1"}
+
+
+def test_runs_go_seed_by_seed_and_overrides_are_merged(tmp_path: Path) -> None:
+    rows = [{"name": "plain"}, {"name": "wide", "label": "Wide", "overrides": {"SOLVER.MAX_ITER": 8}}]
+    rows.append({"name": "few", "seeds": [2]})
+    experiment = read_experiment(tiny.write(tmp_path, rows=rows, seeds=[0, 2]))
+    names = [(row.name, seed) for row, seed in experiment.runs()]
+    assert names == [("plain", 0), ("wide", 0), ("plain", 2), ("wide", 2), ("few", 2)]
+    assert experiment.rows["wide"].label == "Wide" and experiment.rows["few"].label == "few"
+    cfg = experiment.rows["wide"].config_of(2)
+    assert (cfg.SEED, cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD) == (2, 8, 1)
+    experiment.check()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sedes": [0]}, r"the key 'sedes' is unknown; known are name, title, config, .*seeds"),
+        (
+            {"rows": [{"name": "plain", "seed": 1}]},
+            r"rows\[0\]: the key 'seed' is unknown; known are name, .*seeds",
+        ),
+        ({"worlds": {"train": WORLD, "holdout": WORLD, "val": WORLD}}, "worlds: the key 'val' is unknown"),
+        ({"worlds": {"train": WORLD}}, "worlds: the key 'holdout' is missing"),
+        ({"worlds": {"train": WORLD, "holdout": {**WORLD, "arguments": "--seed 2"}}}, "the root a, but"),
+        ({"worlds": {"train": {**WORLD, "arguments": "--out x"}}}, "have --out, which the runner gives"),
+        ({"evaluation": "val"}, "evaluation is 'val', expected holdout or test"),
+        ({"baseline": "teacher"}, "baseline is 'teacher', expected a row: plain"),
+        ({"primary": []}, "primary is empty"),
+        ({"primary": "mAP"}, "primary is 'mAP', expected a list"),
+        ({"seeds": [0, 0]}, r"seeds are \[0, 0\], expected different integers"),
+        ({"rows": [{"name": "a_0"}, {"name": "a_0"}]}, "two rows have the name 'a_0'"),
+        ({"rows": [{"name": "a/b"}]}, "name is 'a/b', expected letters"),
+        ({"overrides": {"SEED": 1}}, "overrides set SEED, which the runner sets"),
+        ({"name": "other"}, "name is 'other', expected that of the file, 'tiny'"),
+        ({"average_last": -1}, "average_last is -1"),
+    ],
+)
+def test_wrong_keys_and_values_are_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_experiment(tiny.write(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"overrides": {"SOLVER.MAX_ITR": 4}}, "row plain: .*SOLVER.MAX_ITR"),
+        ({"primary": ["mAP"]}, "row plain: metric 'mAP' is unknown"),
+        ({"average_last": 9}, "average_last is 9, but SOLVER.MAX_ITER 4"),
+        (
+            {"overrides": {"DATASETS.TEST": ["val", "train"]}},
+            r"DATASETS.TEST is \['val', 'train'\], expected one",
+        ),
+    ],
+)
+def test_wrong_configs_are_named_before_anything_runs(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    experiment = read_experiment(tiny.write(tmp_path, **changes))
+    with pytest.raises(ValueError, match=message):
+        experiment.check()
+
+
+def test_missing_file_and_key_twice(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"the experiment .*none\.yaml does not exist"):
+        read_experiment(tmp_path / "none.yaml")
+    path = tmp_path / "tiny.yaml"
+    path.write_text("name: tiny\nname: tiny\n")
+    with pytest.raises(ValueError, match="the key 'name' is there twice"):
+        read_experiment(path)
+
+
+def settings(folder: Path, **changes: Any) -> dict[str, Any]:
+    experiment = read_experiment(tiny.write(folder, **changes))
+    found: dict[str, Any] = experiment.settings(experiment.rows["plain"], 0)
+    return found
+
+
+def test_settings_are_what_a_result_depends_on(tmp_path: Path) -> None:
+    plain = settings(tmp_path)
+    assert plain["training"]["SOLVER.MAX_ITER"] == tiny.ITERATIONS and plain["training"]["SEED"] == 0
+    assert not any(key.startswith(("DISTILL", "OUTPUT_DIR", "DATASETS.ROOT")) for key in plain["training"])
+    common = tiny.content(tmp_path)["overrides"]
+    longer = settings(tmp_path, overrides={**common, "SOLVER.MAX_ITER": 8})
+    assert digest(longer["training"]) != digest(plain["training"])
+    assert longer["evaluation"] == plain["evaluation"]
+    without_effect = {**common, "DATALOADER.NUM_WORKERS": 2, "TEST.PRINT_PERIOD": 3}
+    assert settings(tmp_path, overrides=without_effect) == plain
+    default = {**common, "SOLVER.GAMMA": 0.1}  # as it is: a key that is added later changes nothing
+    assert settings(tmp_path, overrides=default) == plain
+    scored = settings(tmp_path, average_last=3)
+    assert scored["training"] == plain["training"] and scored["evaluation"] != plain["evaluation"]
+
+
+def test_settings_have_the_teachers_config(tmp_path: Path) -> None:
+    def teacher(**changes: Any) -> dict[str, Any]:
+        keys = {"DISTILL.TEACHER.WEIGHTS": "weights.pth", **changes}
+        config = "configs/demo_mono/distill.yaml"
+        found: dict[str, Any] = settings(tmp_path, config=config, overrides=keys)["training"]
+        return found
+
+    one = teacher()
+    prefix = "DISTILL.TEACHER.RESOLVED.MODEL"
+    assert one[f"{prefix}.RESNETS.DEPTH"] == 18 and one["DISTILL.TEACHER.WEIGHTS"] == "weights.pth"
+    other = teacher(**{"DISTILL.TEACHER.OPTS": ["MODEL.RESNETS.DEPTH", 34]})
+    assert {key for key in one | other if one.get(key) != other.get(key)} == {f"{prefix}.RESNETS.DEPTH"}
+
+
+def test_shipped_experiments_are_complete() -> None:
+    root = Path(__file__).parents[2]
+    paths = sorted((root / "experiments").glob("*.yaml"))
+    assert paths
+    for path in paths:
+        experiment = read_experiment(path)
+        experiment.check()
+        assert yaml.safe_load(path.read_text())["name"] == experiment.name
+        assert len(experiment.runs()) >= 4 * len(experiment.rows)
