@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from fvcore.common.config import CfgNode as FvcoreNode
 
 from bevkd2.config import CfgNode, get_cfg, read_config
@@ -218,8 +217,7 @@ def changed_keys(cfg: FvcoreNode) -> dict[str, Any]:
     Args:
         cfg: a config, its teacher resolved. Of a config without distillation, DISTILL is left out.
     """
-    defaults = yaml.safe_load(get_cfg().dump())
-    content = yaml.safe_load(cfg.dump())
+    defaults, content = _defaults(), _plain(cfg)
     if not is_distillation(cfg):
         del content["DISTILL"]
     else:
@@ -243,6 +241,19 @@ def explain(old: Mapping[str, Any], new: Mapping[str, Any], most: int = 3) -> st
     keys = [key for key in sorted({*old, *new}) if old.get(key, missing) != new.get(key, missing)]
     shown = [f"{key}: {old.get(key, missing)}, now {new.get(key, missing)}" for key in keys[:most]]
     return "; ".join(shown + ([f"{len(keys) - most} more keys"] if len(keys) > most else []))
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    found: dict[str, Any] = _plain(get_cfg())
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Returns a config, or a part of it, as dicts and lists."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _changed(content: Mapping[str, Any], defaults: Any, prefix: str = "") -> dict[str, Any]:

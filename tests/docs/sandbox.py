@@ -73,10 +73,6 @@ ARGUMENTS = {
     "benchmarks.bench_kitti_eval": ("--frames", "20", "--repeats", "1"),
     "benchmarks.nuscenes_mono_roundtrip": ("--scenes", "1"),
     "benchmarks.model_zoo": ("--only", "pgd/pgd_regnetx08_half_kitti"),
-    "benchmarks.ablation_depth_guided": (
-        *("--rows", "student", "--seeds", "0"),
-        *("--iterations", "3", "--jobs", "1"),
-    ),
 }
 FEWER = ("--train-scenes", "--val-scenes", "--train-frames", "--val-frames")
 ONE = ("--num-gpus", "--nproc-per-node", "--time")
@@ -204,7 +200,7 @@ class Sandbox:
         if any("output/demo/" in word for word in words):
             worlds.demo(self.folder)
         named = any("output/demo-mono/" in word or "data/demo_mono" in word for word in words)
-        if script == "benchmarks.ablation_depth_guided" or (named and script != "tools/make_synthetic.py"):
+        if named and script != "tools/make_synthetic.py":
             worlds.demo_mono(self.folder)
 
     def _shrink_configured(self, script: str, words: list[str]) -> None:

@@ -24,6 +24,8 @@ TESTED_TARGETS = {
 TESTED_SCRIPTS = {
     "tools/demo.py": "tests/cli/test_demo.py",
     "tools/demo_mono.py": "tests/cli/test_demo.py",
+    "tools/run_experiment.py": "tests/experiments/test_run.py",
+    "docs/make_results_tables.py": "tests/docs/test_results_tables.py",
     "tools/verify_golden.py": "tests/golden/test_verify.py",
     "benchmarks.bench": "tests/benchmarks/test_bench.py",
     "benchmarks.bench_train_step": "tests/benchmarks/test_benchmarks.py",

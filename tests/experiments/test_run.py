@@ -108,6 +108,7 @@ def test_a_result_has_what_tables_and_readers_need(path: Path, whole: tuple[int,
     assert len(list(evaluated.glob("*.txt"))) == 3  # the hold-out's images, not the training world's two
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_it_had_not_been(
     path: Path, whole: tuple[int, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

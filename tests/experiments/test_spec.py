@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from bevkd2.distill import is_distillation
 from bevkd2.experiments.spec import digest, read_experiment
+from tests.docs.pages import ROOT, blocks
 from tests.experiments import tiny
 
 WORLD = {"root": "a", "arguments": "--seed 1"}
@@ -120,9 +122,65 @@ def test_settings_have_the_teachers_config(tmp_path: Path) -> None:
     assert {key for key in one | other if one.get(key) != other.get(key)} == {f"{prefix}.RESNETS.DEPTH"}
 
 
+def test_the_example_of_the_documentation_is_an_experiment(tmp_path: Path) -> None:
+    ((_, text),) = blocks(ROOT / "docs" / "experiments.md", "yaml")
+    (tmp_path / "example.yaml").write_text(text)
+    experiment = read_experiment(tmp_path / "example.yaml")
+    experiment.check()
+    assert list(experiment.rows) == ["student", "F"] and experiment.average_last == 4
+
+
+def test_rows_of_depth_guided_distillation_are_those_of_the_papers_tables() -> None:
+    experiment = read_experiment(ROOT / "experiments" / "depth_guided.yaml")
+    student, *rows = experiment.rows.values()
+    assert not is_distillation(student.config_of(0)) and experiment.baseline == student.name
+    found = {}
+    for row in rows:
+        distill = row.config_of(0).DISTILL
+        node = distill.DEPTH_GUIDED
+        prediction = (node.DISTANCE, node.DEPTH_ATTENTION, node.RHO)
+        found[row.label] = (*distill.METHODS, distill.PERSPECTIVE_FEATURE.PERSPECTIVE, prediction)
+        assert distill.TEACHER.WEIGHTS == "assets/demo_mono_teacher.safetensors"
+    feature, guided, full = "PerspectiveFeature", "DepthGuidedPrediction", ("l2", True, "exp")
+    assert found == {
+        "KL": (guided, True, ("kl", False, "off")),  # Table 1
+        "L2": (guided, True, ("l2", False, "off")),
+        "L2 + D": (guided, True, ("l2", True, "off")),
+        "L2 + W (linear)": (guided, True, ("l2", False, "linear")),
+        "L2 + W (exp)": (guided, True, ("l2", False, "exp")),
+        "P: L2 + D + W (exp)": (guided, True, full),
+        "F, M = 1 (FitNet)": (feature, False, full),  # Table 2
+        "F": (feature, True, full),
+        "F + P": (feature, guided, True, full),
+    }
+
+
+def test_rows_of_structured_distillation_differ_in_what_they_are_named_for() -> None:
+    experiment = read_experiment(ROOT / "experiments" / "structured.yaml")
+    plain, *rows = experiment.rows.values()
+    assert not is_distillation(plain.config_of(0)) and experiment.baseline == plain.name
+    attention = ["TemporalAttention", "SpatialAttention"]
+    found = {}
+    for row in rows:
+        distill = row.config_of(0).DISTILL
+        found[row.name] = (distill.METHODS, distill.INHERIT.MODE, distill.FACTOR)
+    assert found == {
+        "init": ([], "init", 0.1),
+        "inherit": ([], "freeze", 0.1),
+        "inherit+attention": (attention, "freeze", 0.1),
+        "inherit+response": (["BEVResponse"], "freeze", 0.1),
+        "all": ([*attention, "BEVResponse"], "freeze", 0.1),
+        "all-inherit": ([*attention, "BEVResponse"], "off", 0.1),
+        "all_0.01": ([*attention, "BEVResponse"], "freeze", 0.01),
+        "all_1": ([*attention, "BEVResponse"], "freeze", 1.0),
+        "inherit+queries": ([], "freeze", 0.1),
+        "head-start": ([], "off", 0.1),
+        "PKD": (["PKD"], "off", 1.0),
+    }
+
+
 def test_shipped_experiments_are_complete() -> None:
-    root = Path(__file__).parents[2]
-    paths = sorted((root / "experiments").glob("*.yaml"))
+    paths = sorted((ROOT / "experiments").glob("*.yaml"))
     assert paths
     for path in paths:
         experiment = read_experiment(path)
