@@ -91,11 +91,12 @@ def make_config(name: str, difficulty: str, fields: Mapping[str, Any]) -> Synthe
     return by_format[name].preset(difficulty, **fields)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, progress: bool = True) -> int:
     """Runs the command line.
 
     Args:
         argv: arguments; those of the process by default.
+        progress: show a progress bar.
 
     Returns:
         The exit status.
@@ -110,6 +111,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = fields.pop("format")
     start = time.perf_counter()
     config = make_config(name, difficulty, fields)
-    generate(config, out, workers=workers, overwrite=overwrite)
+    generate(config, out, workers=workers, overwrite=overwrite, progress=progress)
     print(f"{out}: {config.describe()}; {time.perf_counter() - start:.1f} s")
     return 0

@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = 0
     if not args.tables:
         for world in dict.fromkeys((experiment.train, experiment.scored)):
-            make_synthetic.main([*world.arguments, "--out", world.root, "--workers", str(args.workers)])
+            words = [*world.arguments, "--out", world.root, "--workers", str(args.workers)]
+            make_synthetic.main(words, progress=False)
         experiment.check()
         failed = train(experiment, runs, args)
     report(experiment, args)
@@ -92,6 +93,7 @@ def train(experiment: Experiment, runs: Sequence[tuple[Row, int]], args: argpars
     """Runs what has no result yet; returns how many runs failed.
 
     Raises:
+        FileNotFoundError: weights that a run starts from or learns from do not exist.
         ValueError: a result was made with other settings, and --rerun is not given.
     """
     there = finished(args.results, experiment)
@@ -99,11 +101,10 @@ def train(experiment: Experiment, runs: Sequence[tuple[Row, int]], args: argpars
         if args.rerun and discard(experiment, row, seed, output=args.output, results=args.results):
             there.pop((row.name, seed), None)
             say(f"discard {row.name} seed {seed}: made with other settings")
-        if (row.name, seed) in there:
-            path = there[row.name, seed]
-            settings = run_settings(experiment, row, seed)
-            if difference := changed(path, read_settings(path), settings, experiment):
-                raise ValueError(difference)
+        settings = run_settings(experiment, row, seed)  # the weights are there
+        path = there.get((row.name, seed))
+        if path and (difference := changed(path, read_settings(path), settings, experiment)):
+            raise ValueError(difference)
     missing = [(row, seed) for row, seed in runs if (row.name, seed) not in there]
     say(f"{experiment.name}: {len(runs)} runs, {len(missing)} to do, {args.jobs} at a time")
 

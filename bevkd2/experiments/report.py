@@ -86,11 +86,17 @@ def markdown(experiment: Experiment, results: Results) -> str:
     return "\n\n".join(parts)
 
 
-def number(value: float | None, sign: bool = False) -> str:
-    """Returns a score as text: three digits behind the point below 2, two above."""
+def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
+    """Returns a score as text; "-" where it is not defined."""
     if value is None or not math.isfinite(value):
         return "-"
-    return f"{value:{'+' if sign else ''}.{3 if abs(value) < 2 else 2}f}"
+    return f"{value:{'+' if sign else ''}.{digits}f}"
+
+
+def _digits(results: Results, metric: str) -> int:
+    """Returns how many digits behind the point a metric gets: two where it is in percent, three else."""
+    found = [abs(result.metrics[metric] or 0.0) for result in results.values()]
+    return 2 if max(found) >= 10 else 3
 
 
 def intervals_figure(experiment: Experiment, results: Results) -> Figure:
@@ -173,19 +179,21 @@ def _primary_table(experiment: Experiment, results: Results, metric: str) -> str
     compared = compare(experiment, results, metric)
     header = ["", "n", metric, "sd", "difference", "sd", "95 % interval (seeds)"]
     header += ["95 % interval (seeds, scenes)"] if headline else []
+    digits = _digits(results, metric)
     rows = []
     for name, row in experiment.rows.items():
         own = list(values(results, name, metric).values())
         sd = float(np.std(own, ddof=1)) if len(own) > 1 else None
-        cells = [row.label, str(len(own)), number(float(np.mean(own)) if own else None), number(sd)]
+        mean = float(np.mean(own)) if own else None
+        cells = [row.label, str(len(own)), number(mean, digits), number(sd, digits)]
         found = compared.get(name)
         if found is None or found.difference is None:
             cells += [""] * (len(header) - 3)
         else:
             difference = found.difference
-            cells += [number(difference.mean, sign=True), number(difference.sd)]
-            cells.append(_interval(difference.low, difference.high))
-            cells += [_interval(*found.interval) if found.interval else ""] if headline else []
+            cells += [number(difference.mean, digits, sign=True), number(difference.sd, digits)]
+            cells.append(_interval((difference.low, difference.high), digits))
+            cells += [_interval(found.interval, digits)] if headline else []
             cells.append(f"{found.p:.3f}" if found.p is not None else "")
         rows.append(cells)
     return _table([*header, "p (Holm)"], rows)
@@ -197,7 +205,7 @@ def _secondary_table(experiment: Experiment, results: Results) -> str:
         cells = [row.label]
         for metric in experiment.secondary:
             own = list(values(results, name, metric).values())
-            cells.append(number(float(np.mean(own)) if own else None))
+            cells.append(number(float(np.mean(own)) if own else None, _digits(results, metric)))
         rows.append(cells)
     return _table(["mean", *experiment.secondary], rows)
 
@@ -212,8 +220,8 @@ def _missing(experiment: Experiment, results: Results) -> str:
     return "Not run: " + "; ".join(f"{label} (seeds {', '.join(of)})" for label, of in missing.items()) + "."
 
 
-def _interval(low: float, high: float) -> str:
-    return f"{number(low, sign=True)} to {number(high, sign=True)}"
+def _interval(ends: tuple[float, float] | None, digits: int) -> str:
+    return " to ".join(number(end, digits, sign=True) for end in ends) if ends else ""
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -67,37 +67,43 @@ def run_all(
     Returns:
         The runs that failed.
     """
-    failed: list[Ended] = []
-    started, done = time.monotonic(), 0
-    stop = threading.Event()
+    ended: list[Ended] = []
+    started = time.monotonic()
+    stop, turn = threading.Event(), threading.Lock()
 
-    def one(row: Row, seed: int) -> Ended:
+    def one(row: Row, seed: int) -> None:
         log = run_folder(output, experiment, row, seed) / "console.txt"
         say(f"start   {row.name} seed {seed}")
         begin = time.monotonic()
-        return Ended(row, seed, _call(command(row, seed), log, stop), time.monotonic() - begin, log)
+        code = _call(command(row, seed), log, stop)
+        with turn:
+            ended.append(Ended(row, seed, code, time.monotonic() - begin, log))
+            left = len(runs) - len(ended)
+            eta = f"{left} left, about {_duration((time.monotonic() - started) / len(ended) * left)}"
+            if not stop.is_set():
+                say(_event(ended[-1], experiment, results, eta))
 
     with ThreadPoolExecutor(jobs) as pool:
         waiting = [pool.submit(one, row, seed) for row, seed in runs]
         try:
             for future in as_completed(waiting):
-                ended, done = future.result(), done + 1
-                left = len(runs) - done
-                eta = f"{left} left, about {_duration((time.monotonic() - started) / done * left)}"
-                head = f"{ended.row.name} seed {ended.seed}, {_duration(ended.seconds)}"
-                if ended.code:
-                    failed.append(ended)
-                    say(f"FAILED  {head}, exit status {ended.code}; {eta}\n{tail(ended.log)}")
-                else:
-                    metrics = json.loads(result_path(results, experiment, ended.row, ended.seed).read_text())
-                    scores = ", ".join(f"{n} {number(metrics['metrics'][n])}" for n in experiment.primary)
-                    say(f"done    {head}, {scores}; {eta}")
+                future.result()
         except BaseException:  # Ctrl-C: nothing more starts, and what runs is ended
             stop.set()
             for future in waiting:
                 future.cancel()
             raise
-    return failed
+    return [run for run in ended if run.code]
+
+
+def _event(run: Ended, experiment: Experiment, results: Path, eta: str) -> str:
+    """Returns what is printed of a run that has ended."""
+    head = f"{run.row.name} seed {run.seed}, {_duration(run.seconds)}"
+    if run.code:
+        return f"FAILED  {head}, exit status {run.code}; {eta}\n{tail(run.log)}"
+    metrics = json.loads(result_path(results, experiment, run.row, run.seed).read_text())["metrics"]
+    scores = ", ".join(f"{name} {number(metrics[name])}" for name in experiment.primary)
+    return f"done    {head}, {scores}; {eta}"
 
 
 def tail(log: Path) -> str:

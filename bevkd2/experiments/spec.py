@@ -133,6 +133,7 @@ class Experiment:
         for row in self.rows.values():
             try:
                 cfg = row.config_of(row.seeds[0])
+                cfg.DATASETS.ROOT = self.scored.root
                 if len(cfg.DATASETS.TEST) != 1:
                     raise ValueError(f"DATASETS.TEST is {list(cfg.DATASETS.TEST)}, expected one split")
                 metrics = [*self.primary, *self.secondary]

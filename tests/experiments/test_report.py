@@ -56,10 +56,18 @@ def test_tables_have_the_numbers(experiment: Experiment, tmp_path: Path) -> None
     assert "95 % interval (seeds, scenes)" not in second and cells(second)["better"][3] == "+0.100"
     assert cells(others) == {
         "mean": ["Car_2D_moderate_R40"],
-        **{"plain student": ["2.20"], "better": ["3.20"], "other": ["2.20"], "none": ["-"]},
+        **{"plain student": ["2.200"], "better": ["3.200"], "other": ["2.200"], "none": ["-"]},
     }
     assert missing == "Not run: none (seeds 0, 1, 2); other (seeds 2)."
     assert compare(experiment, results, experiment.primary[1])["better"].interval is None
+
+
+def test_scores_in_percent_have_two_digits(experiment: Experiment, tmp_path: Path) -> None:
+    scores = {row: {seed: 100 * score for seed, score in of.items()} for row, of in SCORES.items()}
+    tiny.invent(experiment, tmp_path / "results", scores)
+    headline = markdown(experiment, read_results(tmp_path / "results", experiment)).split("\n\n")[0]
+    found = cells(headline)
+    assert found["better"][:6] == ["3", "32.00", "2.00", "+10.00", "2.00", "+5.03 to +14.97"]
 
 
 def test_pictures_have_every_row(experiment: Experiment, tmp_path: Path) -> None:

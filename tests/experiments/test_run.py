@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,31 @@ def test_runs_share_jobs_and_say_one_line_an_event(tmp_path: Path) -> None:
     assert len(done) == 2 and "0.500" in done[0] and "left, about" in done[0]
     bad = sorted(line for line in said if line.startswith("FAILED "))
     assert "plain seed 1" in bad[0] and "exit status 3" in bad[0] and "threads 1" in bad[0]
+
+
+def test_an_interrupt_ends_the_runs_and_starts_no_more(tmp_path: Path) -> None:
+    experiment = tiny.marked(tmp_path, seeds=[0, 1, 2])
+    program = "import sys, time; time.sleep(int(sys.argv[1])); sys.exit(3)"
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if line.startswith("FAILED"):
+            raise KeyboardInterrupt
+
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_all(
+            experiment,
+            experiment.runs(),
+            lambda row, seed: [sys.executable, "-c", program, str(60 * seed)],
+            output=tmp_path / "output",
+            results=tmp_path / "results",
+            jobs=2,
+            say=say,
+        )
+    assert time.monotonic() - begin < 50
+    assert sum(line.startswith("FAILED") for line in said) == 1
 
 
 def test_average_of_the_last_checkpoints(tmp_path: Path) -> None:
