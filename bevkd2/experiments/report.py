@@ -116,7 +116,8 @@ def intervals_figure(experiment: Experiment, results: Results) -> Figure:
                 axes.plot(ends, [place, place], color="C0", linewidth=2)
                 axes.plot(found.difference.mean, place, "o", color="C0")
         axes.axvline(0, color="0.3", linewidth=0.8)
-        axes.set_xlabel(f"{metric}, difference to {experiment.rows[experiment.baseline].label}")
+        axes.set_title(metric, fontsize="medium")
+        axes.set_xlabel(f"difference to {experiment.rows[experiment.baseline].label}")
     all_axes[0].set_yticks(range(len(others)), [row.label for row in others])
     all_axes[0].set_ylim(len(others) - 0.5, -0.5)
     figure.suptitle(experiment.title)
@@ -126,7 +127,7 @@ def intervals_figure(experiment: Experiment, results: Results) -> Figure:
 def curves_figure(experiment: Experiment, results: Results) -> Figure:
     """Draws the primary metrics during training, on the training world's test split: means over the seeds."""
     metrics = list(dict.fromkeys(metric.partition("@")[0] for metric in experiment.primary))
-    figure = Figure(figsize=(1.2 + 4.2 * len(metrics), 3.6), layout="constrained")
+    figure = Figure(figsize=(4.0 + 4.0 * len(metrics), 3.8), layout="constrained")
     for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         for number_, (name, row) in enumerate(experiment.rows.items()):
             points: dict[int, list[float]] = defaultdict(list)
@@ -141,8 +142,7 @@ def curves_figure(experiment: Experiment, results: Results) -> Figure:
         axes.set_xlabel("iteration")
         axes.set_ylabel(metric)
         axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(fontsize="x-small")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="x-small")
     figure.suptitle(experiment.title)
     return figure
 

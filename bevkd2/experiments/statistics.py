@@ -98,6 +98,9 @@ def two_way_interval(
 ) -> tuple[float, float]:
     """Returns a percentile interval of the mean difference when seeds and units are drawn again.
 
+    Drawing from few seeds shows too little of their variance, and a percentile knows no Student's t. So the
+    deviations of the seeds are stretched until the interval without units is about that of the t test.
+
     Args:
         differences: (S,) difference of the two rows by seed.
         influence: (S, U) difference of the two rows' influences by seed and unit.
@@ -108,8 +111,13 @@ def two_way_interval(
     Returns:
         The lower and the upper end.
     """
-    table = np.asarray(differences, dtype=np.float64)[:, None] + np.asarray(influence, dtype=np.float64)
-    seeds, units = table.shape
+    values, pulled = np.asarray(differences, dtype=np.float64), np.asarray(influence, dtype=np.float64)
+    seeds, units = pulled.shape
+    if seeds > 1:
+        tail = (1 + level) / 2
+        stretch = stats.t.ppf(tail, seeds - 1) / stats.norm.ppf(tail) * np.sqrt(seeds / (seeds - 1))
+        values = values.mean() + stretch * (values - values.mean())
+    table = values[:, None] + pulled
     rng = np.random.default_rng(seed)
     of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
     of_units = rng.multinomial(units, np.full(units, 1 / units), size=draws) / units

@@ -77,7 +77,7 @@ def test_pictures_have_every_row(experiment: Experiment, tmp_path: Path) -> None
     assert [label.get_text() for label in left.get_yticklabels()] == ["better", "other", "none"]
     means = [line for line in left.lines if line.get_marker() == "o"]
     assert [float(np.ravel(line.get_xdata())[0]) for line in means] == pytest.approx([0.10, 0.0])
-    assert right.get_xlabel().startswith("Car_BEV_easy_R40")
+    assert right.get_title() == "Car_BEV_easy_R40" and right.get_xlabel() == "difference to plain student"
     curve = curves_figure(experiment, results).axes[0]
     drawn = {line.get_label(): list(line.get_ydata()) for line in curve.lines}
     assert drawn["plain student"] == pytest.approx([0.11, 0.22]) and set(drawn) == set(SCORES) - {

@@ -23,6 +23,7 @@ from bevkd2.experiments.run import average_checkpoints, read_scalars, run_folder
 from bevkd2.experiments.runner import run_all
 from bevkd2.experiments.spec import Experiment, read_experiment
 from tests.experiments import tiny
+from tests.limits import PROGRAM_SECONDS
 
 ROOT = Path(__file__).parents[2]
 ROWS = [{"name": "plain"}, {"name": "broken", "overrides": {"SOLVER.BASE_LR": 1e38}}]
@@ -110,12 +111,15 @@ def test_a_result_has_what_tables_and_readers_need(path: Path, whole: tuple[int,
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_as_if_it_had_not_been(
-    path: Path, whole: tuple[int, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_goes_on_as_if_it_had_not_been(path: Path, whole: tuple[int, str]) -> None:
     words = ["experiment", str(path), "--one", "--rows", "plain", "--seeds", "0", *places(path, "killed")]
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, *words], cwd=ROOT, env=environment(), capture_output=True, check=False
+        [sys.executable, "-c", KILLED, *words],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        timeout=PROGRAM_SECONDS,
+        check=False,
     )
     assert done.returncode == -9
     folder = path.parent / "killed"
@@ -145,7 +149,7 @@ def command(path: Path, *words: str) -> list[str]:
 
 
 def test_finished_runs_are_not_run_again(
-    path: Path, whole: tuple[int, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    path: Path, whole: tuple[int, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = result_of(path, "whole")
     assert run_experiment.main(command(path, "--rows", "plain")) == 0

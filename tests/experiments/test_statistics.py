@@ -63,15 +63,25 @@ def test_two_way_interval_has_the_width_of_both_sources() -> None:
     of_seeds, of_units = rng.normal(0.0, 0.02, seeds), rng.normal(0.0, 0.1, units)
     influence = [of_units - of_units.mean()] * seeds
     low, high = two_way_interval(list(0.03 + of_seeds), influence)
-    error = np.sqrt(of_seeds.var() / seeds + of_units.var() / units)
-    assert (high - low) / (2 * 1.96) == pytest.approx(error, rel=0.05)
-    assert (low + high) / 2 == pytest.approx(0.03 + of_seeds.mean(), abs=0.1 * error)
+    half_of_seeds = stats.t.ppf(0.975, seeds - 1) * of_seeds.std(ddof=1) / np.sqrt(seeds)
+    half_of_units = 1.96 * of_units.std() / np.sqrt(units)
+    both = np.hypot(half_of_seeds, half_of_units)
+    assert (high - low) / 2 == pytest.approx(both, rel=0.05)
+    assert (low + high) / 2 == pytest.approx(0.03 + of_seeds.mean(), abs=0.1 * both)
     # Without either source, the other alone.
     none = [np.zeros(units)] * seeds
     low, high = two_way_interval(list(of_seeds), none)
-    assert (high - low) / (2 * 1.96) == pytest.approx(of_seeds.std() / np.sqrt(seeds), rel=0.05)
+    assert (high - low) / 2 == pytest.approx(half_of_seeds, rel=0.05)
     low, high = two_way_interval([0.1] * seeds, influence)
-    assert (high - low) / (2 * 1.96) == pytest.approx(of_units.std() / np.sqrt(units), rel=0.05)
+    assert (high - low) / 2 == pytest.approx(half_of_units, rel=0.05)
+
+
+def test_two_way_interval_of_few_seeds_is_about_that_of_the_t_test() -> None:
+    values = [0.010, 0.014, -0.002, 0.021, 0.006, 0.012]
+    low, high = two_way_interval(values, [np.zeros(20)] * len(values))
+    found = paired_difference(values)
+    assert found is not None
+    assert high - low == pytest.approx(found.high - found.low, rel=0.1)
 
 
 def test_influences_of_ap_give_the_error_of_drawing_scenes_again() -> None:
