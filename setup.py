@@ -28,6 +28,7 @@ CUDA_ARCHITECTURES = "8.0;9.0;10.0+PTX"
 CPU_SOURCES = [
     "csrc/bindings.cpp",
     "csrc/box3d/box3d_cpu.cpp",
+    "csrc/distill_loss/absolute_means_cpu.cpp",
     "csrc/distill_loss/bev_response_cpu.cpp",
     "csrc/distill_loss/normalized_l2_cpu.cpp",
     "csrc/distill_loss/pixel_weights_cpu.cpp",
@@ -38,6 +39,7 @@ CPU_SOURCES = [
 ]
 CUDA_SOURCES = [
     "csrc/box3d/box3d_cuda.cu",
+    "csrc/distill_loss/absolute_means_cuda.cu",
     "csrc/distill_loss/bev_response_cuda.cu",
     "csrc/distill_loss/normalized_l2_cuda.cu",
     "csrc/distill_loss/pixel_weights_cuda.cu",

@@ -59,6 +59,16 @@ STABLE_TORCH_LIBRARY(bevkd2, m) {
       "bev_response_l2_backward(Tensor grad_loss, Tensor student, Tensor differences, Tensor scales) "
       "-> Tensor");
 
+  // Means of |x|^power (1 or 2) of features (B, C, P) over the channels (B, P) and over the pixels (B, C). A
+  // mean without a gradient has none in the backward ops; the second adds to a gradient of the features.
+  m.def("absolute_means(Tensor features, int power) -> (Tensor, Tensor)");
+  m.def(
+      "absolute_means_backward(Tensor? grad_pixels, Tensor? grad_channels, Tensor features, int power) "
+      "-> Tensor");
+  m.def(
+      "add_absolute_means_gradient_(Tensor(a!) gradient, Tensor? grad_pixels, Tensor? grad_channels, "
+      "Tensor features, int power) -> ()");
+
   // Class predictions. Logits are (B, Q, K); weights, objects and guidance (B, Q); distance 0 probabilities,
   // 1 logits, 2 Bernoulli KL, 3 softmax KL. Returns the losses of objects and of the background (2), and the
   // gradients of the student's logits and of the guidance; one that is not wanted is empty.

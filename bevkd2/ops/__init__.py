@@ -3,6 +3,7 @@
 Importing this package loads the compiled library (see :mod:`bevkd2.ops.library`).
 """
 
+from .absolute_means import AbsoluteMeans, absolute_means
 from .bev_response import bev_response_l2
 from .box3d import batched_rotated_nms, box3d_iou, rotated_intersection, rotated_iou, rotated_nms
 from .feature_l2 import feature_l2
@@ -19,10 +20,13 @@ from .prediction_distill import Distance, Rho, class_distance, depth_guidance
 from .prediction_loss import PredictionLoss, logit_distance, prediction_loss
 from .softmax_kl import channel_wise_kl, pixel_wise_kl
 from .weighted_l2 import weighted_l2
+from .weighted_l2_means import DistanceAndMeans, weighted_l2_with_means
 
 __all__ = [
+    "AbsoluteMeans",
     "BoxMask",
     "Distance",
+    "DistanceAndMeans",
     "Occlusion",
     "Perspective",
     "PixelWeights",
@@ -30,6 +34,7 @@ __all__ = [
     "Reduction",
     "ReferenceMode",
     "Rho",
+    "absolute_means",
     "attention_l2",
     "batched_rotated_nms",
     "bev_response_l2",
@@ -57,4 +62,5 @@ __all__ = [
     "rotated_iou",
     "rotated_nms",
     "weighted_l2",
+    "weighted_l2_with_means",
 ]

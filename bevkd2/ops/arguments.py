@@ -39,6 +39,21 @@ def check_device(op: str, name: str, tensor: Tensor) -> None:
         )
 
 
+def check_floating(op: str, name: str, tensor: Tensor) -> None:
+    """Checks that there are kernels for the tensor's dtype.
+
+    Args:
+        op: the function that the user called.
+        name: the argument's name, for the message.
+        tensor: the argument.
+
+    Raises:
+        ValueError: another dtype.
+    """
+    if tensor.dtype not in _DTYPES:
+        raise ValueError(f"{op}: {name} is {tensor.dtype}; expected float64, float32, float16 or bfloat16")
+
+
 def check_shape(op: str, name: str, tensor: Tensor, expected: Sequence[int], layout: str) -> None:
     """Checks that a tensor has the shape that the other arguments imply.
 
@@ -132,8 +147,7 @@ def check_value(op: str, value: Tensor) -> None:
     """
     if value.dim() != 4:
         raise ValueError(f"{op}: value is {tuple(value.shape)}; expected (batch, pixels, heads, head width)")
-    if value.dtype not in _DTYPES:
-        raise ValueError(f"{op}: value is {value.dtype}; expected float64, float32, float16 or bfloat16")
+    check_floating(op, "value", value)
     check_device(op, "value", value)
 
 
@@ -251,10 +265,7 @@ def check_pair(op: str, student: Tensor, teacher: Tensor, **others: Tensor | Non
     check_device(op, "student", student)
     refuse_forward_mode(op, student)
     for name, tensor in (("student", student), ("teacher", teacher)):
-        if tensor.dtype not in _DTYPES:
-            raise ValueError(
-                f"{op}: {name} is {tensor.dtype}; expected float64, float32, float16 or bfloat16"
-            )
+        check_floating(op, name, tensor)
     for name, other in {"teacher": teacher, **others}.items():
         if other is not None and other.device != student.device:
             raise ValueError(

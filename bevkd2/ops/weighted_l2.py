@@ -8,7 +8,7 @@ reads and one write per entry, where torch's operations take eleven.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,6 +53,35 @@ def weighted_l2(
         ValueError: shapes, dtypes or devices that do not fit, or weights that require a gradient.
         RuntimeError: CUDA features where the CUDA ops are not built, or a forward-mode derivative.
     """
+    given = arguments(student, teacher, scale, weights, channel_weights)
+    need_grad = not norm and gradients_in_forward(given.student)
+    loss: Tensor = torch.ops.bevkd2.weighted_l2(*given, norm, need_grad)[0]
+    return loss
+
+
+class Arguments(NamedTuple):
+    """What the compiled op reads."""
+
+    student: list[Tensor]
+    """(B, C, P) of each level."""
+    teacher: list[Tensor]
+    """Likewise, in the student's layout."""
+    pixel_weights: list[Tensor]
+    """(B, P) of each level; an absent one is empty."""
+    channel_weights: list[Tensor]
+    """(B, C), likewise."""
+    scale: Tensor
+    """(L, B)."""
+
+
+def arguments(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    scale: Tensor,
+    weights: Weights,
+    channel_weights: Sequence[Tensor | None] | None,
+) -> Arguments:
+    """Checks the arguments of :func:`weighted_l2`, and returns those of the compiled op."""
     student, teacher = list(student), list(teacher)
     _check(student, teacher, scale)
     scale = scale.detach().to(arithmetic_dtype(student[0], teacher[0])).contiguous()
@@ -63,11 +92,7 @@ def weighted_l2(
         _laid_out_like(our, level.detach().reshape(our.shape))
         for our, level in zip(ours, teacher, strict=True)
     ]
-    need_grad = not norm and gradients_in_forward(ours)
-    loss: Tensor = torch.ops.bevkd2.weighted_l2(
-        ours, theirs, pixel_weights, channels, scale, norm, need_grad
-    )[0]
-    return loss
+    return Arguments(ours, theirs, pixel_weights, channels, scale)
 
 
 def _check(student: list[Tensor], teacher: list[Tensor], scale: Tensor) -> None:

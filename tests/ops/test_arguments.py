@@ -17,6 +17,7 @@ from bevkd2.ops import (
     pixel_wise_kl,
     prediction_loss,
     weighted_l2,
+    weighted_l2_with_means,
 )
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -25,6 +26,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "feature_l2": feature_l2,
     "masked_l2": lambda s, t: masked_l2(s, t, reduction="norm"),
     "weighted_l2": lambda s, t: weighted_l2([s], [t], torch.ones(1, 1)),
+    "weighted_l2_with_means": lambda s, t: weighted_l2_with_means(s, t, torch.ones(1)).distance,
     "bev_response_l2": lambda s, t: bev_response_l2(s, t, reduction="norm"),
     "logit_distance": lambda s, t: logit_distance(s[:, 0], t[:, 0], distance="l2"),
 }

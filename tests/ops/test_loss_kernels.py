@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from bevkd2.ops import (
+    absolute_means,
     bev_response_l2,
     channel_wise_kl,
     normalized_l2,
     pixel_wise_kl,
     prediction_loss,
+    weighted_l2_with_means,
 )
 
 DTYPES = [
@@ -40,7 +42,7 @@ def assert_same(actual: Any, expected: Any, exact: bool) -> None:
         return
     assert actual.dtype == expected.dtype
     assert actual.stride() == expected.stride()
-    scale = expected.abs().max().item() if expected.numel() else 1.0
+    scale = expected.abs().nan_to_num().max().item() if expected.numel() else 1.0
     relative = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(expected.dtype, 1e-12 if exact else 5e-6)
     torch.testing.assert_close(
         actual.double(), expected.double(), rtol=0, atol=relative * scale, equal_nan=True
@@ -181,6 +183,32 @@ def test_bev_response(
         both(emulated, "bev_response_l2_backward", (upstream, ours, differences, scales))
 
 
+# In eights and not, several tiles of rows and of columns; one pixel; no sample, no channel, no pixel.
+MEANS = [((2, 72, 264), dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)]
+MEANS += [(shape, torch.float32) for shape in [(1, 130, 277), (2, 3, 1), (0, 3, 4), (2, 0, 4), (2, 3, 0)]]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("shape", "dtype"), MEANS, ids=str)
+def test_absolute_means(emulated: Any, shape: tuple[int, int, int], dtype: torch.dtype, turned: bool) -> None:
+    features, gradient = maps(shape, (dtype, dtype), turned)
+    features[:, 1::2, ::3] = 0  # where the gradient of the absolute value is 0
+    for power in (1, 2):
+        pixels, channels = both(emulated, "absolute_means", (features, power))
+        for grads in ((pixels, channels), (pixels, None), (None, channels)):
+            both(emulated, "absolute_means_backward", (*grads, features, power))
+            added = [gradient.clone() for _ in range(2)]
+            for ops, target in zip((emulated, torch.ops.bevkd2), added, strict=True):
+                ops.add_absolute_means_gradient_(target, *grads, features, power)
+            assert_same(*added, dtype == torch.float64)
+
+
+def test_absolute_means_of_memory_that_is_not_aligned(emulated: Any) -> None:
+    features = torch.randn(1 + 2 * 5 * 16)[1:].view(2, 5, 16)
+    pixels, channels = both(emulated, "absolute_means", (features, 1))
+    both(emulated, "absolute_means_backward", (pixels, channels, features, 1))
+
+
 # Fewer classes than lanes, as many, more; several blocks; no location, no class. Dtypes change how a number
 # is loaded, whatever the shape: all of them at the first shape.
 PREDICTIONS = [((2, 37, 10), dtypes) for dtypes in DTYPES]
@@ -209,6 +237,12 @@ def test_prediction_loss(
         both(emulated, "prediction_loss_backward", (upstream, *call, True, True))
 
 
+def attended(student: Tensor, teacher: Tensor) -> Tensor:
+    """A distance and the squares of both means."""
+    found = weighted_l2_with_means(student, teacher, teacher.new_full((len(teacher),), 0.01))
+    return found.distance + found.pixels.square().sum() + found.channels.square().sum()
+
+
 def losses_and_gradients(device: str, dtype: torch.dtype) -> list[Tensor]:
     """Every loss here of the same numbers, with its gradients."""
     generator = torch.Generator().manual_seed(3)
@@ -230,6 +264,8 @@ def losses_and_gradients(device: str, dtype: torch.dtype) -> list[Tensor]:
         add(lambda s, theirs=theirs: pixel_wise_kl(s, theirs, (theirs[:, 0] > 0)), ours)
         add(lambda s, theirs=theirs: normalized_l2(s, theirs), ours)
         add(lambda s, theirs=theirs: bev_response_l2(s, theirs, (theirs[:, 0] > 0), reduction="norm"), ours)
+        add(lambda s: sum(means.square().sum() for means in absolute_means(s, power=2)), ours)
+        add(lambda s, theirs=theirs: attended(s, theirs), ours)
     logits, others, numbers = normal(2, 50, 10), normal(2, 50, 10), normal(3, 2, 50)
     guidance = numbers[0].exp()
     for distance in ("l2", "l2_logits", "kl", "softmax_kl"):
@@ -292,6 +328,7 @@ def test_cuda_never_waits_for_the_device(dtype: torch.dtype) -> None:
         loss = loss + pixel_wise_kl(student, teacher, objects.new_ones(2, 8, 24))
         loss = loss + bev_response_l2(student, teacher, reduction="norm")
         loss = loss + normalized_l2([student, student], [teacher, teacher]).sum()
+        loss = loss + attended(student, teacher)
         loss = loss + sum(prediction_loss(logits, logits.detach() + 1, objects, guidance, distance="kl"))
         return [loss.detach(), *torch.autograd.grad(loss, [student, logits])]
 

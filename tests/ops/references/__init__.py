@@ -13,6 +13,7 @@ from .deformable_attention import (
     sampling_locations_reference,
 )
 from .losses import (
+    absolute_means_reference,
     bev_response_l2_reference,
     channel_wise_kl_reference,
     feature_l2_reference,
@@ -25,6 +26,7 @@ from .losses import (
 from .pixel_weights import draw_weights_reference
 
 __all__ = [
+    "absolute_means_reference",
     "bev_response_l2_reference",
     "box3d_iou_reference",
     "channel_wise_kl_reference",

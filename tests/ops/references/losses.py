@@ -165,6 +165,20 @@ def normalized_l2_reference(student: Features, teacher: Features, *, epsilon: fl
     return torch.stack([F.mse_loss(normalize(s), normalize(t.detach())) / 2 for s, t, _ in levels])
 
 
+def absolute_means_reference(features: Tensor, *, power: int = 1) -> tuple[Tensor, Tensor]:
+    """Computes ``absolute_means``.
+
+    Args:
+        features: (B, C, pixels..).
+        power: 1 or 2.
+
+    Returns:
+        Means over the channels (B, pixels..) and over the pixels (B, C).
+    """
+    values = widen(features).abs() ** power
+    return values.mean(1), values.flatten(2).mean(2)
+
+
 def channel_wise_kl_reference(
     student: Features, teacher: Features, weights: Features | None = None, *, temperature: float = 1.0
 ) -> Tensor:
