@@ -27,7 +27,9 @@ from benchmarks.bench import main
 from benchmarks.bench_ms_deform_attn import BASE_LEVELS
 from benchmarks.harness import Contest, Contestant, Options, Watch, Work
 from benchmarks.references import draw_weights_reference
+from bevkd2.distill.methods.feature import attention_of, summed_distance
 from bevkd2.ops import (
+    absolute_means,
     attention_l2,
     bev_response_l2,
     channel_wise_kl,
@@ -35,13 +37,15 @@ from bevkd2.ops import (
     logit_distance,
     normalized_l2,
     pixel_wise_kl,
+    weighted_l2,
+    weighted_l2_with_means,
 )
 from bevkd2.ops.pixel_weights import BoxMask, Perspective, draw_weights, pack_boxes
 
 EAGER, PART = "eager torch", "forward + backward"
 REQUIRED = {"cpu": 3.0, "cuda": 5.0}
-REQUIRED_NORMALIZED = {"cpu": 2.0}
-SLACK_MIB = 1.0  # added to the memory limit: normalisers, and rounding of the allocator
+REQUIRED_OF_METHODS = {"cpu": 2.0}
+SLACK_MIB = 1.0  # added to the memory limit: normalisers and weights, and rounding of the allocator
 Tensors = list[Tensor]
 Loss = Callable[[Tensors, Tensors, Tensors], Tensor]
 
@@ -57,6 +61,8 @@ class Case:
     """Ratios required by device: in float32 on the CPU, under autocast on a GPU. Any limits the memory."""
     operations: float = 6.0
     """Operations per element, forward and backward."""
+    maps: int = 0
+    """Float32 maps of one number per cell that the memory limit allows beside the gradient."""
 
     def sizes(self, quick: bool) -> list[tuple[int, ...]]:
         """Returns the shapes, or small ones."""
@@ -198,6 +204,106 @@ def normalized_eager(student: Tensors, teacher: Tensors, _: Tensors) -> Tensor:
     return torch.stack([F.mse_loss(normalize(s), normalize(t)) / 2 for s, t in pairs]).sum()
 
 
+def split_fused(student: Tensors, teacher: Tensors, masks: Tensors) -> Tensor:
+    """Computes DeFeat: masked squared distances of objects and of the background, each over its cells."""
+    weights = []
+    for features, mask in zip(student, masks, strict=True):
+        share = 1 / (2 * features.shape[1] * len(student))
+        inside = mask * (3.0 * share / mask.sum())
+        weights.append(inside + (1 - mask) * (12.0 * share / (1 - mask).sum()))
+    return summed_distance(student, teacher, [1.0] * len(student), weights)
+
+
+def split_eager(student: Tensors, teacher: Tensors, masks: Tensors) -> Tensor:
+    """Computes the same as published code does, but for the square, which is computed once for both masks."""
+    losses = []
+    for s, t, mask in zip(student, teacher, masks, strict=True):
+        squares = (s - t).pow(2)
+        for factor, cells in ((3.0, mask[:, None]), (12.0, 1 - mask[:, None])):
+            losses.append(factor * (squares * cells).sum() / (2 * s.shape[1] * cells.sum()))
+    return torch.stack(losses).sum() / len(student)
+
+
+def sum_fused(student: Tensors, teacher: Tensors, _: Tensors) -> Tensor:
+    """Computes MGD after its generator: the summed squared distance, divided by the images."""
+    images = len(student[0])
+    scale = torch.full((len(student), images), 1 / images, device=student[0].device)
+    return weighted_l2(student, teacher, scale).sum()
+
+
+def sum_eager(student: Tensors, teacher: Tensors, _: Tensors) -> Tensor:
+    """Computes the same by mse_loss(sum)."""
+    pairs = zip(student, teacher, strict=True)
+    return torch.stack([F.mse_loss(s, t, reduction="sum") / len(s) for s, t in pairs]).sum()
+
+
+def transfer_fused(student: Tensors, teacher: Tensors, _: Tensors) -> Tensor:
+    """Computes AT: the mean squared distance of normalised attention maps."""
+
+    def attention(features: Tensor) -> Tensor:
+        return F.normalize(absolute_means(features, power=2).pixels.flatten(1), dim=1)
+
+    pairs = zip(student, teacher, strict=True)
+    return torch.stack([(attention(s) - attention(t)).square().mean() for s, t in pairs]).sum()
+
+
+def transfer_eager(student: Tensors, teacher: Tensors, _: Tensors) -> Tensor:
+    """Computes the same as published code does."""
+
+    def attention(features: Tensor) -> Tensor:
+        return F.normalize(features.pow(2).mean(1).flatten(1))
+
+    pairs = zip(student, teacher, strict=True)
+    return torch.stack([(attention(s) - attention(t)).pow(2).mean() for s, t in pairs]).sum()
+
+
+def focal_fused(student: Tensors, teacher: Tensors, masks: Tensors) -> Tensor:
+    """Computes FGD without its global loss: focal and attention loss."""
+    losses = []
+    for s, t, mask in zip(student, teacher, masks, strict=True):
+        pixels, channels = (attention_of(means, 0.8) for means in absolute_means(t))
+        inside, outside = _focal_masks(mask)
+        found = weighted_l2_with_means(
+            s,
+            t,
+            pixels.new_full((len(s),), 1 / len(s)),
+            weights=(1.6e-3 * inside + 8e-4 * outside) * pixels,
+            channel_weights=channels,
+        )
+        pixels_s, channels_s = attention_of(found.pixels, 0.8), attention_of(found.channels, 0.8)
+        attention = (pixels_s - pixels).abs().sum() + (channels_s - channels).abs().sum()
+        losses.append(found.distance + 8e-4 * attention / len(s))
+    return torch.stack(losses).sum()
+
+
+def focal_eager(student: Tensors, teacher: Tensors, masks: Tensors) -> Tensor:
+    """Computes the same as published code does: features times the roots of all weights."""
+
+    def attention(features: Tensor) -> Tensors:
+        values = features.abs()
+        pixels, channels = values.mean(1).flatten(1), values.mean(2).mean(2)
+        pixels = pixels.shape[1] * (pixels / 0.8).softmax(1)
+        channels = channels.shape[1] * (channels / 0.8).softmax(1)
+        return [pixels.view_as(features[:, 0]), channels]
+
+    losses = []
+    for s, t, mask in zip(student, teacher, masks, strict=True):
+        (pixels_s, channels_s), (pixels, channels) = attention(s), attention(t)
+        weighted = [x * pixels.sqrt()[:, None] * channels.sqrt()[:, :, None, None] for x in (s, t)]
+        for factor, cells in zip((1.6e-3, 8e-4), _focal_masks(mask), strict=True):
+            ours, theirs = (x * cells.sqrt()[:, None] for x in weighted)
+            losses.append(factor * F.mse_loss(ours, theirs, reduction="sum") / len(s))
+        distances = (channels_s - channels).abs().sum(), (pixels_s - pixels).abs().sum()
+        losses.extend(8e-4 * distance / len(s) for distance in distances)
+    return torch.stack(losses).sum()
+
+
+def _focal_masks(mask: Tensor) -> Tensors:
+    """Returns weights of cells in boxes, here of 100 cells each, and of those outside, which sum to 1."""
+    outside = 1 - mask
+    return [mask / 100, outside / outside.sum((1, 2), keepdim=True)]
+
+
 def _softmax_kl(student: Tensors, teacher: Tensors) -> Tensor:
     pairs = zip(student, teacher, strict=True)
     rows = [((s / 2).log_softmax(1), (t / 2).log_softmax(1)) for s, t in pairs]
@@ -219,9 +325,17 @@ CASES = {
     "class logits, Bernoulli KL": Case(((6, LOCATIONS, 10),), class_kl_fused, class_kl_eager, operations=60),
     "BEV, channel-wise softmax KL": Case(BEV, channel_kl_fused, channel_kl_eager, operations=40),
     "BEV, pixel-wise softmax KL": Case(BEV, pixel_kl_fused, pixel_kl_eager, operations=40),
-    "FPN, normalised L2": Case(
-        FPN, normalized_fused, normalized_eager, required=REQUIRED_NORMALIZED, operations=20
-    ),
+    **{
+        f"FPN, {name}": Case(FPN, *forms, required=REQUIRED_OF_METHODS, operations=operations, maps=maps)
+        for name, forms, operations, maps in (
+            ("normalised L2 (PKD)", (normalized_fused, normalized_eager), 20, 0),
+            ("channel-wise softmax KL (CWD)", (channel_kl_fused, channel_kl_eager), 40, 0),
+            ("L2, objects and background (DeFeat)", (split_fused, split_eager), 6, 0),
+            ("L2 and attention (FGD)", (focal_fused, focal_eager), 12, 4),
+            ("attention maps (AT)", (transfer_fused, transfer_eager), 6, 2),
+            ("summed L2 (MGD)", (sum_fused, sum_eager), 6, 0),
+        )
+    },
 }
 
 
@@ -247,8 +361,9 @@ def _contest(name: str, dtype: torch.dtype, options: Options) -> Contest:
         ]
 
     elements = sum(math.prod(shape) for shape in case.sizes(options.quick))
+    cells = sum(shape[0] * math.prod(shape[2:]) for shape in case.sizes(options.quick))
     required = {} if options.quick else case.required
-    student_mib = elements * dtype.itemsize / 2**20
+    allowed_mib = (elements * dtype.itemsize + case.maps * cells * 4) / 2**20 + SLACK_MIB
     compared = (dtype == torch.float32) == (device == "cpu")  # on a GPU, autocast is
     return Contest(
         family="Distillation losses",
@@ -258,7 +373,7 @@ def _contest(name: str, dtype: torch.dtype, options: Options) -> Contest:
         required={(EAGER, PART): required[device]} if device in required and compared else {},
         tolerance=1e-3 if dtype == torch.float32 else 2e-2,
         work={PART: Work(3 * elements * dtype.itemsize, case.operations * elements)},
-        memory_limit_mib=student_mib + SLACK_MIB if required else None,
+        memory_limit_mib=allowed_mib if required else None,
     )
 
 

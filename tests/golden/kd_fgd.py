@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from bevkd2.distill.masks import draw_masks
-from bevkd2.distill.methods.fgd import FGD, channel_attention, spatial_attention
+from bevkd2.distill.methods.feature import attention_of, spatial_attention
+from bevkd2.distill.methods.fgd import FGD
 from bevkd2.modeling import Knowledge
+from bevkd2.ops import absolute_means
 from tests.golden.kd_case import (
     Case,
     RecordedObjects,
@@ -65,11 +67,12 @@ def _compare(differences: Differences, arrays: Case, case: str) -> None:
         )
         differences.add_close("FGD: masks", mask, golden[name], _FLOOR)
     temperature = method.temperature
+    adapted = method.adapters[0](student)
     for name, ours in (
         ("S_t", spatial_attention(teacher, temperature)),
-        ("C_t", channel_attention(teacher, temperature)),
-        ("S_s", spatial_attention(method.adapters[0](student), temperature)),
-        ("C_s", channel_attention(method.adapters[0](student), temperature)),
+        ("C_t", attention_of(absolute_means(teacher).channels, temperature)),
+        ("S_s", spatial_attention(adapted, temperature)),
+        ("C_s", attention_of(absolute_means(adapted).channels, temperature)),
     ):
         differences.add_close("FGD: attention", ours, golden[name], _FLOOR)
 

@@ -16,7 +16,8 @@ from bevkd2.distill.methods.feature import FeatureMethod
 from bevkd2.distill.sources import FeaturePair
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import Knowledge
-from bevkd2.ops.precision import arithmetic_dtype
+from bevkd2.ops import absolute_means
+from bevkd2.ops.precision import widen
 
 
 @register_method
@@ -25,7 +26,8 @@ class AT(FeatureMethod):
 
     L = sum over maps of mean over rows and cells of (Q_s / |Q_s| - Q_t / |Q_t|)^2 with Q = mean over channels
     of |F|^p, as RepDistiller and the authors' code; channels may differ, and there is no adapter. Padding has
-    no attention, but counts in the mean over the cells. The weight is RepDistiller's.
+    no attention, but counts in the mean over the cells. The weight is RepDistiller's. A POWER of 1 or 2 is
+    computed by a fused op, other powers in plain torch, with more time and memory.
 
     Args:
         cfg: the method's node.
@@ -61,11 +63,10 @@ class AT(FeatureMethod):
 
     def _attention(self, features: Tensor, content: Tensor | None) -> Tensor:
         """Returns (R, cells) of norm 1."""
-        dtype = arithmetic_dtype(features)
-        if self.power == 2:
-            attention = features.to(dtype).square().mean(dim=1)
+        if self.power in (1, 2):
+            attention = absolute_means(features, power=1 if self.power == 1 else 2).pixels
         else:
-            attention = features.to(dtype).abs().pow(self.power).mean(dim=1)
+            attention = widen(features).abs().pow(self.power).mean(dim=1)
         if content is not None:
-            attention = attention * content.to(dtype)
+            attention = attention * content.to(attention)
         return F.normalize(attention.flatten(1), dim=1)

@@ -13,7 +13,7 @@ from bevkd2.distill.methods.structured import StructuredMethod
 from bevkd2.distill.sources import FeaturePair, resolve_sources
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import BEVKnowledge
-from bevkd2.ops import bev_response_l2
+from bevkd2.ops import absolute_means, bev_response_l2
 
 
 @register_method
@@ -72,8 +72,7 @@ class BEVResponse(StructuredMethod):
     def _divergence(self, pair: FeaturePair, cells: Tensor | None) -> Tensor:
         """Returns the divergence of the softmaxes over the cells; 0 for a sample without a counted cell."""
         ours, theirs = (
-            features.abs().mean(dim=1, dtype=torch.promote_types(features.dtype, torch.float32)).flatten(1)
-            for features in (pair.student, pair.teacher)
+            absolute_means(features).pixels.flatten(1) for features in (pair.student, pair.teacher)
         )
         counts = torch.ones_like(ours) if cells is None else cells.to(ours.dtype)
         total = counts.sum()

@@ -13,7 +13,7 @@ from bevkd2.distill.methods.base import DistillMethod
 from bevkd2.distill.sources import FeaturePair, FeatureSource, knowledge_class, resolve_sources
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import Knowledge
-from bevkd2.ops import weighted_l2
+from bevkd2.ops import absolute_means, weighted_l2
 from bevkd2.ops.precision import arithmetic_dtype
 
 _KERNELS = {"conv1x1": 1, "conv3x3": 3}
@@ -162,6 +162,19 @@ def spatial_attention(features: Tensor, temperature: float) -> Tensor:
     Returns:
         (R, h, w) float32 (float64 where the features are); the mean of a row is 1.
     """
-    values = features.abs().mean(dim=1, dtype=arithmetic_dtype(features))
-    weights: Tensor = values.numel() / max(1, len(values)) * (values / temperature).flatten(1).softmax(dim=1)
-    return weights.view_as(values)
+    return attention_of(absolute_means(features).pixels, temperature)
+
+
+def attention_of(means: Tensor, temperature: float) -> Tensor:
+    """Computes n softmax over the n values of a row, divided by T.
+
+    Args:
+        means: (R, ..), absolute means over channels or cells.
+        temperature: T.
+
+    Returns:
+        Of the same shape; the mean of a row is 1.
+    """
+    values = means.flatten(1)
+    weights: Tensor = values.shape[1] * (values / temperature).softmax(dim=1)
+    return weights.view_as(means)

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from bevkd2.distill.masks import draw_masks
 from bevkd2.distill.methods.base import register_method
-from bevkd2.distill.methods.feature import FeatureMethod, spatial_attention, summed_distance
+from bevkd2.distill.methods.feature import FeatureMethod, attention_of, summed_distance
 from bevkd2.distill.sources import FeaturePair
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import Knowledge
-from bevkd2.ops.precision import arithmetic_dtype, widen
+from bevkd2.ops import absolute_means, weighted_l2_with_means
+from bevkd2.ops.precision import widen
 
 
 @register_method
@@ -80,19 +81,24 @@ class FGD(FeatureMethod):
     def compare(self, pairs: Sequence[FeaturePair], student: Knowledge, targets: Any) -> dict[str, Tensor]:
         """Returns the three losses."""
         ours, theirs = self.adapted(pairs), [pair.teacher for pair in pairs]
-        attention = [self._attention(features) for features in theirs]
+        focal, attention = [], []
         masks = self._masks(pairs, student, targets)
-        losses = {
-            "fgd_focal": summed_distance(
-                ours,
-                theirs,
-                [1 / len(features) for features in ours],
-                [mask.to(pixels) * pixels for mask, (pixels, _) in zip(masks, attention, strict=True)],
-                [channels for _, channels in attention],
+        for features, teacher, mask in zip(ours, theirs, masks, strict=True):
+            pixels, channels = self._attention(*absolute_means(teacher))
+            found = weighted_l2_with_means(
+                features,
+                teacher,
+                pixels.new_full((len(features),), 1 / len(features)),
+                weights=mask.to(pixels) * pixels,
+                channel_weights=channels,
             )
-        }
+            focal.append(found.distance)
+            pixels_s, channels_s = self._attention(found.pixels, found.channels)
+            total = (pixels_s - pixels).abs().sum() + (channels_s - channels).abs().sum()
+            attention.append(total / len(features))
+        losses = {"fgd_focal": torch.stack(focal).sum()}
         if self.attention:
-            losses["fgd_attention"] = self.attention * self._attention_loss(ours, attention)
+            losses["fgd_attention"] = self.attention * torch.stack(attention).sum()
         if self.relation:
             losses["fgd_relation"] = self.relation * self._relation_loss(ours, theirs)
         return losses
@@ -109,17 +115,9 @@ class FGD(FeatureMethod):
             for inside, outside in zip(foreground, background, strict=True)
         ]
 
-    def _attention(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the attention of cells (R, h, w) and of channels (R, C)."""
-        return spatial_attention(features, self.temperature), channel_attention(features, self.temperature)
-
-    def _attention_loss(self, ours: Sequence[Tensor], theirs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        losses = []
-        for features, (pixels, channels) in zip(ours, theirs, strict=True):
-            pixels_s, channels_s = self._attention(features)
-            total = (pixels_s - pixels).abs().sum() + (channels_s - channels).abs().sum()
-            losses.append(total / len(features))
-        return torch.stack(losses).sum()
+    def _attention(self, pixels: Tensor, channels: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the attention of cells (R, h, w) and of channels (R, C) from the absolute means."""
+        return attention_of(pixels, self.temperature), attention_of(channels, self.temperature)
 
     def _relation_loss(self, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
         # Both contexts are added to the student's map: the teacher's has a gradient too, its block's.
@@ -163,18 +161,3 @@ class ContextBlock(nn.Module):
         context = features.flatten(2) @ weights.transpose(1, 2)
         added: Tensor = self.transform(context[..., None])
         return added
-
-
-def channel_attention(features: Tensor, temperature: float) -> Tensor:
-    """Computes C softmax over the channels of the mean absolute value over the cells, divided by T.
-
-    Args:
-        features: (R, C, h, w).
-        temperature: T.
-
-    Returns:
-        (R, C) float32 (float64 where the features are); the mean of a row is 1.
-    """
-    values = features.abs().mean(dim=(2, 3), dtype=arithmetic_dtype(features))
-    weights: Tensor = values.shape[1] * (values / temperature).softmax(dim=1)
-    return weights

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bevkd2.distill.methods.fgd import ContextBlock, channel_attention, spatial_attention
+from bevkd2.distill.methods.feature import attention_of, spatial_attention
+from bevkd2.distill.methods.fgd import ContextBlock
+from bevkd2.ops import absolute_means
 from tests.distill.methods.random_maps import BOXES, SHAPES, STRIDES, build, knowledge, targets
 
 
@@ -15,7 +17,7 @@ def test_the_focal_loss_is_its_formula_with_loops() -> None:
     expected = 0.0
     for level, adapter in enumerate(method.adapters):
         ours, theirs = adapter(student.fpn[level]), teacher.fpn[level]
-        pixels, channels = spatial_attention(theirs, 0.6), channel_attention(theirs, 0.6)
+        pixels, channels = spatial_attention(theirs, 0.6), attention_of(theirs.abs().mean(dim=(2, 3)), 0.6)
         (rows, columns), stride = SHAPES[level], STRIDES[level]
         for image, boxes in enumerate(objects.boxes2d):
             inside = torch.zeros(rows, columns)
@@ -37,7 +39,7 @@ def test_the_focal_loss_is_its_formula_with_loops() -> None:
 def test_attention_has_mean_one_and_grows_with_the_features() -> None:
     features = torch.ones(2, 3, 4, 5)
     features[0, :, 1, 2], features[1, 2] = -4.0, 7.0
-    pixels, channels = spatial_attention(features, 0.5), channel_attention(features, 0.5)
+    pixels, channels = spatial_attention(features, 0.5), attention_of(absolute_means(features).channels, 0.5)
     assert torch.allclose(pixels.mean(dim=(1, 2)), torch.ones(2)) and pixels[0].argmax() == 1 * 5 + 2
     assert torch.allclose(channels.mean(dim=1), torch.ones(2)) and channels[1].argmax() == 2
 
