@@ -1,4 +1,4 @@
-"""Means of |x|^p over the channels and over the pixels of feature maps, of which attention maps are made.
+"""Means of ``|x|^p`` over channels and over pixels of feature maps, of which attention maps are made.
 
 One pass over the features gives both means, and one pass writes their gradient. Arithmetic is float32
 (float64 if the features are), whatever autocast does.
@@ -20,7 +20,7 @@ Power = Literal[1, 2]
 
 
 class AbsoluteMeans(NamedTuple):
-    """Means of |x|^p of features (B, C, pixels..); float32 (float64 if the features are)."""
+    """Means of ``|x|^p`` of features (B, C, pixels..); float32 (float64 if the features are)."""
 
     pixels: Tensor
     """Over the channels of a pixel, (B, pixels..)."""
@@ -29,7 +29,7 @@ class AbsoluteMeans(NamedTuple):
 
 
 def absolute_means(features: Tensor, *, power: Power = 1) -> AbsoluteMeans:
-    """Computes the means of |x|^p over the channels of each pixel and over the pixels of each channel.
+    """Computes the means of ``|x|^p`` over the channels of each pixel and over the pixels of each channel.
 
     The backward pass needs the features and no other tensor of their size. At a feature of zero the gradient
     is zero, as for ``abs``.

@@ -20,7 +20,7 @@ _OP = "weighted_l2_with_means"
 
 
 class DistanceAndMeans(NamedTuple):
-    """A distance, and the means of |student|^p; float32 (float64 if a feature is)."""
+    """A distance, and the means of ``|student|^p``; float32 (float64 if a feature is)."""
 
     distance: Tensor
     """A scalar."""
