@@ -37,7 +37,7 @@ class Entry:
     weight: float = 1.0
     """Of the method beside the detection losses in these steps."""
     lr: float = 1e-2
-    """Of the eight steps in which the loss has to fall."""
+    """Of the twenty steps in which the loss has to fall."""
 
     def __str__(self) -> str:
         """Returns the name and the settings, as the test's identifier."""
