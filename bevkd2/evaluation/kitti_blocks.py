@@ -20,6 +20,7 @@ _NAME = re.compile(
     re.IGNORECASE,
 )
 _STEP = 0.05
+_TOLERANCE = 1e-6  # of an IoU that is written in decimals
 
 
 class KittiBlocks:
@@ -87,9 +88,13 @@ def overlaps(metric: str) -> tuple[str, list[float]]:
     if low is None:
         return key, [MIN_OVERLAPS[name.lower()][list(_METRICS).index(kind.upper())]]
     first, last = float(low), float(high or low)
-    if last < first:
-        raise ValueError(f"metric {metric!r}: the IoUs {low} to {high} fall, expected the smaller one first")
-    return key, [round(value, 4) for value in np.arange(first, last + _STEP / 2, _STEP)]
+    steps = round((last - first) / _STEP)
+    if first <= 0 or steps < 0 or abs(first + steps * _STEP - last) > _TOLERANCE:
+        raise ValueError(
+            f"metric {metric!r}: the IoUs are {low} to {high or low}; expected numbers above 0, the smaller "
+            f"one first, and a whole number of steps of {_STEP} between them"
+        )
+    return key, [round(first + step * _STEP, 4) for step in range(steps + 1)]
 
 
 def _score(

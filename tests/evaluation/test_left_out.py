@@ -160,8 +160,9 @@ def test_kitti_metrics_are_read_strictly() -> None:
         ValueError, match=r"'Car_3D_moderate' is unknown; expected such as Car_3D_moderate_R40"
     ):
         overlaps("Car_3D_moderate")
-    with pytest.raises(ValueError, match=r"the IoUs 0\.7 to 0\.5 fall"):
-        overlaps("Car_3D_moderate_R40@0.7:0.5")
+    for ious in ("0.7:0.5", "0.5:0.72", "0.0"):
+        with pytest.raises(ValueError, match=f"the IoUs are {ious.split(':')[0]} to .*whole number of steps"):
+            overlaps(f"Car_3D_moderate_R40@{ious}")
 
 
 def test_a_format_without_a_scorer_says_so() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bevkd2.distill import is_distillation
+from bevkd2.distill import is_distillation, teacher_config
 from bevkd2.experiments.spec import digest, read_experiment
 from tests.docs.pages import ROOT, blocks
 from tests.experiments import tiny
@@ -177,6 +177,16 @@ def test_rows_of_structured_distillation_differ_in_what_they_are_named_for() -> 
         "head-start": ([], "off", 0.1),
         "PKD": (["PKD"], "off", 1.0),
     }
+
+
+def test_the_student_of_structured_distillation_differs_from_its_teacher_in_the_backbone_alone() -> None:
+    """Its settings are overrides of the experiment, and stand in the teacher's config too."""
+    experiment = read_experiment(ROOT / "experiments" / "structured.yaml")
+    student = experiment.rows["plain"].config_of(0)
+    teacher = teacher_config(experiment.rows["all"].config_of(0))
+    assert student.MODEL.BEVFORMER == teacher.MODEL.BEVFORMER
+    assert student.INPUT == teacher.INPUT
+    assert student.MODEL.RESNETS.STEM_OUT_CHANNELS < teacher.MODEL.RESNETS.STEM_OUT_CHANNELS
 
 
 def test_shipped_experiments_are_complete() -> None:

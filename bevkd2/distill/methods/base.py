@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -23,7 +23,7 @@ DISTILL_REGISTRY.__doc__ = "Distillation methods by class name, as DISTILL.METHO
 KnowledgeT = TypeVar("KnowledgeT", bound=Knowledge)
 
 
-class DistillMethod(nn.Module, Generic[KnowledgeT]):
+class DistillMethod(nn.Module, ABC, Generic[KnowledgeT]):
     """Base of all methods. A subclass sets ``node`` and implements ``forward``.
 
     It states ``knowledge`` and ``requires`` where it reads more than what every detector's knowledge has.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -108,10 +109,11 @@ class ClassPredictionMethod(DistillMethod[Knowledge]):
         weights = location_weights(self.locations, student, teacher, targets)
         return self.compare(ours, theirs.detach(), weights, targets)
 
+    @abstractmethod
     def compare(
         self, student: Tensor, teacher: Tensor, weights: Tensor, targets: Any
     ) -> Tensor | dict[str, Tensor]:
-        """Computes the loss of the logits; a subclass implements it.
+        """Computes the loss of the logits.
 
         Args:
             student: (B, Q, K), with gradient.
@@ -119,7 +121,6 @@ class ClassPredictionMethod(DistillMethod[Knowledge]):
             weights: (B, Q) float32.
             targets: the student's.
         """
-        raise NotImplementedError
 
 
 def location_weights(kind: Locations, student: Knowledge, teacher: Knowledge, targets: Any) -> Tensor:

@@ -101,14 +101,14 @@ class FeatureMethod(DistillMethod[Knowledge]):
     def compare(
         self, pairs: Sequence[FeaturePair], student: Knowledge, targets: Any
     ) -> Tensor | dict[str, Tensor]:
-        """Computes the loss of the maps; a subclass implements it.
+        """Computes the loss of the maps; a subclass implements it, or ``forward`` instead.
 
         Args:
             pairs: in the order of ``self.sources``.
             student: the student's knowledge, for masks.
             targets: the student's, for masks.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} implements neither compare nor forward")
 
 
 def summed_distance(

@@ -117,6 +117,14 @@ def test_a_method_that_reads_an_unknown_field_is_refused():
             requires = frozenset({"no_such_field"})
 
 
+def test_a_method_without_forward_is_refused_when_it_is_built():
+    class Unfinished(DistillMethod):
+        node = "UNFINISHED"
+
+    with pytest.raises(TypeError, match=r"abstract method '?forward"):
+        Unfinished(get_cfg().DISTILL.PKD, *[FeatureShapes(backbone={}, fpn=[])] * 2)
+
+
 def test_a_registered_method_brings_its_node(monkeypatch):
     # Its node is in no config that later tests make.
     monkeypatch.setattr(plugins, "_EXTENSIONS", list(plugins._EXTENSIONS))
