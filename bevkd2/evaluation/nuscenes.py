@@ -7,6 +7,7 @@ import functools
 import io
 import json
 import logging
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -182,8 +183,8 @@ class NuScenesEvaluator(DatasetEvaluator):
         Returns:
             On the main process {"bbox": metrics}, else None. As the devkit gives them: mAP, NDS and
             AP_<class> in [0, 1]; mATE in metres, mASE 1 - IoU, mAOE in radians, mAVE in m/s, mAAE 1 -
-            accuracy. mAP_present, the project's own, is the mean AP of the classes that have ground truth:
-            the devkit's mAP counts the others as 0.
+            accuracy. mAP_present, mATE_present and so on, the project's own, are the means over the classes
+            that have ground truth: the devkit counts the AP of the others as 0, and their errors as 1.
 
         Raises:
             ValueError: samples of the split are missing or foreign, or detections are not finite.
@@ -247,8 +248,16 @@ def named_scores(metrics: DetectionMetrics, present: set[str]) -> dict[str, floa
     scores.update({_TP_NAMES[name]: float(error) for name, error in metrics.tp_errors.items()})
     scores.update({f"AP_{name}": float(metrics.mean_dist_aps[name]) for name in CLASS_NAMES})
     of_present = [scores[f"AP_{name}"] for name in CLASS_NAMES if name in present]
-    scores["mAP_present"] = sum(of_present) / len(of_present) if of_present else float("nan")
+    scores["mAP_present"] = _defined_mean(of_present)
+    for error, name in _TP_NAMES.items():
+        scores[f"{name}_present"] = _defined_mean([metrics.get_label_tp(label, error) for label in present])
     return scores
+
+
+def _defined_mean(values: Sequence[float]) -> float:
+    """Returns the mean of the values that are not NaN, or NaN if there is none."""
+    defined = [float(value) for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else float("nan")
 
 
 def _table(metrics: DetectionMetrics, scores: dict[str, float]) -> str:
