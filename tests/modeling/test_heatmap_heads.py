@@ -53,11 +53,18 @@ def test_image_targets_are_where_the_camera_sees_the_centre():
     tensor[1, :3] = torch.tensor([1.0, -6.0, 1.0])  # behind the camera
     size = torch.tensor([float(HEIGHT), float(WIDTH)])
     heatmap, count = image_heatmap_targets(
-        Boxes3D(tensor), torch.tensor([1, 0]), camera_matrix(math.pi / 2), size, 2, (15, 24), 4
+        Boxes3D(tensor),
+        torch.tensor([1, 0]),
+        torch.stack([camera_matrix(math.pi / 2), camera_matrix(-math.pi / 2)]),
+        size.expand(2, 2),
+        2,
+        (15, 24),
+        4,
     )
-    assert count == 1
+    assert count == 2
     row, column = HEIGHT // 2 // 4, int(WIDTH / 2 + 10) // 4
-    assert (heatmap == 1).nonzero().tolist() == [[1, row, column]]
+    mirrored = int(WIDTH / 2 - 10) // 4
+    assert (heatmap == 1).nonzero().tolist() == [[0, 1, row, column], [1, 0, row, mirrored]]
 
 
 def test_image_targets_are_exact_under_autocast():

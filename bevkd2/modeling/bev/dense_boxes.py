@@ -79,51 +79,50 @@ def bev_box_targets(
 
 
 def image_box_targets(
-    boxes: Boxes3D, lidar2img: Tensor, image_size: Tensor, stride: int
+    boxes: Boxes3D, lidar2img: Tensor, image_sizes: Tensor, stride: int
 ) -> tuple[Tensor, Tensor]:
-    """Returns where the head of one camera's image is read, and what it should say there.
+    """Returns where the head is read in the images of one sample, and what it should say there.
 
     An object whose projected centre lies in the projected extent of a nearer one is left out, since what is
     seen there is the nearer one.
 
     Args:
         boxes: n boxes.
-        lidar2img: (4, 4).
-        image_size: (2,) height and width in pixels before padding.
+        lidar2img: (N, 4, 4) per camera.
+        image_sizes: (N, 2) height and width in pixels before padding.
         stride: of the features, in pixels.
 
     Returns:
-        cells: (m, 2) int64 row, column.
+        cells: (m, 3) int64 camera, row, column.
         values: (m, IMAGE_CHANNELS).
     """
-    limits = image_size.flip(0)
-    center, depth = project_points(boxes.center[None], lidar2img[None])
-    center, depth = center[0], depth[0]
-    keep = ((center >= 0) & (center < limits)).all(1) & (depth > MIN_DEPTH)
-    boxes, center, depth = boxes[keep], center[keep], depth[keep]
-    corners, corner_depth = project_points(boxes.corners(), lidar2img[None])
+    centers, depths = project_points(boxes.center, lidar2img)
+    visible = ((centers >= 0) & (centers < image_sizes.flip(1)[:, None])).all(2) & (depths > MIN_DEPTH)
+    cameras, objects = visible.nonzero(as_tuple=True)
+    center, depth = centers[cameras, objects], depths[cameras, objects]
+    corners, corner_depth = project_points(boxes.corners()[objects], lidar2img[cameras])
     inside = ((center[:, None] >= corners.amin(1)) & (center[:, None] <= corners.amax(1))).all(2)
     nearer = (depth < depth[:, None]) & (corner_depth.amin(1) > MIN_DEPTH)
-    seen = ~(inside & nearer).any(1)
-    boxes, center, depth = boxes[seen], center[seen], depth[seen]
-    x, y = (boxes.center[:, :2] - _camera_center(lidar2img)[:2]).unbind(1)
+    seen = ~(inside & nearer & (cameras == cameras[:, None])).any(1)
+    boxes, cameras, center, depth = boxes[objects[seen]], cameras[seen], center[seen], depth[seen]
+    x, y = (boxes.center - _camera_centers(lidar2img)[cameras])[:, :2].unbind(1)
     local = boxes.yaw - torch.atan2(y, x)
-    scale = 100 * depth / _focal_length(lidar2img)
+    scale = 100 * depth / _focal_lengths(lidar2img)[cameras]
     heading = torch.stack([local.sin(), local.cos()], dim=1)
     values = torch.cat([heading, boxes.size.log(), scale.log()[:, None]], dim=1)
-    return (center / stride).floor().long().flip(1), values
+    return torch.cat([cameras[:, None], (center / stride).floor().long().flip(1)], dim=1), values
 
 
-def _camera_center(lidar2img: Tensor) -> Tensor:
-    """Returns (3,) where the camera is."""
-    center: Tensor = -torch.linalg.solve(lidar2img[:3, :3], lidar2img[:3, 3])
-    return center
+def _camera_centers(lidar2img: Tensor) -> Tensor:
+    """Returns (N, 3) where the cameras are."""
+    centers: Tensor = -torch.linalg.solve(lidar2img[:, :3, :3], lidar2img[:, :3, 3])
+    return centers
 
 
-def _focal_length(lidar2img: Tensor) -> Tensor:
-    """Returns the horizontal focal length in pixels; the third row is the optical axis, of length 1."""
-    across, _, axis = lidar2img[:3, :3]
-    focal: Tensor = (across - (across @ axis) * axis).norm()
+def _focal_lengths(lidar2img: Tensor) -> Tensor:
+    """Returns (N,) horizontal focal lengths in pixels; a third row is the optical axis, of length 1."""
+    across, _, axis = lidar2img[:, :3, :3].unbind(1)
+    focal: Tensor = (across - (across * axis).sum(1, keepdim=True) * axis).norm(dim=1)
     return focal
 
 
@@ -132,29 +131,25 @@ def bev_box_loss(
 ) -> Tensor:
     """Computes the loss of the BEV head, (B, BEV_CHANNELS, H, W): smooth L1, summed, per object."""
     shape = (predicted.shape[2], predicted.shape[3])
-    return _loss(predicted, [bev_box_targets(boxes, shape, pc_range, ray_heading) for boxes in targets.boxes])
+    found = [bev_box_targets(boxes, shape, pc_range, ray_heading) for boxes in targets.boxes]
+    read = [grid[:, cells[:, 0], cells[:, 1]].T for grid, (cells, _) in zip(predicted, found, strict=True)]
+    return _loss(read, [values for _, values in found])
 
 
 def image_box_loss(predicted: Tensor, targets: BEVTargets, stride: int) -> Tensor:
     """Computes the loss of the image head, (B*N, IMAGE_CHANNELS, h, w), with ``stride`` in pixels."""
     with torch.autocast(predicted.device.type, enabled=False):  # a projection in 16 bits misses by pixels
-        found = [
-            image_box_targets(
-                targets.boxes[sample],
-                targets.lidar2img[sample, camera],
-                targets.image_sizes[sample, camera],
-                stride,
-            )
-            for sample in range(len(targets.boxes))
-            for camera in range(targets.lidar2img.shape[1])
-        ]
-    return _loss(predicted, found)
+        samples = zip(targets.boxes, targets.lidar2img, targets.image_sizes, strict=True)
+        found = [image_box_targets(*sample, stride) for sample in samples]
+    images = predicted.unflatten(0, (len(found), -1))
+    read = [
+        maps[cells[:, 0], :, cells[:, 1], cells[:, 2]] for maps, (cells, _) in zip(images, found, strict=True)
+    ]
+    return _loss(read, [values for _, values in found])
 
 
-def _loss(predicted: Tensor, found: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Reads every map at its cells; the sum over objects is divided by their number."""
-    read = [grid[:, cells[:, 0], cells[:, 1]].T for grid, (cells, _) in zip(predicted, found, strict=True)]
-    total = F.smooth_l1_loss(
-        torch.cat(read).float(), torch.cat([values for _, values in found]), beta=BETA, reduction="sum"
-    )
-    return total / average_over_ranks(sum(len(cells) for cells, _ in found), predicted.device)
+def _loss(read: list[Tensor], values: list[Tensor]) -> Tensor:
+    """Sums the smooth L1 loss of (m, C) predictions per sample, and divides it by the number of objects."""
+    predicted = torch.cat(read).float()
+    total = F.smooth_l1_loss(predicted, torch.cat(values), beta=BETA, reduction="sum")
+    return total / average_over_ranks(len(predicted), predicted.device)

@@ -50,34 +50,37 @@ def image_heatmap_targets(
     boxes: Boxes3D,
     labels: Tensor,
     lidar2img: Tensor,
-    image_size: Tensor,
+    image_sizes: Tensor,
     num_classes: int,
     shape: tuple[int, int],
     stride: int,
 ) -> tuple[Tensor, int]:
-    """Draws the heat map of the projected box centres in one camera.
+    """Draws the heat maps of the projected box centres in the cameras of one sample.
 
     Args:
         boxes: of the sample.
         labels: (n,) int64.
-        lidar2img: (4, 4).
-        image_size: (2,) height and width in pixels before padding.
+        lidar2img: (N, 4, 4) per camera.
+        image_sizes: (N, 2) height and width in pixels before padding.
         num_classes: K.
-        shape: (h, w) of the map.
+        shape: (h, w) of a map.
         stride: in pixels.
 
     Returns:
-        (K, h, w), and how many centres are in the image.
+        (N, K, h, w), and how many centres are in the images.
     """
-    limits = image_size.flip(0)
-    center, depth = project_points(boxes.center[None], lidar2img[None])
-    center, depth = center[0], depth[0]
-    keep = ((center >= 0) & (center < limits)).all(1) & (depth > 0.1)
-    corners, _ = project_points(boxes.corners()[keep], lidar2img[None])
-    corners = corners.minimum(limits).clamp(min=0) / stride
+    limits = image_sizes.flip(1)
+    centers, depths = project_points(boxes.center, lidar2img)
+    visible = ((centers >= 0) & (centers < limits[:, None])).all(2) & (depths > 0.1)
+    cameras, objects = visible.nonzero(as_tuple=True)
+    corners, _ = project_points(boxes.corners()[objects], lidar2img[cameras])
+    corners = corners.minimum(limits[cameras, None]).clamp(min=0) / stride
     extent = (corners.amax(1) - corners.amin(1)).clamp(min=1)
     radii = gaussian_radius(extent[:, 1], extent[:, 0], IMAGE_OVERLAP)
-    return draw_heatmap(center[keep] / stride, radii, labels[keep], num_classes, shape), int(keep.sum())
+    planes = cameras * num_classes + labels[objects]
+    cells = centers[cameras, objects] / stride
+    maps = draw_heatmap(cells, radii, planes, len(lidar2img) * num_classes, shape)
+    return maps.unflatten(0, (-1, num_classes)), len(objects)
 
 
 def bev_heatmap_loss(logits: Tensor, targets: BEVTargets, pc_range: Sequence[float]) -> Tensor:
@@ -94,17 +97,6 @@ def image_heatmap_loss(logits: Tensor, targets: BEVTargets, stride: int) -> Tens
     """Loss of the image head, (B*N, K, h, w) with ``stride`` in pixels."""
     shape = (logits.shape[2], logits.shape[3])
     with torch.autocast(logits.device.type, enabled=False):  # a projection in 16 bits misses by pixels
-        maps = [
-            image_heatmap_targets(
-                targets.boxes[sample],
-                targets.labels[sample],
-                targets.lidar2img[sample, camera],
-                targets.image_sizes[sample, camera],
-                logits.shape[1],
-                shape,
-                stride,
-            )
-            for sample in range(len(targets.boxes))
-            for camera in range(targets.lidar2img.shape[1])
-        ]
-    return heatmap_loss(logits, torch.stack([m for m, _ in maps]), sum(count for _, count in maps))
+        samples = zip(targets.boxes, targets.labels, targets.lidar2img, targets.image_sizes, strict=True)
+        maps = [image_heatmap_targets(*sample, logits.shape[1], shape, stride) for sample in samples]
+    return heatmap_loss(logits, torch.cat([m for m, _ in maps]), sum(count for _, count in maps))

@@ -58,24 +58,26 @@ def test_bev_headings_can_be_relative_to_the_ray():
 def test_local_yaw_is_what_the_camera_sees(turn: float):
     """Turning an object about the camera, heading and all, leaves its local yaw as it is."""
     boxes = Boxes3D(torch.tensor([box(0.0, 6.0, yaw=1.1)])).rotate(turn)
-    cells, values = image_box_targets(boxes, camera_matrix(math.pi / 2), SIZE, 4)
+    cells, values = image_box_targets(boxes, camera_matrix(math.pi / 2)[None], SIZE[None], 4)
     local = torch.atan2(values[0, 0], values[0, 1])
     assert float(local) == pytest.approx(1.1 - math.pi / 2, abs=1e-5)
-    assert cells.tolist() == [[HEIGHT // 2 // 4, int(WIDTH / 2 - FOCAL * math.tan(turn)) // 4]]
+    assert cells.tolist() == [[0, HEIGHT // 2 // 4, int(WIDTH / 2 - FOCAL * math.tan(turn)) // 4]]
 
 
 def test_local_yaw_is_relative_to_the_camera_and_not_to_the_origin():
     camera = camera_matrix(math.pi / 2)
     shift = torch.eye(4)
     shift[:3, 3] = torch.tensor([-2.0, 0.0, 0.0])  # the camera is 2 m to the right
-    _, values = image_box_targets(Boxes3D(torch.tensor([box(2.0, 6.0, yaw=1.1)])), camera @ shift, SIZE, 4)
+    _, values = image_box_targets(
+        Boxes3D(torch.tensor([box(2.0, 6.0, yaw=1.1)])), (camera @ shift)[None], SIZE[None], 4
+    )
     assert float(torch.atan2(values[0, 0], values[0, 1])) == pytest.approx(1.1 - math.pi / 2, abs=1e-5)
 
 
 def test_scale_is_what_a_pixel_spans_whatever_the_focal_length():
     rows = torch.tensor([box(0.0, 6.0, size=2.0)])
     for focal in (60.0, 120.0):
-        _, values = image_box_targets(Boxes3D(rows), camera_matrix(math.pi / 2, focal), SIZE, 4)
+        _, values = image_box_targets(Boxes3D(rows), camera_matrix(math.pi / 2, focal)[None], SIZE[None], 4)
         assert values[0, 2:].tolist() == pytest.approx([math.log(2.0)] * 3 + [math.log(100 * 6 / focal)])
 
 
@@ -83,14 +85,26 @@ def test_an_object_behind_another_or_behind_the_camera_is_not_asked_for():
     near, far, back = box(0.0, 6.0), box(0.0, 12.0), box(0.0, -6.0)
     beside = box(4.0, 12.0)
     boxes = Boxes3D(torch.tensor([far, near, back, beside]))
-    _, values = image_box_targets(boxes, camera_matrix(math.pi / 2), SIZE, 4)
+    _, values = image_box_targets(boxes, camera_matrix(math.pi / 2)[None], SIZE[None], 4)
     assert values[:, 5].exp().tolist() == pytest.approx([10.0, 20.0], rel=1e-5)
-    assert len(image_box_targets(boxes[1:], camera_matrix(math.pi / 2), SIZE, 4)[1]) == 2
+    assert len(image_box_targets(boxes[1:], camera_matrix(math.pi / 2)[None], SIZE[None], 4)[1]) == 2
 
 
 def test_a_box_across_the_image_plane_hides_nothing():
     boxes = Boxes3D(torch.tensor([box(0.0, 1.0, size=4.0), box(2.0, 12.0)]))
-    assert len(image_box_targets(boxes, camera_matrix(math.pi / 2), SIZE, 4)[1]) == 2
+    assert len(image_box_targets(boxes, camera_matrix(math.pi / 2)[None], SIZE[None], 4)[1]) == 2
+
+
+def test_every_camera_of_a_sample_is_read_apart():
+    """What one camera sees neither hides nor moves what another one sees."""
+    boxes = Boxes3D(torch.tensor([box(0.0, 6.0), box(0.0, 12.0), box(12.0, 0.0, yaw=0.3)]))
+    cameras = torch.stack([camera_matrix(math.pi / 2), camera_matrix(0.0)])
+    sizes = SIZE.expand(2, 2)
+    cells, values = image_box_targets(boxes, cameras, sizes, 4)
+    alone = [image_box_targets(boxes, camera[None], SIZE[None], 4) for camera in cameras]
+    assert cells[:, 0].tolist() == [0, 1]
+    torch.testing.assert_close(values, torch.cat([found for _, found in alone]))
+    assert torch.equal(cells[:, 1:], torch.cat([where for where, _ in alone])[:, 1:])
 
 
 def test_losses_are_zero_at_the_truth_and_smooth_l1_elsewhere():
@@ -98,11 +112,11 @@ def test_losses_are_zero_at_the_truth_and_smooth_l1_elsewhere():
     grid, image = torch.zeros(1, 6, 16, 20), torch.zeros(1, 6, HEIGHT // 4, WIDTH // 4)
     cells, values = bev_box_targets(targets.boxes[0], (16, 20), RANGE)
     grid[0][:, cells[:, 0], cells[:, 1]] = values.T
-    seen, wanted = image_box_targets(targets.boxes[0], targets.lidar2img[0, 0], SIZE, 4)
-    image[0][:, seen[:, 0], seen[:, 1]] = wanted.T
+    seen, wanted = image_box_targets(targets.boxes[0], targets.lidar2img[0], SIZE[None], 4)
+    image[0][:, seen[:, 1], seen[:, 2]] = wanted.T
     assert float(bev_box_loss(grid, targets, RANGE)) == 0 == float(image_box_loss(image, targets, 4))
     grid[0][4, cells[0, 0], cells[0, 1]] += 2.0
-    image[0][0, seen[0, 0], seen[0, 1]] += 0.1
+    image[0][0, seen[0, 1], seen[0, 2]] += 0.1
     assert float(bev_box_loss(grid, targets, RANGE)) == pytest.approx((2.0 - BETA / 2) / 2)
     assert float(image_box_loss(image, targets, 4)) == pytest.approx(0.1**2 / (2 * BETA) / 2, rel=1e-4)
 
