@@ -200,6 +200,10 @@ def _add_distill(cfg: fvcore_config.CfgNode) -> None:
     # True: the teacher's samples have its own INPUT.IMAGE_SCALE, RESIZE_* and QUEUE_LENGTH, and the student's
     # augmentation | False: both get the same sample
     teacher.OWN_INPUT = False
+    # Folder that keeps what the teacher says of each sample, so that its forward pass runs once per sample;
+    # "": it runs in every step. Samples must be the same in every epoch: no random augmentation
+    teacher.CACHE = ""
+    teacher.CACHE_DTYPE = "float32"  # | "float16" | "bfloat16": of the numbers in CACHE
     teacher.EVALUATE = False  # score the teacher on DATASETS.TEST before training, and log it
     cfg.DISTILL.METHODS = []  # names in DISTILL_REGISTRY
     # Further teachers: mappings with NAME, METHODS, the keys of TEACHER (CONFIG, WEIGHTS, ...) and, where a

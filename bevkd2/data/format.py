@@ -130,6 +130,13 @@ class DataFormat(ABC):
     def groups(self, index: Any) -> list[range]:
         """Returns the frames that one process must evaluate, in order: ``[0, len(index))`` in ranges."""
 
+    def random_settings(self, cfg: CfgNode) -> list[str]:
+        """Returns the settings by which a training sample differs from one epoch to the next, as text.
+
+        What is computed of a sample cannot be kept where there is one (``DISTILL.TEACHER.CACHE``).
+        """
+        return ["INPUT.PHOTOMETRIC: True"] if cfg.INPUT.PHOTOMETRIC else []
+
     @abstractmethod
     def mapper(self, cfg: CfgNode, *, is_train: bool) -> Mapper:
         """Returns the mapper that makes samples; those of training are augmented."""

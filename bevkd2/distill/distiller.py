@@ -12,6 +12,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
+import bevkd2
 from bevkd2.checkpoint import check_classes, load_file, load_strict
 from bevkd2.checkpoint.io import model_state
 from bevkd2.config import find_file, stored_classes
@@ -21,6 +22,7 @@ from bevkd2.distill.gradients import reaches
 from bevkd2.distill.inherit import INIT_KEY, check_together, inherit, verify_inherited
 from bevkd2.distill.methods import DISTILL_REGISTRY, DistillMethod
 from bevkd2.distill.schedule import Progress, Schedule
+from bevkd2.distill.teacher_cache import TeacherCache, teacher_identity
 from bevkd2.modeling.detector import Detector
 from bevkd2.modeling.knowledge import Knowledge
 
@@ -41,6 +43,8 @@ class Teaching:
     """Of the weights, by method; 1 throughout for a method without one."""
     dtype: torch.dtype = torch.float32
     """Autocast type of the teacher's forward pass; float32 switches autocast off."""
+    cache: TeacherCache | None = None
+    """Keeps its knowledge of each training sample; None: it runs in every step."""
 
     @property
     def wants(self) -> frozenset[str]:
@@ -76,6 +80,7 @@ class Distiller(nn.Module):
         factor: multiplies all weights; 0.01 in structured distillation, 1 in depth-guided, which has none.
         factor_schedule: of the factor.
         teacher_dtype: autocast type of the teacher's forward pass; float32 switches autocast off.
+        teacher_cache: keeps its knowledge of each training sample; None: it runs in every step.
         share_augmentation: the student's own augmentation, such as its GridMask, is the teacher's too.
         inherit_mode, inherit_params, inherit_resize: see :func:`bevkd2.distill.inherit.inherit`.
         inherit_init: prefixes of the student's parameters that start as the teacher's and are trained.
@@ -98,6 +103,7 @@ class Distiller(nn.Module):
         factor: float = 0.01,
         factor_schedule: Schedule = Schedule(),  # noqa: B008  (immutable)
         teacher_dtype: torch.dtype = torch.float32,
+        teacher_cache: TeacherCache | None = None,
         share_augmentation: bool = True,
         inherit_mode: str = "off",
         inherit_params: Sequence[str] = (),
@@ -107,7 +113,7 @@ class Distiller(nn.Module):
     ) -> None:
         super().__init__()
         self.student: Detector[Any, Any, Any] = student
-        first = Teaching(teacher, methods, weights, schedules or {}, teacher_dtype)
+        first = Teaching(teacher, methods, weights, schedules or {}, teacher_dtype, teacher_cache)
         # Not modules: teachers are in no state dict, optimizer or DDP bucket.
         self._teachings = {"": first, **(more_teachers or {})}
         self.methods, self.weights, self.schedules = (
@@ -158,6 +164,7 @@ class Distiller(nn.Module):
             "factor": node.FACTOR,
             "factor_schedule": Schedule(node.WARMUP, node.DECAY),
             "teacher_dtype": first.dtype,
+            "teacher_cache": first.cache,
             "more_teachers": {
                 name: _build_teaching(one, student) for name, one in more_distillations(cfg).items()
             },
@@ -204,6 +211,11 @@ class Distiller(nn.Module):
         return [teaching.teacher for teaching in self._teachings.values()]
 
     @property
+    def caches(self) -> list[TeacherCache]:
+        """Returns the caches of the teachers that have one."""
+        return [teaching.cache for teaching in self._teachings.values() if teaching.cache is not None]
+
+    @property
     def device(self) -> torch.device:
         """Where the student's parameters are."""
         return next(self.student.parameters()).device
@@ -236,10 +248,16 @@ class Distiller(nn.Module):
     ) -> Knowledge:
         teacher, mixed = teaching.teacher.eval(), teaching.dtype != torch.float32
         autocast = torch.autocast(self.device.type, dtype=teaching.dtype if mixed else None, enabled=mixed)
+
+        def run(samples: Sequence[Mapping[str, Any]]) -> Knowledge:
+            knowledge: Knowledge = teacher.extract_only(teacher.preprocess(samples), teaching.wants)
+            return knowledge
+
         with torch.no_grad(), autocast:
             samples = self._teacher_samples(teacher_key(name), batched_inputs, augmented)
-            knowledge: Knowledge = teacher.extract_only(teacher.preprocess(samples), teaching.wants)
-        return knowledge
+            if teaching.cache is not None:
+                return teaching.cache.knowledge(samples, teaching.wants, run, self.device)
+            return run(samples)
 
     def _teacher_samples(
         self, key: str, batched_inputs: Sequence[Mapping[str, Any]], augmented: Sequence[Mapping[str, Any]]
@@ -322,8 +340,11 @@ class Distiller(nn.Module):
 def _build_teaching(cfg: CfgNode, student: Detector[Any, Any, Any]) -> Teaching:
     """Builds the teacher that ``cfg.DISTILL.TEACHER`` names, and the methods of ``cfg.DISTILL.METHODS``."""
     node = cfg.DISTILL
-    if node.TEACHER.DTYPE not in _DTYPES:
-        raise ValueError(f"DISTILL.TEACHER.DTYPE: {node.TEACHER.DTYPE!r} is not one of {', '.join(_DTYPES)}")
+    for key in ("DTYPE", "CACHE_DTYPE"):
+        if node.TEACHER[key] not in _DTYPES:
+            raise ValueError(
+                f"DISTILL.TEACHER.{key}: {node.TEACHER[key]!r} is not one of {', '.join(_DTYPES)}"
+            )
     classes = {name: DISTILL_REGISTRY.get(name) for name in node.METHODS}
     teacher = build_teacher(cfg)
     shapes = student.feature_shapes(), teacher.feature_shapes()
@@ -336,7 +357,15 @@ def _build_teaching(cfg: CfgNode, student: Detector[Any, Any, Any]) -> Teaching:
             for name, method in classes.items()
         },
         dtype=_DTYPES[node.TEACHER.DTYPE],
+        cache=_build_cache(cfg, teacher) if node.TEACHER.CACHE else None,
     )
+
+
+def _build_cache(cfg: CfgNode, teacher: Detector[Any, Any, Any]) -> TeacherCache:
+    node, config = cfg.DISTILL.TEACHER, teacher_config(cfg)
+    config.MODEL.WEIGHTS, config.MODEL.DEVICE = "", ""
+    settings = f"{bevkd2.__version__} {node.DTYPE} {node.CACHE_DTYPE}\n{config.MODEL.dump()}"
+    return TeacherCache(Path(node.CACHE), teacher_identity(teacher, settings), _DTYPES[node.CACHE_DTYPE])
 
 
 def _prefixed(teacher: str, name: str) -> str:

@@ -30,8 +30,9 @@ from bevkd2.d2 import (
     comm,
     verify_results,
 )
+from bevkd2.data import data_format
 from bevkd2.data.loader import build_train_loader
-from bevkd2.distill import is_distillation, teacher_config
+from bevkd2.distill import Distiller, is_distillation, teacher_config
 from bevkd2.engine.defaults import write_config
 from bevkd2.engine.evaluator import evaluate
 from bevkd2.engine.hooks import (
@@ -45,7 +46,7 @@ from bevkd2.engine.hooks import (
     VerifyInherited,
     WarnOfUnreached,
 )
-from bevkd2.engine.schedule import resolve_solver
+from bevkd2.engine.schedule import count_training_samples, resolve_solver
 from bevkd2.engine.solver import build_lr_schedule, build_optimizer
 from bevkd2.engine.trainer import DistillTrainer
 
@@ -126,6 +127,7 @@ def build_trainer(
     """
     cfg = resolve_solver(cfg)
     _check_numbers(cfg)
+    _prepare_caches(cfg, model)
     trainer = DistillTrainer(
         create_ddp_model(model),
         lambda start_iter: build_loader(cfg, start_iter=start_iter),
@@ -213,6 +215,26 @@ def create_ddp_model(model: nn.Module) -> nn.Module:
     return DistributedDataParallel(
         model, device_ids=[comm.get_local_rank()] if on_gpu else None, broadcast_buffers=False
     )
+
+
+def _prepare_caches(cfg: CfgNode, model: nn.Module) -> None:
+    """Checks that what a teacher says of a sample can be kept, and tells the caches how many samples come.
+
+    Raises:
+        ValueError: samples are augmented at random; the settings are named.
+    """
+    if not isinstance(model, Distiller) or not model.caches:
+        return
+    random = data_format(cfg).random_settings(cfg)
+    if cfg.DISTILL.SHARE_AUGMENTATION:
+        random += model.student.random_settings()
+    if random:
+        raise ValueError(
+            f"DISTILL.TEACHER.CACHE keeps what the teacher says of a sample, but {', '.join(random)} changes "
+            "samples from one epoch to the next; switch that off, or leave DISTILL.TEACHER.CACHE empty"
+        )
+    for cache in model.caches:
+        cache.num_samples = count_training_samples(cfg)
 
 
 def _check_numbers(cfg: CfgNode) -> None:

@@ -208,6 +208,10 @@ class Detector(nn.Module, ABC, Generic[InputsT, TargetsT, KnowledgeT]):
         """
         return target
 
+    def random_settings(self) -> list[str]:
+        """Returns the settings by which :meth:`augment` changes samples at random, as text; here none."""
+        return []
+
     def check_inherited(self, teacher: Detector[Any, Any, Any], names: Sequence[str]) -> None:
         """Checks that parameters taken over from a teacher mean the same here; the base knows no reason not.
 

@@ -42,6 +42,15 @@ class MonoFormat(DataFormat, ABC):
         mapper: Mapper = MonoMapper(cfg, is_train=is_train)
         return mapper
 
+    def random_settings(self, cfg: CfgNode) -> list[str]:
+        """Returns also the keys of mirroring and warping, where a sample may be mirrored or warped."""
+        affine = cfg.INPUT.AFFINE
+        random = {
+            f"INPUT.FLIP_PROB: {cfg.INPUT.FLIP_PROB}": cfg.INPUT.FLIP_PROB > 0,
+            f"INPUT.AFFINE.PROB: {affine.PROB}": affine.ENABLED and affine.PROB > 0,
+        }
+        return super().random_settings(cfg) + [setting for setting, applies in random.items() if applies]
+
     def figures(
         self,
         cfg: CfgNode,

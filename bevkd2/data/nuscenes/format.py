@@ -92,6 +92,11 @@ class NuScenesFormat(DataFormat):
         mapper: Mapper = NuScenesMapper(cfg, is_train=is_train)
         return mapper
 
+    def random_settings(self, cfg: CfgNode) -> list[str]:
+        """Returns also the key of the history, where it is drawn."""
+        drawn = cfg.INPUT.HISTORY == "random" and cfg.INPUT.QUEUE_LENGTH > 1
+        return super().random_settings(cfg) + (["INPUT.HISTORY: random"] if drawn else [])
+
     def evaluator(self, cfg: CfgNode, split: str, output_dir: Path) -> DatasetEvaluator:
         """Returns the official score."""
         from bevkd2.evaluation import NuScenesEvaluator  # imports the devkit, which takes seconds

@@ -150,6 +150,10 @@ class BEVFormer(MultiViewDetector):
             for sample in batched_inputs
         ]
 
+    def random_settings(self) -> list[str]:
+        """Returns the key of the GridMask, where there is one."""
+        return [] if self.grid_mask is None else ["MODEL.GRID_MASK.ENABLED: True"]
+
     def copy_augmentation(self, source: Sample, target: Sample) -> Sample:
         """Returns ``target`` with the GridMask of ``source``, scaled to the height of its images."""
         pattern = source.get(MASK_KEY)

@@ -12,6 +12,7 @@ import bevkd2.distill  # noqa: F401  (registers)
 from bevkd2.config import CfgNode, get_cfg
 from bevkd2.d2 import META_ARCH_REGISTRY, EventStorage
 from bevkd2.distill import DISTILL_REGISTRY, Distiller
+from bevkd2.distill.teacher_cache import TeacherCache
 from tests.distill.frames import make_frames, tiny_bevformer_cfg
 from tests.modeling.mono.pgd_model import make_image, small_cfg
 
@@ -62,6 +63,7 @@ def build_pair(
     same: bool = False,
     options: Sequence[Any] = (),
     weight: float = 1.0,
+    cache: TeacherCache | None = None,
     **settings: Any,
 ) -> Distiller:
     """A Distiller with one method of factor 1.
@@ -74,6 +76,7 @@ def build_pair(
         same: the student is a copy of the teacher.
         options: KEY, VALUE, ... of both detectors' configs.
         weight: the method's.
+        cache: of the teacher's knowledge.
         **settings: keys of the method's node.
     """
     teacher = build_detector(detector, teacher_width, 1, *options)
@@ -85,7 +88,12 @@ def build_pair(
     torch.manual_seed(3)
     built = DISTILL_REGISTRY.get(method)(node, student.feature_shapes(), teacher.feature_shapes())
     return Distiller(
-        student=student, teacher=teacher, methods={method: built}, weights={method: weight}, factor=1.0
+        student=student,
+        teacher=teacher,
+        methods={method: built},
+        weights={method: weight},
+        factor=1.0,
+        teacher_cache=cache,
     )
 
 

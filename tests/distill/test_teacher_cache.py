@@ -1,0 +1,152 @@
+"""What a teacher says of a sample, kept on disk: equal losses without its forward pass; what is refused."""
+
+import logging
+
+import pytest
+import torch
+
+from bevkd2.distill.teacher_cache import TeacherCache
+from bevkd2.engine import build_trainer
+from tests.distill.methods.harness import build_pair, distill_losses, make_batch
+from tests.distill.pairs import build, train_losses
+
+# One method of every set of fields; KDDETR and CrossKD run parts of the teacher on what is stored.
+METHODS = [
+    *(("BEVFormer", name) for name in ("TemporalAttention", "SpatialAttention", "BEVResponse", "PKD")),
+    *(("BEVFormer", name) for name in ("OFD", "KDDETR", "D3ETR", "DETRDistill", "TempDistiller")),
+    *(("PGD", name) for name in ("DepthGuidedPrediction", "PerspectiveFeature", "CrossKD", "GID")),
+    ("SMOKE", "PKD"),
+]
+NARROW = ("PKD", "BEVResponse", "PerspectiveFeature")  # on students of another width
+
+
+def forbid(model, monkeypatch):
+    def run(*_):
+        raise AssertionError("the teacher ran")
+
+    monkeypatch.setattr(model.teacher, "extract_only", run)
+
+
+def losses_of(model, batch):
+    torch.manual_seed(0)  # some methods draw
+    return distill_losses(model, batch)
+
+
+@pytest.mark.parametrize(("detector", "method"), METHODS)
+def test_losses_are_equal_and_the_teacher_does_not_run(detector, method, tmp_path, monkeypatch):
+    batch, other = make_batch(detector, 1, 2), make_batch(detector, 3, 4)
+    width = 8 if method in NARROW else 16
+    plain = build_pair(detector, method, student_width=width)
+    expected = [losses_of(plain, samples) for samples in (batch, other)]
+    for begin in (True, False):  # the second model begins with a folder that is filled
+        cached = build_pair(detector, method, student_width=width, cache=TeacherCache(tmp_path, "teacher"))
+        assert losses_of(cached, batch) == expected[0]
+        if begin:
+            assert losses_of(cached, other) == expected[1]
+        forbid(cached, monkeypatch)
+        assert [losses_of(cached, samples) for samples in (batch, other)] == expected
+        monkeypatch.undo()
+    mixed = [batch[0], other[0]]  # stored from different batches
+    forbid(cached, monkeypatch)
+    for key, loss in losses_of(plain, mixed).items():
+        torch.testing.assert_close(losses_of(cached, mixed)[key], loss, rtol=1e-4, atol=1e-6)
+
+
+def test_other_methods_add_their_fields_to_what_is_stored(tmp_path, monkeypatch):
+    batch = make_batch("PGD", 1, 2)
+    for method in ("PKD", "DepthGuidedPrediction"):
+        losses_of(build_pair("PGD", method, cache=TeacherCache(tmp_path, "teacher")), batch)
+    for method in ("PKD", "DepthGuidedPrediction"):
+        cached = build_pair("PGD", method, cache=TeacherCache(tmp_path, "teacher"))
+        losses_of(cached, batch)
+        forbid(cached, monkeypatch)
+        assert losses_of(cached, batch) == losses_of(build_pair("PGD", method), batch)
+        monkeypatch.undo()
+    assert len(list(tmp_path.glob("teacher/*"))) == 2
+
+
+def test_half_precision_is_close_and_smaller(tmp_path):
+    batch = make_batch("PGD", 1, 2)
+    (expected,) = losses_of(build_pair("PGD", "PKD"), batch).values()
+    sizes = []
+    for dtype in (torch.float32, torch.float16):
+        cached = build_pair("PGD", "PKD", cache=TeacherCache(tmp_path / str(dtype), "teacher", dtype))
+        losses_of(cached, batch)
+        (loss,) = losses_of(cached, batch).values()
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, expected, rtol=1e-2, atol=0)
+        sizes.append(sum(file.stat().st_size for file in tmp_path.glob(f"{dtype}/*/*")))
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_a_sample_that_changes_is_refused(tmp_path):
+    cached = build_pair("PGD", "PKD", cache=TeacherCache(tmp_path, "teacher"))
+    batch = make_batch("PGD", 1)
+    batch[0]["sample_id"] = "first"
+    losses_of(cached, batch)
+    changed = {**batch[0], "image": 255 - batch[0]["image"]}
+    with pytest.raises(ValueError, match="sample 'first' differs from what it was before"):
+        losses_of(cached, [changed])
+
+
+def test_images_of_several_sizes_are_refused(tmp_path):
+    cached = build_pair("PGD", "PKD", cache=TeacherCache(tmp_path, "teacher"))
+    first, second = make_batch("PGD", 1, 2)
+    losses_of(cached, [first])
+    with pytest.raises(ValueError, match=r"fpn\.0 of one sample is .* images differ in size"):
+        losses_of(cached, [{**second, "image": second["image"].repeat(1, 2, 2)}])
+
+
+def test_damaged_and_foreign_files_are_named(tmp_path):
+    batch = make_batch("PGD", 1, 2)
+    losses_of(build_pair("PGD", "PKD", cache=TeacherCache(tmp_path, "teacher")), batch)
+    cached = build_pair("PGD", "PKD", cache=TeacherCache(tmp_path, "teacher"))
+    with torch.no_grad():
+        for parameter in cached.teacher.parameters():
+            parameter.mul_(1.1)  # another teacher of the same name
+    with pytest.raises(ValueError, match=r"differs from what the teacher says now .*: remove .*teacher"):
+        losses_of(cached, batch)
+    file = next(tmp_path.glob("teacher/*"))
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=f"{file.name} is damaged"):
+        losses_of(build_pair("PGD", "PKD", cache=TeacherCache(tmp_path, "teacher")), batch)
+
+
+def test_the_size_is_told_and_compared_with_the_room(tmp_path, caplog):
+    cached = build_pair("PGD", "PKD", cache=TeacherCache(tmp_path, "teacher"))
+    (cache,) = cached.caches
+    cache.num_samples = 10**9
+    with (
+        caplog.at_level(logging.INFO, "bevkd2.distill"),
+        pytest.raises(ValueError, match=r"GiB are to be written, but .*CACHE_DTYPE: float16"),
+    ):
+        losses_of(cached, make_batch("PGD", 1))
+    assert "0 of 1000000000 samples are there" in caplog.text
+    assert not list(tmp_path.glob("teacher/*"))
+
+
+def test_the_config_builds_it_and_other_weights_have_a_folder_of_their_own(teacher_files, samples, tmp_path):
+    folder = tmp_path / "cache"
+    options = ("DISTILL.TEACHER.CACHE", str(folder), "MODEL.GRID_MASK.ENABLED", False)
+    for dtype in ("float32", "float16"):
+        model = build(teacher_files(*options, "DISTILL.TEACHER.CACHE_DTYPE", dtype))
+        train_losses(model, samples(1, 2))
+    assert len(list(folder.iterdir())) == 2
+    again = build(teacher_files(*options))
+    train_losses(again, samples(1, 2))
+    assert len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("INPUT.PHOTOMETRIC", True),
+        ("INPUT.HISTORY", "random", "INPUT.QUEUE_LENGTH", 2),
+        ("MODEL.GRID_MASK.ENABLED", True),
+    ],
+)
+def test_random_augmentation_is_refused_before_training(option, teacher_files, tmp_path):
+    plain = ("INPUT.PHOTOMETRIC", False, "INPUT.HISTORY", "latest", "MODEL.GRID_MASK.ENABLED", False)
+    cfg = teacher_files(*plain, *option, "DISTILL.TEACHER.CACHE", str(tmp_path), "SOLVER.MAX_ITER", 1)
+    with pytest.raises(ValueError, match=rf"TEACHER\.CACHE keeps .*{option[0]}: {option[1]} changes"):
+        build_trainer(cfg, build(cfg))
