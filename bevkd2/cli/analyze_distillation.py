@@ -18,19 +18,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from tabulate import tabulate
 
-from bevkd2.checkpoint import load_file, load_strict
-from bevkd2.checkpoint.io import model_state
-from bevkd2.config import CfgNode
-from bevkd2.d2 import EventStorage, build_model
-from bevkd2.data.loader import build_train_loader
-from bevkd2.distill import Distiller, gradient_norms, is_distillation, resolve_teacher, trained_parts
-from bevkd2.engine.defaults import add_import_option, load_args, resolve_device
-from bevkd2.engine.trainer import TRAINING, seed_step
-
-DETECTION = "all detection losses"
+from bevkd2.engine.defaults import add_import_option, load_args
+from bevkd2.engine.gradient_report import DETECTION, gradient_report
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -48,71 +39,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.batches < 1:
         parser.error(f"--batches is {args.batches}, expected 1 at least")
     return args
-
-
-def analyze(cfg: CfgNode, *, weights: str | None = None, batches: int = 4) -> dict[str, Any]:
-    """Measures losses and gradients.
-
-    Args:
-        cfg: config of a distillation.
-        weights: checkpoint of the student, with the methods' adapters where it has them; None: random ones,
-            or what the config names.
-        batches: training batches, the first ones of a run.
-
-    Returns:
-        ``iteration``: of the checkpoint, 0 without one; ``losses``: by name, ``value`` (weighted),
-        ``gradients`` (norm by part) and, of distillation losses, ``share`` (norm by part over that of
-        all detection losses).
-
-    Raises:
-        ValueError: the config is no distillation, or cannot be built.
-    """
-    if not is_distillation(cfg):
-        raise ValueError(
-            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, expected a Distiller: the gradients "
-            "are those of a distillation's losses"
-        )
-    cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
-    resolve_teacher(cfg)
-    seed = max(cfg.SEED, 0)
-    torch.manual_seed(seed)
-    model: Distiller = build_model(cfg)
-    iteration = load_weights(model, weights) if weights else 0
-    model.set_progress(iteration, max(cfg.SOLVER.MAX_ITER, iteration + 1))
-    model.train()
-    parts = trained_parts(model.student)
-    found: dict[str, dict[str, Any]] = {}
-    loader = iter(build_train_loader(cfg, start_iter=iteration))
-    for step in range(batches):
-        batch = next(loader)
-        seed_step(seed, 0, iteration + step, TRAINING)
-        with EventStorage():
-            losses = dict(model(batch))
-        detection = [value for name, value in losses.items() if not name.startswith("loss_distill_")]
-        for name, loss in {DETECTION: torch.stack(detection).sum(), **losses}.items():
-            entry = found.setdefault(name, {"value": 0.0, "gradients": dict.fromkeys(parts, 0.0)})
-            entry["value"] += loss.item() / batches
-            for part, norm in gradient_norms(loss, parts).items():
-                entry["gradients"][part] += norm / batches
-    for name, entry in found.items():
-        if name.startswith("loss_distill_"):
-            whole = found[DETECTION]["gradients"]
-            entry["share"] = {p: n / whole[p] if whole[p] else None for p, n in entry["gradients"].items()}
-    return {"iteration": iteration, "batches": batches, "losses": found}
-
-
-def load_weights(model: Distiller, path: str) -> int:
-    """Loads a checkpoint into the student, and into the methods where it has their part.
-
-    Returns:
-        Its iteration, counted from 0: how many were done; 0 where it does not say.
-    """
-    content = load_file(path)
-    load_strict(model.student, model_state(content, path), path)
-    if content.get("distill"):
-        load_strict(model.methods, content["distill"], path)
-    done = content.get("iteration", -1)
-    return int(done) + 1
 
 
 def text(report: Mapping[str, Any]) -> str:
@@ -140,7 +66,7 @@ def text(report: Mapping[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the tool; returns the exit status."""
     args = parse_args(argv)
-    report = analyze(load_args(args), weights=args.weights, batches=args.batches)
+    report = gradient_report(load_args(args), weights=args.weights, batches=args.batches)
     report = {"config": args.config_file, "options": args.opts, "weights": args.weights, **report}
     print(text(report))
     if args.json is not None:

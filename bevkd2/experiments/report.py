@@ -75,12 +75,17 @@ def compare(experiment: Experiment, results: Results, metric: str) -> dict[str, 
 
 
 def markdown(experiment: Experiment, results: Results) -> str:
-    """Returns the tables of an experiment: one for each primary metric, and one of the others' means."""
+    """Returns the tables of an experiment.
+
+    One for each primary metric, one of the means of the others, and one of the shares of the gradients.
+    """
     if not results:
         return f"No run of `{experiment.path.name}` is finished."
     parts = [_primary_table(experiment, results, metric) for metric in experiment.primary]
     if experiment.secondary:
         parts.append(_secondary_table(experiment, results))
+    if any(result.content["gradients"] for result in results.values()):
+        parts.append(_gradients_table(experiment, results))
     if missing := _missing(experiment, results):
         parts.append(missing)
     return "\n\n".join(parts)
@@ -208,6 +213,25 @@ def _secondary_table(experiment: Experiment, results: Results) -> str:
             cells.append(number(float(np.mean(own)) if own else None, _digits(results, metric)))
         rows.append(cells)
     return _table(["mean", *experiment.secondary], rows)
+
+
+def _gradients_table(experiment: Experiment, results: Results) -> str:
+    """Returns the share of every distillation loss by part of the student: means over the seeds."""
+    shares: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for name in experiment.rows:
+        of_row = [result.content["gradients"] for (row, _), result in results.items() if row == name]
+        for loss, by_part in ((loss, parts) for gradients in of_row for loss, parts in gradients.items()):
+            collected = shares.setdefault((name, loss), defaultdict(list))
+            for part, share in by_part.items():
+                if share is not None:
+                    collected[part].append(share)
+    parts = list(dict.fromkeys(part for of in shares.values() for part in of))
+    rows = [
+        [experiment.rows[name].label, f"`{loss.removeprefix('loss_distill_')}`"]
+        + [f"{100 * np.mean(of[part]):.2g} %" if of.get(part) else "-" for part in parts]
+        for (name, loss), of in shares.items()
+    ]
+    return _table(["gradient at the end, of the detection losses'", "loss", *parts], rows)
 
 
 def _missing(experiment: Experiment, results: Results) -> str:

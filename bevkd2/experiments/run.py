@@ -30,10 +30,12 @@ from bevkd2.engine import (
     check_datasets,
     default_argument_parser,
     evaluate,
+    load_args,
     load_for_evaluation,
     run_training,
     setup,
 )
+from bevkd2.engine.gradient_report import gradient_report
 from bevkd2.experiments.results import changed, file_digest, result_path, write_result
 from bevkd2.experiments.spec import Experiment, Row, options
 
@@ -112,6 +114,7 @@ def run_one(experiment: Experiment, row: Row, seed: int, *, output: Path, result
             weights = average_checkpoints(folder, experiment.average_last)
         place = ["OUTPUT_DIR", str(folder / "evaluation"), "DATASETS.ROOT", experiment.scored.root]
         scores = _score(experiment, row, [*common, *place, "MODEL.WEIGHTS", str(weights)])
+        gradients = _gradients(row, [*common, "DATASETS.ROOT", experiment.train.root], folder)
         rows = read_scalars(folder / "metrics.json")
         length = row.config_of(seed).SOLVER.MAX_ITER
         content = {
@@ -128,6 +131,7 @@ def run_one(experiment: Experiment, row: Row, seed: int, *, output: Path, result
             **scores,
             "curve": _curve(rows, [*experiment.primary, *experiment.secondary], length),
             "losses": _last_losses(rows, length),
+            "gradients": gradients,
         }
         path = result_path(results, experiment, row, seed)
         write_result(path, content)
@@ -198,6 +202,17 @@ def _train(row: Row, words: Sequence[Any]) -> int:
     start = int(trainer.start_iter)
     run_training(cfg, trainer)
     return start
+
+
+def _gradients(row: Row, words: Sequence[Any], folder: Path) -> dict[str, dict[str, float | None]]:
+    """Returns the share of every distillation loss at the end of the training, by part of the student."""
+    args = default_argument_parser().parse_args(["--config-file", row.config])
+    args.opts = list(words)
+    cfg = load_args(args)
+    if not (is_distillation(cfg) and (cfg.DISTILL.METHODS or cfg.DISTILL.MORE_TEACHERS)):
+        return {}
+    report = gradient_report(cfg, weights=folder / "model_final.pth")
+    return {name: loss["share"] for name, loss in report["losses"].items() if "share" in loss}
 
 
 def _score(experiment: Experiment, row: Row, words: Sequence[Any]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from bevkd2.checkpoint import save_file
 from bevkd2.cli import analyze_distillation as tool
 from bevkd2.cli.console import run_cli
 from bevkd2.distill import gradient_norms, trained_parts
+from bevkd2.engine import gradient_report as report_module
+from bevkd2.engine.gradient_report import DETECTION, gradient_report
 from tests.distill.frames import make_frames
 from tests.distill.pairs import build
 
@@ -19,12 +21,12 @@ def cfg(teacher_files, monkeypatch):
     def loader(cfg, start_iter=0):
         return itertools.cycle([make_frames(1)])
 
-    monkeypatch.setattr(tool, "build_train_loader", loader)
+    monkeypatch.setattr(report_module, "build_train_loader", loader)
     return teacher_files("DISTILL.FACTOR", 1.0, "SEED", 0, "DISTILL.BEV_RESPONSE.WEIGHT", 2.0)
 
 
 def test_values_are_weighted_and_norms_are_those_of_each_part(cfg):
-    report = tool.analyze(cfg, batches=1)
+    report = gradient_report(cfg, batches=1)
     torch.manual_seed(0)
     model = build(cfg).train()
     losses = model(make_frames(1))
@@ -34,7 +36,7 @@ def test_values_are_weighted_and_norms_are_those_of_each_part(cfg):
     expected = gradient_norms(losses["loss_distill_bev_response"], parts)
     assert entry["gradients"] == pytest.approx(expected, rel=1e-3)
     detection = sum(value for name, value in losses.items() if "distill" not in name)
-    whole = report["losses"][tool.DETECTION]
+    whole = report["losses"][DETECTION]
     assert whole["value"] == pytest.approx(detection.item(), rel=1e-5)
     assert whole["gradients"] == pytest.approx(gradient_norms(detection, parts), rel=1e-3)
     share = expected["image_backbone"] / gradient_norms(detection, parts)["image_backbone"]
@@ -42,7 +44,7 @@ def test_values_are_weighted_and_norms_are_those_of_each_part(cfg):
 
 
 def test_the_text_names_losses_without_gradient_on_the_backbone(cfg):
-    lines = tool.text(tool.analyze(cfg, batches=1)).splitlines()
+    lines = tool.text(gradient_report(cfg, batches=1)).splitlines()
     assert lines[1].split()[:5] == ["loss,", "weighted", "value", "image_backbone", "neck"]
     names = [line.split()[0] for line in lines]
     assert {"loss_cls", "loss_distill_temporal_attention"} <= set(names)
@@ -62,7 +64,7 @@ def test_a_checkpoint_is_measured_at_its_iteration(cfg, tmp_path):
         },
         tmp_path / "model.pth",
     )
-    report = tool.analyze(cfg, weights=str(tmp_path / "model.pth"), batches=1)
+    report = gradient_report(cfg, weights=str(tmp_path / "model.pth"), batches=1)
     assert report["iteration"] == 8
     model.train()
     losses = model(make_frames(1))
@@ -72,7 +74,7 @@ def test_a_checkpoint_is_measured_at_its_iteration(cfg, tmp_path):
 
 def test_a_plain_detector_is_refused(tiny_cfg):
     with pytest.raises(ValueError, match="META_ARCHITECTURE is BEVFormer, expected a Distiller"):
-        tool.analyze(tiny_cfg())
+        gradient_report(tiny_cfg())
 
 
 def test_the_command_writes_json(cfg, tmp_path, monkeypatch, capsys):

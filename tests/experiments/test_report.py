@@ -70,6 +70,19 @@ def test_scores_in_percent_have_two_digits(experiment: Experiment, tmp_path: Pat
     assert found["better"][:6] == ["3", "32.00", "2.00", "+10.00", "2.00", "+5.03 to +14.97"]
 
 
+def test_shares_of_the_gradient_are_means_over_the_seeds(experiment: Experiment, tmp_path: Path) -> None:
+    gradients = {
+        "better_0": {"loss_distill_pkd": {"image_backbone": 0.1, "neck": 0.02, "head": None}},
+        "better_1": {"loss_distill_pkd": {"image_backbone": 0.3, "neck": 0.02, "head": None}},
+        "other_0": {"loss_distill_at": {"image_backbone": 0.0}},
+    }
+    tiny.invent(experiment, tmp_path / "results", SCORES, gradients=gradients)
+    table = markdown(experiment, read_results(tmp_path / "results", experiment)).split("\n\n")[3]
+    found = cells(table)
+    assert found["gradient at the end, of the detection losses'"] == ["loss", "image_backbone", "neck"]
+    assert found["better"] == ["`pkd`", "20 %", "2 %"] and found["other"] == ["`at`", "0 %", "-"]
+
+
 def test_pictures_have_every_row(experiment: Experiment, tmp_path: Path) -> None:
     tiny.invent(experiment, tmp_path / "results", SCORES)
     results = read_results(tmp_path / "results", experiment)

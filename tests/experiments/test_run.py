@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from bevkd2.checkpoint import load_file, save_file
 from bevkd2.cli import run_experiment
@@ -88,6 +89,26 @@ def test_a_failed_row_is_named_and_stops_nothing(path: Path, whole: tuple[int, s
     assert "Not run: broken (seeds 0)." in text
     pictures = {file.name for file in (path.parent / "whole" / "output" / "tiny").glob("*.*")}
     assert pictures == {"tables.md", "tiny_intervals.png", "tiny_curves.png"}
+
+
+def test_shares_of_the_gradient_are_those_of_the_trained_student(path: Path, whole: tuple[int, str]) -> None:
+    trained = path.parent / "whole" / "output" / "tiny" / "plain_0"
+    student = path.parent / "student.yaml"
+    distilled = path.parent / "distilled.yaml"
+    teacher = {"CONFIG": str(student), "WEIGHTS": str(trained / "averaged.pth")}
+    settings = {"TEACHER": teacher, "METHODS": ["PKD"], "FACTOR": 1.0}
+    content = {"_BASE_": str(student), "MODEL": {"META_ARCHITECTURE": "Distiller"}, "DISTILL": settings}
+    distilled.write_text(yaml.safe_dump(content))
+    folder = path.parent / "distilled"
+    experiment = read_experiment(
+        tiny.write(folder, rows=[{"name": "plain"}, {"name": "pkd", "config": str(distilled)}])
+    )
+    words = ["SOLVER.MAX_ITER", 4, "DATASETS.ROOT", str(path.parent / "train")]
+    assert run_module._gradients(experiment.rows["plain"], words, trained) == {}
+    found = run_module._gradients(experiment.rows["pkd"], words, trained)
+    assert set(found) == {"loss_distill_pkd"}
+    share = found["loss_distill_pkd"]
+    assert share["image_backbone"] > 0 and share["head"] == 0  # PKD is a loss of the neck's features
 
 
 def test_a_result_has_what_tables_and_readers_need(path: Path, whole: tuple[int, str]) -> None:

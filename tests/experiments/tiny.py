@@ -71,7 +71,11 @@ def marked(folder: Path, **changes: Any) -> Experiment:
 
 
 def invent(
-    experiment: Experiment, results: Path, scores: dict[str, dict[int, float]], units: int = 4
+    experiment: Experiment,
+    results: Path,
+    scores: dict[str, dict[int, float]],
+    units: int = 4,
+    gradients: dict[str, Any] | None = None,
 ) -> None:
     """Writes results of runs, by row and seed; both primary metrics have the same score.
 
@@ -96,5 +100,6 @@ def invent(
                     "without": dict.fromkeys(experiment.primary, without),
                     "curve": curve,
                     "losses": {},
+                    "gradients": {} if gradients is None else gradients.get(f"{name}_{seed}", {}),
                 },
             )
