@@ -18,6 +18,7 @@ from bevkd2.modeling.bev.decoder import DecoderOutput, ObjectDecoder
 from bevkd2.modeling.bev.dense_boxes import (
     BEV_CHANNELS,
     IMAGE_CHANNELS,
+    VELOCITY,
     DenseBoxHead,
     DenseBoxWeights,
     bev_box_loss,
@@ -66,6 +67,7 @@ class BEVFormer(MultiViewDetector):
         decoding: DecodeOptions,
         heatmaps: HeatmapWeights,
         dense_boxes: DenseBoxWeights,
+        dense_velocity: bool = False,
         **shared: Any,
     ) -> None:
         """Keeps the parts and makes the queries.
@@ -82,6 +84,7 @@ class BEVFormer(MultiViewDetector):
             decoding: how predictions become detections.
             heatmaps: weights of the auxiliary heads of training.
             dense_boxes: weights of the auxiliary box heads of training.
+            dense_velocity: the decoder's velocities are added to those of the BEV head among them.
             **shared: of :class:`MultiViewDetector`; the channels of the neck are those of all queries (C).
         """
         super().__init__(**shared)
@@ -98,7 +101,7 @@ class BEVFormer(MultiViewDetector):
         self.decoding, self.heatmaps = decoding, heatmaps
         self.bev_heatmap_head = HeatmapHead(embed_dim, self.num_classes) if heatmaps.bev else None
         self.image_heatmap_head = HeatmapHead(embed_dim, self.num_classes) if heatmaps.image else None
-        self.dense_boxes = dense_boxes
+        self.dense_boxes, self.dense_velocity = dense_boxes, dense_velocity
         self.bev_box_head = DenseBoxHead(embed_dim, BEV_CHANNELS) if dense_boxes.bev else None
         self.image_box_head = DenseBoxHead(embed_dim, IMAGE_CHANNELS) if dense_boxes.image else None
 
@@ -130,14 +133,20 @@ class BEVFormer(MultiViewDetector):
         }
 
     def check_inherited(self, teacher: Detector[Any, Any, Any], names: Sequence[str]) -> None:
-        """Checks that box branches that are taken over predict headings relative to the same axis."""
-        theirs = teacher.decoder.ray_heading if isinstance(teacher, BEVFormer) else None
-        ours, branches = self.decoder.ray_heading, [n for n in names if n.startswith("decoder.box_branches.")]
-        if branches and ours != theirs:
+        """Checks that box branches that are taken over mean the same headings and velocities here."""
+        branches = [name for name in names if name.startswith("decoder.box_branches.")]
+        ours = self._meaning_of_branches()
+        theirs = teacher._meaning_of_branches() if isinstance(teacher, BEVFormer) else {}
+        for key in (key for key in ours if branches and ours[key] != theirs.get(key)):
             raise ValueError(
-                f"{branches[0]} is inherited, but MODEL.BEVFORMER.RAY_HEADING is {ours} in the student and "
-                f"{theirs} in the teacher, so that the branch would mean other headings; make them equal"
+                f"{branches[0]} is inherited, but MODEL.BEVFORMER.{key} is {ours[key]} in the student and "
+                f"{theirs.get(key)} in the teacher, so that the branch would mean something else; make them "
+                "equal"
             )
+
+    def _meaning_of_branches(self) -> dict[str, bool]:
+        """Returns the keys of the config by which the numbers of the box branches have other meanings."""
+        return {"RAY_HEADING": self.decoder.ray_heading, "DENSE_VELOCITY": self.dense_velocity}
 
     def augment(self, batched_inputs: Sequence[Sample]) -> list[Sample]:
         """Draws a GridMask for every sample of a training batch that has none yet."""
@@ -239,6 +248,8 @@ class BEVFormer(MultiViewDetector):
         for name, layers in encoded.costly.items():
             setattr(knowledge, name, layers)
         knowledge.state = _next_state(encoded, frames)
+        if self.bev_box_head is not None and (self.training or "bev_boxes" in fills):
+            knowledge.bev_boxes = self._bev_boxes(encoded.bev_embed)
         if not fills.isdisjoint(_DECODED):
             decoded = self.decode(knowledge, self.object_queries)
             knowledge.class_logits, knowledge.box_codes = decoded.class_logits, decoded.box_codes
@@ -250,20 +261,27 @@ class BEVFormer(MultiViewDetector):
         if self.bev_heatmap_head is not None and (self.training or "bev_heatmap" in fills):
             grid = encoded.bev_embed.transpose(1, 2).unflatten(2, self.bev_shape)
             knowledge.bev_heatmap = self.bev_heatmap_head(grid)
-        if self.bev_box_head is not None and (self.training or "bev_boxes" in fills):
-            knowledge.bev_boxes = self.bev_box_head(
-                encoded.bev_embed.transpose(1, 2).unflatten(2, self.bev_shape)
-            )
         return knowledge
 
     def decode(
         self, knowledge: BEVKnowledge, object_queries: Tensor, reference_points: Tensor | None = None
     ) -> DecoderOutput:
         """Runs the decoder on the bird's-eye view of ``knowledge`` with the given queries."""
+        bev = knowledge.filled("bev_embed")
+        velocities = None
+        if self.dense_velocity:
+            dense = self._bev_boxes(bev) if knowledge.bev_boxes is None else knowledge.bev_boxes
+            velocities = dense[:, VELOCITY]
         decoded: DecoderOutput = self.decoder(
-            object_queries, knowledge.filled("bev_embed"), self.bev_shape, reference_points
+            object_queries, bev, self.bev_shape, reference_points, velocities
         )
         return decoded
+
+    def _bev_boxes(self, bev: Tensor) -> Tensor:
+        """Returns (B, BEV_CHANNELS, H, W) of the dense head, for (B, H*W, C)."""
+        assert self.bev_box_head is not None
+        boxes: Tensor = self.bev_box_head(bev.transpose(1, 2).unflatten(2, self.bev_shape))
+        return boxes
 
     def _encode(
         self,

@@ -60,6 +60,9 @@ def add_bevformer_config(cfg: CfgNode) -> None:
     # The box branches predict headings relative to the ray from the origin to the object, as pictures show
     # them, and the model turns them; the paper's predict headings in the frame of LIDAR_TOP (ours)
     bev.RAY_HEADING = False
+    # The velocities of the box branches are added to those of the dense BEV head (AUX.BEV_BOX_WEIGHT) at the
+    # predicted centre; the paper's stand alone (ours)
+    bev.DENSE_VELOCITY = False
     bev.USE_CAN_BUS = True  # add an embedding of the 18-vector to the BEV queries
     bev.USE_SHIFT = True  # shift the temporal reference points by the ego motion
     bev.ROTATE_PREV_BEV = True  # rotate the previous BEV by the change of yaw
@@ -129,6 +132,7 @@ def bevformer_arguments(cfg: CfgNode) -> dict[str, Any]:
         ),
         "heatmaps": HeatmapWeights(bev=bev.AUX.BEV_HEATMAP_WEIGHT, image=bev.AUX.IMAGE_HEATMAP_WEIGHT),
         "dense_boxes": DenseBoxWeights(bev=bev.AUX.BEV_BOX_WEIGHT, image=bev.AUX.IMAGE_BOX_WEIGHT),
+        "dense_velocity": bev.DENSE_VELOCITY,
         "clear_memory": bev.CLEAR_MEMORY,
     }
 
@@ -231,6 +235,10 @@ def _check(cfg: CfgNode) -> None:
         (
             len(bev.LEGACY.ROTATE_CENTER) in (0, 2),
             f"LEGACY.ROTATE_CENTER is {list(bev.LEGACY.ROTATE_CENTER)}, expected [] or [x, y] in cells",
+        ),
+        (
+            not bev.DENSE_VELOCITY or bev.AUX.BEV_BOX_WEIGHT > 0,
+            "DENSE_VELOCITY reads the dense BEV head, which is there where AUX.BEV_BOX_WEIGHT is above 0",
         ),
         (
             len(bev.BEV_SHAPE) == 2 and min(bev.BEV_SHAPE) >= 1,

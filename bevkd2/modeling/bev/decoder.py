@@ -135,6 +135,7 @@ class ObjectDecoder(nn.Module):
         bev: Tensor,
         bev_shape: tuple[int, int],
         reference_points: Tensor | None = None,
+        velocities: Tensor | None = None,
     ) -> DecoderOutput:
         """Decodes objects.
 
@@ -144,6 +145,8 @@ class ObjectDecoder(nn.Module):
             bev_shape: (H, W).
             reference_points: (B, Q, 3) where the queries begin, as fractions of the range; None: where this
                 decoder's own layer puts their positions.
+            velocities: (B, 2, H, W) vx, vy of every cell (m/s), to which those of the box branches are added
+                at the predicted centres; None: the branches' are the velocities.
         """
         position, query = (part.expand(len(bev), -1, -1) for part in object_queries.chunk(2, dim=-1))
         if reference_points is None:
@@ -154,7 +157,7 @@ class ObjectDecoder(nn.Module):
             self.layers, self.class_branches, self.box_branches, strict=True
         ):
             query = layer(query, position, bev, reference[..., :2], bev_shape)
-            code, center = self._refine(box_branch(query).float(), reference)
+            code, center = self._refine(box_branch(query).float(), reference, velocities)
             logits.append(class_branch(query).float())
             codes.append(code)
             states.append(query)
@@ -162,7 +165,7 @@ class ObjectDecoder(nn.Module):
             references.append(reference)
         return DecoderOutput(torch.stack(logits), torch.stack(codes), states, references)
 
-    def _refine(self, output: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    def _refine(self, output: Tensor, reference: Tensor, velocities: Tensor | None) -> tuple[Tensor, Tensor]:
         """Moves the reference by the branch's output; returns the box code (metres) and the new reference."""
         move = torch.cat([output[..., 0:2], output[..., 4:5]], dim=-1)
         center = (inverse_sigmoid(reference) + move).sigmoid()
@@ -171,6 +174,10 @@ class ObjectDecoder(nn.Module):
         if self.ray_heading:
             heading = _from_ray(output[..., 6:8], metres[..., :2].detach())
             tail = torch.cat([output[..., 5:6], heading, output[..., 8:]], dim=-1)
+        if velocities is not None:
+            places = 2 * center[:, :, None, :2].detach() - 1
+            there = F.grid_sample(velocities.float(), places, padding_mode="border", align_corners=False)
+            tail = torch.cat([tail[..., :3], tail[..., 3:] + there[..., 0].transpose(1, 2)], dim=-1)
         code = torch.cat([metres[..., :2], output[..., 2:4], metres[..., 2:], tail], dim=-1)
         return code, center
 

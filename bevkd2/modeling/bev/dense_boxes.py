@@ -21,6 +21,8 @@ from bevkd2.structures import Boxes3D, project_points
 BEV_CHANNELS = 6
 """x, y from the middle of the cell (cells), sin, cos of the yaw, vx, vy (m/s). The yaw is relative to the ray
 from the origin to the object where the decoder's is (MODEL.BEVFORMER.RAY_HEADING)."""
+VELOCITY = slice(4, 6)
+"""Where vx, vy are among them."""
 IMAGE_CHANNELS = 6
 """sin, cos of the local yaw, log length, width, height (m), log of the metres that 100 pixels span there."""
 BETA = 0.5

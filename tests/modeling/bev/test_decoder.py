@@ -47,6 +47,23 @@ def test_headings_relative_to_the_ray_are_turned_by_its_azimuth():
     torch.testing.assert_close(codes[..., 6:8].norm(dim=-1), plain[..., 6:8].norm(dim=-1))
 
 
+def test_velocities_of_the_grid_are_added_at_the_predicted_centre():
+    """All other numbers of a code are those of the decoder without it, and the grid gets a gradient."""
+    queries, bev = torch.randn(5, 16), torch.randn(2, 12, 8)
+    plain = make_decoder(2)(queries, bev, (3, 4)).box_codes
+    x = (torch.arange(4) + 0.5) / 4 * 24 - 12  # vx of a cell is the x of its centre, vy is 7
+    grid = torch.stack([x.expand(3, 4), torch.full((3, 4), 7.0)]).expand(2, 2, 3, 4).clone().requires_grad_()
+    codes = make_decoder(2)(queries, bev, (3, 4), velocities=grid).box_codes
+    assert torch.equal(codes[..., :8], plain[..., :8])
+    added = codes[..., 8:] - plain[..., 8:]
+    inside = (plain[..., 0].abs() < 9) & (plain[..., 1].abs() < 6)  # between the centres of cells
+    assert inside.sum() > 5
+    torch.testing.assert_close(added[..., 0][inside], plain[..., 0][inside], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(added[..., 1][inside], torch.full((int(inside.sum()),), 7.0))
+    codes[..., 8:].sum().backward()
+    assert grid.grad.abs().sum() > 0
+
+
 def test_no_gradient_flows_from_layer_to_layer_through_the_references():
     decoder = make_decoder()
     out = decoder(torch.randn(5, 16), torch.randn(2, 12, 8), (3, 4))

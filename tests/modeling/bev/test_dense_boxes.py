@@ -11,6 +11,7 @@ from bevkd2.config import CfgNode
 from bevkd2.d2 import build_model
 from bevkd2.modeling.bev.dense_boxes import (
     BETA,
+    VELOCITY,
     bev_box_loss,
     bev_box_targets,
     image_box_loss,
@@ -133,6 +134,27 @@ def test_image_targets_are_exact_under_autocast():
     expected = image_box_loss(image, targets, 1)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(image_box_loss(image, targets, 1), expected)
+
+
+def test_velocities_of_the_dense_head_are_those_of_the_boxes(tiny_cfg: CfgNode, make_sample: Make):
+    """With DENSE_VELOCITY the loss of the boxes reaches the head, and detections have its velocities."""
+    bev = tiny_cfg.MODEL.BEVFORMER
+    bev.DROPOUT, bev.DENSE_VELOCITY = 0.0, True
+    with pytest.raises(ValueError, match=r"DENSE_VELOCITY reads the dense BEV head.*AUX\.BEV_BOX_WEIGHT"):
+        build_model(tiny_cfg)
+    bev.AUX.BEV_BOX_WEIGHT = 1.0
+    model, samples = build_model(tiny_cfg), [make_sample(1, history=1)]
+    losses = model.train()(samples)
+    losses["loss_box"].backward()
+    rows = model.bev_box_head[2].weight.grad.abs().sum(dim=(1, 2, 3))
+    assert rows[VELOCITY].min() > 0 == rows[: VELOCITY.start].max()
+    model.eval()
+    before = model.extract(model.preprocess(samples)).box_codes
+    with torch.no_grad():
+        model.bev_box_head[2].bias[VELOCITY] += torch.tensor([3.0, -4.0])
+    moved = model.extract(model.preprocess(samples)).box_codes - before
+    assert moved[..., :8].abs().max() == 0
+    torch.testing.assert_close(moved[..., 8:], torch.tensor([3.0, -4.0]).expand_as(moved[..., 8:]))
 
 
 def test_heads_exist_where_their_weight_is_not_zero(tiny_cfg: CfgNode, make_sample: Make):
