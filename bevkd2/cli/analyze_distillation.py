@@ -15,25 +15,24 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
+from bevkd2.cli.paths import path_to_write
 from bevkd2.engine.defaults import add_import_option, load_args
 from bevkd2.engine.gradient_report import DETECTION, gradient_report
+from bevkd2.engine.options import ConfigArgumentParser
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ConfigArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="config of a distillation")
     add_import_option(parser)
     parser.add_argument("--weights", metavar="PATH", help="checkpoint of the student; default: the start")
     parser.add_argument("--batches", type=int, default=4, metavar="N", help="training batches, 4 by default")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the numbers there, too")
+    parser.add_argument("--json", type=path_to_write, metavar="OUT", help="write the numbers there, too")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="options that override the config")
     args = parser.parse_args(argv)
     if args.batches < 1:

@@ -28,7 +28,6 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -37,6 +36,7 @@ from torch import Tensor, nn
 
 import bevkd2.modeling  # noqa: F401  (registers the models)
 from bevkd2.cli.make_synthetic import parse_size
+from bevkd2.cli.paths import path_to_write
 from bevkd2.config import CfgNode
 from bevkd2.d2 import build_model
 from bevkd2.data.format import data_format
@@ -44,6 +44,7 @@ from bevkd2.data.mono.transforms import fitting_size
 from bevkd2.distill import is_distillation, resolve_teacher, student_config, teacher_config
 from bevkd2.distill.methods import DISTILL_REGISTRY
 from bevkd2.engine.defaults import add_import_option, load_args, resolve_device
+from bevkd2.engine.options import ConfigArgumentParser
 from bevkd2.modeling import Detector, MonoDetector, MonoInputs
 
 PARTS = {"image_backbone": "backbone", "neck": "neck"}
@@ -55,9 +56,7 @@ WARM_UP = 2
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ConfigArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="config of a detector or of a distillation")
     add_import_option(parser)
     parser.add_argument(
@@ -65,7 +64,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--parameters-only", action="store_true", help="no FLOPs: quick, and takes no memory")
     parser.add_argument("--time", type=int, default=0, metavar="N", help="time N forward passes, too")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the counts there, too")
+    parser.add_argument("--json", type=path_to_write, metavar="OUT", help="write the counts there, too")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="options that override the config")
     args = parser.parse_args(argv)
     if args.time < 0 or (args.time and args.parameters_only):

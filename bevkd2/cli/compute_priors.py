@@ -19,6 +19,7 @@ from bevkd2.config import class_names
 from bevkd2.data.format import load_dataset
 from bevkd2.data.mono.index import JoinedIndex, MonoIndex
 from bevkd2.engine.defaults import add_import_option, load_args
+from bevkd2.engine.options import ConfigArgumentParser
 from bevkd2.modeling.mono.fcos3d.priors import BoxPriors, compute_priors
 from bevkd2.structures import project_points
 
@@ -27,9 +28,7 @@ DENSE = ("FCOS3D", "PGD")
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ConfigArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="config of a monocular model")
     parser.add_argument(
         "--shared-depth", action="store_true", help="one depth prior for all classes (PGD on KITTI)"

@@ -21,6 +21,7 @@ import torch
 from tabulate import tabulate
 from torch import nn
 
+from bevkd2.cli.paths import path_to_write
 from bevkd2.cli.visualize import load_model
 from bevkd2.config import CfgNode, load_config
 from bevkd2.config.shipped import shipped_folder
@@ -127,8 +128,8 @@ summary.json.
         teacher = shipped_folder("assets") / f"{self.name}_teacher.safetensors"
         output = Path("output") / self.name.replace("_", "-")
         train, val = self.sizes
-        parser.add_argument("--output", type=Path, default=output)
-        parser.add_argument("--data", type=Path, default=Path("data") / self.name)
+        parser.add_argument("--output", type=path_to_write, default=output)
+        parser.add_argument("--data", type=path_to_write, default=Path("data") / self.name)
         parser.add_argument("--teacher", type=Path, default=teacher, help="weights of T")
         parser.add_argument("--difficulty", default="easy")
         parser.add_argument(f"--train-{self.unit}", type=int, default=train)

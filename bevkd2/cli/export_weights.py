@@ -7,9 +7,9 @@ python tools/export_weights.py output/distill_r50/model_final.pth student.safete
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from bevkd2.checkpoint import load_file, model_state, save_file
+from bevkd2.cli.paths import path_to_write
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,13 +18,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", help="a checkpoint of tools/train_net.py")
-    parser.add_argument("output", help="file to write, .safetensors or .pth")
+    parser.add_argument("output", type=path_to_write, help="file to write, .safetensors or .pth")
     args = parser.parse_args(argv)
     content = load_file(args.checkpoint)
     state = model_state(content, args.checkpoint)
     classes = {"classes": content["classes"]} if "classes" in content else {}
-    weights = state if args.output.endswith(".safetensors") else {"model": state}
+    weights = state if args.output.suffix == ".safetensors" else {"model": state}
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     save_file({**weights, **classes}, args.output)
-    size = Path(args.output).stat().st_size / 1e6
+    size = args.output.stat().st_size / 1e6
     print(f"{args.output}: {len(state)} tensors, {size:.1f} MB")
     return 0

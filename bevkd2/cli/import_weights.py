@@ -17,14 +17,16 @@ from bevkd2.checkpoint import (
     load_file,
     save_file,
 )
+from bevkd2.cli.paths import path_to_write
 from bevkd2.config import stored_classes
 from bevkd2.d2 import META_ARCH_REGISTRY
 from bevkd2.engine.defaults import add_import_option, load_args
+from bevkd2.engine.options import ConfigArgumentParser
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ConfigArgumentParser(description=__doc__)
     known = ", ".join(sorted(name for name, _ in IMPORTER_REGISTRY))
     parser.add_argument(
         "--arch", required=True, help=f"architecture of the file: {known}, or what a package registers"
@@ -32,7 +34,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_import_option(parser)
     parser.add_argument("--config-file", required=True, help="config of the model that the weights are for")
     parser.add_argument("input", help="published file: .pth or .safetensors")
-    parser.add_argument("output", help="file to write: .pth or .safetensors")
+    parser.add_argument("output", type=path_to_write, help="file to write: .pth or .safetensors")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="options that override the config")
     return parser.parse_args(argv)
 

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bevkd2.cli.paths import path_to_write
 from bevkd2.kitti.ap import kitti_scores, to_json, to_table
 from bevkd2.kitti.files import find_frames, read_frame_list
 
@@ -33,7 +34,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--gt", type=Path, required=True, metavar="DIR", help="label files, 15 columns")
     parser.add_argument("--det", type=Path, required=True, metavar="DIR", help="detection files, 16 columns")
     parser.add_argument("--split", type=Path, metavar="FILE", help="frames, one per line (ImageSets/val.txt)")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the scores there, too")
+    parser.add_argument("--json", type=path_to_write, metavar="OUT", help="write the scores there, too")
     return parser.parse_args(argv)
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from bevkd2.cli.paths import path_to_write
 from bevkd2.data import DATA_FORMAT_REGISTRY, DataFormat
 from bevkd2.data.synthetic import SyntheticWorld, generate
 
@@ -48,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     by_format = worlds()
     easy = {name: world.preset("easy") for name, world in by_format.items()}
     difficulties = list(next(iter(by_format.values())).presets)
-    parser.add_argument("--out", required=True, help="root folder of the dataset")
+    parser.add_argument("--out", type=path_to_write, required=True, help="root folder of the dataset")
     parser.add_argument("--format", choices=list(by_format), default="nuscenes", help="default: %(default)s")
     parser.add_argument("--difficulty", choices=difficulties, default="easy", help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=2, help="processes; the files do not depend on them")

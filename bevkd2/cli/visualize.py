@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from bevkd2.checkpoint import Checkpointer
+from bevkd2.cli.paths import path_to_write
 from bevkd2.config import CfgNode, class_names, load_config
 from bevkd2.d2 import build_model
 from bevkd2.data import build_test_loader, data_format
 from bevkd2.data.loader import MappedDataset
 from bevkd2.distill import is_distillation, student_config
 from bevkd2.engine.defaults import add_import_option, load_args, resolve_device
+from bevkd2.engine.options import ConfigArgumentParser
 from bevkd2.modeling import BEVKnowledge, Detector, MonoKnowledge
 from bevkd2.visualization import save_image
 
@@ -41,7 +43,7 @@ Two images of a monocular dataset, with the features of student, distilled stude
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the command line: config, weights, and what is drawn."""
-    parser = argparse.ArgumentParser(epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ConfigArgumentParser(epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="config of the first model")
     add_import_option(parser)
     parser.add_argument(
@@ -55,7 +57,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME=[CONFIG:]FILE",
         help="a further model, of the same config unless another is named; may be repeated",
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="where pictures are written")
+    parser.add_argument(
+        "--output", type=path_to_write, required=True, metavar="DIR", help="where pictures are written"
+    )
     parser.add_argument("--num", type=int, default=4, help="frames to draw, spread over the split")
     parser.add_argument(
         "--image-id",
@@ -69,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "opts",
         nargs=argparse.REMAINDER,
-        help="options of the config as KEY VALUE pairs, at the end",
+        help="options of the config as KEY VALUE pairs",
     )
     return parser
 

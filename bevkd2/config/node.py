@@ -86,6 +86,11 @@ class CfgNode(fvcore_config.CfgNode):
             )
         for key, value in zip(cfg_list[::2], cfg_list[1::2], strict=True):
             node, leaf = _find(self, str(key))
+            if isinstance(value, str) and "." in value and _is_key(self, value):
+                raise ValueError(
+                    f"command line option {key} has no value: {value}, which follows it, is a key (an unset "
+                    "shell variable leaves no word)"
+                )
             coerced = _coerce(node[leaf], _decode(node[leaf], value), f"command line option {key}")
             if key == "MODEL.META_ARCHITECTURE":
                 self._keep_student({"MODEL": {"META_ARCHITECTURE": coerced}})
@@ -110,9 +115,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         """Constructs a mapping.
 
         Raises:
-            yaml.constructor.ConstructorError: a key is there twice, or is the end of a tuple; names its line.
+            yaml.constructor.ConstructorError: a key is there twice, or is the end of a tuple; names lines.
         """
-        seen = set()
+        lines: dict[Any, int] = {}
         for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
             if node.flow_style and str(key.value).endswith(")"):
                 raise yaml.constructor.ConstructorError(
@@ -121,11 +126,15 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                     f"{key.value!r} ends a tuple: between braces, write [a, b] instead of (a, b)",
                     key.start_mark,
                 )
-            if key.value in seen:
+            line = key.start_mark.line + 1
+            if key.value in lines:
                 raise yaml.constructor.ConstructorError(
-                    "in a mapping", node.start_mark, f"the key {key.value!r} is there twice", key.start_mark
+                    None,
+                    None,
+                    f"the key {key.value!r} is there twice, in lines {lines[key.value]} and {line}; "
+                    "remove one",
                 )
-            seen.add(key.value)
+            lines[key.value] = line
         return super().construct_mapping(node, deep)
 
 
@@ -174,8 +183,12 @@ def _load_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 def _base_names(value: Any, path: Path) -> list[str]:
     """Returns the files that a ``_BASE_`` names; ``path`` is the file that it is in."""
     names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"config file {path}: {BASE_KEY} is {value!r}, expected a path or a list of paths")
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
+        found = "empty" if value in (None, "") else repr(value)
+        raise ValueError(
+            f"config file {path}: {BASE_KEY} is {found}, expected a path or a list of paths; where there is "
+            "no base, leave the key out"
+        )
     return names
 
 
@@ -286,6 +299,14 @@ def _find(cfg: fvcore_config.CfgNode, dotted: str) -> tuple[fvcore_config.CfgNod
     if isinstance(node[parts[-1]], fvcore_config.CfgNode):
         raise ValueError(f"command line option {dotted} is a node of keys: {', '.join(node[parts[-1]])}")
     return node, parts[-1]
+
+
+def _is_key(cfg: fvcore_config.CfgNode, text: str) -> bool:
+    try:
+        _find(cfg, text)
+    except (KeyError, ValueError):  # unknown, or a node
+        return False
+    return True
 
 
 def _unknown(key: str, known: list[str], prefix: str, source: str) -> str:

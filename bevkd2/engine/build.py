@@ -46,6 +46,7 @@ from bevkd2.engine.hooks import (
     VerifyInherited,
     WarnOfUnreached,
 )
+from bevkd2.engine.run_folder import log_changed_settings, output_folder, set_aside
 from bevkd2.engine.schedule import count_training_samples, resolve_solver
 from bevkd2.engine.solver import build_lr_schedule, build_optimizer
 from bevkd2.engine.trainer import DistillTrainer
@@ -88,7 +89,7 @@ def train(
 def run_training(cfg: CfgNode, trainer: DistillTrainer) -> Mapping[str, Any]:
     """Trains from ``trainer.start_iter`` to the end, and compares the scores with TEST.EXPECTED_RESULTS.
 
-    Before the first step it writes the config to OUTPUT_DIR.
+    Before the first step it writes the config to OUTPUT_DIR. A resumed training logs what has changed in it.
 
     Args:
         cfg: the config that ``trainer`` was built with.
@@ -97,8 +98,17 @@ def run_training(cfg: CfgNode, trainer: DistillTrainer) -> Mapping[str, Any]:
     Returns:
         The scores of the last evaluation.
     """
+    if trainer.start_iter and comm.is_main_process():
+        log_changed_settings(cfg, output_folder(cfg) / "config.yaml")
     write_config(cfg)
-    trainer.train(trainer.start_iter, trainer.max_iter)
+    if trainer.start_iter >= trainer.max_iter:
+        _logger.warning(
+            "nothing to train: the checkpoint has done %d iterations, and SOLVER.MAX_ITER is %d; the model "
+            "is only evaluated",
+            trainer.start_iter,
+            trainer.max_iter,
+        )
+    trainer.train(trainer.start_iter, max(trainer.start_iter, trainer.max_iter))
     if comm.is_main_process():
         verify_results(cfg, trainer.latest_results)
     return trainer.latest_results
@@ -115,6 +125,8 @@ def build_trainer(
 ) -> DistillTrainer:
     """Builds optimizer, trainer and hooks, and loads MODEL.WEIGHTS or the last checkpoint.
 
+    A training that starts anew moves the files of an earlier one in OUTPUT_DIR into a folder there.
+
     Args:
         cfg, model, resume, build_loader, evaluate, extra_hooks: see :func:`train`.
 
@@ -122,10 +134,11 @@ def build_trainer(
         A trainer whose ``start_iter`` and ``max_iter`` say what it has to do.
 
     Raises:
-        ValueError: a period, rate or name in SOLVER or TEST that cannot be, or frozen stages of the backbone
-            with random weights.
+        ValueError: a period, rate or name in SOLVER or TEST that cannot be, no output folder, frozen stages
+            of the backbone with random weights, or a checkpoint of another optimizer.
     """
     cfg = resolve_solver(cfg)
+    folder = output_folder(cfg)
     _check_numbers(cfg)
     _prepare_caches(cfg, model)
     trainer = DistillTrainer(
@@ -146,15 +159,21 @@ def build_trainer(
         classes=stored_classes(cfg),
         trainer=trainer,
     )
+    resuming = resume and checkpointer.has_checkpoint()
+    _refuse_frozen_noise(cfg, resuming)
+    if not resuming:
+        # First: MODEL.WEIGHTS may be among the files that are set aside.
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+        comm.synchronize()
+        if comm.is_main_process():
+            set_aside(folder)
     trainer.register_hooks(build_hooks(cfg, model, trainer, checkpointer, evaluate, extra_hooks))
     trainer.max_iter = cfg.SOLVER.MAX_ITER
-    resuming = resume and checkpointer.has_checkpoint()
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     if resuming:
+        checkpointer.resume_or_load("", resume=True)
         trainer.start_iter = trainer.iter + 1  # the checkpoint names the iteration that was done last
-        _restore_best(trainer, Path(cfg.OUTPUT_DIR) / "model_best.pth")
+        _restore_best(trainer, folder / "model_best.pth")
     _log_model(model)
-    _refuse_frozen_noise(cfg, resuming)
     return trainer
 
 
@@ -269,7 +288,7 @@ def _restore_best(trainer: DistillTrainer, path: Path) -> None:
     best = [hook for hook in trainer._hooks if isinstance(hook, BestCheckpointer)]
     if not best or not path.is_file():
         return
-    state = load_file(path)["trainer"].get("hooks", {}).get("BestCheckpointer")
+    state = load_file(path).get("trainer", {}).get("hooks", {}).get("BestCheckpointer")
     if state is None:  # Detectron2's own hook keeps none
         _logger.warning("%s does not say its score: the next evaluation replaces it", path)
     else:
@@ -290,10 +309,11 @@ def _teacher_hook(cfg: CfgNode, model: nn.Module, evaluate: EvaluateFunction) ->
 
 
 def _writers(cfg: CfgNode) -> list[EventWriter]:
-    Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+    folder = output_folder(cfg)
+    folder.mkdir(parents=True, exist_ok=True)
     return [
         CommonMetricPrinter(cfg.SOLVER.MAX_ITER),
-        JSONWriter(str(Path(cfg.OUTPUT_DIR) / "metrics.json")),
+        JSONWriter(str(folder / "metrics.json")),
         TensorboardXWriter(cfg.OUTPUT_DIR),
     ]
 

@@ -11,15 +11,17 @@ import sys
 from pathlib import Path
 
 import torch
-import yaml
 from fvcore.common.config import CfgNode as FvcoreNode
 
 import bevkd2.distill  # this and the next register meta-architectures
 import bevkd2.modeling  # noqa: F401
 from bevkd2.checkpoint.io import replace_atomically
 from bevkd2.config import CfgNode, auto_device, import_plugin, read_config
+from bevkd2.config.node import load_plain_yaml
 from bevkd2.d2 import comm, seed_all_rng
 from bevkd2.distill import is_distillation, resolve_teacher, student_config
+from bevkd2.engine.options import ConfigArgumentParser
+from bevkd2.engine.run_folder import output_folder
 from bevkd2.engine.run_log import environment_report, log_to, why_no_gpu
 from bevkd2.engine.schedule import resolve_solver
 
@@ -50,7 +52,7 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
     Args:
         epilog: examples of usage.
     """
-    parser = argparse.ArgumentParser(
+    parser = ConfigArgumentParser(
         epilog=epilog or _EPILOG.format(prog=sys.argv[0]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -77,7 +79,7 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
         "opts",
         default=[],
         nargs=argparse.REMAINDER,
-        help="options of the config as KEY VALUE pairs, at the end",
+        help="options of the config as KEY VALUE pairs",
     )
     return parser
 
@@ -134,9 +136,9 @@ def default_setup(cfg: FvcoreNode, args: argparse.Namespace) -> None:
         args: the command line, of which ``resume`` and ``eval_only`` are read, and all is logged.
 
     Raises:
-        ValueError: a device that is not there, or a teacher that does not fit.
+        ValueError: no output folder, a device that is not there, or a teacher that does not fit.
     """
-    output_dir = Path(cfg.OUTPUT_DIR)
+    output_dir = output_folder(cfg)
     if comm.is_main_process():
         output_dir.mkdir(parents=True, exist_ok=True)
     comm.synchronize()
@@ -190,7 +192,7 @@ def _resolve_seed(seed: int, earlier_config: Path | None) -> int:
     """Returns the seed of the run: as configured, else as in the run that is resumed, else a fresh one."""
     if seed < 0 and comm.is_main_process():
         if earlier_config is not None and earlier_config.is_file():
-            seed = yaml.safe_load(earlier_config.read_text(encoding="utf-8")).get("SEED", seed)
+            seed = load_plain_yaml(earlier_config).get("SEED", seed)
             _logger.info("SEED %d: of the run that is resumed", seed)
         if seed < 0:
             seed = secrets.randbelow(2**31)
@@ -209,7 +211,7 @@ def write_config(cfg: FvcoreNode, folder: str = "") -> None:
         cfg: the config, as :func:`setup` returns it.
         folder: where in OUTPUT_DIR; an evaluation uses ``inference`` and keeps the training's file.
     """
-    directory = Path(cfg.OUTPUT_DIR) / folder
+    directory = output_folder(cfg) / folder
     if not comm.is_main_process():
         return
     directory.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from bevkd2.d2 import DatasetEvaluator, comm, inference_on_dataset, print_csv_fo
 from bevkd2.data.format import data_format, load_dataset
 from bevkd2.data.loader import build_test_loader
 from bevkd2.engine.defaults import write_config
+from bevkd2.engine.run_folder import output_folder
 
 _logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def evaluate(
     splits = _test_splits(cfg)
     results: OrderedDict[str, Any] = OrderedDict()
     for split in splits:
-        output_dir = Path(cfg.OUTPUT_DIR) / folder / (split if len(splits) > 1 else "")
+        output_dir = output_folder(cfg) / folder / (split if len(splits) > 1 else "")
         if comm.is_main_process():
             output_dir.mkdir(parents=True, exist_ok=True)
         evaluator = build_evaluator(cfg, split, output_dir)

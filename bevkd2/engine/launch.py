@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import sys
 import tempfile
@@ -53,8 +54,9 @@ def launch(
         What ``main_func`` returns, where it ran in this process; None where processes were spawned.
 
     Raises:
-        ValueError: more processes than GPUs, no process, a machine that is not one of the job's, or numbers
-            that contradict torchrun.
+        ValueError: more processes than GPUs, no process, a machine that is not one of the job's, a
+            malformed ``dist_url``, or numbers that contradict torchrun.
+        ConnectionError: the processes cannot meet, as where the port is taken.
         UserError: a spawned process raised one of ``USER_ERRORS``; the first one's message and traceback.
     """
     on_cpu = device.startswith("cpu")
@@ -66,6 +68,10 @@ def launch(
         return main_func(*args)
     if not on_cpu:
         _check_gpus(num_gpus_per_machine, f"--num-gpus {num_gpus_per_machine}")
+    if dist_url != "auto" and not re.fullmatch(r"tcp://.+:\d+|file://.+|env://.*", dist_url):
+        raise ValueError(
+            f"--dist-url is {dist_url!r}, expected auto (one machine), or tcp://HOST:PORT of the first one"
+        )
     if dist_url == "auto":
         if num_machines > 1:
             raise ValueError(
@@ -148,13 +154,31 @@ def _run(
     """
     if not on_cpu:
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("gloo" if on_cpu else "nccl", **group)
+    try:
+        dist.init_process_group("gloo" if on_cpu else "nccl", **group)
+    except dist.DistError as error:
+        raise _no_meeting(error, group.get("init_method", "")) from error
     comm.create_local_process_group(per_machine)
     comm.synchronize()
     result = main_func(*args)
     comm.synchronize()
     dist.destroy_process_group()
     return result
+
+
+def _no_meeting(error: BaseException, url: str) -> ConnectionError:
+    """Describes why the processes could not form a group."""
+    place = f"--dist-url {url}" if url else "torchrun's MASTER_ADDR and MASTER_PORT"
+    reason = (str(error).splitlines() or ["no message"])[0]
+    if "EADDRINUSE" in reason or "already in use" in reason:
+        return ConnectionError(
+            f"{place}: the port is taken, perhaps by another training of yours; add --dist-url auto, which "
+            f"finds a free port (on one machine), or name another one ({reason})"
+        )
+    return ConnectionError(
+        f"{place}: the processes could not meet there; name an address of the first machine (--machine-rank "
+        f"0) that all machines reach, and start all of them; on one machine, use --dist-url auto ({reason})"
+    )
 
 
 def _check_numbers(per_machine: int, machines: int, rank: int) -> None:

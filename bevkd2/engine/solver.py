@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,6 +15,7 @@ from bevkd2.d2 import WarmupParamScheduler
 
 _OPTIMIZERS = {"ADAMW": torch.optim.AdamW, "ADAM": torch.optim.Adam, "SGD": torch.optim.SGD}
 _WARMUP_METHODS = ("linear", "constant")
+_SHOWN = 5  # names that an error lists
 
 
 @runtime_checkable
@@ -81,6 +83,76 @@ def _biases(model: nn.Module) -> set[str]:
         for name, module in model.named_modules()
         if isinstance(module, layers) and module.bias is not None
     }
+
+
+def fit_optimizer_state(
+    saved: Mapping[str, Any],
+    saved_names: Sequence[str] | None,
+    optimizer: torch.optim.Optimizer,
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """Returns a saved optimizer's state for an optimizer whose settings may have changed.
+
+    Each parameter keeps its own state, such as its moments; learning rates, weight decay and all other
+    settings are those of ``optimizer``, also where they make other groups of parameters.
+
+    Args:
+        saved: state dict of the saved optimizer.
+        saved_names: its parameters, in the order of their groups; None where the checkpoint is of a version
+            that did not store them, and the groups must then be the same.
+        optimizer: as :func:`build_optimizer` returns it.
+        names: its parameters, likewise.
+
+    Returns:
+        A state dict of ``optimizer``.
+
+    Raises:
+        ValueError: the saved optimizer is of another kind, or had other parameters.
+    """
+    own = optimizer.state_dict()
+    kinds = [_kind_of(state["param_groups"][0]) for state in (saved, own)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"SOLVER.OPTIMIZER is {kinds[1]}, but the checkpoint's optimizer is {kinds[0]}, whose state the "
+            f"other cannot use; resume with the optimizer of the first run, or start a new run from its "
+            "weights: set MODEL.WEIGHTS and another OUTPUT_DIR, and leave out --resume"
+        )
+    if saved_names is None:
+        sizes = [[len(group["params"]) for group in state["param_groups"]] for state in (saved, own)]
+        if sizes[0] != sizes[1]:
+            raise _other_parameters(f"its groups have {sizes[0]} parameters, expected {sizes[1]}")
+        saved_names = names
+    if set(saved_names) != set(names):
+        new, gone = sorted(set(names) - set(saved_names)), sorted(set(saved_names) - set(names))
+        parts = ((new, "trained now, and not in it"), (gone, "in it, and not trained now"))
+        raise _other_parameters("; ".join(f"{_listing(group)} {what}" for group, what in parts if group))
+    places = [place for group in saved["param_groups"] for place in group["params"]]
+    place_of = dict(zip(saved_names, places, strict=True))
+    state = {
+        i: saved["state"][place_of[name]] for i, name in enumerate(names) if place_of[name] in saved["state"]
+    }
+    # The schedule of a resumed training multiplies initial_lr.
+    groups = [{**group, "initial_lr": group.get("initial_lr", group["lr"])} for group in own["param_groups"]]
+    return {"state": state, "param_groups": groups}
+
+
+def _kind_of(group: Mapping[str, Any]) -> str:
+    if "betas" in group:
+        return "ADAMW or ADAM"
+    return "SGD" if "momentum" in group else "another"
+
+
+def _other_parameters(what: str) -> ValueError:
+    return ValueError(
+        f"the checkpoint's optimizer does not fit this model's trainable parameters: {what}; resume with the "
+        "config of the first run (FREEZE_AT, DISTILL.METHODS and DISTILL.INHERIT.MODE decide what is "
+        "trained), or start a new run with MODEL.WEIGHTS"
+    )
+
+
+def _listing(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{rest} {'is' if len(names) == 1 else 'are'}"
 
 
 def build_lr_schedule(cfg: CfgNode) -> ParamScheduler:

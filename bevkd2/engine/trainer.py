@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import time
@@ -15,7 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bevkd2.d2 import SimpleTrainer, comm
 from bevkd2.engine.hooks import Evaluate
+from bevkd2.engine.solver import fit_optimizer_state
 
+_logger = logging.getLogger(__name__)
 _SHOWN = 10  # names that an error lists
 LOADING, TRAINING = 0, 1  # the two streams of random numbers of a step
 
@@ -86,6 +89,7 @@ class DistillTrainer(SimpleTrainer):
         self.grad_norm_type = grad_norm_type
         self.seed = seed
         self.grad_scaler = torch.amp.GradScaler(self._device_type, enabled=amp_dtype == torch.float16)
+        self._skipped_steps = 0
 
     @property
     def latest_results(self) -> Mapping[str, Any]:
@@ -103,6 +107,14 @@ class DistillTrainer(SimpleTrainer):
         if start_iter < max_iter:
             self.reset_data_loader(lambda: self._build_loader(start_iter))
         super().train(start_iter, max_iter)
+        if self._skipped_steps:
+            _logger.info(
+                "float16: %d of %d steps were skipped, since their gradients overflowed; the scale of the "
+                "loss is %g now",
+                self._skipped_steps,
+                max_iter - start_iter,
+                self.grad_scaler.get_scale(),
+            )
 
     def run_step(self) -> None:
         """Does one iteration, which waits for the device once.
@@ -144,11 +156,15 @@ class DistillTrainer(SimpleTrainer):
         nn.utils.clip_grads_with_norm_(trained, self.max_grad_norm, norm)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+        # Where the scaler skips the first step, torch's schedulers would warn of a wrong order of calls.
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]
         self._write_metrics(losses, data_time)
         for name, value in to_log.items():
             self.storage.put_scalar(name, value.item())
-        if math.isfinite(grad_norm):  # float16 skips steps whose gradients overflow
+        if math.isfinite(grad_norm):
             self.storage.put_scalar("grad_norm", grad_norm)
+        else:  # float16 skips steps whose gradients overflow
+            self._skipped_steps += 1
         if self.grad_scaler.is_enabled():
             self.storage.put_scalar("[metric]grad_scale", self.grad_scaler.get_scale())
 
@@ -196,25 +212,41 @@ class DistillTrainer(SimpleTrainer):
         return names[:_SHOWN] + ([f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else [])
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state of the loop, the hooks, the optimizer and the loss scaler."""
-        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+        """Returns the state of loop, hooks, optimizer (with its parameters' names) and loss scaler."""
+        return {
+            **super().state_dict(),
+            "optimizer_names": self._optimizer_names(),
+            "grad_scaler": self.grad_scaler.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what :meth:`state_dict` returned.
+        """Restores what :meth:`state_dict` returned; the settings of the optimizer stay its own.
 
         Raises:
-            ValueError: the optimizer had other parameters.
+            ValueError: it is not of such a trainer, or the optimizer is of another kind or had other
+                parameters.
         """
-        try:
-            super().load_state_dict(state_dict)
-        except ValueError as error:
+        if absent := [key for key in ("iteration", "optimizer") if key not in state_dict]:
             raise ValueError(
-                f"the checkpoint's optimizer does not fit this model's trainable parameters ({error}); "
-                "resume with the config of the first run (FREEZE_AT, DISTILL.METHODS and "
-                "DISTILL.INHERIT.MODE decide what is trained), or start a new run with MODEL.WEIGHTS"
-            ) from error
-        if self.grad_scaler.is_enabled() and state_dict["grad_scaler"]:
+                f"the checkpoint's trainer has no {' and no '.join(absent)}, only {', '.join(state_dict)}, "
+                "so another program saved it; start a new run from its weights: set MODEL.WEIGHTS and leave "
+                "out --resume"
+            )
+        optimizer = fit_optimizer_state(
+            state_dict["optimizer"],
+            state_dict.get("optimizer_names"),
+            self.optimizer,
+            self._optimizer_names(),
+        )
+        super().load_state_dict({**state_dict, "optimizer": optimizer})
+        if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+    def _optimizer_names(self) -> list[str]:
+        """Returns the optimizer's parameters, in the order of their groups."""
+        names = {id(parameter): name for name, parameter in self._bare_model().named_parameters()}
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        return [names.get(id(parameter), f"parameter {i}") for i, parameter in enumerate(trained)]
 
 
 def _copy_scalars(values: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -40,6 +40,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
     return folder / "model_final.pth", distiller.student.state_dict()
 
 
+def test_a_new_folder_is_made_and_an_empty_path_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "w.pth")
+    export(tmp_path / "w.pth", tmp_path / "new" / "folder" / "student.safetensors")
+    assert load_state(tmp_path / "new" / "folder" / "student.safetensors")["w"].tolist() == [1.0, 1.0]
+    with pytest.raises(SystemExit):
+        export_weights.main([str(tmp_path / "w.pth"), ""])
+    assert "argument output: the path is empty" in capsys.readouterr().err
+
+
 def export(source: Path, target: Path) -> None:
     assert export_weights.main([str(source), str(target)]) == 0
 

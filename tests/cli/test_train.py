@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -16,6 +17,7 @@ import torch
 
 from bevkd2.checkpoint import CheckpointFileError, StateDictMismatchError, load_file
 from bevkd2.cli import train as train_tool
+from bevkd2.config import CfgNode
 from bevkd2.data.synthetic import WorldConfig, generate
 from bevkd2.engine import NonFiniteLossError, default_argument_parser
 from tests.limits import PROGRAM_SECONDS
@@ -169,6 +171,24 @@ def test_wrong_dataset_is_named_before_the_first_step(
     with pytest.raises(error, match=message):
         main("student.yaml", world, tmp_path, key, value)
     assert not (tmp_path / "metrics.json").exists()  # opened before the first step
+
+
+def test_a_full_disk_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Stopped:
+        iter = 7
+
+    def fail(*_: Any) -> None:
+        raise OSError(code, os.strerror(code), "model_0000007.pth")
+
+    monkeypatch.setattr(train_tool, "run_training", fail)
+    code = errno.ENOSPC
+    with pytest.raises(
+        OSError, match=r"stopped at iteration 7: OUTPUT_DIR o cannot be written .*No space.*--resume"
+    ):
+        train_tool._run_training(CfgNode({"OUTPUT_DIR": "o"}), Stopped())
+    code = errno.ENOENT  # a fault of the program
+    with pytest.raises(RuntimeError, match="failed at iteration 7"):
+        train_tool._run_training(CfgNode({"OUTPUT_DIR": "o"}), Stopped())
 
 
 class Bomb:

@@ -64,13 +64,18 @@ def test_unknown_option_names_the_nearest_key() -> None:
         ("MODEL: resnet", r"MODEL is a node of keys, found the value 'resnet'"),
         ("- a\n- b", r"holds a list, expected a mapping"),
         ("DISTILL: {TEACHER: {CONFIG: 5}}", r"TEACHER\.CONFIG: expected str as in '', found int 5"),
-        ("_BASE_:\nSEED: 1", r"_BASE_ is None, expected a path or a list of paths"),
+        ("_BASE_:\nSEED: 1", r"_BASE_ is empty, expected a path or a list of paths; .*leave"),
+        ("_BASE_: ''\nSEED: 1", r"_BASE_ is empty, expected"),
+        ("_BASE_: ['']", r"_BASE_ is \[''\], expected"),
         ("_BASE_: {base.yaml: 1}", r"_BASE_ is \{'base\.yaml': 1\}, expected a path"),
         ("_BASE_: [[base.yaml]]", r"_BASE_ is \[\['base\.yaml'\]\], expected a path"),
-        ("SOLVER: {GAMMA: 0.3}\nSEED: 1\nSOLVER: {MAX_ITER: 5}", r"'SOLVER' is there twice\n.*line 3"),
+        (
+            "SOLVER: {GAMMA: 0.3}\nSEED: 1\nSOLVER: {MAX_ITER: 5}",
+            r"'SOLVER' is there twice, in lines 1 and 3",
+        ),
         ('DATASETS: {TRAIN: ("a",)}', r"'\)' ends a tuple: between braces, write \[a, b\]"),
         ("SOLVER: {STEPS: (1, 2)}", r"'2\)' ends a tuple: between braces, write \[a, b\]"),
-        ("SOLVER:\n  MAX_ITER: 5\n  MAX_ITER: 6", r"'MAX_ITER' is there twice\n.*line 3"),
+        ("SOLVER:\n  MAX_ITER: 5\n  MAX_ITER: 6", r"'MAX_ITER' is there twice, in lines 2 and 3"),
         ("MODEL: [", r"is not plain YAML"),
     ],
 )
@@ -265,3 +270,13 @@ def test_a_list_of_words_on_the_command_line_needs_no_quotes():
     assert cfg.DISTILL.INHERIT.INIT_PARAMS == ["neck"]
     with pytest.raises(ValueError, match=r"expected list .* found str '\[PKD, BEVResponse'"):
         cfg.merge_from_list(["DISTILL.METHODS", "[PKD, BEVResponse"])
+
+
+def test_a_value_that_is_the_next_key_is_a_missing_value() -> None:
+    cfg = get_cfg()
+    with pytest.raises(
+        ValueError, match=r"OUTPUT_DIR has no value: DATASETS\.ROOT, which follows it, is a key"
+    ):
+        cfg.merge_from_list(["OUTPUT_DIR", "DATASETS.ROOT", "SEED", "1"])
+    cfg.merge_from_list(["OUTPUT_DIR", "DATASETS.NOWHERE"])
+    assert cfg.OUTPUT_DIR == "DATASETS.NOWHERE"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 from bevkd2.engine import default_argument_parser, launch
+from bevkd2.engine.launch import _run
 from tests.engine.launch_worker import main
 from tests.engine.toys import TOY_OPTIONS
 from tests.limits import PROGRAM_SECONDS
@@ -120,3 +123,31 @@ def test_torchrun_and_num_gpus_must_agree(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_one_process_is_called_directly() -> None:
     assert launch(lambda x: x + 1, 1, args=(2,), device="auto") == 3
+
+
+def test_a_port_that_is_taken_names_the_remedy() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        url = f"tcp://127.0.0.1:{other.getsockname()[1]}"
+        group = {"init_method": url, "world_size": 2, "rank": 0, "timeout": timedelta(seconds=5)}
+        with pytest.raises(
+            ConnectionError, match=rf"--dist-url {url}: the port is taken.*add --dist-url auto"
+        ):
+            _run(main, (), group, 0, 2, on_cpu=True)
+
+
+def test_a_place_where_nobody_listens_is_named() -> None:
+    group = {"init_method": "tcp://127.0.0.1:9", "world_size": 2, "rank": 1, "timeout": timedelta(seconds=1)}
+    with pytest.raises(
+        ConnectionError, match=r"--dist-url tcp://127\.0\.0\.1:9: the processes could not meet"
+    ):
+        _run(main, (), group, 1, 2, on_cpu=True)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:29500", "tcp://host", "", "http://host:1"])
+def test_a_malformed_url_is_named(url: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"--dist-url is .*, expected auto \(one machine\), or tcp://HOST:PORT"
+    ):
+        launch(main, 2, dist_url=url, device="cpu")

@@ -13,6 +13,7 @@ from torch import nn
 from bevkd2.config import CfgNode, get_cfg
 from bevkd2.d2 import LRMultiplier
 from bevkd2.engine import build_lr_schedule, build_optimizer
+from bevkd2.engine.solver import fit_optimizer_state
 from tests.engine.toys import ToyDetector, ToyDistiller, toy_cfg
 
 
@@ -151,3 +152,71 @@ def test_groups_keep_their_ratio_over_the_training() -> None:
 def test_wrong_values_are_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_lr_schedule(solver(**{"MAX_ITER": 100, **values}))
+
+
+def trained(tmp_path: Path, *options: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A model after one step."""
+    torch.manual_seed(0)
+    cfg = toy_cfg(tmp_path, *options)
+    model = ToyDetector(cfg)
+    optimizer = build_optimizer(cfg, model)
+    sum(p.square().sum() for p in model.parameters()).backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def names_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    names = {id(p): name for name, p in model.named_parameters()}
+    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("SOLVER.BASE_LR", 0.02, "SOLVER.WEIGHT_DECAY", 0.5, "SOLVER.BACKBONE_MULTIPLIER", 0.5),
+        ("SOLVER.BIAS_LR_FACTOR", 2.0),  # other groups, in another order
+        ("SOLVER.OPTIMIZER", "ADAM"),
+    ],
+)
+def test_a_saved_optimizer_keeps_its_moments_and_takes_the_configs_settings(
+    tmp_path: Path, options: tuple[Any, ...]
+) -> None:
+    model, saved = trained(tmp_path)
+    cfg = toy_cfg(tmp_path, *options)
+    other = ToyDetector(cfg)
+    resumed = build_optimizer(cfg, other)
+    expected = [{k: v for k, v in group.items() if k != "params"} for group in resumed.param_groups]
+    state = fit_optimizer_state(saved.state_dict(), names_of(model, saved), resumed, names_of(other, resumed))
+    resumed.load_state_dict(state)
+    for group, settings in zip(resumed.param_groups, expected, strict=True):
+        assert {k: v for k, v in group.items() if k != "params"} == {**settings, "initial_lr": settings["lr"]}
+    ours, theirs = dict(model.named_parameters()), dict(other.named_parameters())
+    moments = {name: saved.state[p]["exp_avg"] for name, p in ours.items() if p in saved.state}
+    assert len(moments) == 3
+    for name, moment in moments.items():
+        assert torch.equal(resumed.state[theirs[name]]["exp_avg"], moment), name
+
+
+@pytest.mark.parametrize(("first", "second"), [("ADAMW", "SGD"), ("SGD", "ADAM")])
+def test_the_state_of_another_kind_of_optimizer_is_a_named_error(
+    tmp_path: Path, first: str, second: str
+) -> None:
+    model, saved = trained(tmp_path, "SOLVER.OPTIMIZER", first)
+    other, resumed = trained(tmp_path, "SOLVER.OPTIMIZER", second)
+    with pytest.raises(
+        ValueError, match=r"SOLVER\.OPTIMIZER is .*, but the checkpoint's optimizer is .*MODEL\.WEIGHTS"
+    ):
+        fit_optimizer_state(saved.state_dict(), names_of(model, saved), resumed, names_of(other, resumed))
+
+
+def test_an_optimizer_of_other_parameters_names_them(tmp_path: Path) -> None:
+    model, saved = trained(tmp_path)
+    names = names_of(model, saved)
+    head = torch.optim.AdamW(model.head.parameters())
+    message = r"image_backbone\.weight is in it, and not trained now; resume with the config of the first run"
+    with pytest.raises(ValueError, match=message):
+        fit_optimizer_state(saved.state_dict(), names, head, ["head.weight", "head.bias"])
+    with pytest.raises(ValueError, match=r"its groups have \[2, 1\] parameters, expected \[2\]"):  # of 0.1
+        fit_optimizer_state(saved.state_dict(), None, head, ["head.weight", "head.bias"])
+    again = fit_optimizer_state(saved.state_dict(), None, saved, names)
+    assert again["state"].keys() == saved.state_dict()["state"].keys()

@@ -13,8 +13,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from bevkd2.d2 import HookBase
-from bevkd2.engine import DistillTrainer, NonFiniteGradientError, NonFiniteLossError, build_optimizer
+from bevkd2.d2 import HookBase, LRScheduler
+from bevkd2.engine import (
+    DistillTrainer,
+    NonFiniteGradientError,
+    NonFiniteLossError,
+    build_lr_schedule,
+    build_optimizer,
+)
 from bevkd2.engine.trainer import seed_step
 from tests.engine.toys import ToyDetector, ToyLoader, flat, toy_cfg, toy_sample
 
@@ -177,6 +183,23 @@ def test_optimizer_of_other_parameters_is_a_named_error(tmp_path: Path) -> None:
     other.optimizer = torch.optim.AdamW(other.model.head.parameters())
     with pytest.raises(ValueError, match="resume with the config of the first run"):
         other.load_state_dict(state)
+
+
+def test_state_of_another_program_is_a_named_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no optimizer, only iteration, _trainer, so another program"):
+        make_trainer(tmp_path).load_state_dict({"iteration": 3, "_trainer": {}})
+
+
+def test_skipped_steps_are_counted_and_torch_gives_no_advice(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    trainer = make_trainer(tmp_path, amp_dtype=torch.float16)
+    trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    trainer.register_hooks([LRScheduler(trainer.optimizer, build_lr_schedule(toy_cfg(tmp_path)))])
+    with caplog.at_level("INFO"):
+        trainer.train(0, 2)
+    assert "float16: 2 of 2 steps were skipped" in caplog.text
+    assert not [warning for warning in recwarn if "lr_scheduler" in str(warning.message)]
 
 
 class Noisy(Dataset):

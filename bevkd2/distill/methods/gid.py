@@ -131,7 +131,9 @@ class GID(FeatureMethod):
         check_same_locations(self.node, student, teacher)
         content = content_of_locations(student)
         found = self.find(student, teacher, content)
-        chosen = self.locations_of(found, student.filled("grid"), len(content)) & content
+        # A location whose prediction is NaN is in no instance; it is compared, so that the loss is NaN.
+        unknown = (student.filled("logits") + teacher.filled("logits")).isnan().any(dim=2)
+        chosen = (self.locations_of(found, student.filled("grid"), len(content)) | unknown) & content
         features, relation = self._compare_pooled(self.pairs(student, teacher), found)
         return {
             "gid_features": self.feature_weight * features,
@@ -155,7 +157,9 @@ class GID(FeatureMethod):
         best = (theirs - ours).abs().max(dim=2)
         difference = (theirs - ours).gather(2, best.indices[..., None])
         boxes = torch.where(difference > 0, teacher.filled("boxes2d"), student.filled("boxes2d")).float()
-        usable = content & ((boxes[..., 2:] - boxes[..., :2]) > self.least_side).all(dim=2)
+        large = ((boxes[..., 2:] - boxes[..., :2]) > self.least_side).all(dim=2)
+        # torchvision's pooling reads at a wild address where a corner is not finite.
+        usable = content & large & boxes.isfinite().all(dim=2)
         scores = best.values.where(usable, -1.0)
         images, kept_boxes = [], []
         for row, (row_scores, row_boxes) in enumerate(zip(scores, boxes, strict=True)):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import roi_align
 
+from bevkd2.modeling.knowledge import MonoKnowledge
 from bevkd2.structures import CameraBoxes3D
 from tests.distill.methods.harness import build_pair, distill_losses, make_batch
 
@@ -139,3 +140,23 @@ def test_settings_that_cannot_be_are_errors_that_name_the_key(key: str, value: o
 def test_detectors_of_object_queries_are_refused() -> None:
     with pytest.raises(ValueError, match=r"DISTILL\.GID: .*dense detectors"):
         build_pair("BEVFormer", "GID")
+
+
+@pytest.mark.parametrize("width", [20.0, float("nan"), float("inf")])
+def test_boxes_that_are_not_finite_are_no_instances(width: float) -> None:
+    method = build_pair("PGD", "GID", LEAST_SIDE=4.0).methods["GID"]
+    boxes = torch.tensor([[[0.0, 0.0, width, 20.0], [-width, 0.0, width, 20.0]]])
+    ours, theirs = (
+        MonoKnowledge(logits=torch.full((1, 2, 3), logit), boxes2d=boxes) for logit in (-1.0, 1.0)
+    )
+    found = method.find(ours, theirs, torch.ones(1, 2, dtype=torch.bool))
+    assert len(found.boxes) == (1 if width == 20.0 else 0)  # one suppresses the other
+
+
+def test_a_teacher_of_nan_gives_a_loss_of_nan() -> None:
+    model = build_pair("PGD", "GID")
+    with torch.no_grad():
+        for parameter in model.teacher.parameters():
+            parameter.fill_(float("nan"))
+    losses = distill_losses(model, make_batch("PGD", 1))
+    assert any(bool(loss.isnan()) for loss in losses.values())

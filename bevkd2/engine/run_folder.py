@@ -1,0 +1,103 @@
+"""OUTPUT_DIR: its check, and what a run does with what an earlier one left there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from fvcore.common.config import CfgNode
+
+from bevkd2.config.node import load_plain_yaml
+
+_logger = logging.getLogger(__name__)
+
+# What a training writes, besides its log, which is added to. Other files in the folder are the user's own.
+_OF_A_TRAINING = (
+    "last_checkpoint",
+    "metrics.json",
+    "events.out.tfevents.*",
+    "model_[0-9][0-9][0-9][0-9][0-9][0-9][0-9].pth",
+    "model_final.pth",
+    "model_best.pth",
+    "model_interrupted.pth",
+)
+_BESIDE_IT = ("config.yaml", "inference")
+_EARLIER = "earlier_run_"
+
+
+def output_folder(cfg: CfgNode) -> Path:
+    """Returns OUTPUT_DIR, which need not exist yet.
+
+    Raises:
+        ValueError: it is empty, so that nothing would be saved, or a file.
+    """
+    if not cfg.OUTPUT_DIR.strip():
+        raise ValueError(
+            f"OUTPUT_DIR is {cfg.OUTPUT_DIR!r}, expected a folder: without one no checkpoint is saved; name "
+            "one, such as output/my_run (an unset shell variable gives an empty word)"
+        )
+    folder = Path(cfg.OUTPUT_DIR)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"OUTPUT_DIR is {cfg.OUTPUT_DIR!r}, which is a file; name a folder")
+    return folder
+
+
+def set_aside(folder: Path) -> None:
+    """Moves the files of an earlier training into a folder of their own, so that two runs never mix.
+
+    Args:
+        folder: OUTPUT_DIR of a training that starts anew; nothing is done where no other was there.
+    """
+    found = sorted(path for pattern in _OF_A_TRAINING for path in folder.glob(pattern))
+    if not found:
+        return
+    found += [folder / name for name in _BESIDE_IT if (folder / name).exists()]
+    numbers = [path.name.removeprefix(_EARLIER) for path in folder.glob(f"{_EARLIER}*")]
+    target = folder / f"{_EARLIER}{max(map(int, filter(str.isdecimal, numbers)), default=0) + 1}"
+    target.mkdir()
+    for path in found:
+        path.rename(target / path.name)
+    _logger.warning(
+        "OUTPUT_DIR %s held an earlier training; its files are in %s now (%s). --resume continues a "
+        "training, another OUTPUT_DIR keeps two apart",
+        folder,
+        target,
+        ", ".join(path.name for path in found),
+    )
+
+
+def log_changed_settings(cfg: CfgNode, earlier: Path) -> None:
+    """Logs every setting of a resumed training that differs from those of its earlier part.
+
+    Args:
+        cfg: the config, whose settings hold from here on.
+        earlier: the config.yaml that the earlier part wrote; nothing is logged where it is not there.
+
+    Raises:
+        ValueError: it is no YAML file.
+    """
+    if not earlier.is_file():
+        return
+    old = dict(_settings(load_plain_yaml(earlier)))
+    new = dict(_settings(yaml.safe_load(cfg.dump())))
+    changed = [
+        f"{key} {old.get(key, '(absent)')} -> {new.get(key, '(absent)')}"
+        for key in sorted({*old, *new})
+        if old.get(key, earlier) != new.get(key, earlier)
+    ]
+    if changed:
+        _logger.warning(
+            "resuming with other settings than before, which hold from here on: %s", "; ".join(changed)
+        )
+
+
+def _settings(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields every setting of a config with its whole name."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _settings(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
