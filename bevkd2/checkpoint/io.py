@@ -67,6 +67,12 @@ def load_file(path: str | Path) -> dict[str, Any]:
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
     if not isinstance(content, dict):
         raise CheckpointFileError(f"{path} holds a {type(content).__name__}, expected a dict of tensors")
+    names = content.get(_CLASSES, [])
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise CheckpointFileError(
+            f"{path}: what it has as {_CLASSES!r} is {str(names)[:40]!r}, expected a list of names, in the "
+            "order of the labels; write the file again"
+        )
     return content
 
 

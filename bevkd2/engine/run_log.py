@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import logging
 import platform
@@ -21,6 +22,24 @@ from bevkd2.errors import LOG_HANDLER
 # The engine logs as detectron2, whichever provider bevkd2.d2 has chosen.
 _LOGGERS = ("bevkd2", "detectron2", "fvcore", "iopath")
 _DATE_FORMAT = "%m/%d %H:%M:%S"
+
+
+class _LogFile(logging.FileHandler):
+    """Says once, in one line, that the file cannot be written, as on a full disk."""
+
+    _failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's name)
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._failed:
+            self._failed = True
+            sys.stderr.write(f"warning: {self.baseFilename} cannot be written: {error}\n")
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # of lines that could not be written, which was said
+            super().close()
 
 
 class _ConsoleHandler(logging.Handler):
@@ -58,7 +77,7 @@ def log_to(output_dir: str | Path, rank: int = 0) -> None:
         handler.close()
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO)
-    file = logging.FileHandler(Path(output_dir) / (f"log.txt.rank{rank}" if rank else "log.txt"))
+    file = _LogFile(Path(output_dir) / (f"log.txt.rank{rank}" if rank else "log.txt"))
     file.setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", _DATE_FORMAT))
     file.name = LOG_HANDLER
     root.addHandler(file)

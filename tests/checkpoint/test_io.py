@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import zipfile
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -133,6 +135,15 @@ def test_classes_stay_with_bare_weights(tmp_path: Path, suffix: str) -> None:
     save_file({**WEIGHTS, "classes": ["Car", "Van"]}, path)
     assert load_file(path)["classes"] == ["Car", "Van"]
     assert set(load_state(path)) == set(WEIGHTS)
+
+
+@pytest.mark.parametrize("names", ['"Car"', "5", "[1, 2]", '{"Car": 0}', "null"])
+def test_classes_that_are_no_list_of_names_are_refused(tmp_path: Path, names: str) -> None:
+    safetensors.torch.save_file({"w": torch.ones(2)}, tmp_path / "w.safetensors", {"classes": names})
+    torch.save({"model": {"w": torch.ones(2)}, "classes": json.loads(names)}, tmp_path / "w.pth")
+    for path in (tmp_path / "w.safetensors", tmp_path / "w.pth"):
+        with pytest.raises(CheckpointFileError, match=r"w\..*'classes' is .*expected a list of names"):
+            load_file(path)
 
 
 def test_numpy_numbers_are_stored_as_pythons(tmp_path: Path) -> None:

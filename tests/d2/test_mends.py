@@ -148,6 +148,18 @@ def test_best_checkpoint_survives_a_restart(toy_trainer, tmp_path):
     assert (tmp_path / "model_best.pth").stat().st_mtime_ns == saved
 
 
+def test_best_score_of_another_metric_is_not_taken_over(tmp_path, caplog):
+    checkpointer = Checkpointer(torch.nn.Linear(1, 1), str(tmp_path))
+    first, same, other = (BestCheckpointer(1, checkpointer, name) for name in ("a/x", "a/x", "a/y"))
+    first.best_metric, first.best_iter = 0.5, 3
+    same.load_state_dict(first.state_dict())
+    other.load_state_dict(first.state_dict())
+    assert (same.best_metric, other.best_metric) == (0.5, None)
+    assert "The best score so far is of a/x; that of a/y begins with the next evaluation" in caplog.text
+    other.load_state_dict({"best_metric": 0.25, "best_iter": 1})  # of 0.1
+    assert other.best_metric == 0.25
+
+
 def test_score_that_is_not_finite_is_not_saved(toy_trainer, tmp_path):
     scores = iter([0.5, float("inf"), 0.4])
     checkpointer = Checkpointer(toy_trainer.model, str(tmp_path))

@@ -17,6 +17,7 @@ from bevkd2.config import read_config
 from bevkd2.d2 import PROVIDER
 from bevkd2.engine import default_argument_parser, setup, write_config
 from bevkd2.engine.defaults import resolve_device
+from bevkd2.engine.run_log import log_to
 from tests.engine.toys import TOY_OPTIONS
 
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -82,6 +83,26 @@ def test_log_goes_to_the_last_run_alone(tmp_path: Path, capsys: pytest.CaptureFi
         assert text.count("hello") == 2 and text.count("hello too") == 1
         assert "of interest" in text and "WARNING" in text and "not of interest" not in text
     assert "hello" not in (tmp_path / "a" / "log.txt").read_text()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+def test_a_log_on_a_full_disk_says_so_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    log_to(tmp_path)
+    for _ in range(3):
+        logging.getLogger("bevkd2.x").info("hello")
+    out, err = capfd.readouterr()
+    (tmp_path / "other").mkdir()
+    log_to(tmp_path / "other")
+    assert out.count("hello") == 3
+    assert err.count("\n") == 1 and "log.txt cannot be written: [Errno 28] No space left" in err
+
+
+def test_an_empty_output_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="OUTPUT_DIR is '', expected a folder: without one no checkpoint"):
+        setup(arguments(Path("x"), "OUTPUT_DIR", ""))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_seed_is_set_everywhere(tmp_path: Path) -> None:

@@ -96,8 +96,15 @@ class BestCheckpointer(HookBase):
         """The best so far, so that a resumed run does not overwrite a better model."""
         if self.best_metric is None:
             return {}
-        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
+        return {"best_metric": self.best_metric, "best_iter": self.best_iter, "metric": self._val_metric}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what :meth:`state_dict` returned."""
+        """Restores what :meth:`state_dict` returned; the best of another metric is none of this one."""
+        metric = state_dict.get("metric", self._val_metric)  # older states do not name it
+        if metric != self._val_metric:
+            _logger.warning(
+                f"The best score so far is of {metric}; that of {self._val_metric} begins with the next "
+                "evaluation."
+            )
+            return
         self.best_metric, self.best_iter = state_dict["best_metric"], state_dict["best_iter"]
