@@ -7,6 +7,7 @@ them as RuntimeError there.
 
 from __future__ import annotations
 
+import errno
 import logging
 import traceback
 
@@ -27,6 +28,14 @@ class UserError(Exception):
 
 
 USER_ERRORS = (ValueError, KeyError, OSError, ImportError, UserError)
+
+
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def is_of_the_disk(error: BaseException | None) -> bool:
+    """Returns whether a write failed for the disk's sake: it is full or read-only."""
+    return isinstance(error, OSError) and error.errno in _OF_THE_DISK
 
 
 def message_of(error: BaseException) -> str:

@@ -8,7 +8,7 @@ import pickle
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -86,6 +86,7 @@ def save_file(content: dict[str, Any], path: str | Path) -> None:
 
     Raises:
         CheckpointFileError: another suffix.
+        OSError: it cannot be written, as where the disk is full.
         TypeError: a value that could not be read back safely; the message names its key.
     """
     path = Path(path)
@@ -95,7 +96,7 @@ def save_file(content: dict[str, Any], path: str | Path) -> None:
         replace_atomically(path, lambda file: file.write(safetensors_bytes(tensors, metadata)))
     elif path.suffix == ".pth":
         plain = _plain(content, key="")
-        replace_atomically(path, lambda file: torch.save(plain, file))
+        replace_atomically(path, lambda file: _write_pth(plain, file))
     else:
         raise CheckpointFileError(f"{path}: a checkpoint's name must end in {' or '.join(SUFFIXES)}")
 
@@ -154,6 +155,35 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     _flush_directory(path.parent)
+
+
+class _Reporting:
+    """A binary file that keeps the error of a write."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _write_pth(content: dict[str, Any], file: BinaryIO) -> None:
+    """Writes by torch.save, which raises a RuntimeError of its own where the disk is full."""
+    reporting = _Reporting(file)
+    try:
+        torch.save(content, cast(BinaryIO, reporting))
+    except RuntimeError as error:
+        if reporting.error is None:
+            raise
+        raise reporting.error from error
 
 
 def _flush_directory(directory: Path) -> None:

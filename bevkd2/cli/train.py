@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,9 +20,7 @@ from bevkd2.engine import (
     run_training,
     setup,
 )
-from bevkd2.errors import USER_ERRORS
-
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+from bevkd2.errors import USER_ERRORS, is_of_the_disk
 
 
 def run(args: argparse.Namespace) -> Mapping[str, Any]:
@@ -44,15 +41,13 @@ def run(args: argparse.Namespace) -> Mapping[str, Any]:
 def _run_training(cfg: CfgNode, trainer: DistillTrainer) -> Mapping[str, Any]:
     try:
         return run_training(cfg, trainer)
-    except OSError as error:
-        if error.errno not in _OF_THE_DISK:
+    except USER_ERRORS as error:
+        if not is_of_the_disk(error):  # what config, data and weights alone can show was refused before
             raise RuntimeError(f"the training failed at iteration {trainer.iter}: {error}") from error
         raise OSError(
             f"the training stopped at iteration {trainer.iter}: OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be "
             f"written ({error}). Its last checkpoint is whole: make room, and go on with --resume"
         ) from error
-    except USER_ERRORS as error:  # what config, data and weights alone can show was refused before
-        raise RuntimeError(f"the training failed at iteration {trainer.iter}: {error}") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

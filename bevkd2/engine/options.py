@@ -19,7 +19,7 @@ class ConfigArgumentParser(argparse.ArgumentParser):
     a key is its value, whatever it looks like; KEY=VALUE is read too.
     """
 
-    def parse_known_args(  # type: ignore[override]  (its overloads)
+    def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         """Parses the command line; see argparse."""

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import resource
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -135,6 +136,21 @@ def test_classes_stay_with_bare_weights(tmp_path: Path, suffix: str) -> None:
     save_file({**WEIGHTS, "classes": ["Car", "Van"]}, path)
     assert load_file(path)["classes"] == ["Car", "Van"]
     assert set(load_state(path)) == set(WEIGHTS)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_write_that_fails_leaves_the_old_file_and_says_why(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"weights{suffix}"
+    save_file(WEIGHTS, path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_file({"w": torch.zeros(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+    assert load_file(path).keys() == WEIGHTS.keys()
 
 
 @pytest.mark.parametrize("names", ['"Car"', "5", "[1, 2]", '{"Car": 0}', "null"])

@@ -14,6 +14,7 @@ import torch
 
 from bevkd2.d2.embedded import comm
 from bevkd2.d2.embedded.events import EventStorage, get_event_storage
+from bevkd2.errors import is_of_the_disk
 
 _logger = logging.getLogger("detectron2.engine.train_loop")
 
@@ -175,7 +176,7 @@ class TrainerBase:
 
 
 def _log_failure(exc_type: type[BaseException] | None, exc: BaseException | None, traceback: Any) -> None:
-    if exc_type is not None and issubclass(exc_type, Exception):
+    if exc_type is not None and issubclass(exc_type, Exception) and not is_of_the_disk(exc):
         _logger.error("Exception during training:", exc_info=exc)
 
 
