@@ -157,7 +157,7 @@ class DistillTrainer(SimpleTrainer):
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
         # Where the scaler skips the first step, torch's schedulers would warn of a wrong order of calls.
-        self.optimizer._opt_called = True  # type: ignore[attr-defined]
+        self.optimizer._opt_called = True
         self._write_metrics(losses, data_time)
         for name, value in to_log.items():
             self.storage.put_scalar(name, value.item())
