@@ -1,7 +1,11 @@
+import logging
 import re
 
+import cv2
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.io import encode_png
 
 from bevkd2.data.image_files import png_size, read_image
@@ -34,6 +38,31 @@ def test_reads_png_to_the_bit(tmp_path, pixels):
     assert torch.equal(read(path, (11, 29)), pixels)
     path.write_bytes(png_bytes(pixels[:1]))
     assert torch.equal(read(path, (11, 29)), pixels[:1].expand(3, -1, -1))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_of_16_bits_the_high_byte_is_read(tmp_path, pixels, channels):
+    path = tmp_path / "a.png"
+    wide = pixels[:channels].numpy().transpose(1, 2, 0).astype(np.uint16) * 256 + 201
+    path.write_bytes(cv2.imencode(".png", wide[..., ::-1])[1].tobytes())
+    image = read(path, (11, 29))
+    assert image.dtype is torch.uint8 and torch.equal(image, pixels[:channels].expand(3, -1, -1))
+
+
+def test_16_bits_that_are_nearly_black_are_told_once(tmp_path, caplog):
+    path = tmp_path / "a.png"
+    path.write_bytes(cv2.imencode(".png", np.full((11, 29), 0xFFF, dtype=np.uint16))[1].tobytes())
+    with caplog.at_level(logging.WARNING):
+        assert (read(path, (11, 29)) == 15).all() and (read(path, (11, 29)) == 15).all()
+    assert caplog.text.count("a.png has 16 bits a channel") == 1 and "it is 15 at most" in caplog.text
+
+
+def test_an_animation_is_refused(tmp_path):
+    path = tmp_path / "a.png"
+    frames = [Image.fromarray(np.full((11, 29), grey, dtype=np.uint8)) for grey in (0, 100, 200)]
+    frames[0].save(path, format="GIF", save_all=True, append_images=frames[1:])
+    with pytest.raises(ValueError, match=r"a\.png of sample 'the-token' is an animation of 3 pictures"):
+        read(path, (11, 29))
 
 
 @pytest.mark.parametrize("keep", [0, 1, 50, 0.5, -2])
