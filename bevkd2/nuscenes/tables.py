@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
 from typing import Any
 
 from bevkd2.nuscenes.devkit import NuScenes, create_splits_scenes
+from bevkd2.nuscenes.json_files import is_vector, read_json
 from bevkd2.nuscenes.layout import check_version
 
 # The devkit scores an official split only with a version that ends like this
@@ -22,6 +21,52 @@ _OFFICIAL_VERSION_SUFFIX = {
     "test": "test",
 }
 
+_NUMBER = (int, float)
+# The fields that are read of each table, by bevkd2 and by the devkit for it, and their types.
+_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "category": {"token": str, "name": str},
+    "attribute": {"token": str, "name": str},
+    "visibility": {"token": str},
+    "instance": {"token": str, "category_token": str},
+    "sensor": {"token": str, "channel": str, "modality": str},
+    "calibrated_sensor": {
+        "token": str,
+        "sensor_token": str,
+        "translation": list,
+        "rotation": list,
+        "camera_intrinsic": list,
+    },
+    "ego_pose": {"token": str, "translation": list, "rotation": list},
+    "log": {"token": str},
+    "scene": {"token": str, "name": str, "first_sample_token": str, "last_sample_token": str},
+    "sample": {"token": str, "timestamp": _NUMBER, "scene_token": str, "next": str},
+    "sample_data": {
+        "token": str,
+        "sample_token": str,
+        "ego_pose_token": str,
+        "calibrated_sensor_token": str,
+        "is_key_frame": (bool, int),
+        "height": int,
+        "width": int,
+        "filename": str,
+    },
+    "sample_annotation": {
+        "token": str,
+        "sample_token": str,
+        "instance_token": str,
+        "visibility_token": str,
+        "attribute_tokens": list,
+        "translation": list,
+        "size": list,
+        "rotation": list,
+        "num_lidar_pts": int,
+        "num_radar_pts": int,
+        "prev": str,
+        "next": str,
+    },
+}
+_SPLITS_EXPECTED = 'expected {"name of the split": ["name of a scene", ...], ...}'
+
 
 class DanglingTokenError(KeyError):
     """A table refers to a record that is not there."""
@@ -31,7 +76,10 @@ class DanglingTokenError(KeyError):
 
 
 class NuScenesTables(NuScenes):
-    """``nuscenes.NuScenes``, quiet, whose errors name the table, the record and the token."""
+    """``nuscenes.NuScenes``, quiet, whose errors name the table, the record and the token.
+
+    The devkit's maps, lidarseg and panoptic labels are not read: detection does without them.
+    """
 
     def __init__(self, root: str | Path, version: str) -> None:
         """Reads all tables.
@@ -42,36 +90,35 @@ class NuScenesTables(NuScenes):
 
         Raises:
             FileNotFoundError: the root, the version or a table does not exist.
-            ValueError: a table is no JSON.
+            ValueError: a table is no JSON, or a record lacks a field or has one of another type.
             DanglingTokenError: a table refers to a record that another table lacks.
         """
         check_version(root, version)
-        try:
-            super().__init__(version=version, dataroot=str(root), verbose=False)
-        except DanglingTokenError:
-            raise
-        except KeyError as error:
-            # What the devkit looks up by itself: the map of every log, and the fields of every record.
-            raise DanglingTokenError(
-                f"{self.table_root}: {error.args[0]!r} is missing: it is a log that log_tokens of no record "
-                "in map.json lists, or a field that records of a table lack; the metadata are damaged, "
-                "unpack them again"
-            ) from error
+        # Not the devkit's constructor, which fails without the images of the maps.
+        self.version, self.dataroot, self.verbose = version, str(root), False
+        self.table_names = [*_FIELDS, "map"]
+        for name in _FIELDS:
+            setattr(self, name, self.__load_table__(name))
+        logs = [record["token"] for record in self.log]
+        self.map = [{"token": "", "log_tokens": logs}]  # the devkit looks for the map of every log
+        self.__make_reverse_index__(verbose=False)
 
     def __load_table__(self, table_name: str) -> list[dict[str, Any]]:
         path = Path(self.table_root) / f"{table_name}.json"
-        try:
-            rows: list[dict[str, Any]] = json.loads(path.read_text())
-            return rows
-        except FileNotFoundError as error:
+        if not path.is_file():
             raise FileNotFoundError(
                 f"{path} does not exist: version {self.version} of the dataset is incomplete; unpack its "
                 "metadata again"
-            ) from error
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path} is no valid JSON ({error}); it is cut off or damaged, unpack it again"
-            ) from error
+            )
+        rows = read_json(path, "unpack the metadata again")
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise ValueError(f"{path} holds no list of records (JSON objects); unpack the metadata again")
+        fields = list(_FIELDS[table_name].items())
+        for row in rows:
+            for field, kind in fields:
+                if not isinstance(row.get(field), kind):
+                    raise ValueError(_wrong_field(path, row, field, kind))
+        return rows
 
     def getind(self, table_name: str, token: str) -> int:
         """Returns the index of a record in its table.
@@ -105,10 +152,28 @@ class NuScenesTables(NuScenes):
         return "the caller"
 
 
+def _wrong_field(path: Path, row: dict[str, Any], field: str, kind: type | tuple[type, ...]) -> str:
+    name = "number" if isinstance(kind, tuple) else kind.__name__
+    found = f"is {row[field]!r}, expected a {name}" if field in row else "is missing"
+    return f"{path}, record {row.get('token')!r}: {field} {found}; unpack the metadata again"
+
+
 def custom_splits(root: str | Path, version: str) -> dict[str, list[str]]:
-    """Returns the splits of a version's ``splits.json``, name to scene names; empty without the file."""
+    """Returns the splits of a version's ``splits.json``, name to scene names; empty without the file.
+
+    Raises:
+        ValueError: the file is no JSON, or not an object of lists of names.
+    """
     path = Path(root) / version / "splits.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    splits = read_json(path, f"mend it, {_SPLITS_EXPECTED}")
+    if not isinstance(splits, dict):
+        raise ValueError(f"{path} holds a {type(splits).__name__}, {_SPLITS_EXPECTED}")
+    for name, members in splits.items():
+        if not isinstance(members, list) or not all(isinstance(scene, str) for scene in members):
+            raise ValueError(f"{path}: split {name!r} is {members!r}, {_SPLITS_EXPECTED}")
+    return splits
 
 
 def available_splits(nusc: NuScenes) -> dict[str, list[str]]:
@@ -170,30 +235,36 @@ def scenes_of_split(nusc: NuScenes, split: str) -> list[str]:
 
 
 def check_annotation(annotation: dict[str, Any]) -> None:
-    """Checks the numbers of a record of sample_annotation.
+    """Checks the values of a record of sample_annotation.
 
     Args:
         annotation: the record.
 
     Raises:
-        ValueError: a number is not finite or a size not positive; names the token and the field.
+        ValueError: a number is not finite, a size not positive, a number of points not whole, or there are
+            several attributes; names the token and the field.
     """
-    for field in ("translation", "size", "rotation"):
-        if not all(math.isfinite(value) for value in annotation[field]):
+    tokens = annotation["attribute_tokens"]
+    expected = {
+        "translation": (is_vector(annotation["translation"], 3), "three finite numbers"),
+        "size": (
+            is_vector(annotation["size"], 3) and min(annotation["size"]) > 0,
+            "positive width, length and height in metres",
+        ),
+        "rotation": (_is_rotation(annotation["rotation"]), "a quaternion of length 1"),
+        "num_lidar_pts": (_is_count(annotation["num_lidar_pts"]), "a whole number"),
+        "num_radar_pts": (_is_count(annotation["num_radar_pts"]), "a whole number"),
+        "attribute_tokens": (
+            isinstance(tokens, list) and len(tokens) < 2,
+            "a list of one token or none: the official evaluation refuses more",
+        ),
+    }
+    for field, (fits, what) in expected.items():
+        if not fits:
             raise ValueError(
-                f"sample_annotation {annotation['token']!r} (sample {annotation['sample_token']!r}): "
-                f"{field} is {annotation[field]}, expected finite numbers; mend or remove the record"
+                f"sample_annotation {annotation['token']!r} (sample {annotation['sample_token']!r}): {field} "
+                f"is {annotation[field]}, expected {what}; mend or remove the record"
             )
-    if not any(annotation["rotation"]):
-        raise ValueError(
-            f"sample_annotation {annotation['token']!r} (sample {annotation['sample_token']!r}): rotation is "
-            f"{annotation['rotation']}, expected a quaternion of length 1; mend or remove the record"
-        )
-    if min(annotation["size"]) <= 0:
-        raise ValueError(
-            f"sample_annotation {annotation['token']!r} (sample {annotation['sample_token']!r}): size is "
-            f"{annotation['size']}, expected positive width, length and height in metres"
-        )
 
 
 def check_pose(table: str, record: dict[str, Any]) -> None:
@@ -206,9 +277,9 @@ def check_pose(table: str, record: dict[str, Any]) -> None:
     Raises:
         ValueError: a number is not finite or the quaternion of length zero; names table, token and field.
     """
-    for field in ("translation", "rotation"):
-        finite = all(math.isfinite(value) for value in record[field])
-        if not finite or (field == "rotation" and not any(record[field])):
+    fits = {"translation": is_vector(record["translation"], 3), "rotation": _is_rotation(record["rotation"])}
+    for field, fit in fits.items():
+        if not fit:
             raise ValueError(
                 f"{table} {record['token']!r}: {field} is {record[field]}, expected finite numbers, of a "
                 "rotation a quaternion of length 1; the metadata are damaged, unpack them again"
@@ -226,8 +297,16 @@ def check_intrinsics(calibration: dict[str, Any], camera: str) -> None:
         ValueError: its intrinsics are not 3 x 3 finite numbers.
     """
     rows = calibration["camera_intrinsic"]
-    if [len(row) for row in rows] != [3, 3, 3] or not all(math.isfinite(v) for row in rows for v in row):
+    if not (isinstance(rows, list) and len(rows) == 3 and all(is_vector(row, 3) for row in rows)):
         raise ValueError(
             f"calibrated_sensor {calibration['token']!r} of {camera}: camera_intrinsic is {rows}, expected "
             "3 x 3 finite numbers; mend the record, or set INPUT.CAMERAS to channels that are cameras"
         )
+
+
+def _is_rotation(value: Any) -> bool:
+    return is_vector(value, 4) and any(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -7,6 +8,7 @@ from bevkd2.nuscenes.tables import (
     NuScenesTables,
     available_splits,
     check_annotation,
+    custom_splits,
     scenes_of_split,
 )
 from tests.data.nuscenes_fixture import VERSION, FixtureWorld
@@ -87,12 +89,35 @@ def test_dangling_token_names_both_tables(tmp_path, table, field, target):
         assert part in str(error.value)
 
 
-def test_log_without_map_is_named(tmp_path):
-    world = FixtureWorld(tmp_path, scenes=1, frames=1)
-    world.tables["map"][0]["log_tokens"] = []
-    world.write()
-    with pytest.raises(DanglingTokenError, match=r"'log' is missing: .* map\.json"):
-        NuScenesTables(tmp_path, VERSION)
+@pytest.mark.parametrize("table", ["[]", "[", None])
+def test_maps_are_not_needed(tmp_path, table):
+    """Nor are lidarseg's labels, whose table may lie beside the others."""
+    FixtureWorld(tmp_path, scenes=1, frames=1)
+    shutil.rmtree(tmp_path / "maps")
+    path = tmp_path / VERSION / "map.json"
+    path.write_text(table) if table else path.unlink()
+    (tmp_path / VERSION / "lidarseg.json").write_text("[]")
+    assert len(NuScenesTables(tmp_path, VERSION).sample) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"first": ["scene-00', "is no valid JSON"),
+        ("", r"is no valid JSON .*; 0 bytes\)"),
+        ('\ufeff{"first": []}', "is no valid JSON .*BOM"),
+        ('["scene-0001"]', "holds a list, expected"),
+        ('{"first": "scene-0001"}', "split 'first' is 'scene-0001', expected"),
+        ('{"first": {"scene-0001": 1}}', "split 'first' is {.*}, expected"),
+        ('{"first": [1]}', r"split 'first' is \[1\], expected"),
+        ('{"first": null}', "split 'first' is None, expected"),
+    ],
+)
+def test_damaged_splits_are_named(tmp_path, content, message):
+    (tmp_path / VERSION).mkdir()
+    (tmp_path / VERSION / "splits.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"splits\.json.* {message}"):
+        custom_splits(tmp_path, VERSION)
 
 
 def test_damaged_and_missing_tables_are_named(tmp_path):
@@ -108,12 +133,45 @@ def test_damaged_and_missing_tables_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("table", "change", "message"),
+    [
+        ("sample", lambda row: row.pop("next"), "record 's0f0': next is missing"),
+        ("sample", lambda row: row.update(timestamp="1"), "timestamp is '1', expected a number"),
+        ("sample_data", lambda row: row.update(height=None), "height is None, expected a int"),
+        ("sample_annotation", lambda row: row.pop("size"), "record 's0f0-a0': size is missing"),
+        ("log", lambda row: row.pop("token"), "record None: token is missing"),
+    ],
+)
+def test_fields_that_are_missing_or_of_another_type_are_named(tmp_path, table, change, message):
+    world = FixtureWorld(tmp_path, scenes=1, frames=1)
+    change(world.tables[table][0])
+    world.write()
+    with pytest.raises(
+        ValueError, match=rf"{table}\.json, {'.*' if 'record' not in message else ''}{message}"
+    ):
+        NuScenesTables(tmp_path, VERSION)
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", "null"])
+def test_a_table_that_is_no_list_of_records_is_named(tmp_path, content):
+    FixtureWorld(tmp_path, scenes=1, frames=1)
+    (tmp_path / VERSION / "log.json").write_text(content)
+    with pytest.raises(ValueError, match=r"log\.json holds no list of records"):
+        NuScenesTables(tmp_path, VERSION)
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
     [
         ("translation", [0, float("nan"), 0]),
         ("rotation", [float("inf"), 0, 0, 0]),
         ("rotation", [0, 0, 0, 0]),
         ("size", [1, 0, 1]),
+        ("size", [1, 1]),
+        ("size", [1, 1, 10**400]),
+        ("translation", [0, None, 0]),
+        ("num_lidar_pts", -1),
+        ("attribute_tokens", ["a", "b"]),
     ],
 )
 def test_impossible_boxes_are_named(fixture_world, field, value):

@@ -5,17 +5,25 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bevkd2.nuscenes.devkit import NuScenesCanBus
+from bevkd2.nuscenes.json_files import is_finite, is_vector, read_json
 from bevkd2.structures import quaternion_to_matrix, quaternion_yaw
 
 Array = npt.NDArray[np.float64]
 
 CAN_BUS_SIZE = 18
 _MOTION = slice(7, 16)  # acceleration, rotation rate, velocity: what the CAN bus knows better than poses do
+
+_SHOWN = 60  # characters of a value in a message
+_REMEDY = (
+    "unpack the CAN bus expansion again, or remove the file: the motion of the scene then comes from its ego "
+    "poses"
+)
 
 
 class CanBus:
@@ -33,7 +41,7 @@ class CanBus:
         if self._api is None or not re.fullmatch(r"scene-\d{4}", scene_name):
             return False
         listed = int(scene_name[-4:]) in self._api.can_blacklist
-        return not listed and (Path(self._api.can_dir) / f"{scene_name}_pose.json").is_file()
+        return not listed and self._file(scene_name).is_file()
 
     def motion(self, scene_name: str, timestamps: Array) -> Array:
         """Returns acceleration, rotation rate and velocity at the given times.
@@ -45,13 +53,51 @@ class CanBus:
         Returns:
             (F, 9): per time those of the last pose message at or before it (of the first, if there is none
             before).
+
+        Raises:
+            ValueError: the file of the scene is damaged.
         """
-        assert self._api is not None
-        messages = self._api.get_messages(scene_name, "pose", print_warnings=False)
+        messages = _pose_messages(self._file(scene_name))
         times = np.array([message["utime"] for message in messages])
         rows = np.array([[*m["accel"], *m["rotation_rate"], *m["vel"]] for m in messages], dtype=np.float64)
-        nearest: Array = rows[np.maximum(np.searchsorted(times, timestamps, side="right") - 1, 0)]
+        order = np.argsort(times, kind="stable")
+        places = np.maximum(np.searchsorted(times[order], timestamps, side="right") - 1, 0)
+        nearest: Array = rows[order[places]]
         return nearest
+
+    def _file(self, scene_name: str) -> Path:
+        assert self._api is not None
+        return Path(self._api.can_dir) / f"{scene_name}_pose.json"
+
+
+def _pose_messages(path: Path) -> list[dict[str, Any]]:
+    """Returns the pose messages of a scene.
+
+    Raises:
+        ValueError: the file is no list of one message or more, or a message lacks a number.
+    """
+    messages = read_json(path, _REMEDY)
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"{path} holds {_shortened(messages)}, expected a list of pose messages; {_REMEDY}")
+    for place, message in enumerate(messages):
+        fields = message if isinstance(message, dict) else {}
+        if not is_finite(fields.get("utime")):
+            raise ValueError(
+                f"{path}, message {place}: {_shortened(message)} has no number utime (in microseconds); "
+                f"{_REMEDY}"
+            )
+        for name in ("accel", "rotation_rate", "vel"):
+            if not is_vector(fields.get(name), 3):
+                raise ValueError(
+                    f"{path}, message {place} (utime {fields['utime']}): {name} is "
+                    f"{_shortened(fields.get(name))}, expected three finite numbers; {_REMEDY}"
+                )
+    return messages
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
 
 
 def can_bus_vectors(translations: Array, rotations: Array, motion: Array) -> Array:

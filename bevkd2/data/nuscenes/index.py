@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 from iopath.common.file_io import file_lock
 
+from bevkd2.nuscenes.json_files import file_states
 from bevkd2.structures import Boxes3D, lidar2img_matrix, scale_intrinsics
 
 logger = logging.getLogger(__name__)
@@ -203,8 +204,9 @@ def cached_index(
 ) -> NuScenesIndex:
     """Reads the index of a split from the cache, or builds and stores it.
 
-    A stored index counts only while version, split, cameras and the size and time of every table are those
-    that it was built from. Of several processes that ask at the same time, one builds.
+    A stored index counts only while version, split, cameras, and the size and time of every table and of the
+    CAN bus' pose files are those that it was built from. Of several processes that ask at the same time, one
+    builds.
 
     Args:
         root: the dataset's root.
@@ -240,15 +242,14 @@ def _file_name(version: str, split: str, cameras: Sequence[str]) -> str:
 
 def _cache_key(root: str | Path, version: str, split: str, cameras: Sequence[str]) -> dict[str, Any]:
     """Returns what an index depends on, as JSON values."""
-    files = sorted((Path(root) / version).glob("*.json"))
-    can_bus = Path(root) / "can_bus"
+    can_bus = file_states(Path(root) / "can_bus", "*_pose.json")
     return {
         "format": _FORMAT,
         "version": version,
         "split": split,
         "cameras": list(cameras),
-        "tables": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
-        "can_bus": can_bus.stat().st_mtime_ns if can_bus.is_dir() else None,
+        "tables": file_states(Path(root) / version, "*.json"),
+        "can_bus": _short_hash(json.dumps(can_bus)) if can_bus else None,  # a thousand files
     }
 
 
@@ -258,7 +259,7 @@ def _read(path: Path, root: str, key: dict[str, Any]) -> NuScenesIndex | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             if json.loads(str(file["header"])) != key:
-                logger.info("the tables changed since %s was built: building it again", path)
+                logger.info("tables or CAN bus changed since %s was built: building it again", path)
                 return None
             arrays = {name: file[name] for name in _ARRAYS}
     except _DAMAGE as error:

@@ -1,3 +1,4 @@
+import json
 import logging
 import math
 
@@ -130,6 +131,54 @@ def test_can_bus_from_the_expansion(tmp_path, caplog):
     np.testing.assert_allclose(index.can_bus[:3, 13], [5, 6, 7])
     np.testing.assert_allclose(index.can_bus[:, :3], index.ego2global[:, :3, 3])
     assert (index.can_bus[3:, 9] == 0).all()
+
+
+POSE = {"utime": 1_000_000_000, "accel": [0, 0, 9.8], "rotation_rate": [0, 0, 0], "vel": [5, 0, 0]}
+
+
+@pytest.fixture(scope="module")
+def can_bus_world(tmp_path_factory):
+    world = FixtureWorld(tmp_path_factory.mktemp("can_bus"), scenes=1, frames=2)
+    (world.root / "can_bus").mkdir()
+    return world
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", r"is no valid JSON .*; 0 bytes\)"),
+        (json.dumps([POSE])[:40], "is no valid JSON"),
+        ("[]", r"holds \[\], expected a list of pose messages"),
+        (json.dumps(POSE), "holds {.*, expected a list of pose messages"),
+        ("[5]", "message 0: 5 has no number utime"),
+        (json.dumps([{**POSE, "utime": None}]), "message 0: .* has no number utime"),
+        (json.dumps([POSE, {**POSE, "vel": None}]), r"message 1 \(utime 1000000000\): vel is None"),
+        (json.dumps([{**POSE, "accel": [0, 1]}]), r"accel is \[0, 1\], expected three finite numbers"),
+        (json.dumps([{**POSE, "vel": [math.nan, 0, 0]}]), r"vel is \[nan, 0, 0\], expected three finite"),
+        (json.dumps([{k: v for k, v in POSE.items() if k != "rotation_rate"}]), "rotation_rate is None"),
+    ],
+)
+def test_a_damaged_pose_file_is_named(can_bus_world, content, message):
+    (can_bus_world.root / "can_bus" / "scene-0001_pose.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"can_bus/scene-0001_pose\.json.*{message}.*or remove the file"):
+        load_nuscenes(can_bus_world.root, VERSION, "first")
+
+
+def test_a_pose_file_that_was_edited_is_read_again(can_bus_world):
+    path = can_bus_world.root / "can_bus" / "scene-0001_pose.json"
+    for speed in (5, 9):
+        path.write_text(json.dumps([{**POSE, "vel": [speed, 0, 0]}]))
+        index = load_nuscenes(can_bus_world.root, VERSION, "first")
+        assert index.can_bus[:, 13].tolist() == [speed] * 2
+    path.unlink()
+    assert not load_nuscenes(can_bus_world.root, VERSION, "first").from_can_bus.any()
+
+
+def test_pose_messages_in_any_order(can_bus_world):
+    late = {**POSE, "utime": POSE["utime"] + 500_000, "vel": [7, 0, 0]}
+    path = can_bus_world.root / "can_bus" / "scene-0001_pose.json"
+    path.write_text(json.dumps([late, POSE]))
+    assert load_nuscenes(can_bus_world.root, VERSION, "first").can_bus[:, 13].tolist() == [5, 7]
 
 
 def test_blacklisted_scene_falls_back_to_poses(tmp_path):
