@@ -10,7 +10,8 @@ other frame may.
 
 JSON: AP_R40, AP_R11 and AOS_R40, each keyed class/metric/difficulty (metrics bbox, bev, 3d). Classes without
 a detection are in none of them, their keys are listed in not_evaluated; a score that is not defined (0 / 0)
-is null. AOS_R40 is empty where a detection has alpha -10.
+is null. AOS_R40 is empty where a detection has alpha -10. objects, keyed class/difficulty, says how many
+objects are labelled, how many of them count, and why the others do not.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bevkd2.cli.paths import path_to_write
-from bevkd2.kitti.ap import kitti_scores, to_json, to_table
+from bevkd2.kitti.ap import kitti_scores, to_json, to_object_table, to_table, why_zero
 from bevkd2.kitti.files import find_frames, read_frame_list
 
 
@@ -55,7 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
     scores = kitti_scores(*frames.read())
-    print(f"{scores.images} images, percent\n{to_table(scores)}")
+    print(f"{scores.images} images, percent\n{to_table(scores)}\n")
+    print("objects and detections that count (others may have several reasons not to)")
+    print(to_object_table(scores))
+    for sentence in why_zero(scores):
+        print(f"warning: {sentence}", file=sys.stderr)
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(to_json(scores), indent=1, allow_nan=False) + "\n")

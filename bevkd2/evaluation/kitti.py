@@ -15,7 +15,7 @@ import torch
 from tabulate import tabulate
 
 from bevkd2.d2 import DatasetEvaluator, comm
-from bevkd2.evaluation.check_detections import check_finite, check_labels
+from bevkd2.evaluation.check_detections import check_detections
 from bevkd2.kitti.ap import (
     CLASSES,
     DIFFICULTIES,
@@ -25,7 +25,9 @@ from bevkd2.kitti.ap import (
     ap_by_distance,
     kitti_scores,
     to_json,
+    to_object_table,
     to_table,
+    why_zero,
 )
 from bevkd2.kitti.files import KittiFrames, has_labels, read_frame_list, split_folder
 from bevkd2.kitti.labels import KittiObjects, write_detections
@@ -103,14 +105,18 @@ class KittiEvaluator(DatasetEvaluator):
         self._write_scores(scores, by_distance)
         logger.info(
             "KITTI score of %s (%d images, %d boxes, %.1f s), percent:\n%s\n"
-            "by distance, AP|R40 moderate:\n%s",
+            "by distance, AP|R40 moderate:\n%s\n"
+            "objects and detections that count (others may have several reasons not to):\n%s",
             self._split,
             len(names),
             sum(map(len, written)),
             time.perf_counter() - started,
             to_table(scores),
             _distance_table(by_distance),
+            to_object_table(scores),
         )
+        for sentence in why_zero(scores):
+            logger.warning("KITTI score of %s: %s", self._split, sentence)
         return OrderedDict(bbox=_flat(scores, self._classes))
 
     def _check_frames(self, names: Sequence[str], processed: set[str]) -> None:
@@ -153,13 +159,11 @@ def to_kitti(sample: Mapping[str, Any], found: Mapping[str, Any], classes: Seque
         K or fewer objects, truncated and occluded unknown (-1), in the order of ``found``.
 
     Raises:
-        ValueError: a box or score is not finite, or a label is none of the classes; names the image.
+        ValueError: detections that cannot be, see ``check_detections``; names the image.
     """
     boxes = CameraBoxes3D(found["boxes"].tensor.detach().cpu().double()[:, :7])
     scores, labels = found["scores"].detach().cpu().double().numpy(), found["labels"].cpu().numpy()
-    where = f"image {sample['image_id']!r}"
-    check_finite(boxes, scores, where)
-    check_labels(labels, len(classes), where)
+    check_detections(boxes, scores, labels, len(classes), f"image {sample['image_id']!r}")
     to_original = torch.eye(4, dtype=torch.float64)
     to_original[:3, :3] = torch.as_tensor(sample["image_to_original"]).double()
     cam2img = to_original @ torch.as_tensor(sample["cam2img"]).cpu().double()

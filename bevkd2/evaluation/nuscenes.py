@@ -18,7 +18,7 @@ import numpy as np
 from tabulate import tabulate
 
 from bevkd2.d2 import DatasetEvaluator, comm
-from bevkd2.evaluation.check_detections import check_finite, check_labels
+from bevkd2.evaluation.check_detections import check_detections
 from bevkd2.evaluation.nuscenes_results import SampleDetections, write_results
 from bevkd2.nuscenes.devkit import (
     TP_METRICS,
@@ -28,6 +28,7 @@ from bevkd2.nuscenes.devkit import (
     category_to_detection_name,
     config_factory,
 )
+from bevkd2.nuscenes.json_files import file_states
 from bevkd2.nuscenes.layout import CLASS_NAMES
 from bevkd2.nuscenes.tables import NuScenesTables, scenes_of_split
 
@@ -67,7 +68,7 @@ class NuScenesScorer:
             As ``NuScenesEvaluator.evaluate`` on the main process.
 
         Raises:
-            ValueError: samples of the split are missing or foreign, or detections are not finite.
+            ValueError: samples of the split are missing or foreign, or detections cannot be.
         """
         started = time.perf_counter()
         tables = read_tables(self._root, self._version)
@@ -161,14 +162,14 @@ class NuScenesEvaluator(DatasetEvaluator):
             outputs: for each of them boxes (Boxes3D in LIDAR_TOP), scores (K,) and labels (K,).
 
         Raises:
-            ValueError: detections are not finite, or a label is none of the classes; names the sample.
+            ValueError: detections that cannot be, see ``check_detections``; names the sample.
         """
         for sample, found in zip(inputs, outputs, strict=True):
-            boxes, where = found["boxes"].to("cpu"), f"sample {sample['sample_token']!r}"
+            boxes = found["boxes"].to("cpu")
             scores = found["scores"].detach().cpu().double().numpy()
             labels = found["labels"].cpu().numpy()
-            check_finite(boxes, scores, where)
-            check_labels(labels, len(CLASS_NAMES), where)
+            where = f"sample {sample['sample_token']!r}"
+            check_detections(boxes, scores, labels, len(CLASS_NAMES), where)
             self._detections[sample["sample_token"]] = SampleDetections(
                 boxes=boxes,
                 scores=scores,
@@ -213,17 +214,13 @@ def filtered_boxes(
 
 def read_tables(root: str, version: str) -> NuScenesTables:
     """Returns the tables of a data set, read once in a process as long as the files do not change."""
-    return _tables(root, version, _newest_change(root, version))
+    return _tables(root, version, str(file_states(Path(root) / version, "*.json")))
 
 
 @functools.lru_cache(maxsize=1)
-def _tables(root: str, version: str, _change: int) -> NuScenesTables:
-    """Returns the tables, read once in a process; ``_change`` tells states of the files apart."""
+def _tables(root: str, version: str, _states: str) -> NuScenesTables:
+    """Returns the tables, read once in a process; ``_states`` tells states of the files apart."""
     return NuScenesTables(root, version)
-
-
-def _newest_change(root: str, version: str) -> int:
-    return max((path.stat().st_mtime_ns for path in (Path(root) / version).glob("*.json")), default=0)
 
 
 def no_match(config: DetectionConfig) -> DetectionMetrics:

@@ -10,9 +10,9 @@ import numpy as np
 
 from bevkd2.d2 import DatasetEvaluator, comm
 from bevkd2.evaluation.camera_merge import CameraDetections, MergeRule, merge_cameras
-from bevkd2.evaluation.check_detections import check_finite, check_labels
+from bevkd2.evaluation.check_detections import check_detections, check_range
 from bevkd2.evaluation.nuscenes import NuScenesScorer
-from bevkd2.nuscenes.layout import layout_labels
+from bevkd2.nuscenes.layout import NO_ATTRIBUTE, layout_labels
 
 
 class NuScenesMonoEvaluator(DatasetEvaluator):
@@ -65,7 +65,8 @@ class NuScenesMonoEvaluator(DatasetEvaluator):
                 predicts them attributes (K,), 0 to 8.
 
         Raises:
-            ValueError: detections are not finite, or a label is none of the classes; names the image.
+            ValueError: detections that cannot be, see ``check_detections``, or an attribute that cannot;
+                names the image.
         """
         for sample, found in zip(inputs, outputs, strict=True):
             key = (sample["sample_token"], sample["camera"])
@@ -98,14 +99,16 @@ class NuScenesMonoEvaluator(DatasetEvaluator):
         scores = found["scores"].detach().cpu().double().numpy()
         labels = found["labels"].cpu().numpy()
         where = f"image {sample['image_id']!r}"
-        check_finite(boxes, scores, where)
-        check_labels(labels, len(self._layout_labels), where)
-        attributes = found.get("attributes")
+        check_detections(boxes, scores, labels, len(self._layout_labels), where)
+        predicted = found.get("attributes")
+        attributes = None if predicted is None else predicted.cpu().numpy()
+        if attributes is not None:
+            check_range(attributes, NO_ATTRIBUTE + 1, where, "attribute", "nuScenes has eight, and none")
         return CameraDetections(
             boxes=boxes,
             scores=scores,
             labels=self._layout_labels[labels],
-            attributes=None if attributes is None else attributes.cpu().numpy(),
+            attributes=attributes,
             cam2global=np.asarray(sample["cam2global"], dtype=np.float64),
             ego2global=np.asarray(sample["ego2global"], dtype=np.float64),
         )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bevkd2.evaluation.check_detections import check_finite
+from bevkd2.evaluation.check_detections import check_detections
 from bevkd2.nuscenes.layout import ATTRIBUTE_NAMES, CLASS_NAMES, NO_ATTRIBUTE
 from bevkd2.structures import Boxes3D, to_global
 
@@ -120,9 +120,10 @@ def sample_results(
         At most MAX_BOXES dicts, best score first.
 
     Raises:
-        ValueError: a box or score is not finite; names the sample.
+        ValueError: detections that cannot be, see ``check_detections``; names the sample.
     """
-    check_finite(detections.boxes, detections.scores, f"sample {sample_token!r}")
+    where = f"sample {sample_token!r}"
+    check_detections(detections.boxes, detections.scores, detections.labels, len(CLASS_NAMES), where)
     boxes = to_global(detections.boxes, detections.lidar2global)
     distances = np.linalg.norm(boxes.translation[:, :2] - detections.ego2global[:2, 3], axis=1)
     attributes = _attribute_names(detections, np.linalg.norm(boxes.velocity, axis=1))

@@ -9,6 +9,7 @@ orientation similarity off for all.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,9 @@ MIN_OVERLAPS: Mapping[str, tuple[float, float, float]] = MappingProxyType(
 )
 """By class, for METRICS: the intersection over union that a match must exceed."""
 
+# By difficulty, as in csrc/kitti_eval/objects.h: an object counts where its box in the image is higher (in
+# pixels), and it is neither more occluded nor more truncated.
+_LIMITS = {"easy": (40, 0, 0.15), "moderate": (25, 1, 0.30), "hard": (25, 2, 0.50)}
 _TYPES = {"car": "Car", "pedestrian": "Pedestrian", "cyclist": "Cyclist"}
 # What resembles a class is neither right nor wrong when detected as it.
 _NEIGHBOURS = {"car": "Van", "pedestrian": "Person_sitting"}
@@ -93,6 +97,29 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class ObjectCount:
+    """How many objects and detections of a class count at a difficulty, and why the others do not.
+
+    Attributes:
+        labelled: objects of the class.
+        counted: those to be found.
+        low: those whose box in the image is too low. One object may be in this and the next two.
+        occluded: those that are occluded too much.
+        truncated: those that are truncated too much.
+        detected: detections of the class.
+        detected_low: those whose box in the image is too low, which are neither right nor wrong.
+    """
+
+    labelled: int
+    counted: int
+    low: int
+    occluded: int
+    truncated: int
+    detected: int
+    detected_low: int
+
+
+@dataclass(frozen=True)
 class KittiScores:
     """What ``kitti_scores`` finds; keys are "class/metric/difficulty", as "car/3d/moderate".
 
@@ -100,11 +127,13 @@ class KittiScores:
         images: how many were evaluated.
         curves: of what was evaluated.
         not_evaluated: keys of classes without a single detection (that has such a box).
+        objects: of every class and difficulty; keys are "class/difficulty", as "car/moderate".
     """
 
     images: int
     curves: Mapping[str, Curve]
     not_evaluated: tuple[str, ...]
+    objects: Mapping[str, ObjectCount] = dataclasses.field(default_factory=dict)
 
     def ap_r40(self) -> dict[str, float]:
         """AP|R40 in percent of what was evaluated."""
@@ -198,7 +227,8 @@ def to_json(scores: KittiScores) -> dict[str, Any]:
 
     Returns:
         AP_R40, AP_R11 and AOS_R40 in percent, each keyed class/metric/difficulty; ``not_evaluated``, the keys
-        that are in none of them; the number of images. A score that is not defined (0 / 0) is None.
+        that are in none of them; the number of images; ``objects``, the fields of ObjectCount keyed
+        class/difficulty. A score that is not defined (0 / 0) is None.
     """
 
     def defined(values: Mapping[str, float]) -> dict[str, float | None]:
@@ -210,6 +240,7 @@ def to_json(scores: KittiScores) -> dict[str, Any]:
         "AOS_R40": defined(scores.aos_r40()),
         "not_evaluated": list(scores.not_evaluated),
         "images": scores.images,
+        "objects": {key: dataclasses.asdict(count) for key, count in scores.objects.items()},
     }
 
 
@@ -225,6 +256,46 @@ def to_table(scores: KittiScores) -> str:
         rows.append([cls, "aos", *(aos.get(f"{cls}/bbox/{difficulty}") for difficulty in DIFFICULTIES)])
     columns = [f"{difficulty} {kind}" for kind in ("R40", "R11") for difficulty in DIFFICULTIES]
     return tabulate(rows, headers=["class", "metric", *columns], floatfmt=".4f", missingval="-")
+
+
+def to_object_table(scores: KittiScores) -> str:
+    """Returns as text how many objects and detections count, and why the others do not."""
+    rows = [[*key.split("/"), *dataclasses.astuple(count)] for key, count in scores.objects.items()]
+    reasons = ("too low", "occluded", "truncated")
+    headers = ("class", "difficulty", "labelled", "counted", *reasons, "detected", "too low")
+    return tabulate(rows, headers=headers)
+
+
+def why_zero(scores: KittiScores) -> list[str]:
+    """Returns a sentence for each class whose AP is 0 whatever was detected, as nothing counts."""
+    sentences = []
+    for cls in CLASSES:
+        if not any(key.startswith(f"{cls}/") for key in scores.curves):
+            continue
+        counts = {difficulty: scores.objects[f"{cls}/{difficulty}"] for difficulty in DIFFICULTIES}
+        no_object = [difficulty for difficulty, count in counts.items() if not count.counted]
+        no_detection = [d for d, count in counts.items() if count.detected_low == count.detected]
+        if no_object:
+            reason = _why_no_object(no_object[-1], counts[no_object[-1]])
+            sentences.append(f"{cls}: no object counts at {', '.join(no_object)}, so AP is 0 there: {reason}")
+        if no_detection:
+            count, height = counts[no_detection[-1]], _LIMITS[no_detection[-1]][0]
+            sentences.append(
+                f"{cls}: no detection counts at {', '.join(no_detection)}, so AP is 0 there: all "
+                f"{count.detected} have a box in the image that is lower than {height} pixels"
+            )
+    return sentences
+
+
+def _why_no_object(difficulty: str, count: ObjectCount) -> str:
+    if not count.labelled:
+        return "none is labelled"
+    height, occluded, truncated = _LIMITS[difficulty]
+    return (
+        f"of {count.labelled} labelled, {count.low} have a box in the image that is not higher than {height} "
+        f"pixels, {count.occluded} are occluded beyond {occluded}, {count.truncated} truncated beyond "
+        f"{truncated:g} (at {difficulty})"
+    )
 
 
 @dataclass(frozen=True)
@@ -314,7 +385,35 @@ def _scores(
             )
             make = functools.partial(_curve, min_overlap, metric == "bbox" and has_alpha)
             curves.update(zip(keys, map(make, found), strict=True))
-    return KittiScores(len(truths.splits) - 1, curves, tuple(not_evaluated))
+    objects = _count_objects(truths, dets, truths_ignored, dets_ignored)
+    return KittiScores(len(truths.splits) - 1, curves, tuple(not_evaluated), objects)
+
+
+def _count_objects(
+    truths: _Pool,
+    dets: _Pool,
+    truths_ignored: npt.NDArray[np.bool_],
+    dets_ignored: npt.NDArray[np.bool_],
+) -> dict[str, ObjectCount]:
+    counts = {}
+    for cls in CLASSES:
+        label = TYPES.index(_TYPES[cls])
+        objects = truths.columns[(truths.types == label) & ~truths_ignored]
+        found = dets.columns[(dets.types == label) & ~dets_ignored]
+        for difficulty in DIFFICULTIES:
+            height, most_occluded, most_truncated = _LIMITS[difficulty]
+            low = objects[:, 6] - objects[:, 4] <= height
+            occluded, truncated = objects[:, 1] > most_occluded, objects[:, 0] > most_truncated
+            counts[f"{cls}/{difficulty}"] = ObjectCount(
+                labelled=len(objects),
+                counted=int((~(low | occluded | truncated)).sum()),
+                low=int(low.sum()),
+                occluded=int(occluded.sum()),
+                truncated=int(truncated.sum()),
+                detected=len(found),
+                detected_low=int((np.abs(found[:, 6] - found[:, 4]) < height).sum()),
+            )
+    return counts
 
 
 def _has_boxes(dets: _Pool, cls: str) -> tuple[bool, bool, bool]:

@@ -30,7 +30,9 @@ def read_cam2img(path: str | Path) -> npt.NDArray[np.float64]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"calibration {path} does not exist; unpack data_object_calib.zip again")
-    rows = [line.partition(":") for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+    rows = [
+        line.partition(":") for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    ]
     found = [numbers for key, _, numbers in rows if key.strip() == _PROJECTION]
     if len(found) != 1:
         keys = ", ".join(key.strip() for key, _, _ in rows if key.strip())

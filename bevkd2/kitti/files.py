@@ -46,7 +46,8 @@ def read_frame_list(path: str | Path) -> tuple[str, ...]:
             "digits a line"
         )
     frames: dict[str, int] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
         frame = line.strip()
         if not frame:
             continue

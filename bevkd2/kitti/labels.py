@@ -3,12 +3,14 @@
 The columns: type, truncated, occluded, alpha, x1 y1 x2 y2, height width length, x y z, rotation_y[, score].
 
 How rows are read follows the official evaluation (``fscanf``), which does not look at line ends: names in any
-case, numbers with an exponent, runs of blanks, blank lines, CRLF and empty files are fine. What it would
-silently misread (a missing or an extra column shifts all that follows) or cannot compare (NaN) is refused.
+case, numbers with an exponent, runs of blanks, blank lines, CRLF and empty files are fine. So is a byte-order
+mark at the beginning. What it would silently misread (a missing or an extra column shifts all that follows)
+or cannot compare (NaN) is refused.
 """
 
 from __future__ import annotations
 
+import codecs
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +38,7 @@ COLUMNS = (
 
 _LABEL_COLUMNS = len(COLUMNS) - 1
 _OCCLUDED = COLUMNS.index("occluded")
+_LARGE = 2**31  # what an occlusion is limited to, so that it can be an integer
 _CANONICAL = {name.lower().encode(): name for name in TYPES}
 _TYPE_DTYPE = f"<U{max(map(len, TYPES))}"
 
@@ -152,7 +155,7 @@ def write_detections(path: str | Path, objects: KittiObjects) -> None:
 
 
 def _read(path: Path, columns: int) -> KittiObjects:
-    content = path.read_bytes()
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     types: list[str] = []
     tokens: list[bytes] = []
     for number, line in enumerate(content.splitlines(), start=1):
@@ -175,7 +178,7 @@ def _read(path: Path, columns: int) -> KittiObjects:
     return KittiObjects(
         types=np.array(types, dtype=_TYPE_DTYPE),
         truncated=values[:, 0],
-        occluded=values[:, 1].astype(np.int64),
+        occluded=values[:, 1].clip(-_LARGE, _LARGE).astype(np.int64),
         alpha=values[:, 2],
         boxes2d=values[:, 3:7],
         sizes=values[:, 7:10],

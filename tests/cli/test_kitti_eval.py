@@ -86,6 +86,20 @@ def test_bad_files_give_one_message(tool, folder: Path, capsys, row: str, messag
     assert "(--traceback prints it)" in printed.err
 
 
+def test_it_says_which_objects_count_and_warns_where_none_does(tool, folder: Path, capsys):
+    assert tool.main(["--gt", str(folder), "--det", str(folder)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["car", "moderate", "2", "2", "0", "0", "0", "2", "0"] in lines
+    for frame in ("000000", "000001"):
+        path = folder / "label_2" / f"{frame}.txt"
+        path.write_text(LABEL.replace("500.00 170.00 620.00 250.00", "-1 -1 -1 -1"))
+    assert tool.main(["--gt", str(folder), "--det", str(folder)]) == 0
+    warning = (
+        "warning: car: no object counts at easy, moderate, hard, so AP is 0 there: of 2 labelled, 2 have"
+    )
+    assert warning in capsys.readouterr().err
+
+
 def test_a_frame_without_ground_truth_is_an_error(tool, folder: Path, capsys):
     shutil.copy(folder / "data" / "000000.txt", folder / "data" / "000007.txt")
     assert run_cli(tool.main, ["--gt", str(folder), "--det", str(folder)]) == 1

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,10 @@ def model_output(root: Path, frame: str, scale: float = 1.0, shift: float = 0.0)
     return sample, found
 
 
+def label_of(root: Path, frame: str) -> Path:
+    return root / "training" / "label_2" / f"{frame}.txt"
+
+
 def evaluator(root: Path, output_dir: Path, split: str = "val") -> KittiEvaluator:
     out = KittiEvaluator(root=root, split=split, classes=CLASSES, output_dir=output_dir)
     out.reset()
@@ -84,6 +89,22 @@ def test_finding_all_labels_matches_all_labels(kitti_world: Path, tmp_path: Path
         np.testing.assert_allclose(np.cos(dets.alpha - labels.alpha), 1, atol=1e-3)
         # The world's image-plane boxes surround the projected corners, too.
         np.testing.assert_allclose(dets.boxes2d, labels.boxes2d, atol=1.0)
+
+
+def test_a_class_of_which_no_object_counts_is_told(kitti_world: Path, tmp_path: Path, caplog):
+    """A car is found, but does not count, as its image-plane box is unknown."""
+    root = tmp_path / "root"
+    shutil.copytree(kitti_world, root)
+    frame = next(f for f in kitti_fixture.TRAIN if "Car" in label_of(root, f).read_text())
+    (root / "ImageSets" / "train.txt").write_text(frame)
+    rows = [line.split() for line in label_of(root, frame).read_text().splitlines()]
+    label_of(root, frame).write_text("\n".join(" ".join([*r[:4], *["-1"] * 4, *r[8:]]) for r in rows))
+    out = evaluator(root, tmp_path, "train")
+    out.process(*([part] for part in model_output(root, frame)))
+    assert out.evaluate()["bbox"]["Car_3D_hard_R40"] == 0
+    assert "score of train: car: no object counts at easy, moderate, hard" in caplog.text
+    report = json.loads((tmp_path / "kitti_scores.json").read_text())
+    assert report["objects"]["car/hard"]["low"] == report["objects"]["car/hard"]["labelled"] > 0
 
 
 def test_every_visible_car_counts(kitti_world: Path, tmp_path: Path):
@@ -153,6 +174,14 @@ def test_a_diverged_model_is_named():
         (found[field].tensor if field == "boxes" else found[field])[0] = float("nan")
         with pytest.raises(ValueError, match=r"'000001' contain NaN.*diverged"):
             to_kitti(sample, found, CLASSES)
+
+
+@pytest.mark.parametrize("size", [0.0, -1.0])
+def test_a_size_that_is_not_above_zero_is_named(size):
+    sample, found = one_box()
+    found["boxes"].tensor[0, 4] = size
+    with pytest.raises(ValueError, match=rf"'000001' have a box .* 3\.9, {size:g}, 1\.5 m, expected sizes"):
+        to_kitti(sample, found, CLASSES)
 
 
 @pytest.mark.parametrize("label", [-1, 3])

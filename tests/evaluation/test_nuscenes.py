@@ -191,6 +191,15 @@ def test_a_label_that_is_no_class_names_the_sample(fixture_world, tmp_path, labe
         evaluator(index.root, index.version, index.split, tmp_path).process(samples, found)
 
 
+@pytest.mark.parametrize("size", [0.0, -0.5])
+def test_a_size_that_is_not_above_zero_names_the_sample(fixture_world, tmp_path, size):
+    index = load_nuscenes(fixture_world.root, VERSION, "both")
+    samples, found = ground_truth(index, 0)
+    found[0]["boxes"].tensor[1, 5] = size
+    with pytest.raises(ValueError, match=rf"sample 's0f0' have a box .*, {size:g} m, expected sizes above 0"):
+        evaluator(index.root, index.version, index.split, tmp_path).process(samples, found)
+
+
 def test_from_config_and_quiet(fixture_world, tmp_path, capfd):
     cfg = get_cfg()
     cfg.DATASETS.ROOT, cfg.DATASETS.VERSION = str(fixture_world.root), VERSION

@@ -194,6 +194,23 @@ def test_labels_beyond_the_classes_are_named(index, tmp_path):
         evaluator(index, tmp_path).process([sample], [found])
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda found: found["boxes"].tensor.select(1, 3).fill_(0), "have a box of .* 0, .* expected sizes"),
+        (lambda found: found["labels"].fill_(-1), "have the label -1, expected 0 to 9"),
+        (lambda found: found["attributes"].fill_(9), "have the attribute 9, expected 0 to 8"),
+        (lambda found: found["attributes"].fill_(-1), "have the attribute -1, expected 0 to 8"),
+    ],
+)
+def test_what_the_devkit_cannot_take_names_the_image(index, tmp_path, change, message):
+    i = next(i for i in range(len(index)) if len(index.record(i).labels))
+    sample, found = ground_truth(index, i)
+    change(found)
+    with pytest.raises(ValueError, match=f"image '{sample['image_id']}' {message}"):
+        evaluator(index, tmp_path).process([sample], [found])
+
+
 def test_without_attributes_and_velocities(index, tmp_path):
     """A head without these branches is scored, too: attributes by speed, which is zero."""
     pairs = all_ground_truth(index)

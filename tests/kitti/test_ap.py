@@ -14,7 +14,9 @@ from bevkd2.kitti.ap import (
     ap_by_distance,
     kitti_scores,
     to_json,
+    to_object_table,
     to_table,
+    why_zero,
 )
 from bevkd2.kitti.labels import KittiObjects
 from tests.kitti.ap_reference import precision_and_aos
@@ -136,6 +138,7 @@ def test_random_sets_score_as_the_rules_say(seed: int):
                 else:
                     assert curve.aos is None
                 matched += len(curve.thresholds)
+                assert scores.objects[f"{cls}/{difficulty}"].counted == curve.n_gt
     assert matched > 80  # thresholds of 27 curves
 
 
@@ -177,6 +180,45 @@ def test_classes_without_detections_are_not_evaluated():
     # Nothing of it in the image: x1 is negative.
     left = dataclasses.replace(dets[0], boxes2d=np.array([[-1.0, 0, 5, 90]]))
     assert "car/bbox/easy" in kitti_scores(truths, [left]).not_evaluated
+
+
+def test_objects_that_do_not_count_are_told_with_the_reasons():
+    flat = [thing(box=(-1, -1, -1, -1)), thing(box=(100, 100, 160, 124.0), occluded=3, truncated=0.9)]
+    truths = [together(*flat, thing(box=(0, 100, 50, 130)), thing("Cyclist", occluded=2))]
+    dets = [together(thing(score=0.5), thing("Cyclist", score=0.5), thing("Pedestrian", score=0.5))]
+    scores = kitti_scores(truths, dets)
+    easy, hard = scores.objects["car/easy"], scores.objects["car/hard"]
+    assert dataclasses.astuple(easy) == (3, 0, 3, 1, 1, 1, 0)
+    assert dataclasses.astuple(hard) == (3, 1, 2, 1, 1, 1, 0)
+    car, pedestrian, cyclist = why_zero(scores)
+    assert car == (
+        "car: no object counts at easy, so AP is 0 there: of 3 labelled, 3 have a box in the image that is "
+        "not higher than 40 pixels, 1 are occluded beyond 0, 1 truncated beyond 0.15 (at easy)"
+    )
+    assert pedestrian.endswith("at easy, moderate, hard, so AP is 0 there: none is labelled")
+    assert (
+        cyclist.startswith("cyclist: no object counts at easy, moderate, so") and "(at moderate)" in cyclist
+    )
+    lines = [line.split() for line in to_object_table(scores).splitlines()]
+    assert ["car", "hard", "3", "1", "2", "1", "1", "1", "0"] in lines
+    assert to_json(scores)["objects"]["cyclist/hard"]["counted"] == 1
+
+
+def test_detections_that_do_not_count_are_told():
+    found = thing(box=(-1, -1, -1, -1), score=0.5)
+    scores = kitti_scores([thing()], [found])
+    assert scores.ap_r11()["car/bev/hard"] == 0
+    assert why_zero(scores) == [
+        "car: no detection counts at easy, moderate, hard, so AP is 0 there: all 1 have a box in the image "
+        "that is lower than 25 pixels"
+    ]
+    assert not why_zero(kitti_scores([thing()], [together()]))  # a class that is not evaluated
+
+
+def test_objects_of_a_bin_of_distance_are_those_in_it():
+    near, far = ap_by_distance([together(thing(z=10), thing(z=30))], [thing(z=30, score=0.5)], (0, 20, 40))
+    counts = [part.scores.objects["car/hard"] for part in (near, far)]
+    assert [(count.labelled, count.detected) for count in counts] == [(1, 0), (1, 1)]
 
 
 def test_one_unknown_alpha_switches_orientation_off():

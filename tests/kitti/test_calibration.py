@@ -22,6 +22,12 @@ def test_reads_p2_among_the_others(tmp_path):
     np.testing.assert_array_equal(read_cam2img(path), expected)
 
 
+def test_a_byte_order_mark_is_read(tmp_path):
+    path = write(tmp_path / "a.txt", row("P2", P2))
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    np.testing.assert_array_equal(read_cam2img(path)[:3], np.reshape(P2, (3, 4)))
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [

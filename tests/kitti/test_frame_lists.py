@@ -17,6 +17,17 @@ def test_frames_keep_their_order(tmp_path: Path):
     assert read_frame_list(path) == ("000008", "000002", "000134")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_read_and_another_encoding_named(tmp_path: Path, encoding: str):
+    path = tmp_path / "val.txt"
+    path.write_text("000008\n000002\n", encoding=encoding)
+    if encoding == "utf-8-sig":
+        assert read_frame_list(path) == ("000008", "000002")
+        return
+    with pytest.raises(ValueError, match=rf"{path}, line 1: .*expected a frame of six digits"):
+        read_frame_list(path)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -55,6 +55,7 @@ def test_every_column_is_read(label_file):
         DETECTION.replace("-1 -1", "-1.00 -1.0"),
         DETECTION.replace("0.75", "7.5e-1"),
         DETECTION.replace("0.75", "+.75E0"),
+        f"\ufeff{DETECTION}",
     ],
 )
 def test_what_the_official_tool_reads_is_read(label_file, text: str):
@@ -70,6 +71,12 @@ def test_empty_files_have_no_objects(label_file, text: str):
         found = read(label_file(text))
         assert len(found) == 0
         assert found.boxes2d.shape == (0, 4) and found.location.shape == (0, 3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_occlusion_that_no_integer_holds_is_limited(label_file):
+    assert read_detections(label_file(DETECTION.replace("-1 -1", "-1 1e30"))).occluded[0] > 10
+    assert read_labels(label_file(LABEL.replace(" 3 ", f" {'9' * 30} "))).occluded[0] > 10
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
