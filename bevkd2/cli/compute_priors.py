@@ -110,6 +110,8 @@ def priors_of(cfg: Any) -> BoxPriors:
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, which has no priors; expected "
             f"{', '.join(DENSE)} or SMOKE"
         )
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError("DATASETS.TRAIN is empty; name the splits to measure, such as ('train',)")
     splits = [load_dataset(cfg, split) for split in cfg.DATASETS.TRAIN]
     return compute_priors(*all_objects(JoinedIndex(splits)), class_names(cfg))
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bevkd2.data.image_cache import ImageCache
     from bevkd2.data.loader import MappedDataset
     from bevkd2.data.synthetic.world import SyntheticWorld
+    from bevkd2.data.targets import Lacking
     from bevkd2.evaluation.left_out import LeftOutScorer
     from bevkd2.modeling.detector import Detector
     from bevkd2.visualization.objects import Image
@@ -150,6 +151,19 @@ class DataFormat(ABC):
             split: one of ``DATASETS.TEST``.
             output_dir: where it may write results.
         """
+
+    def lacking(self, cfg: CfgNode, index: Any) -> Lacking:
+        """Returns the classes of which a training split has no object to learn from, and why.
+
+        A format that does not say lacks none.
+
+        Args:
+            cfg: the config.
+            index: of one of ``DATASETS.TRAIN``.
+        """
+        from bevkd2.data.targets import Lacking
+
+        return Lacking()
 
     def left_out_scorer(self, cfg: CfgNode, split: str) -> LeftOutScorer:
         """Returns what scores the files of :meth:`evaluator`, and scores them without a part of the split.

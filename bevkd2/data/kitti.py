@@ -22,6 +22,7 @@ from bevkd2.data.format import DATA_FORMAT_REGISTRY, dataset_root
 from bevkd2.data.image_files import png_size
 from bevkd2.data.mono.format import MonoFormat
 from bevkd2.data.mono.index import MonoRecord
+from bevkd2.data.mono.targets import Labelled
 from bevkd2.kitti.calibration import check_principal_point, read_cam2img
 from bevkd2.kitti.files import has_labels, read_frame_list, split_folder
 from bevkd2.kitti.labels import TYPES, read_labels
@@ -51,6 +52,8 @@ class KittiIndex:
         boxes: (M, 7) float32 in the CameraBoxes3D layout.
         labels: (M,) int64 index into the classes.
         boxes2d: (M, 4) float32 x1, y1, x2, y2 of the label files, pixels.
+        behind: (K,) objects of each class that were left out as their centre is not in front of the camera.
+        others: labelled objects of other types, DontCare regions not among them.
     """
 
     folder: str
@@ -63,6 +66,8 @@ class KittiIndex:
     boxes: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
     boxes2d: npt.NDArray[np.float32]
+    behind: npt.NDArray[np.int64]
+    others: int
 
     def __len__(self) -> int:
         return len(self.frame_ids)
@@ -86,6 +91,11 @@ class KittiIndex:
         """Returns (height, width) of frame ``i`` in pixels."""
         height, width = self.image_sizes[i].tolist()
         return height, width
+
+    def labelled(self) -> Labelled:
+        """Returns the objects of the label files, by class."""
+        kept = np.bincount(self.labels, minlength=len(self.behind))
+        return Labelled(kept, {"are not in front of the camera": self.behind}, self.others)
 
     def groups(self) -> list[range]:
         """Returns one range per frame: any process may score it."""
@@ -176,11 +186,10 @@ def _load(
     starts = np.cumsum([0] + [len(objects.labels) for objects in found])
     names = ", ".join(classes)
     logger.info("%s: %d frames, %d objects of %s", split, len(frames), starts[-1], names)
-    behind = sum(objects.behind for objects in found)
-    if behind:
-        logger.warning(
-            "%s: left out %d objects of %s whose centres are not in front of the camera", split, behind, names
-        )
+    behind = sum((objects.behind for objects in found), start=np.zeros(len(classes), np.int64))
+    if behind.any():
+        text = "%s: left out %d objects of %s whose centres are not in front of the camera"
+        logger.warning(text, split, behind.sum(), names)
     return KittiIndex(
         folder=folder,
         split=split,
@@ -192,6 +201,8 @@ def _load(
         boxes=np.concatenate([objects.boxes for objects in found]),
         labels=np.concatenate([objects.labels for objects in found]),
         boxes2d=np.concatenate([objects.boxes2d for objects in found]),
+        behind=behind,
+        others=sum(objects.others for objects in found),
     )
 
 
@@ -202,8 +213,8 @@ class _FrameTargets:
     boxes: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
     boxes2d: npt.NDArray[np.float32]
-    behind: int
-    """How many were left out as their centre is not in front of the camera."""
+    behind: npt.NDArray[np.int64]
+    others: int
 
 
 @dataclasses.dataclass
@@ -218,14 +229,16 @@ def _read_frame(folder: Path, frame: str, split: str, classes: tuple[str, ...]) 
     size, cam2img = png_size(image), read_cam2img(calib)
     check_principal_point(calib, cam2img, image, size)
     if not label_file:
-        none = np.zeros((0, _COLUMNS), np.float32)
-        return _FrameFiles(size, cam2img, _FrameTargets(none, np.zeros(0, np.int64), none[:, :4], 0))
+        none, behind = np.zeros((0, _COLUMNS), np.float32), np.zeros(len(classes), np.int64)
+        targets = _FrameTargets(none, np.zeros(0, np.int64), none[:, :4], behind, 0)
+        return _FrameFiles(size, cam2img, targets)
     return _FrameFiles(size, cam2img, _objects_to_find(label_file[0], classes, cam2img))
 
 
 def _objects_to_find(path: str, classes: tuple[str, ...], cam2img: npt.NDArray[np.float64]) -> _FrameTargets:
     """Returns the objects of the classes, in front of the camera."""
     objects = read_labels(path)
+    others = int((~np.isin(objects.types, (*classes, "DontCare"))).sum())
     objects = objects[np.isin(objects.types, classes)]
     if (objects.sizes <= 0).any():
         bad = int((objects.sizes <= 0).any(axis=1).argmax())
@@ -239,8 +252,9 @@ def _objects_to_find(path: str, classes: tuple[str, ...], cam2img: npt.NDArray[n
     kept = objects[front]
     rows = np.column_stack([kept.location, kept.sizes[:, [2, 0, 1]], kept.rotation_y])
     boxes = CameraBoxes3D.from_bottom(torch.from_numpy(rows)).tensor.float().numpy()
-    labels = np.array([classes.index(name) for name in kept.types], dtype=np.int64)
-    return _FrameTargets(boxes, labels, kept.boxes2d.astype(np.float32), int((~front).sum()))
+    labels = np.array([classes.index(name) for name in objects.types], dtype=np.int64)
+    behind = np.bincount(labels[~front], minlength=len(classes))
+    return _FrameTargets(boxes, labels[front], kept.boxes2d.astype(np.float32), behind, others)
 
 
 @DATA_FORMAT_REGISTRY.register()
@@ -264,6 +278,10 @@ class KittiFormat(MonoFormat):
     def load(self, cfg: CfgNode, split: str) -> KittiIndex:
         """Returns the frames of a split."""
         return load_kitti(dataset_root(cfg), split, class_names(cfg))
+
+    def labelled(self, index: KittiIndex) -> Labelled:  # type: ignore[override]
+        """Returns the objects of a split."""
+        return index.labelled()
 
     def evaluator(self, cfg: CfgNode, split: str, output_dir: Path) -> DatasetEvaluator:
         """Returns KITTI's score."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
@@ -17,6 +18,7 @@ from bevkd2.d2 import DatasetEvaluator
 from bevkd2.data.format import DATA_FORMAT_REGISTRY, dataset_root
 from bevkd2.data.mono.format import MonoFormat
 from bevkd2.data.mono.index import MonoRecord
+from bevkd2.data.mono.targets import Labelled
 from bevkd2.data.nuscenes.format import load_frames, nuscenes_source
 from bevkd2.data.nuscenes.index import NuScenesIndex
 from bevkd2.nuscenes.layout import CLASS_NAMES, MONO_CLASS_NAMES, layout_labels
@@ -107,6 +109,16 @@ class NuScenesMonoIndex:
             },
         )
 
+    def labelled(self) -> Labelled:
+        """Returns the objects of the key frames, by class."""
+        labels, with_points = self._label_of[self.frames.labels], self.frames.num_lidar_pts > 0
+
+        def counts(chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+            return np.bincount(labels[chosen & (labels >= 0)], minlength=len(self.class_names))
+
+        left_out = {"have no lidar points": counts(~with_points)}
+        return Labelled(counts(with_points), left_out, int((labels < 0).sum()))
+
     def _objects(self, f: int, c: int) -> tuple[CameraBoxes3D, Tensor, Tensor]:
         """Returns all objects of a frame that have lidar points and a label: boxes, labels, attributes."""
         frames = self.frames
@@ -146,6 +158,10 @@ class NuScenesMonoFormat(MonoFormat):
     def load(self, cfg: CfgNode, split: str) -> NuScenesMonoIndex:
         """Returns the images of a split."""
         return NuScenesMonoIndex(load_frames(cfg, split), class_names(cfg))
+
+    def labelled(self, index: NuScenesMonoIndex) -> Labelled:  # type: ignore[override]
+        """Returns the objects of a split."""
+        return index.labelled()
 
     def evaluator(self, cfg: CfgNode, split: str, output_dir: Path) -> DatasetEvaluator:
         """Returns the official score of the merged cameras."""

@@ -16,6 +16,7 @@ from bevkd2.config import stored_classes
 from bevkd2.d2 import DatasetEvaluator, comm, inference_on_dataset, print_csv_format
 from bevkd2.data.format import data_format, load_dataset
 from bevkd2.data.loader import build_test_loader
+from bevkd2.data.targets import check_targets
 from bevkd2.engine.defaults import write_config
 from bevkd2.engine.run_folder import output_folder
 
@@ -47,10 +48,13 @@ def check_datasets(cfg: CfgNode, *, training: bool) -> None:
 
     Raises:
         FileNotFoundError: root, version, a table or an image does not exist.
-        ValueError: DATASETS.TEST is empty, no such split, or a table that cannot be.
+        ValueError: DATASETS.TEST is empty, no such split, a table that cannot be, or training splits without
+            an object to learn from.
     """
     for split in dict.fromkeys([*(cfg.DATASETS.TRAIN if training else ()), *_test_splits(cfg)]):
         load_dataset(cfg, split)
+    if training:
+        check_targets(cfg)
 
 
 def _test_splits(cfg: CfgNode) -> list[str]:

@@ -91,6 +91,7 @@ def test_nuscenes_one_camera_at_a_time(
         ("BEVFormer", [], "has no priors"),
         ("PGD", ["DATASETS.CLASSES", "['Tram', 'Car']"], "'Tram'"),
         ("PGD", ["DATASETS.TRAIN", "['nowhere']"], "nowhere"),
+        ("PGD", ["DATASETS.TRAIN", "[]"], "DATASETS.TRAIN is empty"),
         ("PGD", ["--import", "no_such_package"], "--import no_such_package"),
     ],
 )

@@ -10,12 +10,15 @@ import numpy as np
 from fvcore.common.config import CfgNode
 from tqdm import tqdm
 
+from bevkd2.config import class_names
 from bevkd2.data.format import DataFormat, Mapper
 from bevkd2.data.mono.index import JoinedIndex, MonoIndex
 from bevkd2.data.mono.mapper import MonoMapper
+from bevkd2.data.mono.targets import Labelled, lacking_in_images
 
 if TYPE_CHECKING:
     from bevkd2.data.loader import MappedDataset
+    from bevkd2.data.targets import Lacking
     from bevkd2.modeling.detector import Detector
     from bevkd2.modeling.mono.detector import MonoDetector
     from bevkd2.visualization.objects import Image
@@ -50,6 +53,17 @@ class MonoFormat(DataFormat, ABC):
             f"INPUT.AFFINE.PROB: {affine.PROB}": affine.ENABLED and affine.PROB > 0,
         }
         return super().random_settings(cfg) + [setting for setting, applies in random.items() if applies]
+
+    def lacking(self, cfg: CfgNode, index: MonoIndex) -> Lacking:
+        """Returns the classes without an object that shows in its image."""
+        mapper = self.mapper(cfg, is_train=True)
+        if not isinstance(mapper, MonoMapper):
+            return super().lacking(cfg, index)
+        return lacking_in_images(class_names(cfg), index, mapper, self.labelled(index))
+
+    def labelled(self, index: MonoIndex) -> Labelled:
+        """Returns the objects of a split that its records leave out; by default none."""
+        return Labelled()
 
     def figures(
         self,

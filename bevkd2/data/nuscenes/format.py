@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from fvcore.common.config import CfgNode
 from tqdm import tqdm
 
@@ -14,8 +17,9 @@ from bevkd2.data.format import DATA_FORMAT_REGISTRY, DataFormat, Mapper, dataset
 from bevkd2.data.nuscenes.dataset import load_nuscenes
 from bevkd2.data.nuscenes.index import NuScenesIndex, concatenate
 from bevkd2.data.nuscenes.mapper import NuScenesMapper
+from bevkd2.data.targets import Lacking, lacking_classes
 from bevkd2.nuscenes.layout import CLASS_NAMES
-from bevkd2.structures import CAMERA_NAMES
+from bevkd2.structures import CAMERA_NAMES, Boxes3D
 
 if TYPE_CHECKING:
     from bevkd2.data.loader import MappedDataset
@@ -96,6 +100,23 @@ class NuScenesFormat(DataFormat):
         """Returns also the key of the history, where it is drawn."""
         drawn = cfg.INPUT.HISTORY == "random" and cfg.INPUT.QUEUE_LENGTH > 1
         return super().random_settings(cfg) + (["INPUT.HISTORY: random"] if drawn else [])
+
+    def lacking(self, cfg: CfgNode, index: NuScenesIndex) -> Lacking:
+        """Returns the classes without an object that has points and is in range."""
+        mapper = self.mapper(cfg, is_train=True)
+        if not isinstance(mapper, NuScenesMapper):
+            return super().lacking(cfg, index)
+        with_points = index.num_lidar_pts + index.num_radar_pts > 0
+        inside = Boxes3D(torch.from_numpy(index.boxes)).in_range(mapper.bev_limits).numpy()
+
+        def counts(chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+            return np.bincount(index.labels[chosen], minlength=len(CLASS_NAMES))
+
+        left_out = {
+            "have no lidar or radar points": counts(~with_points),
+            "are outside INPUT.POINT_RANGE": counts(with_points & ~inside),
+        }
+        return lacking_classes(CLASS_NAMES, counts(with_points & inside), left_out)
 
     def evaluator(self, cfg: CfgNode, split: str, output_dir: Path) -> DatasetEvaluator:
         """Returns the official score."""
