@@ -62,7 +62,13 @@ def _is_up_to_date(wanted: dict[str, Any], out: Path, overwrite: bool) -> bool:
             f"{out} exists and is not a synthetic world (it has no {MARKER}), so it is never replaced; "
             "name another folder with --out"
         )
-    found = json.loads(marker.read_text())
+    try:
+        found = dict(json.loads(marker.read_text()))
+    except (ValueError, TypeError) as error:
+        raise FileExistsError(
+            f"{marker} is damaged ({error}), so {out} is not replaced; name another folder with --out, or "
+            "remove this one"
+        ) from error
     if found == wanted:
         return True
     if not overwrite:

@@ -78,3 +78,11 @@ def test_a_failure_keeps_the_existing_world(overwrite, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["world"] * overwrite
     if overwrite:
         assert json.loads((tmp_path / "world" / MARKER).read_text()) == marker()
+
+
+@pytest.mark.parametrize("content", ["", '{"config', "[1]", "7"])
+def test_a_damaged_marker_is_named(tmp_path, content):
+    root = write_once(tmp_path / "world", marker(), False, fill)
+    (root / MARKER).write_text(content)
+    with pytest.raises(FileExistsError, match=rf"{MARKER} is damaged .*, so .*world is not replaced"):
+        write_once(root, marker(), True, forbidden)
