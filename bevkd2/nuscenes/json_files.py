@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-_LARGEST = 1e300
+_LARGEST = 1e38  # about the largest of 32 bits, which models compute with
 
 
 def read_json(path: Path, remedy: str) -> Any:
@@ -30,7 +30,7 @@ def read_json(path: Path, remedy: str) -> Any:
 
 
 def is_finite(value: Any) -> bool:
-    """Returns whether a value is a finite number, of a size that a float can hold."""
+    """Returns whether a value is a finite number that 32 bits can hold."""
     return type(value) in (int, float) and -_LARGEST < value < _LARGEST
 
 
