@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -11,6 +12,7 @@ from fvcore.common.checkpoint import Checkpointer as _FvcoreCheckpointer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from bevkd2.checkpoint.inert import ignored_names
 from bevkd2.checkpoint.io import CheckpointFileError, load_file, model_state, replace_atomically, save_file
 from bevkd2.checkpoint.strict import check_classes, load_strict
 from bevkd2.d2 import comm
@@ -97,6 +99,21 @@ class Checkpointer(_FvcoreCheckpointer):
         text = last_filename_basename.encode()
         replace_atomically(Path(self.save_dir) / "last_checkpoint", lambda file: file.write(text))
 
+    def get_checkpoint_file(self) -> str:
+        """Returns the last checkpoint in ``save_dir``.
+
+        Raises:
+            CheckpointFileError: ``last_checkpoint`` names anything but a file beside itself.
+        """
+        path: str = super().get_checkpoint_file()
+        name = os.path.relpath(path, self.save_dir) if path else ""
+        if path and (name != Path(name).name or name == ".."):
+            raise CheckpointFileError(
+                f"{self.save_dir}/last_checkpoint names {name!r}, expected the name of a file beside it, "
+                f"such as model_0004999.pth; write that name into it, or name a file in MODEL.WEIGHTS"
+            )
+        return path
+
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Loads the model, every key matched, and the checkpointables.
 
@@ -125,6 +142,11 @@ class Checkpointer(_FvcoreCheckpointer):
                 f"{path} lacks {', '.join(absent)} (it has {', '.join(map(str, list(content)[:10]))}), so a "
                 f"training cannot be resumed from it; to start from its weights, set MODEL.WEIGHTS and leave "
                 f"out --resume"
+            )
+        if objects := ignored_names([content[key] for key in wanted]):
+            raise CheckpointFileError(
+                f"{path} holds Python objects in {', '.join(wanted)} ({', '.join(objects[:10])}), which are "
+                f"not read; a training resumes only from a checkpoint of its own"
             )
         check_classes(content.pop("classes", []), self.classes, path)
         allowed = () if checkpointables is None else self.allow_missing

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
+import re
 import struct
+import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -15,6 +19,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
+
+from bevkd2.checkpoint.inert import holds_tensors, ignored_names, read_tensors
+
+_logger = logging.getLogger(__name__)
 
 SUFFIXES = (".pth", ".safetensors")
 
@@ -35,6 +43,7 @@ _DAMAGE = (
     TypeError,
     ValueError,
     struct.error,
+    zipfile.BadZipFile,
 )
 
 
@@ -45,22 +54,27 @@ class CheckpointFileError(ValueError):
 def load_file(path: str | Path) -> dict[str, Any]:
     """Reads a ``.pth`` or ``.safetensors`` file to the CPU; nothing in the file is executed.
 
+    Of a ``.pth`` file that holds other Python objects besides, such as the training history in those of
+    mmengine, the tensors and plain values are read; the objects are not made, and a warning names them.
+
     Args:
         path: the file.
 
     Returns:
         Its content: a state dict, or a checkpoint with keys such as ``model`` and ``trainer``. Either may
-        have ``classes`` besides: names in the order of the model's labels.
+        have ``classes`` besides: names in the order of the model's labels. An object that was not made is
+        an :class:`bevkd2.checkpoint.inert.Ignored` in its place.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointFileError: another suffix, a damaged file, or one that holds arbitrary Python objects.
+        CheckpointFileError: another suffix, a damaged file, or one that holds Python objects and no tensor.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise CheckpointFileError(
             f"{path}: files ending in {path.suffix or 'no suffix'!r} are not read, since unpickling runs "
-            f"code; expected {' or '.join(SUFFIXES)}. {_conversion_help(path)}"
+            f"code; expected {' or '.join(SUFFIXES)} (give it that name if torch.save wrote it). "
+            f"{_conversion_help(path)}"
         )
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
@@ -207,17 +221,70 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 def _read_pth(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        _check_archive(path)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*pickle protocol")  # what cannot be read is read below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointFileError(
-            f"{path} is refused: it is damaged, or holds Python objects besides tensors, and reading those "
-            f"would run code from the file ({_first_line(error)}). {_conversion_help(path)}"
-        ) from error
+        return _read_foreign(path, error)
+    except CheckpointFileError:
+        raise
     except _DAMAGE as error:
+        raise _damaged(path, error) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Checks that a zip file holds no more than its size, as torch writes it.
+
+    Raises:
+        CheckpointFileError: it is compressed, and may unpack to any size.
+        zipfile.BadZipFile: it is damaged.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # the format of before torch 1.6
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > path.stat().st_size:
         raise CheckpointFileError(
-            f"{path} is damaged or not a PyTorch file ({type(error).__name__}: {_first_line(error)}); "
-            f"copy or download it again"
-        ) from error
+            f"{path} is refused: it is compressed, and would unpack from {path.stat().st_size} to {size} "
+            f"bytes; torch.save writes checkpoints without compression"
+        )
+
+
+def _read_foreign(path: Path, error: pickle.UnpicklingError) -> Any:
+    """Returns the content of a file that torch refused with an error, its objects ignored and named."""
+    if not zipfile.is_zipfile(path):
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if found is None:
+            raise _damaged(path, error) from error
+        raise _refused(path, found[1], "in the format of before torch 1.6") from error
+    try:
+        content = read_tensors(path)
+    except (pickle.UnpicklingError, *_DAMAGE) as second:
+        raise _damaged(path, second) from second
+    names = ignored_names(content)
+    if not holds_tensors(content):
+        raise _refused(path, ", ".join(names[:10]) or "nothing", "and no tensors")
+    _logger.warning(
+        "%s: read without its Python objects, since making those could run code from the file: %s",
+        path,
+        ", ".join(names),
+    )
+    return content
+
+
+def _refused(path: Path, objects: str, how: str) -> CheckpointFileError:
+    return CheckpointFileError(
+        f"{path} is refused: it holds Python objects ({objects}) {how}, and making those could run code from "
+        f"the file. {_conversion_help(path)}"
+    )
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointFileError:
+    return CheckpointFileError(
+        f"{path} is damaged or not a PyTorch file ({type(error).__name__}: {_first_line(error)}); "
+        f"copy or download it again"
+    )
 
 
 def _conversion_help(path: Path) -> str:
@@ -229,7 +296,8 @@ def _conversion_help(path: Path) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or ["no message"])[0]
+    """Returns the first line of a message, without the escape codes that torch colours it with."""
+    return re.sub(r"\x1b\[\d*m", "", (str(error).splitlines() or ["no message"])[0])
 
 
 def _plain(value: Any, key: str) -> Any:

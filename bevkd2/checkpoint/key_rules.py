@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
-from bevkd2.checkpoint.strict import check_keys
+from bevkd2.checkpoint.strict import check_keys, completed, unwrapped
 from bevkd2.d2 import Registry
 
 _Compiled = tuple[tuple[re.Pattern[str], str], ...]
@@ -38,14 +38,15 @@ class ImportReport:
             allow_missing: prefixes of our names that the file may lack.
 
         Returns:
-            This report.
+            This report, with the batch counters that the file lacks.
 
         Raises:
             StateDictMismatchError: keys that the model lacks, that it has more, or of another shape.
         """
+        report = dataclasses.replace(self, state=completed(self.state, expected))
         published = {ours: name for name, ours in self.mapped.items()}
-        check_keys(expected, self.state, source, self.model, allow_missing, published)
-        return self
+        check_keys(expected, report.state, source, self.model, allow_missing, published)
+        return report
 
 
 class KeyRules:
@@ -72,8 +73,8 @@ class KeyRules:
         """Renames the keys of a published state dict.
 
         Args:
-            published: tensors by name; a leading ``module.`` and the old name ``conv2_offset`` are
-                understood.
+            published: tensors by name; ``module.`` and ``_orig_mod.`` of wrapped models and the old name
+                ``conv2_offset`` are understood.
 
         Returns:
             The renamed tensors, with an account of every key.
@@ -85,7 +86,7 @@ class KeyRules:
         report = ImportReport(self.model, {}, {}, {})
         unknown = []
         for key, value in published.items():
-            name = key.removeprefix("module.").replace(".conv2_offset.", ".conv2.conv_offset.")
+            name = unwrapped(key).replace(".conv2_offset.", ".conv2.conv_offset.")
             target = _rename(name, self._to_ours)
             if name in self._dropped:
                 report.dropped[key] = self._dropped[name]

@@ -9,6 +9,12 @@ import torch
 from torch import Tensor, nn
 
 _SHOWN = 10  # keys of a kind that an error lists
+_COUNTER = "num_batches_tracked"
+_REMEDY = (
+    "It was saved from another architecture, or with another number of classes, width or grid: use the "
+    "config that it was trained with; tools/import_weights.py converts published weights, and "
+    "MODEL.ALLOW_MISSING lists key prefixes that MODEL.WEIGHTS may lack where a training starts"
+)
 
 
 class StateDictMismatchError(ValueError):
@@ -27,6 +33,7 @@ class StateDictMismatchError(ValueError):
         missing: Sequence[str],
         unexpected: Sequence[str],
         mismatched: Sequence[str],
+        remedy: str = "",
     ) -> None:
         self.missing, self.unexpected, self.mismatched = list(missing), list(unexpected), list(mismatched)
         found = "; ".join(
@@ -38,18 +45,16 @@ class StateDictMismatchError(ValueError):
             )
             if keys
         )
-        super().__init__(
-            f"{source} does not fit {model}: {found}. It was saved from another architecture, or with "
-            "another number of classes, width or grid: use the config that it was trained with; "
-            "tools/import_weights.py converts published weights, and MODEL.ALLOW_MISSING lists key prefixes "
-            "that MODEL.WEIGHTS may lack where a training starts"
-        )
+        super().__init__(f"{source} does not fit {model}: {found}. {remedy or _REMEDY}")
 
 
 def load_strict(
     module: nn.Module, state: Mapping[str, Tensor], source: str, allow_missing: Sequence[str] = ()
 ) -> None:
     """Copies weights into a module after checking that every key matches in name and shape.
+
+    A state dict of a model in DataParallel or of a compiled one is taken for the model's own, and batch
+    counters that it lacks start at zero; see :func:`completed`.
 
     Args:
         module: the module; untouched if the check fails.
@@ -66,12 +71,46 @@ def load_strict(
             f"MODEL.ALLOW_MISSING holds an empty prefix ({list(allow_missing)}), which matches every key; "
             f"name the part of the model that the file lacks"
         )
-    allowed = check_keys(module.state_dict(), state, source, type(module).__name__, allow_missing)
+    expected = module.state_dict()
+    state = completed(state, expected)
+    allowed = check_keys(expected, state, source, type(module).__name__, allow_missing)
     with torch.no_grad():
         module.load_state_dict(dict(state), strict=False)
     if allowed:
         text = _listing("missing from it, as MODEL.ALLOW_MISSING permits", allowed)
         logging.getLogger(__name__).warning("%s: %s", source, text)
+
+
+def unwrapped(key: str) -> str:
+    """Returns a key without what DataParallel (``module.``) and compiled modules (``_orig_mod.``) add."""
+    name = key.replace("_orig_mod.", "")
+    while name.startswith("module."):
+        name = name.removeprefix("module.")
+    return name
+
+
+def completed(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns weights by the model's own names, with the batch counters that they lack.
+
+    Args:
+        state: tensors by name.
+        expected: the model's state dict.
+
+    Returns:
+        The tensors, renamed by :func:`unwrapped` where only that is a name of the model's. A counter of
+        batches (``num_batches_tracked``, which files of before 2018 lack) is zero where the rest of its layer
+        is there.
+    """
+    result: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = unwrapped(key)
+        renamed = key not in expected and name in expected and name not in state and name not in result
+        result[name if renamed else key] = value
+    for name, value in expected.items():
+        layer, _, leaf = name.rpartition(".")
+        if leaf == _COUNTER and name not in result and f"{layer}.running_mean".lstrip(".") in result:
+            result[name] = torch.zeros_like(value)
+    return result
 
 
 def check_keys(
@@ -108,26 +147,48 @@ def check_keys(
         if name in state and state[name].shape != value.shape
     ]
     if missing or unexpected or mismatched:
-        raise StateDictMismatchError(source, model, missing, unexpected, mismatched)
+        remedy = _prefix_remedy(expected, state)
+        raise StateDictMismatchError(source, model, missing, unexpected, mismatched, remedy)
     return allowed
 
 
-def check_classes(stored: Sequence[str], expected: Sequence[str], source: str) -> None:
+def _prefix_remedy(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """Returns what to do where the weights would fit without a prefix that all their keys have."""
+    parts = next(iter(state), "").split(".")
+    for end in range(1, len(parts)):
+        prefix = ".".join(parts[:end]) + "."
+        known = sum(key.startswith(prefix) and key.removeprefix(prefix) in expected for key in state)
+        if 2 * known > len(expected) and all(key.startswith(prefix) for key in state):
+            return (
+                f"Every key of it begins with {prefix!r}, and without that {known} of the model's "
+                f"{len(expected)} keys would be there: save its state dict once more under the shorter names"
+            )
+    return ""
+
+
+def check_classes(
+    stored: Sequence[str], expected: Sequence[str], source: str, *, fixed: bool = False
+) -> None:
     """Checks that weights were trained with the classes, in their order, that they are to be used with.
 
     Args:
         stored: names that were stored with the weights; empty where none were.
         expected: names in the order of the labels; empty where they are unknown.
         source: where the weights come from, for the error.
+        fixed: whether the data format fixes the classes, for the error.
 
     Raises:
-        ValueError: both are known and differ.
+        ValueError: both are known and differ, or what is stored is no list of names.
     """
+    if not isinstance(stored, (list, tuple)) or not all(isinstance(name, str) for name in stored):
+        raise ValueError(f"{source}: its classes are {stored!r}, expected a list of names; it is damaged")
     if stored and expected and list(stored) != list(expected):
+        remedy = "set DATASETS.CLASSES to the weights' own"
+        if fixed:
+            remedy = "the format of the config fixes its own, so these weights cannot be used with it"
         raise ValueError(
             f"{source} was trained with the classes {', '.join(stored)}, in this order; the config's are "
-            f"{', '.join(expected)}. A label is an index into this list: set "
-            "DATASETS.CLASSES to the weights' own"
+            f"{', '.join(expected)}. A label is an index into this list: {remedy}"
         )
 
 

@@ -5,20 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 import bevkd2.modeling  # noqa: F401  (registers the meta-architectures)
-from bevkd2.checkpoint import (
-    IMPORTER_REGISTRY,
-    CheckpointFileError,
-    check_classes,
-    load_file,
-    save_file,
-)
+from bevkd2.checkpoint import IMPORTER_REGISTRY, check_classes, load_file, save_file
+from bevkd2.checkpoint.published import published_classes, published_state
 from bevkd2.cli.paths import path_to_write
-from bevkd2.config import stored_classes
+from bevkd2.config import class_names, stored_classes
 from bevkd2.d2 import META_ARCH_REGISTRY
 from bevkd2.engine.defaults import add_import_option, load_args
 from bevkd2.engine.options import ConfigArgumentParser
@@ -39,26 +31,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def state_dict_of(content: dict[str, Any], source: str) -> dict[str, Tensor]:
-    """Returns the tensors in a published file, which may keep them under ``state_dict``."""
-    state = content.get("state_dict", content)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointFileError(
-            f"{source} holds no state dict: expected tensors by name, or a key 'state_dict' with them, found "
-            f"the keys {list(content)[:10]}"
-        )
-    return state
-
-
-def classes_of(content: dict[str, Any]) -> list[str]:
-    """Returns the names of the classes that a published file states beside its weights; empty: none."""
-    meta = content.get("meta")
-    meta = meta if isinstance(meta, dict) else {}
-    dataset = meta.get("dataset_meta")
-    names = dataset.get("classes") if isinstance(dataset, dict) else meta.get("CLASSES")
-    return [str(name) for name in names or ()]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Converts one file; returns the exit status."""
     args = parse_args(argv)
@@ -69,8 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     cfg.MODEL.BACKBONE.WEIGHTS = ""
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     file, classes = load_file(args.input), list(stored_classes(cfg))
-    check_classes(classes_of(file), classes, args.input)
-    published = state_dict_of(file, args.input)
+    for place, stated in published_classes(file, args.input).items():
+        check_classes(stated, class_names(cfg), f"{args.input} ({place})", fixed=not classes)
+    published = published_state(file, args.input)
     report = known[args.arch](published).check(model.state_dict(), args.input)
     named = {"classes": classes} if classes else {}
     plain = Path(args.output).suffix == ".safetensors"

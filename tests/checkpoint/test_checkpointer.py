@@ -125,6 +125,34 @@ def test_last_checkpoint_that_was_deleted_is_a_named_error(tmp_path: Path) -> No
         Checkpointer(Pair(), str(tmp_path), trainer=Counter()).resume_or_load("", resume=True)
 
 
+@pytest.mark.parametrize("name", ["../x.pth", "/etc/x.pth", "sub/x.pth", ".."])
+def test_last_checkpoint_names_a_file_beside_it(tmp_path: Path, name: str) -> None:
+    saved(tmp_path)
+    (tmp_path / "last_checkpoint").write_text(name)
+    with pytest.raises(CheckpointFileError, match=r"last_checkpoint names .* expected the name of a file"):
+        Checkpointer(Pair(), str(tmp_path), trainer=Counter()).resume_or_load("", resume=True)
+
+
+class Stranger:
+    """What a checkpoint of another program may hold."""
+
+
+def test_a_training_does_not_resume_from_objects_that_were_not_read(tmp_path: Path) -> None:
+    pair = Pair()
+    content = {"model": pair.student.state_dict(), "distill": pair.methods.state_dict()}
+    torch.save({**content, "trainer": {"value": Stranger()}}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointFileError, match=r"Python objects in distill, trainer \(.*Stranger\)"):
+        Checkpointer(pair, trainer=Counter()).load(str(tmp_path / "x.pth"))
+
+
+@pytest.mark.parametrize("classes", ["Car", [1, 2], {"Car": 0}])
+def test_damaged_classes_are_named(tmp_path: Path, classes: Any) -> None:
+    model = nn.Linear(2, 2)
+    torch.save({"model": model.state_dict(), "classes": classes}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match="expected a list of names"):
+        Checkpointer(model, classes=("Car",)).load(str(tmp_path / "x.pth"), checkpointables=[])
+
+
 def test_training_does_not_resume_from_the_best_model(tmp_path: Path) -> None:
     pair, path = saved(tmp_path)
     Checkpointer(pair, str(tmp_path), tag_last=False, trainer=Counter()).save("model_best", iteration=9)

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bevkd2.checkpoint import CheckpointFileError, load_file, load_state, save_file
+from bevkd2.checkpoint.inert import Ignored, ignored_names
 from bevkd2.checkpoint.io import replace_atomically
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2)}
@@ -70,6 +71,148 @@ def test_bare_pickle_bomb_is_refused_under_every_suffix(tmp_path: Path) -> None:
         with pytest.raises(CheckpointFileError, match=f"bomb{suffix}"):
             load_file(path)
     assert not sprung.exists()
+
+
+class History:
+    """An object beside the weights, as mmengine's history buffers."""
+
+    def __init__(self) -> None:
+        self.values, self.kinds = np.arange(4.0), {"mean": len}
+
+
+class Names(dict):
+    """A container of another kind."""
+
+
+def foreign_content() -> dict[str, Any]:
+    shared = torch.arange(6.0)
+    return {
+        "meta": {"epoch": np.int64(3), "time": "now", "history": [History(), {1, 2}, Names(a=1)]},
+        "state_dict": OrderedDict(
+            weight=shared.view(2, 3).t(),
+            half=shared[2:4],
+            parameter=torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16)),
+            empty=torch.zeros(0, 3),
+            flag=torch.tensor([True]),
+            wide=torch.ones(2, dtype=torch.uint16),
+        ),
+    }
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_tensors_beside_other_objects_are_read_and_the_objects_named(
+    tmp_path: Path, protocol: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, content = tmp_path / "mm.pth", foreign_content()
+    torch.save(content, path, pickle_protocol=protocol)
+    found = load_file(path)
+    for name, tensor in content["state_dict"].items():
+        assert found["state_dict"][name].dtype == tensor.dtype
+        assert torch.equal(found["state_dict"][name], tensor), name
+        assert found["state_dict"][name].stride() == tensor.stride()
+    assert found["meta"]["time"] == "now" and found["meta"]["history"][1] == {1, 2}
+    assert "tests.checkpoint.test_io.History" in caplog.text and "multiarray.scalar" in caplog.text
+    assert repr(found["meta"]["history"][0]) == "<tests.checkpoint.test_io.History, not read>"
+
+
+def test_a_bomb_beside_tensors_is_not_executed_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sprung, path = tmp_path / "sprung", tmp_path / "bomb.pth"
+    torch.save({"model": WEIGHTS, "more": Bomb(sprung)}, path)
+    assert set(load_state(path)) == set(WEIGHTS)
+    assert not sprung.exists() and f"{os.name}.system" in caplog.text
+
+
+def write_pickle(path: Path, code: bytes) -> None:
+    """Writes a zip file as torch's, with a pickle of one's own and one storage of two float32."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", code)
+        archive.writestr("archive/byteorder", "little")
+        archive.writestr("archive/data/0", np.array([1, 2], dtype=np.float32).tobytes())
+        archive.writestr("archive/version", "3\n")
+
+
+# A tensor of the storage "0": the arguments offset, size and stride follow.
+TENSOR = (
+    b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+    b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x02tQ"
+)
+GOOD = TENSOR + b"K\x00K\x02\x85K\x01\x85\x89}tR"
+CALLS = {
+    "REDUCE": b"cos\nsystem\nX\x04\x00\x00\x00exit\x85R",
+    "INST": b"(X\x04\x00\x00\x00exitios\nsystem\n",
+    "OBJ": b"(cos\nsystem\nX\x04\x00\x00\x00exito",
+    "NEWOBJ": b"cos\nsystem\nX\x04\x00\x00\x00exit\x85\x81",
+    "NEWOBJ_EX": b"cos\nsystem\nX\x04\x00\x00\x00exit\x85}\x92",
+    "BUILD": b"cos\nsystem\n}X\x08\x00\x00\x00__code__K\x01sb",
+    "SETITEM": b"cos\nsystem\nK\x01K\x02s",
+    "APPEND": b"cos\nsystem\nK\x01a",
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_every_instruction_that_calls_is_inert(
+    tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "system", lambda *_: pytest.fail("called"))
+    write_pickle(tmp_path / "x.pth", b"\x80\x02}(K\x01" + CALLS[call] + b"K\x02" + GOOD + b"u.")
+    content = load_file(tmp_path / "x.pth")
+    assert isinstance(content[1], Ignored) and content[1].name == "os.system"
+    assert content[2].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        b"\x82\x01.",  # an extension code
+        b"\x96" + b"\xff" * 7 + b"\x00.",  # a bytearray of any size
+        TENSOR + b"K\x01K\x02\x85K\x01\x85\x89}tR.",  # beyond the end of the storage
+        TENSOR + b"K\x00J\x00\x00\x00\x7f\x85K\x01\x85\x89}tR.",
+        TENSOR + b"J\xff\xff\xff\xffK\x01\x85K\x01\x85\x89}tR.",
+        b"K\x01K\x02\x85R.",  # calls a number
+        GOOD + b"K\x00K\x01s.",  # sets an item of a tensor
+        b"]" + GOOD + b"K\x07a.",  # appends to a tensor
+        b"X\xff\xff\xff\x7fabc.",
+    ],
+)
+def test_other_instructions_are_named_errors(tmp_path: Path, code: bytes) -> None:
+    # os.system, so that torch's own reader refuses it first
+    write_pickle(tmp_path / "x.pth", b"\x80\x02cos\nsystem\n0" + code)
+    with pytest.raises(CheckpointFileError, match=r"x\.pth is (damaged|refused)"):
+        load_file(tmp_path / "x.pth")
+
+
+def test_deep_and_entangled_contents_are_walked_once() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    wide: list[Any] = [Ignored("a.B")]
+    for _ in range(100):
+        wide = [wide, wide]
+    wide.append(wide)
+    assert ignored_names([deep, wide]) == ["a.B"]
+
+
+def test_a_compressed_file_is_refused(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(100_000)}, tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for name in plain.namelist():
+            archive.writestr(name, plain.read(name))
+    with pytest.raises(CheckpointFileError, match="would unpack from"):
+        load_file(tmp_path / "x.pth")
+
+
+def test_old_format_with_objects_is_refused_by_a_readable_message(tmp_path: Path) -> None:
+    torch.save(foreign_content(), tmp_path / "x.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(
+        CheckpointFileError, match=r"\(numpy[\w.]+\) in the format of before torch 1\.6"
+    ) as error:
+        load_file(tmp_path / "x.pth")
+    assert "\x1b" not in str(error.value)
 
 
 def test_pkl_error_says_what_is_read_and_how_to_convert(tmp_path: Path) -> None:

@@ -32,6 +32,14 @@ def test_many_unknown_keys_are_counted():
         RULES.to_published({f"c{i}": ONE for i in range(12)})
 
 
+def test_missing_counters_and_wrappers_are_filled_in_and_taken_off():
+    rules = KeyRules("Toy", [("published.{rest}", "{rest}")])
+    norm = torch.nn.BatchNorm1d(2).state_dict()
+    published = {f"module.published._orig_mod.{k}": v for k, v in norm.items() if k != "num_batches_tracked"}
+    report = rules.from_published(published).check(norm, "file")
+    assert set(report.state) == set(norm) and report.state["num_batches_tracked"] == 0
+
+
 def test_two_keys_for_one_tensor_are_an_error():
     with pytest.raises(ValueError, match=r"a\.1\.x and module\.a\.1\.x are both b\.x\.1"):
         RULES.from_published({"a.1.x": ONE, "module.a.1.x": ONE})

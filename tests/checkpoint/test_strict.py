@@ -67,3 +67,45 @@ def test_allowance_does_not_cover_shapes_or_other_keys() -> None:
 def test_empty_prefix_is_refused() -> None:
     with pytest.raises(ValueError, match="ALLOW_MISSING holds an empty prefix"):
         load_strict(model(), {}, "x.pth", allow_missing=[""])
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "module.module."])
+def test_keys_of_wrapped_models_are_the_models_own(prefix: str) -> None:
+    source, target = model(), model()
+    load_strict(target, {f"{prefix}{key}": value for key, value in source.state_dict().items()}, "x.pth")
+    assert torch.equal(target[0].weight, source[0].weight)
+
+
+def test_a_compiled_part_of_a_model_is_the_models_own() -> None:
+    source, target = model(), model()
+    state = {key.replace("0.", "0._orig_mod."): value for key, value in source.state_dict().items()}
+    load_strict(target, state, "x.pth")
+    assert torch.equal(target[0].weight, source[0].weight)
+
+
+def test_another_prefix_is_named() -> None:
+    state = {f"net.student.{key}": value for key, value in model().state_dict().items()}
+    with pytest.raises(
+        StateDictMismatchError, match=r"begins with 'net\.student\.', and without that 9 of the model's 9"
+    ):
+        load_strict(model(), state, "lightning.pth")
+
+
+def test_two_keys_for_one_tensor_are_not_merged() -> None:
+    state = model().state_dict()
+    with pytest.raises(StateDictMismatchError, match=r"unknown to the model: module\.0\.weight"):
+        load_strict(model(), {**state, "module.0.weight": state["0.weight"]}, "x.pth")
+
+
+def test_batch_counters_may_be_missing() -> None:
+    source, target = model(), model()
+    target[1].num_batches_tracked.fill_(7)
+    state = {k: v for k, v in source.state_dict().items() if not k.endswith("num_batches_tracked")}
+    load_strict(target, state, "x.pth")
+    assert target[1].num_batches_tracked == 0
+    norm = nn.BatchNorm2d(3)
+    load_strict(norm, {k: v for k, v in norm.state_dict().items() if k != "num_batches_tracked"}, "norm.pth")
+    for name in [name for name in state if name.startswith("1.")]:
+        del state[name]
+    with pytest.raises(StateDictMismatchError, match=r"1\.num_batches_tracked"):  # the whole layer is
+        load_strict(target, state, "x.pth")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from bevkd2.checkpoint.import_bevformer import to_published
 from bevkd2.cli.console import run_cli
 from bevkd2.config import load_config
 from bevkd2.modeling import PGD, BEVFormer
+from bevkd2.nuscenes.layout import CLASS_NAMES
 from tests.modeling.mono.pgd_model import small_cfg
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -122,6 +124,59 @@ def test_classes_of_a_published_file_must_match_the_config(
     assert import_weights.main(argv) == 0
     assert "labels 0 to 2 are Pedestrian, Cyclist, Car" in capsys.readouterr().out
     assert load_file(tmp_path / "ours.pth")["classes"] == ["Pedestrian", "Cyclist", "Car"]
+
+
+WRONG = ["truck", "car"]
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"meta": {"CLASSES": WRONG}},
+        {"meta": {"dataset_meta": {"classes": tuple(WRONG)}}},
+        {"meta": {"dataset_meta": {"CLASSES": WRONG}}},
+        {"meta": {"dataset_meta": [{"classes": None}, {"classes": WRONG}]}},
+        {"meta": {"hooks": {"sampler": {"Class_Names": {"truck": 0, "car": 1}}}}},
+        {"CLASSES": WRONG},
+        {"classes": {0: "truck", 1: "car"}},
+    ],
+)
+def test_classes_are_found_in_every_place_and_for_every_architecture(
+    import_weights: ModuleType,
+    published: tuple,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    beside: dict,
+):
+    _, argv = published
+    torch.save({"state_dict": load_file(argv[-1])["state_dict"], **beside}, argv[-1])
+    assert run_cli(import_weights.main, [*argv, str(tmp_path / "ours.pth")]) == 1
+    error = capsys.readouterr().err
+    assert "lasses" in error and "was trained with the classes truck, car, in this order" in error
+    assert "fixes its own" in error and "car, truck, construction_vehicle" in error
+
+
+def test_a_file_of_the_right_classes_with_a_history_is_imported(
+    import_weights: ModuleType, published: tuple, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    model, argv = published
+    meta = {"dataset_meta": {"CLASSES": CLASS_NAMES}, "iter": np.int64(3)}
+    state = {f"module.{key}": value for key, value in load_file(argv[-1])["state_dict"].items()}
+    state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    torch.save({"meta": meta, "message_hub": {"loss": np.float64(1)}, "state_dict": state}, argv[-1])
+    assert import_weights.main([*argv, str(tmp_path / "ours.pth")]) == 0
+    assert "multiarray.scalar" in caplog.text
+    load_strict(model, load_state(tmp_path / "ours.pth"), "ours")
+
+
+@pytest.mark.parametrize("classes", ["car", [1, 2], 5, {"car": "truck"}])
+def test_classes_that_are_no_names_are_an_error(
+    import_weights: ModuleType, published: tuple, tmp_path: Path, capsys: pytest.CaptureFixture, classes
+):
+    _, argv = published
+    torch.save({**load_file(argv[-1]), "meta": {"CLASSES": classes}}, argv[-1])
+    assert run_cli(import_weights.main, [*argv, str(tmp_path / "ours.pth")]) == 1
+    assert "meta.CLASSES is" in capsys.readouterr().err
 
 
 PLUGIN = """

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from bevkd2.checkpoint import CheckpointFileError, load_file, load_strict
+from bevkd2.checkpoint.strict import unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def _tensors(content: dict[str, Any], source: str) -> dict[str, Tensor]:
     for wrapper in _WRAPPERS:
         if isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    state = {unwrapped(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not state:
         raise CheckpointFileError(f"{source} has no tensors, only the keys {list(content)[:10]}")
     return state
