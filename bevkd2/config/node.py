@@ -14,6 +14,8 @@ import yaml
 from bevkd2.config.shipped import find_file, shipped_file
 
 BASE_KEY = "_BASE_"
+_MOST_VALUES = 100_000  # in a YAML file; the longest shipped config has some hundred
+_WITHIN = -1  # marks a node whose values are being counted
 # Keys whose value is a path relative to the YAML file that names it, as _BASE_ is; or of a shipped file.
 _RELATIVE_TO_FILE = (("DISTILL", "TEACHER", "CONFIG"),)
 _REMOVED: dict[str, str] = {}
@@ -109,7 +111,21 @@ class CfgNode(fvcore_config.CfgNode):
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """yaml's SafeLoader, which would keep the last of two equal keys and drop the first without a word."""
+    """yaml's SafeLoader, which would keep the last of two equal keys and drop the first without a word.
+
+    Aliases (``*name``) are read, but a few lines of them may stand for billions of values; that is refused.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Composes the document.
+
+        Raises:
+            yaml.composer.ComposerError: an alias within what it stands for, or too many values.
+        """
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            _count_values(node, {})
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Constructs a mapping.
@@ -138,6 +154,23 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _count_values(node: yaml.Node, counts: dict[int, int]) -> int:
+    """Returns how many values a node stands for, each alias counted as what it names."""
+    if counts.get(id(node)) == _WITHIN:
+        raise yaml.composer.ComposerError(None, None, "an alias within what it stands for", node.start_mark)
+    if id(node) not in counts:
+        counts[id(node)] = _WITHIN
+        items: list[yaml.Node] = []
+        if isinstance(node, yaml.CollectionNode):
+            items = [item for pair in node.value for item in (pair if isinstance(pair, tuple) else (pair,))]
+        total = 1 + sum(_count_values(item, counts) for item in items)
+        if total > _MOST_VALUES:
+            problem = f"aliases that stand for more than {_MOST_VALUES} values"
+            raise yaml.composer.ComposerError(None, None, problem, node.start_mark)
+        counts[id(node)] = total
+    return counts[id(node)]
+
+
 def load_plain_yaml(path: Path, what: str = "config file") -> dict[str, Any]:
     """Returns the content of a YAML file, loaded safely.
 
@@ -150,7 +183,7 @@ def load_plain_yaml(path: Path, what: str = "config file") -> dict[str, Any]:
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader) or {}  # noqa: S506  (it is safe)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(
             f"{what} {path} is not plain YAML ({error}); Python tags and other objects are refused"
         ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +72,23 @@ def layout_labels(class_names: Sequence[str]) -> npt.NDArray[np.int64]:
             f"once: {', '.join(CLASS_NAMES)}"
         )
     return np.array([CLASS_NAMES.index(name) for name in class_names], dtype=np.int64)
+
+
+def is_below_root(name: object) -> bool:
+    """Returns whether a file name of a table stays below the dataset's root.
+
+    Only the name is judged: a folder below the root may be a link to another disk, which its owner made.
+
+    Args:
+        name: as the table has it, such as ``samples/CAM_FRONT/a.jpg``.
+
+    Returns:
+        False for an absolute path, one with ``..``, and what is no path.
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        return False
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def check_version(root: str | Path, version: str) -> None:

@@ -280,3 +280,34 @@ def test_a_value_that_is_the_next_key_is_a_missing_value() -> None:
         cfg.merge_from_list(["OUTPUT_DIR", "DATASETS.ROOT", "SEED", "1"])
     cfg.merge_from_list(["OUTPUT_DIR", "DATASETS.NOWHERE"])
     assert cfg.OUTPUT_DIR == "DATASETS.NOWHERE"
+
+
+def _laughs(first: str, following: str) -> str:
+    lines = [f"L0: &a0 {first}"]
+    lines += [f"L{i}: &a{i} {following.replace('*', f'*a{i - 1}')}" for i in range(1, 30)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (_laughs("[1, 2]", "[*, *]"), "more than 100000 values"),
+        (_laughs("{a: 1}", "{b: *, c: *}"), "more than 100000 values"),
+        (_laughs("{a: 1}", "{<<: [*, *]}"), "more than 100000 values"),
+        ("A: &a [1, *a]", "an alias within what it stands for"),
+        ("A: " + "[" * 20_000 + "]" * 20_000, "recursion"),
+    ],
+)
+def test_a_few_lines_do_not_stand_for_billions_of_values(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "laughs.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"(?s)laughs\.yaml is not plain YAML .*{message}"):
+        get_cfg().merge_from_file(str(path))
+
+
+def test_aliases_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "alias.yaml"
+    path.write_text("MODEL: {FPN: &fpn {OUT_CHANNELS: 64}}\nSOLVER: {STEPS: &s [3, 4]}\n")
+    cfg = get_cfg()
+    cfg.merge_from_file(str(path))
+    assert cfg.MODEL.FPN.OUT_CHANNELS == 64

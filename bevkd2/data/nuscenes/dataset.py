@@ -14,7 +14,13 @@ import numpy.typing as npt
 
 from bevkd2.d2 import log_first_n
 from bevkd2.data.nuscenes.index import NuScenesIndex, cached_index
-from bevkd2.nuscenes.layout import ATTRIBUTE_NAMES, CLASS_NAMES, NO_ATTRIBUTE, check_version
+from bevkd2.nuscenes.layout import (
+    ATTRIBUTE_NAMES,
+    CLASS_NAMES,
+    NO_ATTRIBUTE,
+    check_version,
+    is_below_root,
+)
 from bevkd2.structures import CAMERA_NAMES, GlobalBoxes, from_global, invert_pose, pose_matrix
 
 logger = logging.getLogger(__name__)
@@ -169,6 +175,12 @@ def _frame(tables: Any, sample: dict[str, Any], cameras: tuple[str, ...]) -> dic
         record = _key_frame(tables, sample, camera)
         cam2ego, cam_ego2global, calibration = _poses(tables, record)
         check_intrinsics(calibration, camera)
+        if not is_below_root(record["filename"]):
+            raise ValueError(
+                f"sample_data.json of {tables.dataroot}: the filename of {camera} of sample "
+                f"{sample['token']!r} is {record['filename']!r}, expected a path below the root, as "
+                "samples/CAM_FRONT/a.jpg; images of another place may be linked into the root"
+            )
         if not (Path(tables.dataroot) / record["filename"]).is_file():
             raise FileNotFoundError(
                 f"{Path(tables.dataroot) / record['filename']} does not exist ({camera} of sample "

@@ -21,6 +21,7 @@ import torch
 from iopath.common.file_io import file_lock
 
 from bevkd2.nuscenes.json_files import file_states
+from bevkd2.nuscenes.layout import is_below_root
 from bevkd2.structures import Boxes3D, lidar2img_matrix, scale_intrinsics
 
 logger = logging.getLogger(__name__)
@@ -262,6 +263,8 @@ def _read(path: Path, root: str, key: dict[str, Any]) -> NuScenesIndex | None:
                 logger.info("tables or CAN bus changed since %s was built: building it again", path)
                 return None
             arrays = {name: file[name] for name in _ARRAYS}
+        if not all(is_below_root(name.decode()) for name in arrays["filenames"].flat):
+            raise ValueError("it names images outside of the dataset's root")
     except _DAMAGE as error:
         logger.warning("cannot read the cached index %s (%s): building it again", path, error)
         return None

@@ -273,6 +273,27 @@ def test_truncated_scene_is_named(tmp_path):
         load_nuscenes(world.root, VERSION, "first")
 
 
+@pytest.mark.parametrize(
+    "name", ["../outside.jpg", "/etc/hostname", "samples/../../x.jpg", "", None, 7, "a\0b"]
+)
+def test_image_outside_of_the_root_is_refused(tmp_path, name):
+    world = FixtureWorld(tmp_path, scenes=1, frames=1)
+    (tmp_path / "outside.jpg").touch()
+    world.record("sample_data", "s0f0-CAM_BACK")["filename"] = name
+    world.write()
+    with pytest.raises(
+        ValueError, match=r"filename of CAM_BACK of sample 's0f0' is .*, expected a path below"
+    ):
+        load_nuscenes(world.root, VERSION, "first")
+
+
+def test_folder_of_images_may_be_a_link(tmp_path):
+    world = FixtureWorld(tmp_path / "root", scenes=1, frames=1)
+    (world.root / "samples").rename(tmp_path / "disk")
+    (world.root / "samples").symlink_to(tmp_path / "disk")
+    assert len(load_nuscenes(world.root, VERSION, "first")) == 1
+
+
 def test_missing_image_is_named(tmp_path):
     world = FixtureWorld(tmp_path, scenes=1, frames=2)
     (world.root / "samples/CAM_BACK/s0f1-CAM_BACK.jpg").unlink()

@@ -102,6 +102,18 @@ def test_garbled_member_of_the_cache_is_built_again(tmp_path, builds, caplog, at
     assert len(builds) == 2 and re.search(rf"({error}).*building it again", caplog.text)
 
 
+def test_cache_that_names_images_outside_of_the_root_is_built_again(tmp_path, builds, caplog):
+    world = FixtureWorld(tmp_path, scenes=1, frames=1)
+    load_nuscenes(world.root, VERSION, "first")
+    path = next((world.root / ".bevkd2_cache").glob("*.npz"))
+    with np.load(path) as file:
+        arrays = {**file}
+    np.savez(path, **{**arrays, "filenames": np.full_like(arrays["filenames"], b"../secret.jpg")})
+    names = load_nuscenes(world.root, VERSION, "first")[0]["file_names"]
+    assert len(builds) == 2 and "outside of the dataset's root" in caplog.text
+    assert all(".." not in name for name in names)
+
+
 def test_cache_holds_no_pickle(tmp_path):
     world = FixtureWorld(tmp_path, scenes=1, frames=1)
     load_nuscenes(world.root, VERSION, "first")
