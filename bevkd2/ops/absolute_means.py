@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from .arguments import check_device, check_floating, refuse_forward_mode
+from .arguments import check_device, check_floating, integer, refuse_forward_mode
 from .gradients import refuse_second_derivative
 from .precision import arithmetic_dtype
 
@@ -46,7 +46,7 @@ def absolute_means(features: Tensor, *, power: Power = 1) -> AbsoluteMeans:
         ValueError: another shape or dtype, a device without kernels, or another power.
         RuntimeError: a CUDA tensor, but the CUDA ops are not built.
     """
-    check_power(_OP, power)
+    power = check_power(_OP, power)
     check_device(_OP, "features", features)
     refuse_forward_mode(_OP, features)
     check_floating(_OP, "features", features)
@@ -56,8 +56,8 @@ def absolute_means(features: Tensor, *, power: Power = 1) -> AbsoluteMeans:
     return AbsoluteMeans(pixels.view(len(features), *features.shape[2:]), channels)
 
 
-def check_power(op: str, power: int) -> None:
-    """Checks that there are kernels for a power.
+def check_power(op: str, power: int) -> Power:
+    """Returns a power for which there are kernels.
 
     Args:
         op: the function that the user called.
@@ -66,8 +66,10 @@ def check_power(op: str, power: int) -> None:
     Raises:
         ValueError: another power than 1 and 2.
     """
+    power = integer(op, "power", power)
     if power not in get_args(Power):
         raise ValueError(f"{op}: power is {power!r}; expected 1 or 2")
+    return 1 if power == 1 else 2
 
 
 @torch.library.register_fake("bevkd2::absolute_means")

@@ -2,7 +2,9 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -90,6 +92,49 @@ def refuse_forward_mode(op: str, *tensors: Tensor) -> None:
         )
 
 
+def integer(op: str, name: str, value: Any) -> int:
+    """Returns an integer argument; Python would truncate a float without a word.
+
+    Args:
+        op: the function that the user called.
+        name: the argument's name, for the message.
+        value: an integer of Python, numpy or torch (a scalar tensor, or a symbolic size while torch traces).
+
+    Raises:
+        ValueError: a float, even a whole one, a bool, or anything else.
+    """
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+        return value
+    if isinstance(value, np.integer) or (isinstance(value, Tensor) and value.dim() == 0 and integral(value)):
+        return int(value)
+    raise ValueError(f"{op}: {name} is {value!r}; expected an integer")
+
+
+def grid_shape(op: str, name: str, shape: Sequence[int]) -> tuple[int, int]:
+    """Returns the rows and columns of a grid.
+
+    Args:
+        op: the function that the user called.
+        name: the argument's name, for the message.
+        shape: (rows, columns).
+
+    Raises:
+        ValueError: not two integers, one is negative, or 2^31 cells and more, which kernels cannot number.
+    """
+    sizes = [integer(op, name, size) for size in shape]
+    if len(sizes) != 2 or sizes[0] < 0 or sizes[1] < 0 or sizes[0] * sizes[1] >= 2**31:
+        raise ValueError(
+            f"{op}: {name} is {tuple(sizes)}; expected (rows, columns), not negative, of less than 2^31 cells"
+        )
+    return sizes[0], sizes[1]
+
+
+def integral(tensor: Tensor) -> bool:
+    """Returns whether a tensor holds integers, and can be read."""
+    kind = tensor.dtype
+    return not (kind == torch.bool or kind.is_floating_point or kind.is_complex or tensor.is_meta)
+
+
 # Deformable attention
 
 
@@ -105,19 +150,20 @@ def level_shapes(op: str, spatial_shapes: SpatialShapes) -> list[int]:
         ValueError: not (L, 2) integers, or a size below 1.
     """
     if isinstance(spatial_shapes, Tensor):
-        if spatial_shapes.dim() != 2 or spatial_shapes.shape[1] != 2 or spatial_shapes.is_floating_point():
+        if spatial_shapes.dim() != 2 or spatial_shapes.shape[1] != 2 or not integral(spatial_shapes):
             raise ValueError(
-                f"{op}: spatial_shapes is {tuple(spatial_shapes.shape)} {spatial_shapes.dtype}; expected an "
-                "integer (L, 2) of (h, w) rows, or a list of (h, w)"
+                f"{op}: spatial_shapes is {tuple(spatial_shapes.shape)} {spatial_shapes.dtype} on "
+                f"{spatial_shapes.device}; expected an integer (L, 2) of (h, w) rows, or a list of (h, w)"
             )
         spatial_shapes = spatial_shapes.tolist()
     shapes = []
     for level, shape in enumerate(spatial_shapes):
-        if len(shape) != 2 or shape[0] < 1 or shape[1] < 1:
+        sizes = [integer(op, f"spatial_shapes of level {level}", size) for size in shape]
+        if len(sizes) != 2 or sizes[0] < 1 or sizes[1] < 1:
             raise ValueError(
-                f"{op}: spatial_shapes of level {level} is {tuple(shape)}; expected (h, w), both >= 1"
+                f"{op}: spatial_shapes of level {level} is {tuple(sizes)}; expected (h, w), both >= 1"
             )
-        shapes += [int(shape[0]), int(shape[1])]
+        shapes += sizes
     return shapes
 
 

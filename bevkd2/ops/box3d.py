@@ -135,7 +135,7 @@ def _nms(
         _check_device(op, name, tensor, "boxes", boxes)
     if not scores.is_floating_point():
         raise ValueError(f"{op}: scores is {scores.dtype}; expected a floating point type")
-    if labels.is_floating_point() or labels.is_complex():
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"{op}: labels is {labels.dtype}; expected integers")
     if not 0 <= iou_threshold <= 1:
         raise ValueError(f"{op}: iou_threshold is {iou_threshold}; expected a number in [0, 1]")
@@ -159,6 +159,8 @@ def _rows(op: str, name: str, boxes: Tensor, columns: int) -> Tensor:
         )
     if not boxes.is_floating_point():
         raise ValueError(f"{op}: {name} is {boxes.dtype}; expected a floating point type")
+    if boxes.is_meta:
+        raise ValueError(f"{op}: {name} is on meta and has no numbers; expected boxes on cpu or cuda")
     here = boxes.is_cuda and library.HAS_CUDA
     return boxes.detach().to(boxes.device if here else "cpu", torch.float64)
 

@@ -10,6 +10,8 @@ from .arguments import (
     SpatialShapes,
     check_sampling,
     check_value,
+    integer,
+    integral,
     level_shapes,
     level_starts,
     to_coordinates,
@@ -88,14 +90,14 @@ def checked_level_starts(
     if level_start_index is None:
         starts = level_starts(shapes)
     elif isinstance(level_start_index, Tensor):
-        if level_start_index.dim() != 1 or level_start_index.is_floating_point():
+        if level_start_index.dim() != 1 or not integral(level_start_index):
             raise ValueError(
-                f"{_OP}: level_start_index is {tuple(level_start_index.shape)} {level_start_index.dtype}; "
-                "expected an integer (L,), or a list of int"
+                f"{_OP}: level_start_index is {tuple(level_start_index.shape)} {level_start_index.dtype} on "
+                f"{level_start_index.device}; expected an integer (L,), or a list of int"
             )
         starts = level_start_index.tolist()
     else:
-        starts = [int(start) for start in level_start_index]
+        starts = [integer(_OP, "level_start_index", start) for start in level_start_index]
     if len(starts) * 2 != len(shapes):
         raise ValueError(
             f"{_OP}: level_start_index has {len(starts)} levels, spatial_shapes {len(shapes) // 2}"

@@ -10,6 +10,7 @@ from .arguments import (
     check_dense_levels,
     check_sampling,
     check_value,
+    integer,
     level_shapes,
     to_coordinates,
     warn_of_16_bits,
@@ -75,6 +76,7 @@ def ms_deform_attn_fused(
             f"{_OP}: attention_logits is {tuple(attention_logits.shape)}; expected (B, Q, H, L, P) with "
             f"value's batch of {value.shape[0]} and spatial_shapes' {levels} levels"
         )
+    num_queues = integer(_OP, "num_queues", num_queues)
     if num_queues < 1 or value.shape[0] % num_queues != 0:
         raise ValueError(
             f"{_OP}: num_queues is {num_queues}; expected a divisor of value's batch of {value.shape[0]}"

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .arguments import grid_shape, integer
+
 
 def content_mask(image_sizes: Tensor, level_shape: tuple[int, int], stride: int) -> Tensor:
     """Returns which cells of a feature level lie in the image, not in its padding.
@@ -22,7 +24,11 @@ def content_mask(image_sizes: Tensor, level_shape: tuple[int, int], stride: int)
 
     Returns:
         (B, rows, columns) bool: whether the cell's first pixel lies in the image.
+
+    Raises:
+        ValueError: ``level_shape`` or ``stride`` are no integers.
     """
+    _check_grid("content_mask", level_shape, stride)
     rows = torch.arange(level_shape[0], device=image_sizes.device) * stride
     columns = torch.arange(level_shape[1], device=image_sizes.device) * stride
     return (rows[None, :, None] < image_sizes[:, 0, None, None]) & (
@@ -54,7 +60,11 @@ def perspective_matrix(
 
     Returns:
         (B, rows, columns) float32.
+
+    Raises:
+        ValueError: ``level_shape`` or ``stride`` are no integers.
     """
+    _check_grid("perspective_matrix", level_shape, stride)
     y = (torch.arange(level_shape[0], device=image_sizes.device) + 0.5) * stride / image_sizes[:, :1]
     x = (torch.arange(level_shape[1], device=image_sizes.device) + 0.5) * stride / image_sizes[:, 1:]
     exponent_y = ((y - center[1]) / sigma[1]).square()
@@ -84,7 +94,11 @@ def occlusion_factor(
 
     Returns:
         (B, rows, columns) float32 in (0, 1].
+
+    Raises:
+        ValueError: ``level_shape`` or ``stride`` are no integers.
     """
+    _check_grid("occlusion_factor", level_shape, stride)
     factors = []
     for boxes, depth in zip(boxes2d, depths, strict=True):
         y = (torch.arange(level_shape[0], device=boxes.device) + 0.5) * stride
@@ -97,3 +111,9 @@ def occlusion_factor(
         ones = boxes.new_ones((1, *level_shape), dtype=torch.float32)
         factors.append(torch.cat([torch.where(covered, kept, 1.0), ones]).amin(0))
     return torch.stack(factors)
+
+
+def _check_grid(op: str, level_shape: tuple[int, int], stride: int) -> None:
+    """Checks what ``torch.arange`` would round."""
+    grid_shape(op, "level_shape", level_shape)
+    integer(op, "stride", stride)

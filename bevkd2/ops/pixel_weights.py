@@ -30,7 +30,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .arguments import check_device
+from .arguments import check_device, grid_shape, integer
 
 _OP = "draw_weights"
 _FOREGROUND, _BACKGROUND, _GAUSSIAN, _OCCLUSION = (
@@ -173,7 +173,11 @@ def draw_weights(
         ValueError: shapes or devices that do not fit, or nothing to draw from.
         RuntimeError: CUDA tensors, but the CUDA ops are not built; or splits that do not fit the boxes.
     """
-    shapes = tuple((int(rows), int(columns)) for rows, columns in level_shapes)
+    shapes = tuple(
+        grid_shape(_OP, f"level_shapes of level {level}", shape) for level, shape in enumerate(level_shapes)
+    )
+    if strides is not None:
+        strides = [integer(_OP, "strides", stride) for stride in strides]
     _check(shapes, strides, grid_range, image_sizes, perspective, occlusion, boxes)
     masks = [_mask_arguments(mask) for mask in boxes]
     if occlusion is not None:
@@ -274,6 +278,8 @@ def _check_mask(mask: BoxMask, batch: int, device: torch.device | None) -> None:
     _check_boxes("boxes", mask.boxes, mask.splits, (4, 5), batch, device)
     if mask.kind not in ("foreground", "background", "gaussian"):
         raise ValueError(f"{_OP}: kind is {mask.kind!r}; expected foreground, background or gaussian")
+    if not isinstance(mask.normalize, bool):
+        raise ValueError(f"{_OP}: normalize is {mask.normalize!r}; expected True or False")
     if mask.kind == "gaussian" and (mask.normalize or not mask.alpha > 0):
         raise ValueError(
             f"{_OP}: a gaussian mask with normalize={mask.normalize}, alpha={mask.alpha}; expected "

@@ -60,7 +60,7 @@ def weighted_l2_with_means(
             power.
         RuntimeError: a CUDA tensor, but the CUDA ops are not built, or a forward-mode derivative.
     """
-    check_power(_OP, power)
+    power = check_power(_OP, power)
     if student.dim() < 3:
         raise ValueError(f"{_OP}: student is {tuple(student.shape)}; expected (B, C, pixels..)")
     given = arguments(
