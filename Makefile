@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(shell find csrc tests/cuda_emulation -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help install build demo demo-teacher demo-mono demo-mono-teacher test lint format docs wheel cuda gpu-check bench clean
+.PHONY: help install build demo demo-teacher demo-mono demo-mono-teacher test lint format docs wheel cuda sanitize gpu-check bench clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -73,6 +73,10 @@ wheel: $(STAMP)  ## build and test the source distribution and the wheel in dist
 
 cuda: $(STAMP)  ## compile the CUDA sources, without a GPU
 	$(BIN)/python csrc/compile_cuda.py
+
+# csrc/sanitize.py names what is left out, and why.
+sanitize: $(STAMP)  ## run the CPU kernels' tests under AddressSanitizer, UBSan and ThreadSanitizer
+	$(BIN)/python csrc/sanitize.py
 
 # Everything that needs a GPU, in one command.
 gpu-check: $(STAMP)  ## run everything that needs a GPU

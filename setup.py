@@ -7,7 +7,8 @@ and a module without torch, for one version of Python as all of pybind11's are:
   bevkd2/_kitti_eval.*.so KITTI's score
 
 Environment: FORCE_CUDA=1 builds the CUDA library without a visible GPU, FORCE_CUDA=0 never builds it,
-TORCH_CUDA_ARCH_LIST replaces the architectures below, MAX_JOBS limits the compiler processes.
+TORCH_CUDA_ARCH_LIST replaces the architectures below, MAX_JOBS limits the compiler processes, and
+BEVKD2_CXX_FLAGS holds further flags for the C++ compiler and the linker (csrc/sanitize.py).
 """
 
 import os
@@ -116,12 +117,14 @@ def extensions() -> tuple[list, dict]:
             f"bevkd2 setup: {error.name} is not installed here, and the extensions compile against it. "
             "Install torch >= 2.10 and pybind11 first, then run: pip install --no-build-isolation -e ."
         )
+    further = os.environ.get("BEVKD2_CXX_FLAGS", "").split()
     modules = [
         cpp_extension.CppExtension(
             "bevkd2._C",
             CPU_SOURCES,
             depends=HEADERS,
-            extra_compile_args={"cxx": CXX_FLAGS},
+            extra_compile_args={"cxx": [*CXX_FLAGS, *further]},
+            extra_link_args=further,
             py_limited_api=True,
         ),
         Extension(
@@ -129,7 +132,8 @@ def extensions() -> tuple[list, dict]:
             ["csrc/kitti_eval/module.cpp"],
             depends=HEADERS,
             include_dirs=[pybind11.get_include()],
-            extra_compile_args=["-O3", "-g0", "-fvisibility=hidden"],
+            extra_compile_args=["-O3", "-g0", "-fvisibility=hidden", *further],
+            extra_link_args=further,
             language="c++",
         ),
     ]

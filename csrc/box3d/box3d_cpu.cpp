@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "../core/cpu_dispatch.h"
+#include "../core/parallel.h"
 #include "box3d_cpu_footprints.h"
 
 namespace bevkd2::box3d {
@@ -170,7 +171,7 @@ class Suppression {
       labels.push_back(labels_[places_[index]]);
     }
     const int64_t cells = static_cast<int64_t>(cells_.size());
-    torch::stable::parallel_for(0, cells, kCellGrain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, cells, kCellGrain, [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c)
         for (size_t i = 0; i < rows.size(); ++i)
           if (labels[i] == labels_[cells_[c].begin] && cells_[c].meets(rows[i]))
@@ -203,7 +204,7 @@ struct Cpu {
   static void overlaps(const Pairs& p, const Tensor& /*like*/) {
     const int64_t numbers = columns_of(p.overlap), tiles = (p.m + kTile - 1) / kTile;
     const Footprints rows = read(p.a, p.n, numbers), columns = read(p.b, p.m, numbers);
-    torch::stable::parallel_for(0, p.n * tiles, kTileGrain, [&](int64_t first, int64_t last) {
+    parallel_for(0, p.n * tiles, kTileGrain, [&](int64_t first, int64_t last) {
       for (int64_t tile = first; tile < last; ++tile) {
         const int64_t i = tile / tiles, begin = tile % tiles * kTile, end = std::min(begin + kTile, p.m);
         run_overlaps(p.overlap, rows.at(i), columns, begin, end, p.out + i * p.m);

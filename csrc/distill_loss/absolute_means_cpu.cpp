@@ -8,6 +8,7 @@
 
 #include "../core/cpu_dispatch.h"
 #include "../core/huge_pages.h"
+#include "../core/parallel.h"
 
 namespace bevkd2::distill::absolute_means {
 namespace {
@@ -32,7 +33,7 @@ struct Cpu {
   static void forward(const Forward<T>& p, const Tensor& /*like*/) {
     const Tiling tiling(p.shape, kRows, kColumns);
     std::vector<A> row_sums(tiling.row_sums()), column_sums(tiling.column_sums());
-    torch::stable::parallel_for(0, tiling.count(), 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, tiling.count(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         const Tile tile = tiling.tile(n);
         run_sums<A>(p, tile, row_sums.data() + tiling.row_sum_at(tile),
@@ -50,7 +51,7 @@ struct Cpu {
   static void backward(const Backward<T>& p, const Tensor& /*like*/) {
     const Tiling tiling(p.shape, kRows, kColumns);
     if (!p.add) advise_huge_pages(p.grad.data, p.shape.samples * p.shape.rows * p.shape.columns * sizeof(T));
-    torch::stable::parallel_for(0, tiling.count(), 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, tiling.count(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) run_gradient<A>(p, tiling.tile(n));
     });
   }

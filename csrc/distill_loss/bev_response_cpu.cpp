@@ -9,6 +9,7 @@
 
 #include "../core/cpu_dispatch.h"
 #include "../core/huge_pages.h"
+#include "../core/parallel.h"
 
 namespace bevkd2::distill::bev_response {
 namespace {
@@ -26,7 +27,7 @@ struct Partial {
 template <typename F>
 void for_groups(int64_t batch, int64_t cells, const F& function) {
   const int64_t groups = (cells + kCells - 1) / kCells;
-  torch::stable::parallel_for(0, batch * groups, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, batch * groups, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t first = task % groups * kCells;
       function(task / groups, first, std::min(kCells, cells - first));

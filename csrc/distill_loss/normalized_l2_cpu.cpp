@@ -9,6 +9,7 @@
 
 #include "../core/cpu_dispatch.h"
 #include "../core/huge_pages.h"
+#include "../core/parallel.h"
 
 namespace bevkd2::distill::normalized_l2 {
 namespace {
@@ -34,7 +35,7 @@ void run_levels(const Problem& p, A* losses) {
     const double upstream = p.upstream ? static_cast<double>(static_cast<const A*>(p.upstream)[l]) : 1;
     const A coefficient = static_cast<A>(share * upstream);
     std::vector<double> sums(level.channels);
-    torch::stable::parallel_for(0, level.channels, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, level.channels, 1, [&](int64_t begin, int64_t end) {
       std::vector<A> scratch(3 * kBlock);
       for (int64_t channel = begin; channel < end; ++channel)
         sums[channel] = run_channel(level, channel, p.epsilon, coefficient, scratch.data());

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "../core/parallel.h"
+
 namespace bevkd2::distill::pixel_weights {
 namespace {
 
@@ -91,11 +93,9 @@ void check_splits(const Problem& p) {
 struct Cpu {
   static void run(const Problem& p, const Tensor&) {
     check_splits(p);
-    torch::stable::parallel_for(0, static_cast<int64_t>(p.levels.size()) * p.batch, 1,
-                                [&](int64_t begin, int64_t end) {
-                                  for (int64_t n = begin; n < end; ++n)
-                                    draw_level(p, n / p.batch, n % p.batch);
-                                });
+    parallel_for(0, static_cast<int64_t>(p.levels.size()) * p.batch, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) draw_level(p, n / p.batch, n % p.batch);
+    });
   }
 };
 

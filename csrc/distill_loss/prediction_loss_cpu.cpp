@@ -10,6 +10,7 @@
 
 #include "../core/cpu_dispatch.h"
 #include "../core/huge_pages.h"
+#include "../core/parallel.h"
 
 namespace bevkd2::distill::prediction {
 namespace {
@@ -35,7 +36,7 @@ Partial run_block(const Problem<A>& p, const A* coefficients, int64_t first, int
 template <typename F>
 Partial sum_blocks(int64_t count, int64_t step, const F& make_function) {
   std::vector<Partial> partials((count + step - 1) / step);
-  torch::stable::parallel_for(0, static_cast<int64_t>(partials.size()), 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, static_cast<int64_t>(partials.size()), 1, [&](int64_t begin, int64_t end) {
     auto function = make_function();  // with buffers of this thread
     for (int64_t block = begin; block < end; ++block)
       partials[block] = function(block * step, std::min(step, count - block * step));

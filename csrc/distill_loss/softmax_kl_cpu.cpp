@@ -9,6 +9,7 @@
 
 #include "../core/cpu_dispatch.h"
 #include "../core/huge_pages.h"
+#include "../core/parallel.h"
 
 namespace bevkd2::distill::softmax_kl {
 namespace {
@@ -50,7 +51,7 @@ double run_level(const Level& level, A inverse_temperature, A coefficient) {
   const int64_t scratch = level.rows_adjacent ? kTileRows * kTile : 2 * padded;
   const int64_t groups = (level.rows + step - 1) / step;
   std::vector<double> losses(level.batch * groups, 0.0);
-  torch::stable::parallel_for(0, level.batch * groups, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, level.batch * groups, 1, [&](int64_t begin, int64_t end) {
     std::vector<A> buffer(scratch);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t first = task % groups * step;

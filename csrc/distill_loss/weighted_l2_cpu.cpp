@@ -10,6 +10,7 @@
 
 #include "../core/cpu_dispatch.h"
 #include "../core/huge_pages.h"
+#include "../core/parallel.h"
 
 namespace bevkd2::distill::weighted_l2 {
 namespace {
@@ -52,7 +53,7 @@ struct Cpu {
       if (level.grad) advise_huge_pages(level.grad, p.samples * level.rows * level.length * sizeof(S));
     }
     std::vector<double> partials(chunks);
-    torch::stable::parallel_for(0, chunks, 2, [&](int64_t begin, int64_t end) {
+    parallel_for(0, chunks, 2, [&](int64_t begin, int64_t end) {
       size_t l = 0;
       for (int64_t n = begin; n < end; ++n) {
         while (n >= levels[l].first + levels[l].chunks * p.samples) ++l;

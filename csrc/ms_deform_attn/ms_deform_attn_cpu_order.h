@@ -3,12 +3,11 @@
 // a row together. The order depends on the data alone, never on threads.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <vector>
 
+#include "../core/parallel.h"
 #include "ms_deform_attn_problem.h"
 
 namespace bevkd2::msda {
@@ -48,7 +47,7 @@ std::vector<int64_t> order_by_cell(const Problem<T>& p, const std::vector<Level>
   const CellAxis columns(width), rows(height);
   const int64_t cells = rows.cells * columns.cells;
   std::vector<int64_t> begin(p.batches * cells + 2, 0), key(count), order(count);
-  torch::stable::parallel_for(0, count, 4096, [&](int64_t first, int64_t last) {
+  parallel_for(0, count, 4096, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const int64_t query = query_of(i);
       const auto* place = place_of(p, query);

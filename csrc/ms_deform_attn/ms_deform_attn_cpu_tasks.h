@@ -2,11 +2,11 @@
 // a task must not depend on the thread that runs it.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+
+#include "../core/parallel.h"
 
 namespace bevkd2 {
 
@@ -30,7 +30,7 @@ class Tasks {
 template <typename Worker>
 void run_tasks(int64_t count, int64_t threads, const Worker& worker) {
   Tasks tasks(count);
-  torch::stable::parallel_for(0, std::min(count, threads), 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, std::min(count, threads), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) worker(tasks);
   });
 }
