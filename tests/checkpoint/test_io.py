@@ -185,7 +185,7 @@ def test_other_instructions_are_named_errors(tmp_path: Path, code: bytes) -> Non
 
 def test_deep_and_entangled_contents_are_walked_once() -> None:
     deep: list[Any] = []
-    for _ in range(100_000):
+    for _ in range(20_000):
         deep = [deep]
     wide: list[Any] = [Ignored("a.B")]
     for _ in range(100):
