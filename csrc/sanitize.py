@@ -94,7 +94,7 @@ def run_tests(kind: str, library: Path, capability: str) -> int:
     environment = {**environment_of(kind, library), "BEVKD2_CPU_CAPABILITY": capability}
     # Without random addresses: ThreadSanitizer of older compilers does not know where newer kernels put them.
     prefix = ["setarch", platform.machine(), "-R"] if shutil.which("setarch") else []
-    where = [*prefix, sys.executable, "-P" if sys.version_info >= (3, 11) else "-s"]
+    where = [*prefix, sys.executable]
     used = [*where, "-c", "from bevkd2.ops import library; print(library.CPU_LIBRARY)"]
     found = subprocess.run(used, cwd=FOLDER, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     if library not in Path(found.stdout.strip()).parents:

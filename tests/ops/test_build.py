@@ -128,3 +128,19 @@ def test_compile_script_fails_where_a_kernel_spills(
     else:
         with pytest.raises(SystemExit, match=code):
             script.main()
+
+
+def test_further_flags_reach_the_compiler_and_the_linker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BEVKD2_CXX_FLAGS", "-fsanitize=thread -O1")
+    monkeypatch.setenv("FORCE_CUDA", "0")
+    for extension in load(ROOT / "setup.py").extensions()[0]:
+        compiled = extension.extra_compile_args
+        compiled = compiled["cxx"] if isinstance(compiled, dict) else compiled
+        assert compiled[-2:] == extension.extra_link_args == ["-fsanitize=thread", "-O1"]
+
+
+def test_sanitize_script_knows_what_it_builds() -> None:
+    sanitize = load(ROOT / "csrc" / "sanitize.py")
+    assert set(sanitize.FLAGS) == set(sanitize.LIBRARIES) == set(sanitize.OPTIONS) == set(sanitize.SELECTED)
+    with pytest.raises(SystemExit, match="unknown memory; expected address or thread"):
+        sanitize.main(["memory"])
