@@ -107,6 +107,7 @@ def run_tests(kind: str, library: Path, capability: str) -> int:
         f"pythonpath={library} .",
         "-p",
         "no:cacheprovider",
+        "--capture=sys",  # a report goes to the file descriptor, and the process ends there
         "-k",
         SELECTED[kind],
     ]

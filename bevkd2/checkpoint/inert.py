@@ -164,7 +164,14 @@ def _call(function: Any, arguments: tuple[Any, ...]) -> Any:
 class _Unpickler(pickle._Unpickler):
     """Python's own unpickler, of whose instructions those that call or change objects are replaced."""
 
-    dispatch: ClassVar[dict[int, Callable[..., None]]] = {  # type: ignore[misc]
+    # What the base class has, and its stubs leave out.
+    stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+    read: Callable[[int], bytes]
+    readline: Callable[[], bytes]
+
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = {
         code: pickle._Unpickler.dispatch[code]
         for code in (getattr(pickle, name)[0] for name in _PLAIN_INSTRUCTIONS.split())
     }

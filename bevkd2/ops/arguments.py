@@ -103,8 +103,10 @@ def integer(op: str, name: str, value: Any) -> int:
     Raises:
         ValueError: a float, even a whole one, a bool, or anything else.
     """
-    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
-        return value
+    whole = isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+    if whole:
+        number: int = value
+        return number
     if isinstance(value, np.integer) or (isinstance(value, Tensor) and value.dim() == 0 and integral(value)):
         return int(value)
     raise ValueError(f"{op}: {name} is {value!r}; expected an integer")
