@@ -104,11 +104,11 @@ def test_levels_may_overlap() -> None:
         ({"level_start_index": [0]}, "level_start_index has 1 levels, spatial_shapes 2"),
         (
             {"level_start_index": torch.zeros(2)},
-            "level_start_index is (2,) torch.float32; expected an integer",
+            "level_start_index is (2,) torch.float32 on cpu; expected an integer",
         ),
         (
             {"level_start_index": torch.zeros(2, 1).long()},
-            "level_start_index is (2, 1) torch.int64; expected",
+            "level_start_index is (2, 1) torch.int64 on cpu; expected",
         ),
         ({"attention_weights": torch.zeros(2, 6, 3, 2, 2)}, "with value's 2 heads"),
         (
