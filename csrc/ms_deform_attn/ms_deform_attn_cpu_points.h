@@ -78,7 +78,7 @@ struct Scratch {
     }
   }
 
-  A* head_channels(int head) { return &channels[static_cast<size_t>(head) * padded]; }
+  A* head_channels(int head) { return channels.data() + static_cast<size_t>(head) * padded; }
 };
 
 template <typename A>
@@ -187,7 +187,7 @@ inline void set_corners(Scratch<A>& s) {
 // head. Always inline: gcc drops calls of a function that does nothing but prefetch.
 template <typename T, typename M, typename A>
 BEVKD2_ALWAYS_INLINE void prefetch_corners(const Problem<T>& p, const M* map, const Scratch<A>& s) {
-  const int64_t stride = p.pixel_stride(), last = p.width - 1;
+  const int64_t stride = p.pixel_stride(), last = std::max(p.width - 1, 0);
   for (int h = 0; h < s.heads; ++h) {
     const M* head = map + h * p.width;
     for (int i = h * s.samples; i < (h + 1) * s.samples; ++i) {
