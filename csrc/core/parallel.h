@@ -20,13 +20,15 @@ namespace bevkd2 {
 template <typename F>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, const F& function) {
 #if defined(__SANITIZE_THREAD__)
-  char called = 0, returned = 0;
-  __tsan_release(&called);
-  torch::stable::parallel_for(begin, end, grain, [&](int64_t first, int64_t last) {
+  static char called,
+      returned;  // not of the call: a thread would find them in the lambda, before it may read it
+  const auto part = [&](int64_t first, int64_t last) {
     __tsan_acquire(&called);
     function(first, last);
     __tsan_release(&returned);
-  });
+  };
+  __tsan_release(&called);
+  torch::stable::parallel_for(begin, end, grain, part);
   __tsan_acquire(&returned);
 #else
   torch::stable::parallel_for(begin, end, grain, function);
