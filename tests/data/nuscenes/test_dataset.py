@@ -273,9 +273,7 @@ def test_truncated_scene_is_named(tmp_path):
         load_nuscenes(world.root, VERSION, "first")
 
 
-@pytest.mark.parametrize(
-    "name", ["../outside.jpg", "/etc/hostname", "samples/../../x.jpg", "", None, 7, "a\0b"]
-)
+@pytest.mark.parametrize("name", ["../outside.jpg", "/etc/hostname", "samples/../../x.jpg", "", "a\0b"])
 def test_image_outside_of_the_root_is_refused(tmp_path, name):
     world = FixtureWorld(tmp_path, scenes=1, frames=1)
     (tmp_path / "outside.jpg").touch()
