@@ -134,7 +134,11 @@ class Checkpointer(_FvcoreCheckpointer):
         if not path:
             _logger.info("no checkpoint is named; the model starts from its initialisation")
             return {}
-        content = load_file(path)
+        return self._restore(load_file(path), path, checkpointables)
+
+    def _restore(
+        self, content: dict[str, Any], path: str, checkpointables: list[str] | None
+    ) -> dict[str, Any]:
         wanted = list(self.checkpointables) if checkpointables is None else checkpointables
         absent = [key for key in wanted if key not in content]
         if absent:
@@ -167,15 +171,71 @@ class Checkpointer(_FvcoreCheckpointer):
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Resumes from the last checkpoint in ``save_dir``, or loads the model alone from ``path``.
 
+        Where the last checkpoint is damaged or gone, the newest of the others is used, and the log says so.
+
         Args:
             path: the file to load where nothing is resumed; may be empty.
             resume: whether to look for a last checkpoint; where there is none, ``path`` is loaded.
 
         Returns:
             As :meth:`load`.
+
+        Raises:
+            FileNotFoundError, CheckpointFileError: as :meth:`load`, where no other checkpoint can be read.
         """
         if resume and self.has_checkpoint():
-            return self.load(self.get_checkpoint_file())
+            content, last = self._read_last()
+            return self._restore(content, last, None)
         if resume:
-            _logger.warning("nothing to resume: %s has no last_checkpoint; starting anew", self.save_dir)
+            _logger.warning("nothing to resume: %s has no checkpoint; starting anew", self.save_dir)
         return self.load(path, checkpointables=[])
+
+    def has_checkpoint(self) -> bool:
+        """Returns whether ``save_dir`` has something to resume from."""
+        return bool(self.get_checkpoint_file())
+
+    def get_checkpoint_file(self) -> str:
+        """Returns the path that last_checkpoint names, or one of the checkpoints where it names none."""
+        if not self.save_dir:
+            return ""
+        last = Path(self.save_dir, "last_checkpoint")
+        name = last.read_text(encoding="utf-8", errors="replace").strip() if last.is_file() else ""
+        if name:
+            return str(Path(self.save_dir, name))
+        return next(map(str, self._all_files()), "")
+
+    def remove(self, name: str) -> None:
+        """Removes ``<save_dir>/<name>.pth``, where it is there and this process saves."""
+        if self.save_dir and self.save_to_disk:
+            Path(self.save_dir, f"{name}.pth").unlink(missing_ok=True)
+
+    def _all_files(self) -> list[Path]:
+        return sorted(Path(self.save_dir).glob("model_*.pth"), reverse=True)
+
+    def _read_last(self) -> tuple[dict[str, Any], str]:
+        """Returns the content and the path of the last checkpoint, or of the newest that can be read."""
+        last = Path(self.save_dir, "last_checkpoint")
+        try:
+            if not last.is_file() or not last.read_text(errors="replace").strip():
+                raise FileNotFoundError(f"{last} is empty or does not exist")
+            return load_file(self.get_checkpoint_file()), self.get_checkpoint_file()
+        except (FileNotFoundError, CheckpointFileError) as error:
+            newest: tuple[dict[str, Any], str] | None = None
+            for path in self._all_files():
+                content = self._read_whole(path)
+                if content and (newest is None or content["iteration"] > newest[0]["iteration"]):
+                    newest = content, str(path)
+            if newest is None:
+                raise
+            _logger.warning(
+                "%s. Resuming from %s instead (iteration %d)", error, newest[1], newest[0]["iteration"]
+            )
+            return newest
+
+    def _read_whole(self, path: Path) -> dict[str, Any] | None:
+        """Returns the content of a checkpoint that a training can be resumed from; None for others."""
+        try:
+            content = load_file(path)
+        except (FileNotFoundError, CheckpointFileError):
+            return None
+        return content if {"model", "iteration", *self.checkpointables} <= set(content) else None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -147,7 +150,7 @@ def _loader(
         sampler=sampler,
         num_workers=num_workers,
         collate_fn=_as_list,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_init_worker,
         # Forked workers share the image cache's memory with this process.
         multiprocessing_context="fork" if num_workers else None,
         persistent_workers=False,
@@ -158,5 +161,21 @@ def _as_list(batch: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(batch)
 
 
-def _one_thread(_worker: int) -> None:
+def _init_worker(_worker: int) -> None:
+    """Takes one thread, and leaves the signals of the process group to the parent, which ends its workers.
+
+    A worker that a signal ended would end the parent in the middle of a step or of a checkpoint.
+    """
     torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this process on a SIGTERM of its parent, which multiprocessing sends."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -22,7 +22,6 @@ from bevkd2.d2 import (
     EventWriter,
     HookBase,
     IterationTimer,
-    JSONWriter,
     LRScheduler,
     PeriodicCheckpointer,
     PeriodicWriter,
@@ -46,9 +45,11 @@ from bevkd2.engine.hooks import (
     VerifyInherited,
     WarnOfUnreached,
 )
+from bevkd2.engine.metrics import MetricsHistory, MetricsWriter
 from bevkd2.engine.run_folder import log_changed_settings, output_folder, set_aside
 from bevkd2.engine.schedule import count_training_samples, resolve_solver
 from bevkd2.engine.solver import build_lr_schedule, build_optimizer
+from bevkd2.engine.stop import StopOnSignal, StopSignals
 from bevkd2.engine.trainer import DistillTrainer
 
 _logger = logging.getLogger(__name__)
@@ -188,8 +189,8 @@ def build_hooks(
     """Builds the hooks in the order in which they must run.
 
     Timers, the learning rate, verification of inherited weights, the teacher's evaluation, checkpoints, the
-    evaluation, the best checkpoint; then ``extra_hooks`` and those of the config's HOOKS, which so see the
-    scores of this iteration; then the writers, which so write what these hooks log.
+    end on a signal, the evaluation, the best checkpoint; then ``extra_hooks`` and those of the config's
+    HOOKS, which so see the scores of this iteration; then the writers, which so write what these hooks log.
 
     Args:
         cfg: the config.
@@ -205,20 +206,24 @@ def build_hooks(
     keep = cfg.SOLVER.CHECKPOINTS_TO_KEEP or None
     best = Checkpointer(model, cfg.OUTPUT_DIR, tag_last=False, classes=stored_classes(cfg), trainer=trainer)
     main = comm.is_main_process()
+    writers = _writers(cfg) if main else []
+    stop = StopOnSignal(trainer.stop_signals, checkpointer, save_period)
     return [
+        MetricsHistory(writers),
         IterationTimer(),
         PeakMemory(next(model.parameters()).device, cfg.TEST.PRINT_PERIOD),
         LRScheduler(trainer.optimizer, build_lr_schedule(cfg)),
         VerifyInherited(model, (save_period, eval_period)) if isinstance(model, InheritsWeights) else None,
-        _teacher_hook(cfg, model, evaluate),
+        _teacher_hook(cfg, model, trainer.stop_signals, evaluate),
         WarnOfUnreached(model) if isinstance(model, LooksForUnreached) else None,
         # Saving comes before evaluating, so that a model whose evaluation fails can be inspected.
         PeriodicCheckpointer(checkpointer, save_period, max_to_keep=keep) if main else None,
-        Evaluate(eval_period, lambda: evaluate(cfg, model)),
+        stop,
+        Evaluate(eval_period, stop.interruptible(lambda: evaluate(cfg, model))),
         BestCheckpointer(eval_period, best, cfg.TEST.BEST_METRIC) if main else None,
         *extra_hooks,
         *(HOOK_REGISTRY.get(name)(cfg, model) for name in cfg.HOOKS),
-        PeriodicWriter(_writers(cfg), period=cfg.TEST.PRINT_PERIOD) if main else None,
+        PeriodicWriter(writers, period=cfg.TEST.PRINT_PERIOD) if main else None,
         ProgressBar() if main and _wants_bar() else None,
     ]
 
@@ -302,10 +307,17 @@ def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     return _AMP_DTYPES[name] if cfg.SOLVER.AMP.ENABLED else None
 
 
-def _teacher_hook(cfg: CfgNode, model: nn.Module, evaluate: EvaluateFunction) -> HookBase | None:
+def _teacher_hook(
+    cfg: CfgNode, model: nn.Module, signals: StopSignals, evaluate: EvaluateFunction
+) -> HookBase | None:
     if not is_distillation(cfg) or not cfg.DISTILL.TEACHER.EVALUATE:
         return None
-    return EvaluateTeacher(lambda: evaluate(teacher_config(cfg), model.teacher, folder="inference/teacher"))
+
+    def score() -> Mapping[str, Any]:
+        with signals.raised():  # nothing is trained yet, so there is nothing to save
+            return evaluate(teacher_config(cfg), model.teacher, folder="inference/teacher")
+
+    return EvaluateTeacher(score)
 
 
 def _writers(cfg: CfgNode) -> list[EventWriter]:
@@ -313,7 +325,7 @@ def _writers(cfg: CfgNode) -> list[EventWriter]:
     folder.mkdir(parents=True, exist_ok=True)
     return [
         CommonMetricPrinter(cfg.SOLVER.MAX_ITER),
-        JSONWriter(str(folder / "metrics.json")),
+        MetricsWriter(folder / "metrics.json"),
         TensorboardXWriter(cfg.OUTPUT_DIR),
     ]
 

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import ProcessExitedException, start_processes
+from torch.multiprocessing.spawn import ProcessContext, ProcessExitedException, start_processes
 
 from bevkd2.checkpoint.io import replace_atomically
 from bevkd2.d2 import comm
+from bevkd2.engine.stop import STOP_SIGNALS, StopSignals
 from bevkd2.errors import USER_ERRORS, UserError, log_traceback, message_of, traceback_of
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)
@@ -58,6 +59,7 @@ def launch(
             malformed ``dist_url``, or numbers that contradict torchrun.
         ConnectionError: the processes cannot meet, as where the port is taken.
         UserError: a spawned process raised one of ``USER_ERRORS``; the first one's message and traceback.
+        SystemExit: a signal ended the spawned processes.
     """
     on_cpu = device.startswith("cpu")
     _check_numbers(num_gpus_per_machine, num_machines, machine_rank)
@@ -79,21 +81,44 @@ def launch(
             )
         dist_url = f"tcp://127.0.0.1:{_free_port()}"
     with tempfile.TemporaryDirectory() as failures:
+        arguments = (main_func, args, num_gpus_per_machine, world_size, machine_rank, dist_url, timeout)
         try:
-            start_processes(
-                _spawned,
-                args=(
-                    *(main_func, args, num_gpus_per_machine, world_size, machine_rank, dist_url, timeout),
-                    *(on_cpu, failures),
-                ),
-                nprocs=num_gpus_per_machine,
-                start_method="spawn",
-            )
+            _spawn((*arguments, on_cpu, failures), num_gpus_per_machine)
         except ProcessExitedException:
             for failure in sorted(Path(failures).glob("rank*")):
                 raise UserError(*json.loads(failure.read_text(encoding="utf-8"))) from None
             raise
     return None
+
+
+def _spawn(arguments: tuple[Any, ...], count: int) -> None:
+    """Starts the processes and waits for them; a signal that ends a training is passed on to them.
+
+    Raises:
+        SystemExit: a signal ended them; the status is 128 + its number.
+    """
+    context: list[ProcessContext] = []
+
+    def forward() -> None:
+        for process in context[0].processes if context else ():
+            process.terminate()  # not SIGINT: a Ctrl-C reaches them too, and the second one ends at once
+
+    with StopSignals(forward) as signals:
+        context.append(
+            start_processes(_spawned, args=arguments, nprocs=count, join=False, start_method="spawn")
+        )
+        if signals.received:
+            forward()
+        try:
+            while not context[0].join():
+                pass
+        except ProcessExitedException as error:
+            number = signals.received or error.exit_code - 128
+            if number in STOP_SIGNALS:
+                raise SystemExit(128 + number) from None
+            raise
+        if signals.received:
+            raise SystemExit(128 + signals.received)
 
 
 def _spawned(

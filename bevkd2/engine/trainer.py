@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import random
@@ -16,7 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bevkd2.d2 import SimpleTrainer, comm
 from bevkd2.engine.hooks import Evaluate
+from bevkd2.engine.metrics import MetricsHistory
 from bevkd2.engine.solver import fit_optimizer_state
+from bevkd2.engine.stop import StopOnSignal, StopSignals
 
 _logger = logging.getLogger(__name__)
 _SHOWN = 10  # names that an error lists
@@ -90,6 +93,7 @@ class DistillTrainer(SimpleTrainer):
         self.seed = seed
         self.grad_scaler = torch.amp.GradScaler(self._device_type, enabled=amp_dtype == torch.float16)
         self._skipped_steps = 0
+        self.stop_signals = StopSignals()
 
     @property
     def latest_results(self) -> Mapping[str, Any]:
@@ -103,10 +107,14 @@ class DistillTrainer(SimpleTrainer):
         Args:
             start_iter: 0, or one after the last iteration of the checkpoint that was loaded.
             max_iter: one past the last one.
+
+        Raises:
+            Stopped: a signal ended the training, see :class:`bevkd2.engine.stop.StopOnSignal`.
         """
         if start_iter < max_iter:
             self.reset_data_loader(lambda: self._build_loader(start_iter))
-        super().train(start_iter, max_iter)
+        with self.stop_signals:
+            super().train(start_iter, max_iter)
         if self._skipped_steps:
             _logger.info(
                 "float16: %d of %d steps were skipped, since their gradients overflowed; the scale of the "
@@ -115,6 +123,21 @@ class DistillTrainer(SimpleTrainer):
                 max_iter - start_iter,
                 self.grad_scaler.get_scale(),
             )
+
+    def before_train(self) -> None:
+        """Calls the hooks' before_train, and ends the iteration that a resumed training starts from.
+
+        A checkpoint is saved between the hooks of its iteration; those behind it, such as the evaluation,
+        may not have run before the interruption. They do now, with the scalars of that iteration.
+        """
+        super().before_train()
+        if not any(isinstance(hook, MetricsHistory) and hook.restored for hook in self._hooks):
+            return
+        self.iter = self.storage.iter = self.start_iter - 1
+        behind = itertools.dropwhile(lambda hook: not isinstance(hook, StopOnSignal), self._hooks)
+        for hook in list(behind)[1:]:
+            hook.after_step()
+        self.iter = self.storage.iter = self.start_iter
 
     def run_step(self) -> None:
         """Does one iteration, which waits for the device once.

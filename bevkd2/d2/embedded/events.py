@@ -9,6 +9,7 @@ import torch
 from fvcore.common.history_buffer import HistoryBuffer
 
 _storages: list["EventStorage"] = []
+_KEPT = 1000  # numbers of a name: as many as any writer looks back, so that a long training does not grow
 
 
 def get_event_storage() -> "EventStorage":
@@ -38,7 +39,7 @@ class EventStorage:
         Args:
             start_iter: the iteration that the first numbers belong to.
         """
-        self._history: dict[str, HistoryBuffer] = defaultdict(HistoryBuffer)
+        self._history: dict[str, HistoryBuffer] = defaultdict(lambda: HistoryBuffer(_KEPT))
         self._smoothing_hints: dict[str, bool] = {}
         self._latest_scalars: dict[str, tuple[float, int]] = {}
         self._iter = start_iter
@@ -112,7 +113,7 @@ class EventStorage:
         )
 
     def history(self, name: str) -> HistoryBuffer:
-        """All numbers of a name.
+        """The last 1000 numbers of a name.
 
         Raises:
             KeyError: nothing was put under it.
@@ -122,7 +123,7 @@ class EventStorage:
         return self._history[name]
 
     def histories(self) -> dict[str, HistoryBuffer]:
-        """All numbers, by name."""
+        """The last 1000 numbers of each name."""
         return self._history
 
     def latest(self) -> dict[str, tuple[float, int]]:

@@ -2,29 +2,37 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.multiprocessing.spawn import start_processes
 
-from bevkd2.d2 import comm
+from bevkd2.d2 import EventStorage, comm
 from tests.distill.methods.catalog import CATALOG, Entry
-from tests.distill.methods.harness import build_pair, distill_losses, make_batch
+from tests.distill.methods.harness import DETECTORS, build_detector, build_pair, distill_losses, make_batch
 from tests.tolerance import as_float64, float64_twin
 
+RELATIVE = 1e-9
+"""Far above the rounding of float64, and far below what a wrong count makes."""
 
-def joint_cases() -> list[tuple[Entry, str]]:
-    """The entries whose loss does not depend on how a batch is divided, on BEVFormer and on PGD."""
-    return [
+
+def joint_cases() -> list[tuple[Entry | None, str]]:
+    """The detectors' own losses (None), and the methods that do not depend on how a batch is divided."""
+    methods = [
         (entry, detector)
         for entry in CATALOG
         for detector in entry.detectors
         if entry.joint and detector in ("BEVFormer", "PGD")
     ]
+    return [*((None, detector) for detector in DETECTORS), *methods]
 
 
-def loss_and_gradient(entry: Entry, detector: str, *seeds: int) -> tuple[Tensor, Tensor]:
-    """The sum of the method's losses of a batch, and its gradient on all that is trained, in float64."""
+def loss_and_gradient(entry: Entry | None, detector: str, *seeds: int) -> tuple[Tensor, Tensor]:
+    """The sum of the losses of a batch, and its gradient on all that is trained, in float64."""
+    if entry is None:
+        return _detection(detector, *seeds)
     model = build_pair(
         detector,
         entry.method,
@@ -44,16 +52,54 @@ def loss_and_gradient(entry: Entry, detector: str, *seeds: int) -> tuple[Tensor,
         return loss.detach(), torch.cat(gradients)
 
 
-def main(folder: Path, seeds: list[int]) -> None:
-    dist.init_process_group("gloo")
+def _detection(detector: str, *seeds: int) -> tuple[Tensor, Tensor]:
+    model = build_detector(detector, 8, 2).double().train()
+    batch = as_float64(make_batch(detector, *seeds))
+    torch.manual_seed(0)
+    with float64_twin(), EventStorage():
+        loss = torch.stack(list(model(batch).values())).sum()
+        loss.backward()
+        gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        return loss.detach(), torch.cat(gradients)
+
+
+def compare(folder: Path, seeds: list[int]) -> dict[str, list[str]]:
+    """Runs a process for each seed, forked from this one; returns how each case differs from one process."""
+    folder.mkdir(parents=True)
+    start_processes(_forked, (folder, seeds), nprocs=len(seeds), start_method="fork")
+    found = torch.load(folder / "found.pt")
+    return {
+        f"{entry or 'detection losses'}, {detector}": _differences(
+            pair, loss_and_gradient(entry, detector, *seeds)
+        )
+        for (entry, detector), pair in zip(joint_cases(), found, strict=True)
+    }
+
+
+def _differences(found: tuple[Tensor, Tensor], joint: tuple[Tensor, Tensor]) -> list[str]:
+    errors = [((a - b).norm() / b.norm().clamp(min=1e-30)).item() for a, b in zip(found, joint, strict=True)]
+    return [
+        f"{name} differs by {error:.1e}"
+        for name, error in zip(("loss", "gradient"), errors, strict=True)
+        if not error <= RELATIVE
+    ]
+
+
+def _forked(rank: int, folder: Path, seeds: list[int]) -> None:
+    group = {"init_method": f"file://{folder}/meeting", "rank": rank, "world_size": len(seeds)}
+    main(folder, seeds, **group)
+
+
+def main(folder: Path, seeds: list[int], **group: Any) -> None:
+    dist.init_process_group("gloo", **group)
     rank = dist.get_rank()
-    comm.create_local_process_group(2)
+    comm.create_local_process_group(len(seeds))
     found = []
     for entry, detector in joint_cases():
         loss, gradient = loss_and_gradient(entry, detector, seeds[rank])
         for tensor in (loss, gradient):
             dist.all_reduce(tensor)
-            tensor /= 2
+            tensor /= len(seeds)
         found.append((loss, gradient))
     if rank == 0:
         torch.save(found, folder / "found.pt")

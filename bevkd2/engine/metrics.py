@@ -1,0 +1,106 @@
+"""metrics.json over interruptions: one row an iteration, as if there had been none."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bevkd2.checkpoint.io import replace_atomically
+from bevkd2.d2 import EventWriter, HookBase, JSONWriter, TensorboardXWriter
+
+_logger = logging.getLogger(__name__)
+_WINDOW = 20  # iterations over which the writers smooth
+
+
+class MetricsWriter(JSONWriter):
+    """JSONWriter that can drop what an interrupted run wrote after its last checkpoint."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens the file, which is added to.
+
+        Args:
+            path: the file.
+        """
+        super().__init__(str(path), _WINDOW)
+        self._path = path
+
+    def keep_before(self, iteration: int) -> int:
+        """Removes the rows of an iteration and of later ones, and lines that a kill left incomplete.
+
+        Args:
+            iteration: the first one to remove.
+
+        Returns:
+            The last iteration that is left; -1: none.
+        """
+        lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        rows = [(found, line) for line in lines if 0 <= (found := _iteration(line)) < iteration]
+        if len(rows) < len(lines):
+            _logger.info("%s: %d rows are written anew", self._path, len(lines) - len(rows))
+            text = "".join(line for _, line in rows).encode()
+            self._file_handle.close()
+            replace_atomically(self._path, lambda file: file.write(text))
+            self._file_handle = self._path.open("a")
+        return max((found for found, _ in rows), default=-1)
+
+
+def _iteration(line: str) -> int:
+    """Returns the iteration of a row; -1 where the line is not a whole one."""
+    try:
+        row = json.loads(line) if line.endswith("\n") else None
+    except json.JSONDecodeError:
+        row = None
+    return int(row["iteration"]) if isinstance(row, dict) and "iteration" in row else -1
+
+
+class MetricsHistory(HookBase):
+    """Keeps the newest scalars in checkpoints, so that a resumed training writes what it would have written.
+
+    Writers smooth over the last iterations and write scalars that are older than the last row.
+
+    Attributes:
+        restored: whether the training resumes from a checkpoint that has them.
+    """
+
+    def __init__(self, writers: Sequence[EventWriter]) -> None:
+        """Takes the writers of this process.
+
+        Args:
+            writers: those of metrics.json and TensorBoard go on where the checkpoint was saved.
+        """
+        self._writers = writers
+        self._scalars: dict[str, list[Any]] = {}
+        self.restored = False
+
+    def before_train(self) -> None:
+        """Restores the scalars, and removes the rows that will be written again."""
+        for name, (smoothed, values) in self._scalars.items():
+            for value, iteration in values:
+                self.trainer.storage.put_scalar(name, value, smoothing_hint=smoothed, cur_iter=iteration)
+        # The row of the checkpoint's own iteration is written after the checkpoint is saved.
+        first = self.trainer.start_iter - self.restored
+        for file in [writer for writer in self._writers if isinstance(writer, MetricsWriter)]:
+            last = file.keep_before(first)
+            for writer in self._writers:
+                if isinstance(writer, (JSONWriter, TensorboardXWriter)):
+                    writer._last_write = last
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns, by name, whether writers smooth a scalar, and its values of the last iterations."""
+        storage = getattr(self.trainer, "storage", None)  # there is none before the training
+        if storage is None:
+            return {}
+        hints = storage.smoothing_hints()
+        return {name: [hints[name], _newest(storage.history(name).values())] for name in storage.latest()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps what :meth:`state_dict` returned until the training begins."""
+        self._scalars, self.restored = state_dict, True
+
+
+def _newest(values: Sequence[tuple[float, float]]) -> list[list[float]]:
+    oldest = values[-1][1] - _WINDOW
+    return [[value, iteration] for value, iteration in values if iteration > oldest]

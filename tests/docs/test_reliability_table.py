@@ -1,0 +1,32 @@
+"""The table of docs/reliability.md is that of the committed results."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+from tests.docs.pages import ROOT
+from tests.reliability.report import Row, write
+
+SCRIPT = runpy.run_path(str(ROOT / "docs" / "make_reliability_table.py"))
+
+
+def test_page_is_current() -> None:
+    text = SCRIPT["PAGE"].read_text()
+    assert SCRIPT["PLACE"].search(text)
+    assert text == SCRIPT["filled"](text), "run python docs/make_reliability_table.py"
+
+
+def test_every_proof_has_a_result_and_a_row(tmp_path: Path) -> None:
+    row = Row("kill")
+    row.check("first", [])
+    row.check("second", ["weights differ"])
+    write("kill", "python -m tests.reliability kill", [row], tmp_path)
+    lines = SCRIPT["table"](tmp_path).splitlines()
+    assert [cell.strip() for cell in lines[-1].strip("|").split("|")] == [
+        *("kill", "2", "1", "`python -m tests.reliability kill`")
+    ]
+    page = "a\n<!-- reliability -->\nold\n<!-- end of reliability -->\nb\n"
+    current = SCRIPT["filled"](page, tmp_path)
+    assert lines[-1] in current and "old" not in current
+    assert SCRIPT["filled"](current, tmp_path) == current

@@ -1,0 +1,1 @@
+"""Proofs that trainings survive kills, faults and scaling; ``python -m tests.reliability`` runs them all."""

@@ -1,0 +1,38 @@
+"""Rows of the table in docs/reliability.md, and the files that they are kept in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+from tests.reliability.families import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results" / "reliability"
+
+
+@dataclasses.dataclass
+class Row:
+    """A proof: what is tried, how often, and how often it held."""
+
+    test: str
+    cases: int = 0
+    survived: int = 0
+    failures: list[str] = dataclasses.field(default_factory=list)
+
+    def check(self, case: str, problems: list[str]) -> None:
+        """Counts a case; one without problems survived. Each is printed."""
+        self.cases += 1
+        self.survived += not problems
+        shown = "; ".join(problems[:5]) + (f"; {len(problems) - 5} more" if len(problems) > 5 else "")
+        if problems:
+            self.failures.append(f"{case}: {shown}")
+        print(f"{time.strftime('%H:%M:%S')} {self.test}: {case}: {shown or 'ok'}", flush=True)
+
+
+def write(name: str, command: str, rows: list[Row], folder: Path = RESULTS) -> None:
+    """Writes the file of one script."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"command": command, "rows": [dataclasses.asdict(row) for row in rows]}
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
