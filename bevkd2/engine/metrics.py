@@ -27,24 +27,25 @@ class MetricsWriter(JSONWriter):
         super().__init__(str(path), _WINDOW)
         self._path = path
 
-    def keep_before(self, iteration: int) -> int:
-        """Removes the rows of an iteration and of later ones, and lines that a kill left incomplete.
+    @property
+    def last_iteration(self) -> int:
+        """The last iteration that was written; -1 before the first."""
+        return int(self._last_write)
+
+    def go_on_after(self, iteration: int) -> None:
+        """Removes the rows of later iterations, and lines that a kill left incomplete.
 
         Args:
-            iteration: the first one to remove.
-
-        Returns:
-            The last iteration that is left; -1: none.
+            iteration: the last one whose row stays.
         """
         lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        rows = [(found, line) for line in lines if 0 <= (found := _iteration(line)) < iteration]
-        if len(rows) < len(lines):
-            _logger.info("%s: %d rows are written anew", self._path, len(lines) - len(rows))
-            text = "".join(line for _, line in rows).encode()
+        kept = [line for line in lines if 0 <= _iteration(line) <= iteration]
+        if len(kept) < len(lines):
+            _logger.info("%s: %d rows are written anew", self._path, len(lines) - len(kept))
             self._file_handle.close()
-            replace_atomically(self._path, lambda file: file.write(text))
+            replace_atomically(self._path, lambda file: file.write("".join(kept).encode()))
             self._file_handle = self._path.open("a")
-        return max((found for found, _ in rows), default=-1)
+        self._last_write = iteration
 
 
 def _iteration(line: str) -> int:
@@ -72,33 +73,36 @@ class MetricsHistory(HookBase):
             writers: those of metrics.json and TensorBoard go on where the checkpoint was saved.
         """
         self._writers = writers
-        self._scalars: dict[str, list[Any]] = {}
+        self._state: dict[str, Any] = {"written": -1, "scalars": {}}
         self.restored = False
 
     def before_train(self) -> None:
         """Restores the scalars, and removes the rows that will be written again."""
-        for name, (smoothed, values) in self._scalars.items():
+        for name, (smoothed, values) in self._state["scalars"].items():
             for value, iteration in values:
                 self.trainer.storage.put_scalar(name, value, smoothing_hint=smoothed, cur_iter=iteration)
-        # The row of the checkpoint's own iteration is written after the checkpoint is saved.
-        first = self.trainer.start_iter - self.restored
-        for file in [writer for writer in self._writers if isinstance(writer, MetricsWriter)]:
-            last = file.keep_before(first)
-            for writer in self._writers:
-                if isinstance(writer, (JSONWriter, TensorboardXWriter)):
-                    writer._last_write = last
+        written = self._state["written"] if self.restored else self.trainer.start_iter - 1
+        for writer in self._writers:
+            if isinstance(writer, MetricsWriter):
+                writer.go_on_after(written)
+            elif isinstance(writer, TensorboardXWriter):
+                writer._last_write = written
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns, by name, whether writers smooth a scalar, and its values of the last iterations."""
+        """Returns the last iteration that is written, and each scalar's values of the last iterations."""
         storage = getattr(self.trainer, "storage", None)  # there is none before the training
         if storage is None:
             return {}
         hints = storage.smoothing_hints()
-        return {name: [hints[name], _newest(storage.history(name).values())] for name in storage.latest()}
+        written = [writer.last_iteration for writer in self._writers if isinstance(writer, MetricsWriter)]
+        return {
+            "written": max(written, default=-1),
+            "scalars": {name: [hints[name], _newest(storage.history(name).values())] for name in hints},
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps what :meth:`state_dict` returned until the training begins."""
-        self._scalars, self.restored = state_dict, True
+        self._state, self.restored = state_dict, True
 
 
 def _newest(values: Sequence[tuple[float, float]]) -> list[list[float]]:

@@ -195,7 +195,7 @@ def differences(one: Path, other: Path) -> list[str]:
 
 def _content(path: Path) -> dict[str, Any]:
     content = load_file(path) if path.is_file() else {}
-    history = content.get("trainer", {}).get("hooks", {}).get("MetricsHistory", {})
+    history = content.get("trainer", {}).get("hooks", {}).get("MetricsHistory", {}).get("scalars", {})
     for name in TIMES & set(history):
         del history[name]
     return content
