@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,50 @@ def test_nothing_to_resume_starts_from_weights(tmp_path: Path, caplog: pytest.Lo
     plain = nn.Linear(2, 3)
     Checkpointer(plain, str(tmp_path / "empty")).resume_or_load(path, resume=True)
     assert same(plain, pair.student) and "nothing to resume" in caplog.text
+
+
+def torn(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, torn, lambda path: path.write_bytes(b"")])
+def test_a_damaged_last_checkpoint_is_replaced_by_the_newest_other(
+    tmp_path: Path, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    pair, counter = Pair(), Counter()
+    checkpointer = Checkpointer(pair, str(tmp_path), trainer=counter)
+    for iteration, name in ((4, "model_0000004"), (9, "model_best"), (2, "model_0000002"), (14, "model_final")):
+        counter.value = iteration
+        checkpointer.save(name, iteration=iteration)
+    damage(tmp_path / "model_final.pth")
+    Checkpointer(Pair(), str(tmp_path)).save("model_bare", iteration=20)  # not to be resumed from
+    checkpointer.tag_last_checkpoint("model_final.pth")
+    assert checkpointer.has_checkpoint()
+    assert checkpointer.resume_or_load("", resume=True) == {"iteration": 9} and counter.value == 9
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "model_final.pth" in warning and "model_best.pth instead (iteration 9)" in warning
+
+
+@pytest.mark.parametrize("content", ["", " \n", None])
+def test_an_empty_or_missing_mark_is_replaced_by_the_newest(tmp_path: Path, content: str | None) -> None:
+    counter = Counter()
+    checkpointer = Checkpointer(Pair(), str(tmp_path), trainer=counter)
+    for iteration in (4, 9):
+        counter.value = iteration
+        checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+    mark = tmp_path / "last_checkpoint"
+    mark.unlink() if content is None else mark.write_text(content)
+    assert checkpointer.has_checkpoint()
+    checkpointer.resume_or_load("", resume=True)
+    assert counter.value == 9
+
+
+def test_without_any_whole_checkpoint_the_last_one_is_the_error(tmp_path: Path) -> None:
+    _, path = saved(tmp_path)
+    Path(path).write_bytes(b"")
+    with pytest.raises(CheckpointFileError, match=r"model_0000004\.pth is damaged"):
+        Checkpointer(Pair(), str(tmp_path), trainer=Counter()).resume_or_load("", resume=True)
+    assert Path(path).read_bytes() == b""
 
 
 def test_last_checkpoint_that_was_deleted_is_a_named_error(tmp_path: Path) -> None:
