@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -174,6 +175,7 @@ def build_trainer(
         checkpointer.resume_or_load("", resume=True)
         trainer.start_iter = trainer.iter + 1  # the checkpoint names the iteration that was done last
         _restore_best(trainer, folder / "model_best.pth")
+        _count_earlier_checkpoints(trainer, folder)
     _log_model(model)
     return trainer
 
@@ -282,6 +284,14 @@ def _check_numbers(cfg: CfgNode) -> None:
     for name, value in (("BASE_LR", cfg.SOLVER.BASE_LR), ("CLIP_GRADIENTS.CLIP_VALUE", clip.CLIP_VALUE)):
         if not value > 0:
             raise ValueError(f"SOLVER.{name}: {value} would train nothing; expected a positive number")
+
+
+def _count_earlier_checkpoints(trainer: DistillTrainer, folder: Path) -> None:
+    """Counts periodic checkpoints before the interruption among CHECKPOINTS_TO_KEEP, so that old ones go."""
+    paths = sorted(path for path in folder.glob("model_*.pth") if re.fullmatch(r"model_\d+", path.stem))
+    for hook in trainer._hooks:
+        if isinstance(hook, PeriodicCheckpointer):  # later ones will be saved, and counted, again
+            hook.recent_checkpoints = [str(p) for p in paths if int(p.stem[6:]) < trainer.start_iter]
 
 
 def _restore_best(trainer: DistillTrainer, path: Path) -> None:

@@ -129,7 +129,7 @@ def test_a_damaged_last_checkpoint_is_replaced_by_the_newest_other(
 ) -> None:
     pair, counter = Pair(), Counter()
     checkpointer = Checkpointer(pair, str(tmp_path), trainer=counter)
-    for iteration, name in ((4, "model_0000004"), (9, "model_best"), (2, "model_0000002"), (14, "model_final")):
+    for iteration, name in ((4, "model_4"), (9, "model_best"), (2, "model_2"), (14, "model_final")):
         counter.value = iteration
         checkpointer.save(name, iteration=iteration)
     damage(tmp_path / "model_final.pth")

@@ -1,4 +1,6 @@
 import itertools
+import os
+import time
 
 import pytest
 import torch
@@ -7,6 +9,7 @@ from bevkd2.config import get_cfg
 from bevkd2.data import build_test_loader, build_train_loader, data_format, load_dataset
 from bevkd2.data import loader as loader_module
 from bevkd2.distill import TEACHER_KEY, resolve_teacher
+from bevkd2.engine.stop import STOP_SIGNALS
 from tests.data.kitti_fixture import VAL
 from tests.data.nuscenes_fixture import VERSION
 
@@ -85,6 +88,32 @@ def test_cached_images_give_equal_samples(cfg, workers):
     cfg.DATALOADER.NUM_WORKERS = workers
     for a, b in zip(plain, batches(cfg, 7), strict=True):
         assert_same(a, b)
+
+
+class SignalsItself:
+    """Samples that make their worker get every signal that ends a training, as the whole group may."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, key):
+        for number in STOP_SIGNALS:
+            os.kill(os.getpid(), number)
+        time.sleep(0.05)  # for the thread that heeds them
+        return {"frame": key[0]}
+
+
+def test_workers_leave_signals_to_their_parent_and_heed_it():
+    sampler = loader_module.SceneSampler([range(2)])
+    loader = loader_module._loader(SignalsItself(), sampler, 1, num_workers=1)
+    iterator = iter(loader)
+    assert [batch[0]["frame"] for batch in iterator] == [0, 1]
+    iterator = iter(loader)
+    (worker,) = iterator._workers
+    next(iterator)
+    worker.terminate()  # what multiprocessing does at the end of the parent
+    worker.join(10.0)
+    assert worker.exitcode == 0
 
 
 def test_workers_fill_one_cache(cfg):

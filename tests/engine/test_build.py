@@ -230,6 +230,16 @@ def test_wrong_rate_is_named_before_the_first_step(
         build_trainer(cfg, build_model(cfg), build_loader=build_toy_loader, evaluate=toy_evaluate)
 
 
+def test_a_resumed_training_keeps_as_many_checkpoints(tmp_path: Path) -> None:
+    cfg = toy_cfg(tmp_path, "SOLVER.CHECKPOINTS_TO_KEEP", 2, "SOLVER.CHECKPOINT_PERIOD", 1)
+    with pytest.raises(KeyboardInterrupt):
+        run(cfg, build_loader=Interrupt)
+    (tmp_path / "model_0000005.pth").write_bytes(b"")  # of a run that went on from here before: saved again
+    run(cfg, resume=True)
+    periodic = {name for name in names(tmp_path) if re.fullmatch(r"model_\d+\.pth", name)}
+    assert periodic == {"model_0000004.pth", "model_0000005.pth"}
+
+
 def test_all_checkpoints_are_kept_where_the_number_is_zero(tmp_path: Path) -> None:
     run(toy_cfg(tmp_path, "SOLVER.CHECKPOINTS_TO_KEEP", 0, "SOLVER.CHECKPOINT_PERIOD", 1))
     assert {f"model_{i:07d}.pth" for i in range(6)} <= names(tmp_path)
