@@ -19,6 +19,7 @@ TESTED_TARGETS = {
     "demo-mono": "tests/cli/test_demo.py",
     "bench": "tests/benchmarks/test_bench.py",
     "gpu-check": "tests/benchmarks/test_gpu_check.py",
+    "reliability": "tests/reliability/test_proofs.py",
 }
 # Scripts that are long however small the data are, or need recorded numbers, and the tests that run them.
 TESTED_SCRIPTS = {
@@ -26,6 +27,8 @@ TESTED_SCRIPTS = {
     "tools/demo_mono.py": "tests/cli/test_demo.py",
     "tools/run_experiment.py": "tests/experiments/test_run.py",
     "docs/make_results_tables.py": "tests/docs/test_results_tables.py",
+    "docs/make_reliability_table.py": "tests/docs/test_reliability_table.py",
+    "tests.reliability": "tests/reliability/test_proofs.py",
     "tools/verify_golden.py": "tests/golden/test_verify.py",
     "benchmarks.bench": "tests/benchmarks/test_bench.py",
     "benchmarks.bench_train_step": "tests/benchmarks/test_benchmarks.py",
