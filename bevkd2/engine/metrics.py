@@ -18,6 +18,8 @@ _WINDOW = 20  # iterations over which the writers smooth
 class MetricsWriter(JSONWriter):
     """JSONWriter that can drop what an interrupted run wrote after its last checkpoint."""
 
+    _file_handle: Any
+
     def __init__(self, path: Path) -> None:
         """Opens the file, which is added to.
 

@@ -136,7 +136,7 @@ class StopOnSignal(HookBase):
 
     def _is_saved(self) -> bool:
         done = self.trainer.iter + 1
-        return done % self._period == 0 or done >= self.trainer.max_iter
+        return bool(done % self._period == 0 or done >= self.trainer.max_iter)
 
     def _save(self, number: int) -> None:
         if not self._is_saved():
