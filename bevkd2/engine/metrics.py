@@ -91,7 +91,7 @@ class MetricsHistory(HookBase):
                 writer._last_write = written
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the last iteration that is written, and each scalar's values of the last iterations."""
+        """Returns the last iteration that is written, and of each scalar what the writers still need."""
         storage = getattr(self.trainer, "storage", None)  # there is none before the training
         if storage is None:
             return {}
@@ -99,7 +99,10 @@ class MetricsHistory(HookBase):
         written = [writer.last_iteration for writer in self._writers if isinstance(writer, MetricsWriter)]
         return {
             "written": max(written, default=-1),
-            "scalars": {name: [hints[name], _newest(storage.history(name).values())] for name in hints},
+            "scalars": {
+                name: [smoothed, _newest(storage.history(name).values(), _WINDOW if smoothed else 1)]
+                for name, smoothed in hints.items()
+            },
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -107,6 +110,6 @@ class MetricsHistory(HookBase):
         self._state, self.restored = state_dict, True
 
 
-def _newest(values: Sequence[tuple[float, float]]) -> list[list[float]]:
-    oldest = values[-1][1] - _WINDOW
+def _newest(values: Sequence[tuple[float, float]], iterations: int) -> list[list[float]]:
+    oldest = values[-1][1] - iterations
     return [[value, iteration] for value, iteration in values if iteration > oldest]
