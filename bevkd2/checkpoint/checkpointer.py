@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -99,21 +98,6 @@ class Checkpointer(_FvcoreCheckpointer):
         text = last_filename_basename.encode()
         replace_atomically(Path(self.save_dir) / "last_checkpoint", lambda file: file.write(text))
 
-    def get_checkpoint_file(self) -> str:
-        """Returns the last checkpoint in ``save_dir``.
-
-        Raises:
-            CheckpointFileError: ``last_checkpoint`` names anything but a file beside itself.
-        """
-        path: str = super().get_checkpoint_file()
-        name = os.path.relpath(path, self.save_dir) if path else ""
-        if path and (name != Path(name).name or name == ".."):
-            raise CheckpointFileError(
-                f"{self.save_dir}/last_checkpoint names {name!r}, expected the name of a file beside it, "
-                f"such as model_0004999.pth; write that name into it, or name a file in MODEL.WEIGHTS"
-            )
-        return path
-
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Loads the model, every key matched, and the checkpointables.
 
@@ -195,11 +179,20 @@ class Checkpointer(_FvcoreCheckpointer):
         return bool(self.get_checkpoint_file())
 
     def get_checkpoint_file(self) -> str:
-        """Returns the path that last_checkpoint names, or one of the checkpoints where it names none."""
+        """Returns the path that last_checkpoint names, or one of the checkpoints where it names none.
+
+        Raises:
+            CheckpointFileError: ``last_checkpoint`` names anything but a file beside itself.
+        """
         if not self.save_dir:
             return ""
         last = Path(self.save_dir, "last_checkpoint")
         name = last.read_text(encoding="utf-8", errors="replace").strip() if last.is_file() else ""
+        if name and (name != Path(name).name or name == ".."):
+            raise CheckpointFileError(
+                f"{self.save_dir}/last_checkpoint names {name!r}, expected the name of a file beside it, "
+                f"such as model_0004999.pth; write that name into it, or name a file in MODEL.WEIGHTS"
+            )
         if name:
             return str(Path(self.save_dir, name))
         return next(map(str, self._all_files()), "")
