@@ -12,11 +12,17 @@ from bevkd2.d2 import comm
 def average_over_ranks(count: float | Tensor, device: torch.device) -> Tensor:
     """Returns the mean of a count over all processes, at least 1: the same divisor on every rank."""
     # non_blocking: a copy to the device would otherwise wait for what is queued there
-    total = torch.as_tensor(count, dtype=torch.float32).to(device, non_blocking=True, copy=True)
+    total = torch.as_tensor(count, dtype=torch.float32).to(device, non_blocking=True)
+    return mean_over_ranks(total).clamp(min=1)
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """Returns the mean of a value over all processes, without gradient; the same on every rank."""
+    total = value.detach().clone()
     if comm.get_world_size() > 1:
         dist.all_reduce(total)
         total /= comm.get_world_size()
-    return total.clamp(min=1)
+    return total
 
 
 def share_of_average(count: Tensor) -> Tensor | float:

@@ -19,9 +19,9 @@ RELATIVE = 1e-9
 
 
 def joint_cases() -> list[tuple[Entry | None, str]]:
-    """BEVFormer's own losses (None), and the methods that do not depend on how a batch is divided.
+    """The detectors' own losses (None), and the methods that do not depend on how a batch is divided.
 
-    FCOS3D, PGD and SMOKE count the positives of each process, as published: their losses depend on it.
+    SMOKE's box loss is a sum over the images of a process, as published, and so depends on it.
     """
     methods = [
         (entry, detector)
@@ -29,7 +29,7 @@ def joint_cases() -> list[tuple[Entry | None, str]]:
         for detector in entry.detectors
         if entry.joint and detector in ("BEVFormer", "PGD")
     ]
-    return [(None, "BEVFormer"), *methods]
+    return [(None, "BEVFormer"), (None, "PGD"), *methods]
 
 
 def loss_and_gradient(entry: Entry | None, detector: str, *seeds: int) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
+from bevkd2.modeling.losses import average_over_ranks, mean_over_ranks
 from bevkd2.modeling.mono.fcos3d.consistency import consistency_loss
 from bevkd2.modeling.mono.fcos3d.head import DenseOutputs
 from bevkd2.modeling.mono.fcos3d.targets import (
@@ -93,8 +94,9 @@ class DenseLossOptions:
 class DenseCriterion(nn.Module):
     """All losses of a dense monocular head; those of branches that the head lacks are left out.
 
-    Normalisers are those of the published code: they count the positive locations of the batch on this
-    process, so a batch of two is not the mean of two batches of one.
+    Normalisers are those of the published code: they count the positive locations of the batch, so a batch of
+    two is not the mean of two batches of one. With several processes they are means over the processes, so
+    that gradients are those of one process with the joint batch; published, each process counts its own.
     """
 
     box_code_weights: Tensor
@@ -139,13 +141,13 @@ class DenseCriterion(nn.Module):
         target[wanted.images, wanted.locations, wanted.labels] = 1
         alpha, gamma = self.options.focal_alpha, self.options.focal_gamma
         loss = sigmoid_focal_loss(logits, target, alpha=alpha, gamma=gamma, reduction="sum")
-        mean_loss: Tensor = loss / (len(wanted.images) + len(logits))
+        mean_loss: Tensor = loss / average_over_ranks(len(wanted.images) + len(logits), loss.device)
         return mean_loss
 
     def _box_losses(self, found: PositiveOutputs, wanted: DenseTargets) -> dict[str, Tensor]:
         """Computes the losses of the 3D box: smooth L1, summed and divided by the number of positives."""
-        weights, positives = self.box_code_weights, max(len(wanted.images), 1)
-        options = self.options
+        weights, options = self.box_code_weights, self.options
+        positives = average_over_ranks(len(wanted.images), weights.device)
         # sin(a - b), the published sin a cos b - cos a sin b: a turn by pi costs nothing.
         turn = torch.sin(found.boxes[:, 6] - wanted.yaw)
         depth = F.smooth_l1_loss(found.depth, wanted.depth, reduction="none", beta=options.depth_beta)
@@ -163,7 +165,7 @@ class DenseCriterion(nn.Module):
 
     def _branch_losses(self, found: PositiveOutputs, wanted: DenseTargets) -> dict[str, Tensor]:
         """Computes the losses of the image plane, direction, centre-ness and attributes."""
-        options, positives = self.options, max(len(wanted.images), 1)
+        options, positives = self.options, average_over_ranks(len(wanted.images), found.direction.device)
         losses = {}
         if found.keypoints is not None:
             keypoints, visible = wanted.keypoints(options.keypoint_range)
@@ -183,7 +185,7 @@ class DenseCriterion(nn.Module):
         losses = {name: loss / positives for name, loss in losses.items()}
         if found.attributes is not None and wanted.attributes is not None:
             loss = F.cross_entropy(found.attributes, wanted.attributes, reduction="none")
-            total = wanted.centerness.sum().clamp(min=torch.finfo(loss.dtype).tiny)
+            total = mean_over_ranks(wanted.centerness.sum()).clamp(min=torch.finfo(loss.dtype).tiny)
             losses["attribute"] = (loss * wanted.centerness).sum() / total
         return losses
 
