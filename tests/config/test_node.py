@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bevkd2.config import CfgNode, get_cfg, load_config, read_config
@@ -212,6 +212,7 @@ def changed(value: Any) -> Any:
     return type(value)([*value, *value])
 
 
+@settings(max_examples=25)  # an example takes a tenth of a second
 @given(keys=st.sets(st.sampled_from(LEAVES), max_size=12))
 def test_dumped_config_is_read_back_unchanged(
     keys: set[str], tmp_path_factory: pytest.TempPathFactory
