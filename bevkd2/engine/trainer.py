@@ -139,6 +139,11 @@ class DistillTrainer(SimpleTrainer):
             hook.after_step()
         self.iter = self.storage.iter = self.start_iter
 
+    def after_train(self) -> None:
+        """Calls the hooks' after_train; Detectron2 counts an iteration too many where none was to be done."""
+        self.iter = min(self.iter, self.max_iter)
+        super().after_train()
+
     def run_step(self) -> None:
         """Does one iteration, which waits for the device once.
 

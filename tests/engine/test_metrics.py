@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bevkd2.checkpoint import load_file, save_file
-from bevkd2.d2 import HookBase, build_model
+from bevkd2.d2 import PROVIDER, HookBase, build_model
 from bevkd2.engine import train
 from tests.engine.test_build import Interrupt, run, toy_evaluate
 from tests.engine.toys import build_toy_loader, flat, toy_cfg
@@ -49,6 +49,8 @@ def test_a_run_that_ends_in_an_evaluation(tmp_path: Path, options: Any, evaluati
     found = rows(tmp_path / "stopped")
     assert found == rows(tmp_path / "straight")
     assert len({row["iteration"] for row in found}) == len(found)
+    if PROVIDER != "embedded":
+        return  # Detectron2's BestCheckpointer keeps no state; the log warns
     best = [load_file(tmp_path / folder / "model_best.pth") for folder in ("straight", "stopped")]
     assert best[0]["iteration"] == best[1]["iteration"]
     assert torch.equal(best[0]["model"]["head.weight"], best[1]["model"]["head.weight"])
