@@ -61,7 +61,7 @@ def test_every_tool_takes_its_command_line_and_says_its_name(
 
 
 def test_every_tool_has_a_command_and_the_script_the_same_function():
-    steps = {"__init__", "__main__", "console", "demo_base", "run"}
+    steps = {"__init__", "__main__", "console", "demo_base", "paths", "run"}
     tools = {path.stem for path in (ROOT / "bevkd2" / "cli").glob("*.py")} - steps
     assert {command.module for command in console.COMMANDS.values()} == tools
     for tool in tools:
