@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -66,6 +67,7 @@ class Job:
         except BaseException:  # noqa: BLE001  (as the interpreter does)
             traceback.print_exc()
         finally:
+            multiprocessing.util._exit_function()  # ends the loader workers
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
