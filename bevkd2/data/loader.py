@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Mapping, Sequence
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ from bevkd2.data.image_cache import ImageCache
 from bevkd2.data.samplers import SceneSampler, TrainingSampler
 from bevkd2.distill import is_distillation, teacher_config
 from bevkd2.distill.config import more_distillations, teacher_key
+
+_IGNORED = (signal.SIGINT, signal.SIGUSR1)  # by workers: the parent deals with them
 
 
 class MappedDataset(Dataset[dict[str, Any]]):
@@ -144,7 +148,7 @@ def _teacher_mappers(cfg: Any) -> dict[str, Mapper]:
 def _loader(
     dataset: MappedDataset, sampler: TrainingSampler | SceneSampler, batch_size: int, num_workers: int
 ) -> DataLoader[dict[str, Any]]:
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
@@ -157,6 +161,23 @@ def _loader(
     )
 
 
+class _Loader(DataLoader[dict[str, Any]]):
+    """A DataLoader whose workers begin with the signals of :func:`_init_worker` blocked.
+
+    One that comes between the fork and that function would end the worker, and by it the training.
+    """
+
+    def __iter__(self) -> Any:
+        """Starts the workers; signals that come meanwhile reach this process afterwards."""
+        if not (self.num_workers and hasattr(signal, "pthread_sigmask")):
+            return super().__iter__()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {*_IGNORED, signal.SIGTERM})
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _as_list(batch: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(batch)
 
@@ -167,11 +188,20 @@ def _init_worker(_worker: int) -> None:
     A worker that a signal ended would end the parent in the middle of a step or of a checkpoint.
     """
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGUSR1):
+    sys.excepthook = _print_unless_parent_ended
+    for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _print_unless_parent_ended(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Prints an exception of a worker's thread, but not that the parent ended while it was sent a sample."""
+    if not issubclass(kind, ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _end_with_parent() -> None:

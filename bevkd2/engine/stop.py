@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -78,12 +79,15 @@ class StopSignals:
         Only for what changes nothing that a checkpoint holds: the exception may come anywhere.
         """
         self._raises = True
+        shown = sys.unraisablehook
+        sys.unraisablehook = lambda of: None if isinstance(of.exc_value, Stopped) else shown(of)
         try:
             if self.received:
                 raise Stopped(self.received)
             yield
         finally:
             self._raises = False
+            sys.unraisablehook = shown
         if self.received:  # raised in a place that ignores exceptions, such as __del__
             raise Stopped(self.received)
 

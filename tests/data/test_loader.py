@@ -264,3 +264,9 @@ def test_the_teachers_images_are_augmented_as_the_students(distill_cfg):
 def test_without_its_own_input_a_sample_is_made_once(distill_cfg):
     distill_cfg.DISTILL.TEACHER.OWN_INPUT = False
     assert all(TEACHER_KEY not in sample for sample in batches(distill_cfg, 1)[0])
+
+
+@pytest.mark.parametrize(("error", "printed"), [(ConnectionResetError(), False), (ValueError("odd"), True)])
+def test_a_worker_is_silent_where_its_parent_has_ended(error, printed, capsys):
+    loader_module._print_unless_parent_ended(type(error), error, None)
+    assert ("odd" in capsys.readouterr().err) is printed

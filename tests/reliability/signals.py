@@ -40,7 +40,7 @@ def prove(
             for number in numbers:
                 for phase in phases:
                     for whom in ("the first process", "all processes"):
-                        output = place / name / f"stopped_{row.cases}"
+                        output = place / name / f"stopped_{count}_{row.cases}"
                         job = Job(family.words(place, output, flags=several(count)), output)
                         moment = moments.wait(phase, job, rng)
                         case = f"{name}, {signal.Signals(number).name} to {whom}, {moment}"
