@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from fvcore.common.config import CfgNode
 from torch import nn
 
@@ -75,7 +76,8 @@ def evaluate(
 
     Args:
         cfg: the config.
-        model: a model, not in DistributedDataParallel; in eval mode meanwhile.
+        model: a model, not in DistributedDataParallel; in eval mode meanwhile. Its buffers, such as running
+            statistics, become those of the main process, which a checkpoint holds.
         folder: where in OUTPUT_DIR results are written, one folder a split where there are several.
         build_loader: (cfg, split) -> iterable of batches with a length.
         build_evaluator: (cfg, split, output folder) -> evaluator.
@@ -88,6 +90,9 @@ def evaluate(
         ValueError: DATASETS.TEST is empty.
     """
     splits = _test_splits(cfg)
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
     results: OrderedDict[str, Any] = OrderedDict()
     for split in splits:
         output_dir = output_folder(cfg) / folder / (split if len(splits) > 1 else "")

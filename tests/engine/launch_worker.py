@@ -47,23 +47,23 @@ def main(args: argparse.Namespace) -> None:
     write_config(cfg)
     draw = torch.rand(1).item()
     model = build_model(cfg)
-    trainer = build_trainer(
-        cfg,
-        model,
-        build_loader=build_toy_loader,
-        evaluate=lambda cfg, model: evaluate(
-            cfg, model, build_loader=build_toy_test_loader, build_evaluator=ToyEvaluator
-        ),
-    )
+
+    def score(cfg: CfgNode, model: Any) -> Any:
+        return evaluate(cfg, model, build_loader=build_toy_test_loader, build_evaluator=ToyEvaluator)
+
+    trainer = build_trainer(cfg, model, build_loader=build_toy_loader, evaluate=score)
     gradient = Gradient()
     trainer.register_hooks([gradient])
     trainer.train(0, cfg.SOLVER.MAX_ITER)
+    model.register_buffer("statistics", torch.tensor([float(comm.get_rank())]))
+    score(cfg, model)
     report = {
         "seed": cfg.SEED,
         "setup_draw": draw,
         "step_draw": gradient.draw,
         "gradient": gradient.gradient,
         "weights": flat(model).tolist(),
+        "statistics": model.statistics.item(),
         "threads": torch.get_num_threads(),
         "stopped_by": poisoned(cfg),
         "latest": {name: value for name, (value, _) in trainer.storage.latest().items()},

@@ -47,6 +47,11 @@ def test_gradients_are_averaged_and_weights_stay_equal(two: Path) -> None:
     assert first["gradient"] == second["gradient"] and first["weights"] == second["weights"]
 
 
+def test_all_processes_evaluate_with_the_buffers_of_the_main_one(two: Path) -> None:
+    first, second = reports(two, 2)
+    assert first["statistics"] == second["statistics"] == 0
+
+
 def test_two_processes_train_as_one_on_the_whole_batch(two: Path, tmp_path: Path) -> None:
     report = reports(two, 1)[0]
     main(
