@@ -162,20 +162,32 @@ def _loader(
 
 
 class _Loader(DataLoader[dict[str, Any]]):
-    """A DataLoader whose workers begin with the signals of :func:`_init_worker` blocked.
+    """A DataLoader whose workers start undisturbed by the signals that end a training.
 
-    One that comes between the fork and that function would end the worker, and by it the training.
+    One that ended a worker before :func:`_init_worker`, or whose handler raised an exception while there are
+    half of the workers, would end the training in the middle of a step or of a checkpoint.
     """
 
     def __iter__(self) -> Any:
-        """Starts the workers; signals that come meanwhile reach this process afterwards."""
+        """Starts the workers; signals that come meanwhile are dealt with afterwards."""
         if not (self.num_workers and hasattr(signal, "pthread_sigmask")):
             return super().__iter__()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {*_IGNORED, signal.SIGTERM})
+        held = {*_IGNORED, signal.SIGTERM}
+        received: list[int] = []
+        in_main = threading.current_thread() is threading.main_thread()  # others cannot set handlers
+        handlers = {
+            number: signal.signal(number, lambda number, _: received.append(number))
+            for number in (held if in_main else ())
+        }
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, held)  # workers inherit it
         try:
             return super().__iter__()
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            for number, handler in handlers.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            for late in received:
+                signal.raise_signal(late)
 
 
 def _as_list(batch: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

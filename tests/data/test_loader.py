@@ -1,9 +1,11 @@
 import itertools
 import os
+import signal
 import time
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from bevkd2.config import get_cfg
 from bevkd2.data import build_test_loader, build_train_loader, data_format, load_dataset
@@ -270,3 +272,27 @@ def test_without_its_own_input_a_sample_is_made_once(distill_cfg):
 def test_a_worker_is_silent_where_its_parent_has_ended(error, printed, capsys):
     loader_module._print_unless_parent_ended(type(error), error, None)
     assert ("odd" in capsys.readouterr().err) is printed
+
+
+def test_a_signal_while_workers_start_is_dealt_with_afterwards(cfg, monkeypatch):
+    calls = []
+    handlers = {
+        number: signal.signal(number, lambda number, _: calls.append(number)) for number in STOP_SIGNALS
+    }
+    started = DataLoader.__iter__
+
+    def start(self):
+        for number in STOP_SIGNALS:
+            os.kill(os.getpid(), number)
+        iterator = started(self)
+        assert not calls
+        return iterator
+
+    monkeypatch.setattr(DataLoader, "__iter__", start)
+    cfg.DATALOADER.NUM_WORKERS = 1
+    try:
+        iterator = iter(build_train_loader(cfg))
+        assert sorted(calls) == sorted(STOP_SIGNALS) and len(next(iterator)) == 2
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
