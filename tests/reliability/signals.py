@@ -64,7 +64,7 @@ def _stop(job: Job, number: int, everyone: bool) -> list[str]:
     status = job.wait()
     seconds = time.monotonic() - start
     problems = []
-    if status == 0 and (job.output / "model_final.pth").is_file():
+    if status in (0, -number) and (job.output / "model_final.pth").is_file():
         return problems  # it came behind the last evaluation: nothing was left to be done
     if status != 128 + number:
         problems.append(f"exit status {status}, not {128 + number}: {job.text()[-500:]}")
