@@ -18,6 +18,14 @@ from bevkd2.d2 import comm
 
 _logger = logging.getLogger(__name__)
 
+CHECKPOINT_FILES = (
+    "model_[0-9][0-9][0-9][0-9][0-9][0-9][0-9].pth",
+    "model_final.pth",
+    "model_best.pth",
+    "model_interrupted.pth",
+)
+"""Patterns of the checkpoints that a training writes; other files in its folder are the user's own."""
+
 
 @runtime_checkable
 class HasCheckpointParts(Protocol):
@@ -203,7 +211,8 @@ class Checkpointer(_FvcoreCheckpointer):
             Path(self.save_dir, f"{name}.pth").unlink(missing_ok=True)
 
     def _all_files(self) -> list[Path]:
-        return sorted(Path(self.save_dir).glob("model_*.pth"), reverse=True)
+        found = [path for pattern in CHECKPOINT_FILES for path in Path(self.save_dir).glob(pattern)]
+        return sorted(found, reverse=True)
 
     def _read_last(self) -> tuple[dict[str, Any], str]:
         """Returns the content and the path of the last checkpoint, or of the newest that can be read."""

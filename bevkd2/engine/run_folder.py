@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode
 
+from bevkd2.checkpoint.checkpointer import CHECKPOINT_FILES
 from bevkd2.config.node import load_plain_yaml
 
 _logger = logging.getLogger(__name__)
@@ -19,10 +20,7 @@ _OF_A_TRAINING = (
     "last_checkpoint",
     "metrics.json",
     "events.out.tfevents.*",
-    "model_[0-9][0-9][0-9][0-9][0-9][0-9][0-9].pth",
-    "model_final.pth",
-    "model_best.pth",
-    "model_interrupted.pth",
+    *CHECKPOINT_FILES,
 )
 _BESIDE_IT = ("config.yaml", "inference")
 _EARLIER = "earlier_run_"

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bevkd2.checkpoint import Checkpointer, CheckpointFileError, StateDictMismatchError, load_file
+from bevkd2.checkpoint import Checkpointer, CheckpointFileError, StateDictMismatchError, load_file, save_file
 from bevkd2.d2 import PeriodicCheckpointer
 
 
@@ -112,6 +112,11 @@ def test_allowance_holds_for_weights_and_not_for_resume(tmp_path: Path) -> None:
         checkpointer.resume_or_load("", resume=True)
 
 
+def test_weights_of_the_user_are_no_checkpoint_of_the_training(tmp_path: Path) -> None:
+    save_file({"model": {}}, tmp_path / "model_published.pth")
+    assert not Checkpointer(nn.Linear(1, 1), str(tmp_path)).has_checkpoint()
+
+
 def test_nothing_to_resume_starts_from_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pair, path = saved(tmp_path)
     plain = nn.Linear(2, 3)
@@ -129,11 +134,16 @@ def test_a_damaged_last_checkpoint_is_replaced_by_the_newest_other(
 ) -> None:
     pair, counter = Pair(), Counter()
     checkpointer = Checkpointer(pair, str(tmp_path), trainer=counter)
-    for iteration, name in ((4, "model_4"), (9, "model_best"), (2, "model_2"), (14, "model_final")):
+    for iteration, name in (
+        (4, "model_0000004"),
+        (9, "model_best"),
+        (2, "model_0000002"),
+        (14, "model_final"),
+    ):
         counter.value = iteration
         checkpointer.save(name, iteration=iteration)
     damage(tmp_path / "model_final.pth")
-    Checkpointer(Pair(), str(tmp_path)).save("model_bare", iteration=20)  # not to be resumed from
+    Checkpointer(Pair(), str(tmp_path)).save("model_0000020", iteration=20)  # not to be resumed from
     checkpointer.tag_last_checkpoint("model_final.pth")
     assert checkpointer.has_checkpoint()
     assert checkpointer.resume_or_load("", resume=True) == {"iteration": 9} and counter.value == 9
