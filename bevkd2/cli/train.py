@@ -46,7 +46,7 @@ def _run_training(cfg: CfgNode, trainer: DistillTrainer) -> Mapping[str, Any]:
             raise RuntimeError(f"the training failed at iteration {trainer.iter}: {error}") from error
         raise OSError(
             f"the training stopped at iteration {trainer.iter}: OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be "
-            f"written ({error}). Its last checkpoint is whole: make room, and go on with --resume"
+            f"written ({error}). Its last checkpoint is whole: free some space, and go on with --resume"
         ) from error
 
 

@@ -71,7 +71,7 @@ class TeacherCache:
 
         Raises:
             ValueError: a sample differs from the one of the same name before, images differ in size, a file
-                is damaged or not of this teacher, or there is too little room on the disk.
+                is damaged or not of this teacher, or there is too little space on the disk.
         """
         names = [self._digest(sample) for sample in samples]
         begin = self._template is None
@@ -84,7 +84,7 @@ class TeacherCache:
         if begin:
             for name, found, row in zip(names, stored, rows, strict=True):
                 self._compare(self._path(name), found, row)
-            self._check_room(rows[0])
+            self._check_space(rows[0])
         for name, found, row in zip(names, stored, rows, strict=True):
             if not row.keys() <= found.keys():
                 self._write(name, {**found, **row})
@@ -159,7 +159,7 @@ class TeacherCache:
                     f"version of the code wrote it: remove {self._folder}"
                 )
 
-    def _check_room(self, row: Mapping[str, Tensor]) -> None:
+    def _check_space(self, row: Mapping[str, Tensor]) -> None:
         """Logs how large the cache becomes.
 
         Raises:

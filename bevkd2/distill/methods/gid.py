@@ -158,7 +158,7 @@ class GID(FeatureMethod):
         difference = (theirs - ours).gather(2, best.indices[..., None])
         boxes = torch.where(difference > 0, teacher.filled("boxes2d"), student.filled("boxes2d")).float()
         large = ((boxes[..., 2:] - boxes[..., :2]) > self.least_side).all(dim=2)
-        # torchvision's pooling reads at a wild address where a corner is not finite.
+        # torchvision's pooling reads at an invalid address where a corner is not finite.
         usable = content & large & boxes.isfinite().all(dim=2)
         scores = best.values.where(usable, -1.0)
         images, kept_boxes = [], []

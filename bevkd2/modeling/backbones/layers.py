@@ -123,7 +123,7 @@ class DeformConv2d(nn.Conv2d):
         with torch.autocast(x.device.type, enabled=False):
             x = x if x.dtype == torch.float64 else x.float()
             offset, modulation = self.conv_offset(x).split((18, 9), dim=1)
-            # On the CPU, torchvision reads at a wild address where an offset is NaN. Such a tap gets the
+            # On the CPU, torchvision reads at an invalid address where an offset is NaN. Such a tap gets the
             # offset 0 and the weight NaN, so that NaN still comes out where it would have.
             unknown = offset.isnan()
             weight = modulation.sigmoid().masked_fill(unknown.unflatten(1, (9, 2)).any(2), float("nan"))
