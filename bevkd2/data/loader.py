@@ -22,6 +22,7 @@ from bevkd2.distill import is_distillation, teacher_config
 from bevkd2.distill.config import more_distillations, teacher_key
 
 _IGNORED = (signal.SIGINT, signal.SIGUSR1)  # by workers: the parent deals with them
+_PARENT_CHECK = 0.5  # seconds between two looks of a worker for its parent
 
 
 class MappedDataset(Dataset[dict[str, Any]]):
@@ -203,9 +204,9 @@ def _init_worker(_worker: int) -> None:
     sys.excepthook = _print_unless_parent_ended
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+    if hasattr(signal, "sigtimedwait"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 
 
 def _print_unless_parent_ended(
@@ -216,8 +217,13 @@ def _print_unless_parent_ended(
         sys.__excepthook__(kind, error, trace)
 
 
-def _end_with_parent() -> None:
-    """Ends this process on a SIGTERM of its parent, which multiprocessing sends."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
+def _end_with_parent(parent: int) -> None:
+    """Ends this process on a SIGTERM of its parent, which multiprocessing sends, or when the parent is gone.
+
+    torch's workers look for their parent every 5 s, in the main thread alone.
+    """
+    while os.getppid() == parent:
+        received = signal.sigtimedwait({signal.SIGTERM}, _PARENT_CHECK)
+        if received is not None and received.si_pid == parent:
+            break
     os._exit(0)

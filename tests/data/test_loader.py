@@ -2,6 +2,7 @@ import itertools
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,6 +117,29 @@ def test_workers_leave_signals_to_their_parent_and_heed_it():
     worker.terminate()  # what multiprocessing does at the end of the parent
     worker.join(10.0)
     assert worker.exitcode == 0
+
+
+def running(pid):
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.is_file() and stat.read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks for processes in /proc")
+def test_a_worker_ends_soon_after_its_parent():
+    """Torch's own look for the parent takes up to 5 s."""
+    read, write = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        sampler = loader_module.SceneSampler([range(2)])
+        iterator = iter(loader_module._loader(SignalsItself(), sampler, 1, num_workers=1))
+        next(iterator)
+        os.write(write, str(iterator._workers[0].pid).encode())
+        os._exit(0)
+    os.waitpid(parent, 0)
+    worker, end = int(os.read(read, 20)), time.monotonic() + 3
+    while running(worker) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not running(worker)
 
 
 def test_workers_fill_one_cache(cfg):
