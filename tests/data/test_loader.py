@@ -111,11 +111,14 @@ def test_workers_leave_signals_to_their_parent_and_heed_it():
     loader = loader_module._loader(SignalsItself(), sampler, 1, num_workers=1)
     iterator = iter(loader)
     assert [batch[0]["frame"] for batch in iterator] == [0, 1]
-    iterator = iter(loader)
+    idle = loader_module._loader(SignalsItself(), loader_module.SceneSampler([range(1)]), 1, num_workers=1)
+    iterator = iter(idle)
     (worker,) = iterator._workers
-    next(iterator)
-    worker.terminate()  # what multiprocessing does at the end of the parent
-    worker.join(10.0)
+    next(iterator)  # its only sample: from here on it sends itself no signals
+    end = time.monotonic() + 10
+    while worker.is_alive() and time.monotonic() < end:
+        worker.terminate()  # what multiprocessing does at the end of the parent; equal signals are merged
+        worker.join(0.5)
     assert worker.exitcode == 0
 
 
