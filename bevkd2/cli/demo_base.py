@@ -19,7 +19,6 @@ from typing import Any, ClassVar
 
 import torch
 from tabulate import tabulate
-from torch import nn
 
 from bevkd2.cli.paths import path_to_write
 from bevkd2.cli.visualize import load_model
@@ -100,7 +99,7 @@ class Demo(ABC):
         summary: dict[str, Any] = {
             name: {
                 **self.scores(args.output / name / "inference"),
-                "params_m": parameters(model) / 1e6,
+                "params_m": sum(p.numel() for p in model.inference_parameters()) / 1e6,
                 "fps": fps[name],
             }
             for name, model in models.items()
@@ -245,15 +244,6 @@ def frames_per_second(models: Models, batches: Batches, rounds: int = 40) -> dic
             model(batch)
             seconds[name].append(time.perf_counter() - start)
     return {name: 1 / statistics.median(times[3:] or times) for name, times in seconds.items()}
-
-
-def parameters(model: nn.Module) -> int:
-    """Returns how many numbers are needed at inference: auxiliary heads are for training only."""
-    return sum(
-        p.numel()
-        for name, p in model.named_parameters()
-        if "heatmap_head" not in name and "box_head" not in name
-    )
 
 
 def save_pictures(pictures: Mapping[str, Any], output: Path) -> list[Path]:

@@ -357,14 +357,16 @@ def _build_teaching(cfg: CfgNode, student: Detector[Any, Any, Any]) -> Teaching:
             for name, method in classes.items()
         },
         dtype=_DTYPES[node.TEACHER.DTYPE],
-        cache=_build_cache(cfg, teacher) if node.TEACHER.CACHE else None,
+        cache=_build_cache(cfg, teacher) if node.TEACHER.CACHE and node.METHODS else None,
     )
 
 
 def _build_cache(cfg: CfgNode, teacher: Detector[Any, Any, Any]) -> TeacherCache:
     node, config = cfg.DISTILL.TEACHER, teacher_config(cfg)
     config.MODEL.WEIGHTS, config.MODEL.DEVICE = "", ""
-    settings = f"{bevkd2.__version__} {node.DTYPE} {node.CACHE_DTYPE}\n{config.MODEL.dump()}"
+    settings = (
+        f"{bevkd2.__version__} {node.DTYPE} {node.CACHE_DTYPE}\n{config.MODEL.dump()}{config.INPUT.dump()}"
+    )
     return TeacherCache(Path(node.CACHE), teacher_identity(teacher, settings), _DTYPES[node.CACHE_DTYPE])
 
 

@@ -25,7 +25,8 @@ Sample = Mapping[str, Any]
 Run = Callable[[Sequence[Sample]], Knowledge]
 
 _SUFFIX = ".safetensors.z"
-_ANNOTATIONS = frozenset({"boxes", "labels", "boxes2d", "attributes"})  # a teacher does not see them
+# Of a sample, what a teacher does not see: annotations, and where the data set lies.
+_UNSEEN = frozenset({"boxes", "labels", "boxes2d", "attributes", "file_name"})
 _LARGE, _STRIDE = 2**16, 8  # of larger images, every 8th pixel of every 8th row tells two of them apart
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _logger = logging.getLogger(__name__)
@@ -35,19 +36,20 @@ class TeacherCache:
     """Keeps a teacher's knowledge sample by sample, so that its forward pass runs once per sample.
 
     A file is found by a digest of what the teacher is given: geometry and tokens in full, and of large images
-    every 8th pixel in both directions. So a sample that was augmented in another way is never mistaken for
-    the one that was stored. Files lie in a folder that is named by a digest of the teacher, so that another
-    teacher, or other weights, may use the same ``DISTILL.TEACHER.CACHE``.
+    every 8th pixel in both directions. A sample that differs in these has a file of its own; a change of a
+    few pixels alone may not be seen. Files lie in a folder that is named by a digest of the teacher, so that
+    another teacher, or other weights, may use the same ``DISTILL.TEACHER.CACHE``.
 
     Which axis of a tensor counts the samples is learnt in the first step, from the teacher's knowledge of one
     sample and of the same sample twice; what does not grow, such as strides, is taken from there. The first
-    batch is always run, and compared with what is stored of it.
+    batch is always run, and compared with what is stored of it. What is returned is always what is stored, so
+    that a step does not depend on whether its samples were there before.
 
     Args:
         folder: of all teachers; made where it is absent.
         identity: of the teacher, see :func:`teacher_identity`.
         dtype: in which floating-point tensors are stored. In float32 the losses are those of a teacher that
-            is run on the same batches, bit by bit.
+            ran on the batches in which its samples came first, bit by bit.
     """
 
     def __init__(self, folder: Path, identity: str, dtype: torch.dtype = torch.float32) -> None:
@@ -71,7 +73,8 @@ class TeacherCache:
 
         Raises:
             ValueError: a sample differs from the one of the same name before, images differ in size, a file
-                is damaged or not of this teacher, or there is too little space on the disk.
+                is damaged or not of this teacher, numbers are too large for the dtype of the files, or there
+                is too little space on the disk.
         """
         names = [self._digest(sample) for sample in samples]
         begin = self._template is None
@@ -84,16 +87,17 @@ class TeacherCache:
         if begin:
             for name, found, row in zip(names, stored, rows, strict=True):
                 self._compare(self._path(name), found, row)
-            self._check_space(rows[0])
-        for name, found, row in zip(names, stored, rows, strict=True):
+            self._check_space(rows[0], all(self._layout.keys() <= found.keys() for found in stored))
+        kept = [{**row, **found} for row, found in zip(rows, stored, strict=True)]
+        for name, found, row in zip(names, stored, kept, strict=True):
             if not row.keys() <= found.keys():
-                self._write(name, {**found, **row})
-        return knowledge
+                self._write(name, row)
+        return self._join(template, kept, device)
 
     def _digest(self, sample: Sample) -> str:
         """Returns the name of a sample's file."""
         digest = hashlib.blake2b(digest_size=16)
-        _update(digest, {key: value for key, value in sample.items() if key not in _ANNOTATIONS}, "sample")
+        _update(digest, {key: value for key, value in sample.items() if key not in _UNSEEN}, "sample")
         name, sample_id = digest.hexdigest(), str(sample.get("sample_id", ""))
         if sample_id and self._digests.setdefault(sample_id, name) != name:
             raise ValueError(
@@ -110,8 +114,10 @@ class TeacherCache:
         for path, tensor in _leaves(one, wants):
             axes = [i for i in range(tensor.ndim) if tensor.shape[i] != grown[path].shape[i]]
             if axes:
-                self._layout[path] = _Layout(axes[0], tuple(tensor.shape))
-        return _only(one, wants)
+                self._layout[path] = _Layout(axes[0], tuple(tensor.shape), tensor.dtype)
+        template = type(one)(**{name: getattr(one, name) for name in wants})
+        emptied: Knowledge = _replaced(template, {path: torch.empty(0) for path in self._layout})
+        return emptied
 
     def _split(self, knowledge: Knowledge, wants: frozenset[str], count: int) -> list[dict[str, Tensor]]:
         """Returns the tensors of each sample by path, on the CPU and in the dtype of the files."""
@@ -122,7 +128,14 @@ class TeacherCache:
                 continue
             for row, part in zip(rows, tensor.detach().cpu().chunk(count, layout.axis), strict=True):
                 self._check_shape(path, part, layout)
-                row[path] = (part.to(self._dtype) if part.is_floating_point() else part).contiguous()
+                # A copy: safetensors refuses tensors that share memory, as fields of a knowledge may.
+                copied = part.to(self._dtype if part.is_floating_point() else part.dtype, copy=True)
+                if part.isfinite().all() and not copied.isfinite().all():
+                    raise ValueError(
+                        f"DISTILL.TEACHER.CACHE_DTYPE: {self._dtype} does not hold {path}, whose largest "
+                        f"number is {part.abs().max():.3g}; set it to float32"
+                    )
+                row[path] = copied.contiguous()
         return rows
 
     def _join(
@@ -130,13 +143,11 @@ class TeacherCache:
     ) -> Knowledge:
         """Returns the knowledge of a batch from the files of its samples."""
         joined = {}
-        leaves = dict(_leaves(template))
         for path, layout in self._layout.items():
             for row in stored:
                 self._check_shape(path, row[path], layout)
-            joined[path] = torch.cat([row[path] for row in stored], layout.axis).to(
-                device, leaves[path].dtype
-            )
+            whole = torch.cat([row[path] for row in stored], layout.axis)
+            joined[path] = whole.to(device, layout.dtype, non_blocking=True)
         knowledge: Knowledge = _replaced(template, joined)
         return knowledge
 
@@ -151,23 +162,30 @@ class TeacherCache:
     def _compare(self, path: Path, stored: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> None:
         for name in sorted(stored.keys() & live.keys()):
             found, expected = stored[name].double(), live[name].double()
-            largest = float(expected.abs().max()) if expected.numel() else 0.0
-            bound = _TOLERANCE[self._dtype] * largest
-            if found.shape != expected.shape or not torch.allclose(found, expected, rtol=0, atol=bound):
+            finite = expected[expected.isfinite()]
+            bound = _TOLERANCE[self._dtype] * float(finite.abs().max()) if finite.numel() else 0.0
+            same = found.shape == expected.shape
+            if not same or not torch.allclose(found, expected, rtol=0, atol=bound, equal_nan=True):
                 raise ValueError(
                     f"DISTILL.TEACHER.CACHE: {path} differs from what the teacher says now ({name}); another "
                     f"version of the code wrote it: remove {self._folder}"
                 )
 
-    def _check_space(self, row: Mapping[str, Tensor]) -> None:
-        """Logs how large the cache becomes.
+    def _check_space(self, row: Mapping[str, Tensor], filled: bool) -> None:
+        """Makes the folder, and logs how large it becomes where the number of samples is known.
+
+        Args:
+            row: of one sample.
+            filled: the first batch is there; else files are assumed to be those of other samples or fields.
 
         Raises:
             ValueError: larger than what is free on the disk.
         """
-        plain, size = sum(tensor.nbytes for tensor in row.values()), len(_compressed(row))
         self._folder.mkdir(parents=True, exist_ok=True)
-        there = sum(1 for _ in self._folder.glob(f"*{_SUFFIX}"))
+        if not self.num_samples:
+            return
+        plain, size = sum(tensor.nbytes for tensor in row.values()), len(_compressed(row))
+        there = sum(1 for _ in self._folder.glob(f"*{_SUFFIX}")) if filled else 0
         missing, free = max(self.num_samples - there, 0) * size, shutil.disk_usage(self._folder).free
         _logger.info(
             "cache of the teacher, %s: %d of %d samples are there; %.2f MiB per sample (%.2f MiB "
@@ -214,6 +232,8 @@ class _Layout:
     """The axis that grows with the number of samples."""
     shape: tuple[int, ...]
     """Of one sample's part."""
+    dtype: torch.dtype
+    """Of the teacher's tensor."""
 
 
 def teacher_identity(teacher: nn.Module, settings: str) -> str:
@@ -293,11 +313,6 @@ def _items(value: Any) -> list[tuple[Any, Any]]:
     if isinstance(value, Mapping):
         return list(value.items())
     return list(enumerate(value)) if isinstance(value, list | tuple) else []
-
-
-def _only(knowledge: Knowledge, wants: frozenset[str]) -> Knowledge:
-    """Returns a knowledge with these fields alone."""
-    return type(knowledge)(**{name: getattr(knowledge, name) for name in wants})
 
 
 def _compressed(row: Mapping[str, Tensor]) -> bytes:

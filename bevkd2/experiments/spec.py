@@ -24,7 +24,10 @@ EVALUATIONS = ("holdout", "test")
 # Set by the runner.
 _OWN_KEYS = ("SEED", "OUTPUT_DIR", "DATASETS.ROOT", "SOLVER.CHECKPOINTS_TO_KEEP")
 # What a result does not depend on.
-_WITHOUT_EFFECT = (*_OWN_KEYS[1:], "DATALOADER.NUM_WORKERS", "DATALOADER.CACHE_IMAGES", "TEST.PRINT_PERIOD")
+_WITHOUT_EFFECT = (
+    *(*_OWN_KEYS[1:], "DATALOADER.NUM_WORKERS", "DATALOADER.CACHE_IMAGES", "TEST.PRINT_PERIOD"),
+    "DISTILL.TEACHER.CACHE",
+)
 _WORLD_FLAGS = ("--out", "--workers", "--overwrite")  # the runner's, not the experiment's
 
 

@@ -270,6 +270,10 @@ class Detector(nn.Module, ABC, Generic[InputsT, TargetsT, KnowledgeT]):
         levels = [ShapeSpec(channels=self.neck.out_channels, stride=stride) for stride in self.neck.strides]
         return FeatureShapes(backbone=self.image_backbone.output_shape(), fpn=levels)
 
+    def inference_parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters that detections depend on; a detector leaves out heads of training alone."""
+        return list(self.parameters())
+
     def backbone_parameters(self) -> list[nn.Parameter]:
         """Returns the parameters whose learning rate SOLVER.BACKBONE_MULTIPLIER multiplies."""
         return list(self.image_backbone.parameters())

@@ -204,3 +204,13 @@ def test_box_branches_are_taken_over_only_where_headings_mean_the_same():
     with pytest.raises(ValueError, match="RAY_HEADING is False in the student and True in the teacher"):
         Distiller(**pair, inherit_init=["decoder"])
     Distiller(**pair, inherit_init=["neck", "decoder.class_branches"])
+
+
+def test_box_branches_are_taken_over_with_the_head_to_which_their_velocities_are_added():
+    options = ("MODEL.BEVFORMER.DENSE_VELOCITY", True, "MODEL.BEVFORMER.AUX.BEV_BOX_WEIGHT", 1.0)
+    teacher, student = (build_detector("BEVFormer", 16, seed, *options) for seed in (1, 2))
+    pair = {"student": student, "teacher": teacher, "methods": {}, "weights": {}}
+    with pytest.raises(ValueError, match=r"box_branches.* is inherited without bev_box_head"):
+        Distiller(**pair, inherit_init=["decoder"])
+    Distiller(**pair, inherit_init=["decoder", "bev_box_head"])
+    assert torch.equal(student.bev_box_head[2].weight, teacher.bev_box_head[2].weight)

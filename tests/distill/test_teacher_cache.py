@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 
+from bevkd2.checkpoint import load_file, save_file
 from bevkd2.distill.teacher_cache import TeacherCache
 from bevkd2.engine import build_trainer
 from tests.distill.methods.harness import build_pair, distill_losses, make_batch
@@ -71,9 +72,9 @@ def test_half_precision_is_close_and_smaller(tmp_path):
     sizes = []
     for dtype in (torch.float32, torch.float16):
         cached = build_pair("PGD", "PKD", cache=TeacherCache(tmp_path / str(dtype), "teacher", dtype))
-        losses_of(cached, batch)
+        (first,) = losses_of(cached, batch).values()
         (loss,) = losses_of(cached, batch).values()
-        assert loss.dtype == torch.float32
+        assert loss.dtype == torch.float32 and loss == first  # what is stored is what is learnt from
         torch.testing.assert_close(loss, expected, rtol=1e-2, atol=0)
         sizes.append(sum(file.stat().st_size for file in tmp_path.glob(f"{dtype}/*/*")))
     assert sizes[1] < 0.6 * sizes[0]
@@ -112,7 +113,43 @@ def test_damaged_and_foreign_files_are_named(tmp_path):
         losses_of(build_pair("PGD", "PKD", cache=TeacherCache(tmp_path, "teacher")), batch)
 
 
-def test_the_size_is_told_and_compared_with_the_room(tmp_path, caplog):
+def test_numbers_that_half_precision_does_not_hold_are_named(tmp_path):
+    cached = build_pair("PGD", "PKD", cache=TeacherCache(tmp_path, "teacher", torch.float16))
+    with torch.no_grad():
+        for convolution in cached.teacher.neck.modules():
+            if isinstance(convolution, torch.nn.Conv2d):
+                convolution.weight.mul_(1e4)
+    with pytest.raises(ValueError, match=r"torch\.float16 does not hold fpn\.\d, .*set it to float32"):
+        losses_of(cached, make_batch("PGD", 1))
+
+
+def test_fields_that_share_memory_are_stored(tmp_path):
+    """The output of the last layer is the bird's-eye view."""
+    settings = {"SOURCES": ["bev", "bev.layers"]}
+    batch = make_batch("BEVFormer", 1)
+    cached = build_pair("BEVFormer", "FitNet", cache=TeacherCache(tmp_path, "teacher"), **settings)
+    assert losses_of(cached, batch) == losses_of(build_pair("BEVFormer", "FitNet", **settings), batch)
+
+
+def test_where_the_data_set_lies_does_not_matter(tmp_path, monkeypatch):
+    batch = make_batch("PGD", 1)
+    for place in ("a", "b"):
+        batch[0]["file_name"] = f"/{place}/1.png"
+        losses_of(build_pair("PGD", "PKD", cache=TeacherCache(tmp_path, "teacher")), batch)
+    assert len(list(tmp_path.glob("teacher/*"))) == 1
+
+
+def test_files_of_other_samples_do_not_count(tmp_path, caplog):
+    for seed, there in ((1, 0), (2, 0), (2, 2)):
+        cached = build_pair("PGD", "PKD", cache=TeacherCache(tmp_path, "teacher"))
+        (cache,) = cached.caches
+        cache.num_samples = 5
+        with caplog.at_level(logging.INFO, "bevkd2.distill"):
+            losses_of(cached, make_batch("PGD", seed))
+        assert f"{there} of 5 samples are there" in caplog.messages[-1]
+
+
+def test_the_size_is_told_and_compared_with_the_space(tmp_path, caplog):
     cached = build_pair("PGD", "PKD", cache=TeacherCache(tmp_path, "teacher"))
     (cache,) = cached.caches
     cache.num_samples = 10**9
@@ -132,9 +169,18 @@ def test_the_config_builds_it_and_other_weights_have_a_folder_of_their_own(teach
         model = build(teacher_files(*options, "DISTILL.TEACHER.CACHE_DTYPE", dtype))
         train_losses(model, samples(1, 2))
     assert len(list(folder.iterdir())) == 2
-    again = build(teacher_files(*options))
-    train_losses(again, samples(1, 2))
+    train_losses(build(teacher_files(*options)), samples(1, 2))
     assert len(list(folder.iterdir())) == 2
+    content = load_file(tmp_path / "teacher.pth")
+    content["model"]["bev_queries"][0, 0] += 1e-3
+    save_file(content, tmp_path / "teacher.pth")
+    train_losses(build(teacher_files(*options)), samples(1, 2))
+    assert len(list(folder.iterdir())) == 3
+    wider = ("INPUT.POINT_RANGE", [-12.0, -9.0, -5.0, 12.0, 9.0, 4.0])
+    cfg = teacher_files(*options, *wider, "DISTILL.TEACHER.OPTS", list(wider))
+    train_losses(build(cfg), samples(1, 2))
+    assert len(list(folder.iterdir())) == 4
+    assert not build(teacher_files(*options, "DISTILL.METHODS", [])).caches
 
 
 @pytest.mark.parametrize(

@@ -217,12 +217,11 @@ class Layer(nn.Module):
 
 
 @each
-def test_copied_and_in_data_parallel(name: str) -> None:
+def test_in_a_copied_module_on_the_devices_of_data_parallel(name: str) -> None:
+    """Without a GPU, DataParallel calls its module."""
     inputs = list(CASES[name].inputs(torch.float32).values())
     layer = Layer(name)
-    expected = layer(*inputs)
-    assert same(nn.DataParallel(copy.deepcopy(layer))(*inputs), expected)
-    assert same([copy.deepcopy(r.detach()) for r in expected], [r.detach() for r in expected])
+    assert same(nn.DataParallel(copy.deepcopy(layer))(*inputs), layer(*inputs))
 
 
 UNEXPORTABLE = {  # they read numbers: of boxes to check them, or how many are kept
@@ -343,7 +342,7 @@ def calls_with_an_integer() -> dict[str, Callable[[Any], Any]]:
             spatial_shapes=shapes(n), **fused
         ),
         "ms_deform_attn_fused: num_queues": lambda n: ops.ms_deform_attn_fused(
-            spatial_shapes=SHAPES, num_queues=n - 2, **fused
+            spatial_shapes=SHAPES, num_queues=n - 2 if n == 4 else n, **fused
         ),
         "ms_deform_attn_ragged: spatial_shapes": lambda n: ops.ms_deform_attn_ragged(
             spatial_shapes=shapes(n), **ragged, **rows
@@ -368,7 +367,7 @@ def test_floats_and_bools_are_refused_where_an_integer_is_expected(name: str) ->
     call = calls_with_an_integer()[name]
     for good in (4, np.int32(4), torch.tensor(4)):
         call(good)
-    for bad in (4.0, 3.7, np.float32(4), torch.tensor(4.0), np.array(4.5)):
+    for bad in (4.0, 3.7, np.float32(4), torch.tensor(4.0), np.array(4.5), True, torch.tensor(True)):
         with pytest.raises(ValueError, match=name):
             call(bad)
 

@@ -123,13 +123,16 @@ class DeformConv2d(nn.Conv2d):
         with torch.autocast(x.device.type, enabled=False):
             x = x if x.dtype == torch.float64 else x.float()
             offset, modulation = self.conv_offset(x).split((18, 9), dim=1)
-            # On the CPU, torchvision reads at an invalid address where an offset is NaN. Such a tap gets the
-            # offset 0 and the weight NaN, so that NaN still comes out where it would have.
-            unknown = offset.isnan()
-            weight = modulation.sigmoid().masked_fill(unknown.unflatten(1, (9, 2)).any(2), float("nan"))
+            weight = modulation.sigmoid()
+            if x.device.type == "cpu":
+                # torchvision reads at an invalid address there where an offset is NaN. Such a tap gets the
+                # offset 0 and the weight NaN, so that NaN still comes out where it would have.
+                unknown = offset.isnan()
+                weight = weight.masked_fill(unknown.unflatten(1, (9, 2)).any(2), float("nan"))
+                offset = offset.masked_fill(unknown, 0.0)
             out: Tensor = deform_conv2d(
                 x,
-                offset.masked_fill(unknown, 0.0),
+                offset.contiguous(),
                 self.weight,
                 self.bias,
                 stride=self.stride,

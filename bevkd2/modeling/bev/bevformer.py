@@ -83,7 +83,7 @@ class BEVFormer(MultiViewDetector):
             use_can_bus: add an embedding of the 18-vector of motion to the BEV queries.
             decoding: how predictions become detections.
             heatmaps: weights of the auxiliary heads of training.
-            dense_boxes: weights of the auxiliary box heads of training.
+            dense_boxes: weights of the auxiliary box heads.
             dense_velocity: the decoder's velocities are added to those of the BEV head among them.
             **shared: of :class:`MultiViewDetector`; the channels of the neck are those of all queries (C).
         """
@@ -132,6 +132,13 @@ class BEVFormer(MultiViewDetector):
             },
         }
 
+    def inference_parameters(self) -> list[nn.Parameter]:
+        """Returns all parameters but those of auxiliary heads that detections do not need."""
+        heads = [self.bev_heatmap_head, self.image_heatmap_head, self.image_box_head]
+        heads += [] if self.dense_velocity else [self.bev_box_head]
+        left_out = {id(p) for head in heads if head is not None for p in head.parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in left_out]
+
     def check_inherited(self, teacher: Detector[Any, Any, Any], names: Sequence[str]) -> None:
         """Checks that box branches that are taken over mean the same headings and velocities here."""
         branches = [name for name in names if name.startswith("decoder.box_branches.")]
@@ -142,6 +149,11 @@ class BEVFormer(MultiViewDetector):
                 f"{branches[0]} is inherited, but MODEL.BEVFORMER.{key} is {ours[key]} in the student and "
                 f"{theirs.get(key)} in the teacher, so that the branch would mean something else; make them "
                 "equal"
+            )
+        if branches and self.dense_velocity and not any(name.startswith("bev_box_head.") for name in names):
+            raise ValueError(
+                f"{branches[0]} is inherited without bev_box_head, to whose velocities the branch's are "
+                "added (MODEL.BEVFORMER.DENSE_VELOCITY); name bev_box_head too"
             )
 
     def _meaning_of_branches(self) -> dict[str, bool]:

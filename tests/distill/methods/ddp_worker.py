@@ -9,11 +9,13 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
-from bevkd2.d2 import EventStorage, comm
+from bevkd2.d2 import EventStorage, build_model, comm
 from tests.distill.methods.catalog import CATALOG, Entry
 from tests.distill.methods.harness import build_detector, build_pair, distill_losses, make_batch
+from tests.modeling.mono.pgd_model import make_image, small_cfg
 from tests.tolerance import as_float64, float64_twin
 
+NUSCENES = "PGD with velocities and attributes"
 RELATIVE = 1e-9
 """Far above the rounding of float64, and far below what a wrong count makes."""
 
@@ -29,7 +31,7 @@ def joint_cases() -> list[tuple[Entry | None, str]]:
         for detector in entry.detectors
         if entry.joint and detector in ("BEVFormer", "PGD")
     ]
-    return [(None, "BEVFormer"), (None, "PGD"), *methods]
+    return [(None, "BEVFormer"), (None, "PGD"), (None, NUSCENES), *methods]
 
 
 def loss_and_gradient(entry: Entry | None, detector: str, *seeds: int) -> tuple[Tensor, Tensor]:
@@ -56,8 +58,13 @@ def loss_and_gradient(entry: Entry | None, detector: str, *seeds: int) -> tuple[
 
 
 def _detection(detector: str, *seeds: int) -> tuple[Tensor, Tensor]:
-    model = build_detector(detector, 8, 2).double().train()
-    batch = as_float64(make_batch(detector, *seeds))
+    if detector == NUSCENES:
+        torch.manual_seed(2)
+        model = build_model(small_cfg("PGD", 8, nuscenes=True))
+        batch = [make_image(seed, nuscenes=True) for seed in seeds]
+    else:
+        model, batch = build_detector(detector, 8, 2), make_batch(detector, *seeds)
+    model, batch = model.double().train(), as_float64(batch)
     torch.manual_seed(0)
     with float64_twin(), EventStorage():
         loss = torch.stack(list(model(batch).values())).sum()

@@ -96,7 +96,8 @@ class DenseCriterion(nn.Module):
 
     Normalisers are those of the published code: they count the positive locations of the batch, so a batch of
     two is not the mean of two batches of one. With several processes they are means over the processes, so
-    that gradients are those of one process with the joint batch; published, each process counts its own.
+    that gradients are those of one process with the joint batch, as long as there is a positive per process
+    on average; published, each process counts its own.
     """
 
     box_code_weights: Tensor
@@ -131,7 +132,9 @@ class DenseCriterion(nn.Module):
             found = outputs_at(outputs, wanted, fuse_lambda, options.depth_bin_size)
             self._check(found, wanted)
             losses = {"cls": self._class_loss(outputs, wanted)}
-            losses |= self._box_losses(found, wanted) | self._branch_losses(found, wanted)
+            positives = average_over_ranks(len(wanted.images), found.direction.device)
+            losses |= self._box_losses(found, wanted, positives)
+            losses |= self._branch_losses(found, wanted, positives)
             weights = options.loss_weights
             return {f"loss_{name}": weights.get(name, 1.0) * loss for name, loss in losses.items()}
 
@@ -144,10 +147,11 @@ class DenseCriterion(nn.Module):
         mean_loss: Tensor = loss / average_over_ranks(len(wanted.images) + len(logits), loss.device)
         return mean_loss
 
-    def _box_losses(self, found: PositiveOutputs, wanted: DenseTargets) -> dict[str, Tensor]:
+    def _box_losses(
+        self, found: PositiveOutputs, wanted: DenseTargets, positives: Tensor
+    ) -> dict[str, Tensor]:
         """Computes the losses of the 3D box: smooth L1, summed and divided by the number of positives."""
         weights, options = self.box_code_weights, self.options
-        positives = average_over_ranks(len(wanted.images), weights.device)
         # sin(a - b), the published sin a cos b - cos a sin b: a turn by pi costs nothing.
         turn = torch.sin(found.boxes[:, 6] - wanted.yaw)
         depth = F.smooth_l1_loss(found.depth, wanted.depth, reduction="none", beta=options.depth_beta)
@@ -163,9 +167,11 @@ class DenseCriterion(nn.Module):
             losses["velocity"] = self._smooth_l1(found.boxes[:, 7:9], wanted.velocity, weights[7:9])
         return {name: loss / positives for name, loss in losses.items()}
 
-    def _branch_losses(self, found: PositiveOutputs, wanted: DenseTargets) -> dict[str, Tensor]:
+    def _branch_losses(
+        self, found: PositiveOutputs, wanted: DenseTargets, positives: Tensor
+    ) -> dict[str, Tensor]:
         """Computes the losses of the image plane, direction, centre-ness and attributes."""
-        options, positives = self.options, average_over_ranks(len(wanted.images), found.direction.device)
+        options = self.options
         losses = {}
         if found.keypoints is not None:
             keypoints, visible = wanted.keypoints(options.keypoint_range)
