@@ -331,6 +331,9 @@ def calls_with_an_integer() -> dict[str, Callable[[Any], Any]]:
     def shapes(n: Any) -> list:
         return [(3, n), (2, 2)]
 
+    def less(n: Any) -> Any:
+        return n if isinstance(n, bool) or getattr(n, "dtype", None) == torch.bool else n - 2
+
     return {
         "ms_deform_attn: spatial_shapes": lambda n: ops.ms_deform_attn(
             spatial_shapes=shapes(n), level_start_index=None, **attention
@@ -342,14 +345,14 @@ def calls_with_an_integer() -> dict[str, Callable[[Any], Any]]:
             spatial_shapes=shapes(n), **fused
         ),
         "ms_deform_attn_fused: num_queues": lambda n: ops.ms_deform_attn_fused(
-            spatial_shapes=SHAPES, num_queues=n - 2 if n == 4 else n, **fused
+            spatial_shapes=SHAPES, num_queues=less(n), **fused
         ),
         "ms_deform_attn_ragged: spatial_shapes": lambda n: ops.ms_deform_attn_ragged(
             spatial_shapes=shapes(n), **ragged, **rows
         ),
-        "absolute_means: power": lambda n: ops.absolute_means(features, power=n - 2),
+        "absolute_means: power": lambda n: ops.absolute_means(features, power=less(n)),
         "weighted_l2_with_means: power": lambda n: ops.weighted_l2_with_means(
-            features, features, torch.ones(1), power=n - 2
+            features, features, torch.ones(1), power=less(n)
         ),
         "draw_weights: level_shapes": lambda n: ops.draw_weights([(2, n)], strides=[8], image_sizes=sizes),
         "draw_weights: strides": lambda n: ops.draw_weights([(2, 2)], strides=[n], image_sizes=sizes),
