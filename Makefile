@@ -34,7 +34,7 @@ demo: $(STAMP)  ## multi-view: make a world, train, distil, score, draw (minutes
 
 # Trains the teacher that ships in assets/ (docs/demo.md).
 demo-teacher: $(STAMP)  ## train the teacher of the demo
-	$(BIN)/python tools/make_synthetic.py --out data/demo --train-scenes 240 --val-scenes 24 --seed 0
+	$(BIN)/python tools/make_synthetic.py --out data/demo_teacher --train-scenes 720 --val-scenes 48 --seed 1
 	$(BIN)/python tools/train_net.py --config-file configs/demo/teacher.yaml
 	$(BIN)/python tools/export_weights.py output/demo_teacher/model_final.pth assets/demo_teacher.safetensors
 

@@ -38,7 +38,7 @@ from bevkd2.engine.solver import build_optimizer
 
 ROOT = Path(__file__).resolve().parent.parent
 PAIRS = {
-    "bevformer": ROOT / "configs" / "demo" / "distill_thin.yaml",
+    "bevformer": ROOT / "configs" / "demo" / "distill.yaml",
     "pgd": ROOT / "configs" / "demo_mono" / "distill.yaml",
 }
 STUDENT = "student"

@@ -1,4 +1,4 @@
-"""What both demos do: make a synthetic world, train a student plainly and distilled, score and draw.
+"""What both demos do: make a synthetic world, train a student plainly and distilled in two ways, score, draw.
 
 ``bevkd2 demo`` (demo.py) is for multi-view detectors, ``bevkd2 demo-mono`` (demo_mono.py) for monocular ones.
 """
@@ -7,35 +7,66 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
-import subprocess
 import sys
+import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from tabulate import tabulate
+from tqdm import tqdm
 
 from bevkd2.cli.paths import path_to_write
 from bevkd2.cli.visualize import load_model
 from bevkd2.config import CfgNode, load_config
 from bevkd2.config.shipped import shipped_folder
 from bevkd2.data import build_test_loader
+from bevkd2.data.format import data_format
 from bevkd2.data.synthetic import SyntheticWorld, generate
+from bevkd2.experiments.processes import log_tail, run_logged, run_tasks
+from bevkd2.experiments.run import read_scalars
+from bevkd2.experiments.statistics import influences
 from bevkd2.modeling import Detector
-from bevkd2.visualization import save_image
+from bevkd2.visualization import DrawnObjects, found_objects, save_image
 
-TITLES = {"teacher": "T (teacher)", "student": "S (student)", "distilled": "S+KD (distilled)"}
+TITLES = {
+    "teacher": "T (teacher)",
+    "student": "S (student)",
+    "distilled": "S + paper's method",
+    "recommended": "S + recommended",
+}
+STUDENTS = {"student": "student", "distilled": "distill", "recommended": "recommended"}
+"""Trained models -> their configs."""
+
+_SEEN = 64  # held-out samples for speed and pictures
 
 Models = Mapping[str, Detector[Any, Any, Any]]
 """With their weights, in eval mode, by the keys of ``TITLES``."""
 
 Batches = Sequence[list[dict[str, Any]]]
-"""The held-out split, in batches of one sample."""
+"""The first of the held-out split, in order, in batches of one sample."""
+
+
+@dataclass
+class Seen:
+    """What a model made of the first held-out samples.
+
+    Attributes:
+        detections: one dict per batch.
+        seconds: per batch.
+    """
+
+    detections: list[Mapping[str, Any]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
 
 
 class Demo(ABC):
@@ -50,6 +81,7 @@ class Demo(ABC):
         sizes: default number of training and of held-out ones.
         own_world_seed: whether ``--world-seed`` sets the seed of the world, not ``--seed``.
         columns: scores in the table; names in summary.json.
+        primary: name of the score whose noise is told, in the table and in ``DataFormat.left_out_scorer``.
         score_format: of these columns.
         footnote: below the table; ``{}`` is the number of held-out ones.
     """
@@ -62,6 +94,7 @@ class Demo(ABC):
     sizes: ClassVar[tuple[int, int]]
     own_world_seed: ClassVar[bool]
     columns: ClassVar[tuple[str, ...]]
+    primary: ClassVar[tuple[str, str]]
     score_format: ClassVar[str]
     footnote: ClassVar[str]
 
@@ -78,7 +111,7 @@ class Demo(ABC):
                 f"the teacher's weights {args.teacher} do not exist; `make {target}` trains them"
             )
         start = time.monotonic()
-        say("1/5", f"{self.world_title}: {args.data}")
+        say("1/3", f"{self.world_title}: {args.data}")
         numbers = {f"{part}_{self.unit}": vars(args)[f"{part}_{self.unit}"] for part in ("train", "val")}
         seed = args.world_seed if self.own_world_seed else args.seed
         sizes = {f"num_{name}": number for name, number in numbers.items()}
@@ -86,24 +119,27 @@ class Demo(ABC):
 
         common = ["DATASETS.ROOT", str(args.data), "MODEL.DEVICE", args.device]
         length = ["SOLVER.MAX_ITER", str(args.iterations)] if args.iterations else []
-        weights = self.train(args.output, args.teacher, [*common, "SEED", str(args.seed), *length])
+        options = [*common, "SEED", str(args.seed), *length]
+        weights = self.train(args.output, args.teacher, options, args.jobs)
 
-        say("5/5", "speed and pictures")
+        say("3/3", "noise, speed and pictures")
         files = {name: "teacher" if name == "teacher" else "student" for name in TITLES}
         configs = {name: load_config(self.config_file(file), common) for name, file in files.items()}
         models = {name: load_model(cfg, str(weights[name])) for name, cfg in configs.items()}
-        batches = list(build_test_loader(configs["teacher"], configs["teacher"].DATASETS.TEST[0]))
-        fps = frames_per_second(models, batches)
-        pictures = self.draw(models, batches, configs["teacher"], args.output)
+        split = build_test_loader(configs["teacher"], configs["teacher"].DATASETS.TEST[0])
+        batches = list(islice(split, _SEEN))
+        seen = see_all(models, batches)
+        pictures = self.draw(models, batches, seen, configs["teacher"], args.output)
 
         summary: dict[str, Any] = {
             name: {
                 **self.scores(args.output / name / "inference"),
                 "params_m": sum(p.numel() for p in model.inference_parameters()) / 1e6,
-                "fps": fps[name],
+                "fps": 1 / statistics.median(seen[name].seconds[3:] or seen[name].seconds),
             }
             for name, model in models.items()
         }
+        summary["gain"] = self.gains(args.output, configs["student"])
         held_out = {f"val_{self.unit}": numbers[f"val_{self.unit}"]}
         summary |= {"seconds": time.monotonic() - start, "seed": args.seed, **held_out}
         path = args.output / "summary.json"
@@ -118,7 +154,7 @@ class Demo(ABC):
 
     python tools/{self.name}.py
 
-No question is asked. Both students get the same data, seed and number of iterations. The teacher T ships with
+No question is asked. All students get the same data, seed and number of iterations. The teacher T ships with
 the repository (docs/demo.md says how it was trained). It ends with a table, the paths of the pictures and
 summary.json.
 """,
@@ -133,58 +169,85 @@ summary.json.
         parser.add_argument("--difficulty", default="easy")
         parser.add_argument(f"--train-{self.unit}", type=int, default=train)
         parser.add_argument(f"--val-{self.unit}", type=int, default=val)
-        parser.add_argument("--iterations", type=int, default=0, help="of both students; 0: as configured")
+        parser.add_argument("--iterations", type=int, default=0, help="of all students; 0: as configured")
         if self.own_world_seed:
-            parser.add_argument("--seed", type=int, default=0, help="of both trainings")
+            parser.add_argument("--seed", type=int, default=0, help="of all trainings")
             parser.add_argument("--world-seed", type=int, default=0)
         else:
             parser.add_argument("--seed", type=int, default=0)
         parser.add_argument("--device", default="cpu", help="MODEL.DEVICE")
-        parser.add_argument(
-            "--workers", type=int, default=os.cpu_count(), help="processes that draw the world"
-        )
+        cores = os.cpu_count() or 1
+        parser.add_argument("--workers", type=int, default=cores, help="processes that draw the world")
+        parser.add_argument("--jobs", type=int, default=min(cores, len(STUDENTS)), help="trainings at a time")
         return parser.parse_args(argv)
 
     def config_file(self, name: str) -> Path:
-        """Returns a config of this demo: "teacher", "student" or "distill"."""
+        """Returns a config of this demo: "teacher", "student", "distill" or "recommended"."""
         return shipped_folder("configs") / self.name / f"{name}.yaml"
 
-    def train(self, output: Path, teacher: Path, options: Sequence[str]) -> dict[str, Path]:
-        """Trains the student plainly and distilled, and scores the teacher.
+    def train(self, output: Path, teacher: Path, options: Sequence[str], jobs: int) -> dict[str, Path]:
+        """Trains the student plainly, by the paper's method and as recommended, and scores the teacher.
 
         Args:
             output: gets one folder a model.
             teacher: the teacher's weights.
-            options: KEY VALUE pairs of all three; those of SOLVER do nothing to the teacher.
+            options: KEY VALUE pairs of all; those of SOLVER do nothing to the teacher.
+            jobs: processes at a time; they share the cores.
 
         Returns:
-            The weights of all three.
+            The weights of all.
         """
-        weights = {"teacher": teacher}
-        distilling = ["DISTILL.TEACHER.WEIGHTS", str(teacher)]
-        for step, name, file, more in (
-            ("2/5", "student", "student", []),
-            ("3/5", "distilled", "distill", distilling),
-        ):
-            say(step, f"training {TITLES[name]}")
-            train_net(output / name, self.config_file(file), *options, *more)
-            weights[name] = output / name / "model_final.pth"
-        say("4/5", "scoring the teacher")
+        say("2/3", f"training the students and scoring all, {jobs} at a time")
+        threads = max(1, (os.cpu_count() or 1) // jobs)
+        tasks = []
+        for place, (name, file) in enumerate(STUDENTS.items()):
+            distilling = [] if name == "student" else ["DISTILL.TEACHER.WEIGHTS", str(teacher)]
+            command = training(output / name, self.config_file(file), *options, *distilling)
+            tasks.append(task(name, command, output / name, threads, place))
         scoring = ["--eval-only", *options, "MODEL.WEIGHTS", str(teacher)]
-        train_net(output / "teacher", self.config_file("teacher"), *scoring)
-        return weights
+        command = training(output / "teacher", self.config_file("teacher"), *scoring)
+        tasks.append(task("teacher", command, output / "teacher", threads, len(STUDENTS)))
+        run_tasks(tasks, jobs)
+        return {"teacher": teacher, **{name: output / name / "model_final.pth" for name in STUDENTS}}
+
+    def gains(self, output: Path, cfg: CfgNode) -> dict[str, dict[str, float]]:
+        """Returns by how much the distilled students are better than the plain one, and the noise of that.
+
+        Args:
+            output: of the demo.
+            cfg: of the student.
+
+        Returns:
+            Model -> "difference" of the primary score, and its "standard_error" over the held-out scenes or
+            blocks of images: the jackknife's, which knows nothing of what another seed would give.
+        """
+        scorer = data_format(cfg).left_out_scorer(cfg, cfg.DATASETS.TEST[0])
+        score = self.primary[1]
+        found = {name: scorer.score(output / name / "inference", [score]) for name in STUDENTS}
+        pulled = {name: influences(f.scores[score], f.without[score]) for name, f in found.items()}
+        gains = {}
+        for name in list(STUDENTS)[1:]:
+            apart = pulled[name] - pulled["student"]
+            gains[name] = {
+                "difference": found[name].scores[score] - found["student"].scores[score],
+                "standard_error": math.sqrt(np.square(apart).sum() / len(apart) / (len(apart) - 1)),
+            }
+        return gains
 
     @abstractmethod
     def scores(self, folder: Path) -> dict[str, float | None]:
         """Returns ``columns`` as the evaluation of one model wrote them to its folder."""
 
     @abstractmethod
-    def draw(self, models: Models, batches: Batches, cfg: CfgNode, output: Path) -> list[Path]:
+    def draw(
+        self, models: Models, batches: Batches, seen: Mapping[str, Seen], cfg: CfgNode, output: Path
+    ) -> list[Path]:
         """Draws what the models see.
 
         Args:
             models: what is compared.
-            batches: the held-out split.
+            batches: of the held-out split.
+            seen: what each model made of them.
             cfg: of the teacher.
             output: folder of the demo; pictures go to its folder ``pictures``.
 
@@ -200,6 +263,10 @@ summary.json.
         formats = ("", *[self.score_format] * len(self.columns), ".3f", ".1f")
         print("\n" + tabulate(rows, headers=headers, floatfmt=formats, missingval="-"))
         print("\n" + self.footnote.format(summary[f"val_{self.unit}"]))
+        for name, gain in summary["gain"].items():
+            difference, noise = (format(gain[k], self.score_format) for k in ("difference", "standard_error"))
+            pair = f"{TITLES[name]} - {TITLES['student']}"
+            print(f"{pair}: {difference} {self.primary[0]}, standard error {noise}")
         minutes, rest = divmod(round(summary["seconds"]), 60)
         print(f"{minutes} min {rest} s, seed {summary['seed']}; pictures and numbers:")
         for path in files:
@@ -211,39 +278,78 @@ def say(step: str, text: str) -> None:
     print(f"\n[{step}] {text}", flush=True)
 
 
-def train_net(output: Path, config: Path, *options: str) -> None:
-    """Runs ``bevkd2 train`` with a progress bar; its log goes to ``output``/console.txt.
-
-    Raises:
-        SystemExit: it failed; its last lines are printed.
-    """
-    output.mkdir(parents=True, exist_ok=True)
+def training(output: Path, config: Path, *options: str) -> list[str]:
+    """Returns the command ``bevkd2 train``."""
     flags = [o for o in options if o.startswith("--")]
     pairs = [o for o in options if not o.startswith("--")]
     command = [sys.executable, "-m", "bevkd2.cli", "train", "--config-file", str(config)]
-    command += [*flags, "OUTPUT_DIR", str(output), *pairs]
-    log = output / "console.txt"
-    with log.open("w") as file:
-        environment = {**os.environ, "BEVKD2_PROGRESS": "1"}
-        code = subprocess.run(command, stdout=file, env=environment, check=False).returncode
-    if code:
-        tail = "\n".join(log.read_text().splitlines()[-20:])
-        sys.exit(f"{tail}\nbevkd2 train failed with exit code {code}; its whole log is {log}")
+    return [*command, *flags, "OUTPUT_DIR", str(output), *pairs]
+
+
+def task(
+    name: str, command: Sequence[str], folder: Path, threads: int, place: int
+) -> Callable[[threading.Event], None]:
+    """Returns a function that runs a command, with a progress bar where there is a terminal.
+
+    Args:
+        name: of the model.
+        command: its training or scoring.
+        folder: its ``OUTPUT_DIR``; the command prints to console.txt there.
+        threads: of its process.
+        place: of its bar among those of other tasks.
+
+    Returns:
+        The function; it raises SystemExit with the last lines of the log where the command fails.
+    """
+
+    def run(stop: threading.Event) -> None:
+        start, log = time.monotonic(), folder / "console.txt"
+        # disable=None: none where the output is not a terminal
+        with tqdm(desc=TITLES[name], position=place, unit="it", leave=False, disable=None) as bar:
+            code = run_logged(command, log, stop, threads=threads, waiting=lambda: show(bar, folder))
+        if code and not stop.is_set():
+            raise SystemExit(f"{log_tail(log, 20)}\nbevkd2 train failed with exit code {code}")
+        if not code:
+            tqdm.write(f"  {TITLES[name]}: done after {time.monotonic() - start:.0f} s")
+
+    return run
+
+
+def show(bar: tqdm[Any], folder: Path) -> None:
+    """Moves a bar to the iteration that a training has reached."""
+    metrics = folder / "metrics.json"
+    if not bar.disable and metrics.is_file():
+        bar.update(max(read_scalars(metrics), default=0) - bar.n)
 
 
 @torch.no_grad()
-def frames_per_second(models: Models, batches: Batches, rounds: int = 40) -> dict[str, float]:
-    """Returns batches of one a second by model: medians of interleaved runs, images in memory.
-
-    The first three are for warming up, where there are more.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for batch in batches[: rounds + 3]:
+def see_all(models: Models, batches: Batches) -> dict[str, Seen]:
+    """Runs all models on all batches, in turn, so that their times can be compared."""
+    seen = {name: Seen() for name in models}
+    for batch in batches:
         for name, model in models.items():
             start = time.perf_counter()
-            model(batch)
-            seconds[name].append(time.perf_counter() - start)
-    return {name: 1 / statistics.median(times[3:] or times) for name, times in seconds.items()}
+            seen[name].detections += model(batch)
+            seen[name].seconds.append(time.perf_counter() - start)
+    return seen
+
+
+def telling(batches: Batches, seen: Mapping[str, Seen], score_threshold: float) -> int:
+    """Returns the batch in which the recommended student finds most objects that the plain one misses."""
+
+    def lead(index: int) -> int:
+        truth = DrawnObjects.from_dict(batches[index][0])
+        found = [
+            found_objects(
+                truth,
+                DrawnObjects.from_dict(seen[name].detections[index]),
+                score_threshold=score_threshold,
+            )[0].sum()
+            for name in ("recommended", "student")
+        ]
+        return int(found[0] - found[1])
+
+    return max(range(len(batches)), key=lead)
 
 
 def save_pictures(pictures: Mapping[str, Any], output: Path) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -226,7 +225,7 @@ def build_hooks(
         *extra_hooks,
         *(HOOK_REGISTRY.get(name)(cfg, model) for name in cfg.HOOKS),
         PeriodicWriter(writers, period=cfg.TEST.PRINT_PERIOD) if main else None,
-        ProgressBar() if main and _wants_bar() else None,
+        ProgressBar() if main and sys.stdout.isatty() else None,
     ]
 
 
@@ -338,10 +337,6 @@ def _writers(cfg: CfgNode) -> list[EventWriter]:
         MetricsWriter(folder / "metrics.json"),
         TensorboardXWriter(cfg.OUTPUT_DIR),
     ]
-
-
-def _wants_bar() -> bool:
-    return sys.stdout.isatty() or os.environ.get("BEVKD2_PROGRESS") == "1"
 
 
 def _refuse_frozen_noise(cfg: CfgNode, resuming: bool) -> None:

@@ -109,11 +109,16 @@ def run_one(experiment: Experiment, row: Row, seed: int, *, output: Path, result
         _check_folder(folder, training, experiment)
         common = [*options(row, seed), "SOLVER.CHECKPOINTS_TO_KEEP", max(1, experiment.average_last)]
         resumed_at = _train(row, [*common, "OUTPUT_DIR", str(folder), "DATASETS.ROOT", experiment.train.root])
-        weights = folder / "model_final.pth"
+        scoring = [*common, "DATASETS.ROOT", experiment.scored.root]
         if experiment.average_last:
             weights = average_checkpoints(folder, experiment.average_last)
-        place = ["OUTPUT_DIR", str(folder / "evaluation"), "DATASETS.ROOT", experiment.scored.root]
-        scores = _score(experiment, row, [*common, *place, "MODEL.WEIGHTS", str(weights)])
+        else:
+            weights = folder / "model_final.pth"
+        if experiment.average_last or experiment.scored.root != experiment.train.root:
+            place = ["OUTPUT_DIR", str(folder / "evaluation"), "MODEL.WEIGHTS", str(weights)]
+            scores = _score(experiment, row, [*scoring, *place])
+        else:  # the training ended with this evaluation
+            scores = _score(experiment, row, [*scoring, "OUTPUT_DIR", str(folder)], evaluated=True)
         gradients = _gradients(row, [*common, "DATASETS.ROOT", experiment.train.root], folder)
         rows = read_scalars(folder / "metrics.json")
         length = row.config_of(seed).SOLVER.MAX_ITER
@@ -215,14 +220,17 @@ def _gradients(row: Row, words: Sequence[Any], folder: Path) -> dict[str, dict[s
     return {name: loss["share"] for name, loss in report["losses"].items() if "share" in loss}
 
 
-def _score(experiment: Experiment, row: Row, words: Sequence[Any]) -> dict[str, Any]:
+def _score(
+    experiment: Experiment, row: Row, words: Sequence[Any], *, evaluated: bool = False
+) -> dict[str, Any]:
     args = default_argument_parser().parse_args(["--config-file", row.config, "--eval-only"])
     args.opts = list(words)
     cfg = setup(args)
-    check_datasets(cfg, training=False)
-    model = build_model(cfg)
-    load_for_evaluation(cfg, model, resume=False)
-    evaluate(cfg, model)
+    if not evaluated:
+        check_datasets(cfg, training=False)
+        model = build_model(cfg)
+        load_for_evaluation(cfg, model, resume=False)
+        evaluate(cfg, model)
     scorer = data_format(cfg).left_out_scorer(cfg, cfg.DATASETS.TEST[0])
     folder = Path(cfg.OUTPUT_DIR) / "inference"
     found = scorer.score(folder, experiment.primary, experiment.secondary)

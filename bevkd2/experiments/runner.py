@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from bevkd2.experiments.processes import log_tail, run_logged, run_tasks
 from bevkd2.experiments.report import number
 from bevkd2.experiments.results import result_path
 from bevkd2.experiments.run import run_folder
 from bevkd2.experiments.spec import Experiment, Row
-
-_SHOWN = 8  # last lines of a failed run
-_POLL = 0.2  # seconds
-# One thread a run: runs do not compete for cores, and sums have one order.
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
 @dataclass(frozen=True)
@@ -69,13 +62,13 @@ def run_all(
     """
     ended: list[Ended] = []
     started = time.monotonic()
-    stop, turn = threading.Event(), threading.Lock()
+    turn = threading.Lock()
 
-    def one(row: Row, seed: int) -> None:
+    def one(row: Row, seed: int, stop: threading.Event) -> None:
         log = run_folder(output, experiment, row, seed) / "console.txt"
         say(f"start   {row.name} seed {seed}")
         begin = time.monotonic()
-        code = _call(command(row, seed), log, stop)
+        code = run_logged(command(row, seed), log, stop)
         with turn:
             ended.append(Ended(row, seed, code, time.monotonic() - begin, log))
             left = len(runs) - len(ended)
@@ -83,16 +76,7 @@ def run_all(
             if not stop.is_set():
                 say(_event(ended[-1], experiment, results, eta))
 
-    with ThreadPoolExecutor(jobs) as pool:
-        waiting = [pool.submit(one, row, seed) for row, seed in runs]
-        try:
-            for future in as_completed(waiting):
-                future.result()
-        except BaseException:  # Ctrl-C: nothing more starts, and what runs is ended
-            stop.set()
-            for future in waiting:
-                future.cancel()
-            raise
+    run_tasks([partial(one, row, seed) for row, seed in runs], jobs)
     return [run for run in ended if run.code]
 
 
@@ -100,36 +84,10 @@ def _event(run: Ended, experiment: Experiment, results: Path, eta: str) -> str:
     """Returns what is printed of a run that has ended."""
     head = f"{run.row.name} seed {run.seed}, {_duration(run.seconds)}"
     if run.code:
-        return f"FAILED  {head}, exit status {run.code}; {eta}\n{tail(run.log)}"
+        return f"FAILED  {head}, exit status {run.code}; {eta}\n{log_tail(run.log)}"
     metrics = json.loads(result_path(results, experiment, run.row, run.seed).read_text())["metrics"]
     scores = ", ".join(f"{name} {number(metrics[name])}" for name in experiment.primary)
     return f"done    {head}, {scores}; {eta}"
-
-
-def tail(log: Path) -> str:
-    """Returns the last lines of a log, and where it is."""
-    lines = log.read_text(errors="replace").splitlines()[-_SHOWN:] if log.is_file() else []
-    return "\n".join([*(f"        {line}" for line in lines), f"        whole log: {log}"])
-
-
-def _call(command: Sequence[str], log: Path, stop: threading.Event) -> int:
-    """Runs a command; returns its exit status."""
-    if stop.is_set():
-        return -signal.SIGTERM
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as file:
-        process = subprocess.Popen(
-            command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env={**os.environ, **_ONE_THREAD}
-        )
-        try:
-            while process.poll() is None:
-                if stop.wait(_POLL):
-                    process.terminate()
-                    return process.wait()
-        finally:
-            if process.poll() is None:
-                process.kill()
-    return process.returncode
 
 
 def _duration(seconds: float) -> str:

@@ -12,11 +12,12 @@ from bevkd2.visualization.camera_view import draw_boxes, mosaic, project_edges
 from bevkd2.visualization.canvas import save_image
 from bevkd2.visualization.feature_view import draw_feature_maps, feature_response
 from bevkd2.visualization.figure import camera_images, detection_figure
+from bevkd2.visualization.found_view import draw_found, found_objects
 from bevkd2.visualization.frame_figures import choose_frames, frame_figures
 from bevkd2.visualization.model_view import ModelStream, ModelView
 from bevkd2.visualization.mono_figure import mono_figure
 from bevkd2.visualization.mono_model_view import MonoView, mono_figures, see_image
-from bevkd2.visualization.mono_view import draw_mono_bev, draw_mono_image, upright2img
+from bevkd2.visualization.mono_view import draw_mono_bev, draw_mono_image, fitting_extent, upright2img
 from bevkd2.visualization.objects import CLASS_COLORS, DrawnObjects, class_palette
 from bevkd2.visualization.perspective_view import draw_perspective, perspective_maps
 
@@ -40,10 +41,13 @@ __all__ = [
     "draw_cell_attention",
     "draw_cells",
     "draw_feature_maps",
+    "draw_found",
     "draw_mono_bev",
     "draw_mono_image",
     "draw_perspective",
     "feature_response",
+    "fitting_extent",
+    "found_objects",
     "frame_figures",
     "mono_figure",
     "mono_figures",

@@ -97,10 +97,13 @@ class DrawnObjects:
         """Returns those with a score of at least ``threshold``; annotations are all kept."""
         if self.scores is None:
             return self
-        keep = np.nonzero(self.scores >= threshold)[0]
-        return DrawnObjects(
-            self.boxes[torch.from_numpy(keep)], self.labels[keep], self.scores[keep], self.colors
-        )
+        return self.only(self.scores >= threshold)
+
+    def only(self, mask: npt.NDArray[np.bool_]) -> DrawnObjects:
+        """Returns those where a mask (N,) is true."""
+        keep = np.nonzero(mask)[0]
+        scores = None if self.scores is None else self.scores[keep]
+        return DrawnObjects(self.boxes[torch.from_numpy(keep)], self.labels[keep], scores, self.colors)
 
     def in_class_colors(self, class_names: Sequence[str]) -> DrawnObjects:
         """Returns the same objects in the colours of ``class_palette``.

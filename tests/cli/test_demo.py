@@ -11,10 +11,11 @@ import math
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, TextIO
+from typing import Any
 
 import cv2
 import pytest
@@ -32,12 +33,12 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 ITERATIONS, SEED = 3, 3
-MODELS = ("teacher", "student", "distilled")
+MODELS = ("teacher", "student", "distilled", "recommended")
 NAMES = ("demo", "demo_mono")
 # The held-out part of each world, as summary.json counts it.
-VAL = {"demo": ("val_scenes", 1), "demo_mono": ("val_frames", 4)}
+VAL = {"demo": ("val_scenes", 2), "demo_mono": ("val_frames", 4)}
 SIZES = {
-    "demo": ("--train-scenes", "2", "--val-scenes", "1"),
+    "demo": ("--train-scenes", "2", "--val-scenes", "2"),
     "demo_mono": ("--train-frames", "6", "--val-frames", "4"),
 }
 NUSCENES_SCORES = ("mAP", "NDS", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
@@ -45,8 +46,14 @@ KITTI_SCORES = tuple(
     f"{metric}_{level}" for metric in ("3D", "BEV") for level in ("easy", "moderate", "hard")
 )
 PICTURES = {
-    "demo": {*MODELS, "bev_response"},
-    "demo_mono": {*(f"detections_{name}" for name in MODELS), "features", "perspective", "ap_by_distance"},
+    "demo": {*MODELS, "bev_response", "found"},
+    "demo_mono": {
+        *(f"detections_{name}" for name in MODELS),
+        "features",
+        "perspective",
+        "ap_by_distance",
+        "found",
+    },
 }
 
 
@@ -104,18 +111,24 @@ def run_here(name: str, words: list[str]) -> str:
     """Runs the demo and its trainings in this process; returns what the demo printed."""
     handlers = list(logging.getLogger().handlers)
 
-    def start(command: list[str], stdout: TextIO, env: dict[str, str], check: bool) -> SimpleNamespace:
-        assert command[:3] == [sys.executable, "-m", "bevkd2.cli"] and not check
-        with contextlib.redirect_stdout(stdout):
+    def start(command: list[str], log: Path, stop: threading.Event, **options: Any) -> int:
+        assert command[:3] == [sys.executable, "-m", "bevkd2.cli"] and options["threads"] > 0
+        log.parent.mkdir(parents=True)
+        with log.open("w") as file, contextlib.redirect_stdout(file):
             code = console.main(command[3:])
         for handler in [h for h in logging.getLogger().handlers if h not in handlers]:
             logging.getLogger().removeHandler(handler)  # of the training's own log
             handler.close()
-        return SimpleNamespace(returncode=code)
+        return code
+
+    def in_turn(tasks: Sequence[Callable[[threading.Event], None]], jobs: int) -> None:
+        for task in tasks:
+            task(threading.Event())
 
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        patch.setattr(demo_base, "subprocess", SimpleNamespace(run=start))
+        patch.setattr(demo_base, "run_logged", start)
+        patch.setattr(demo_base, "run_tasks", in_turn)
         assert importlib.import_module(f"bevkd2.cli.{name}").main(words) == 0
     return printed.getvalue()
 
@@ -150,14 +163,14 @@ def test_scores_are_those_of_the_evaluation(demo: Run) -> None:
 
 
 def test_students_are_one_architecture_and_smaller_than_the_teacher(demo: Run) -> None:
-    teacher, student, distilled = (demo.summary[model]["params_m"] for model in MODELS)
-    assert student == distilled < teacher
+    teacher, student, distilled, recommended = (demo.summary[model]["params_m"] for model in MODELS)
+    assert student == distilled == recommended < teacher
 
 
 def test_students_had_the_same_iterations_seed_and_data(demo: Run) -> None:
     configs = [yaml.safe_load((demo.output / name / "config.yaml").read_text()) for name in MODELS[1:]]
     for section in ("SOLVER", "SEED", "DATASETS", "INPUT", "DATALOADER"):
-        assert configs[0][section] == configs[1][section]
+        assert configs[0][section] == configs[1][section] == configs[2][section]
     assert configs[0]["SEED"] == SEED
     assert configs[1]["MODEL"]["META_ARCHITECTURE"] == "Distiller"
     logged = []
@@ -165,10 +178,10 @@ def test_students_had_the_same_iterations_seed_and_data(demo: Run) -> None:
         assert load_file(demo.output / name / "model_final.pth")["iteration"] == ITERATIONS - 1
         rows = (demo.output / name / "metrics.json").read_text().splitlines()
         logged.append([json.loads(row) for row in rows])
-    plain, distilled = ([row["iteration"] for row in rows] for rows in logged)
-    assert plain == distilled and max(plain) >= ITERATIONS - 1
+    plain, distilled, recommended = ([row["iteration"] for row in rows] for rows in logged)
+    assert plain == distilled == recommended and max(plain) >= ITERATIONS - 1
     losses = [{key for row in rows for key in row if key.startswith("loss_distill_")} for rows in logged]
-    assert not losses[0] and losses[1]
+    assert not losses[0] and losses[1] and losses[2]
     if demo.name == "demo_mono":
         assert losses[1] >= {"loss_distill_perspective_feature", "loss_distill_depth_guided"}
 
@@ -185,11 +198,18 @@ def test_pictures_show_something(demo: Run) -> None:
 
 
 def test_table_is_printed(demo: Run) -> None:
-    for title, model in (("T (teacher)", "teacher"), ("S (student)", "student"), ("S+KD", "distilled")):
+    for model, title in demo_base.TITLES.items():
         row = next(line for line in demo.printed.splitlines() if line.startswith(title))
         assert f"{demo.summary[model]['params_m']:.3f}" in row
         if demo.name == "demo":
             assert f"{demo.summary[model]['NDS']:.3f}" in row
+    for model in ("distilled", "recommended"):
+        gain = demo.summary["gain"][model]
+        assert gain["standard_error"] >= 0
+        score = "mAP" if demo.name == "demo" else "3D_moderate"
+        apart = (demo.summary[model][score] or 0) - (demo.summary["student"][score] or 0)
+        assert gain["difference"] == pytest.approx(apart)
+        assert f"{demo_base.TITLES[model]} - S (student):" in demo.printed
     key, number = VAL[demo.name]
     assert f"on {number} held-out synthetic {key.removeprefix('val_')}." in demo.printed
     assert str(demo.output / "summary.json") in demo.printed

@@ -221,7 +221,6 @@ def test_loss_that_is_not_finite_names_its_samples(main: Run, world: Path, tmp_p
 
 def test_two_processes_distil_under_torchrun(world: Path, teacher: Path, tmp_path: Path) -> None:
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    environ["BEVKD2_PROGRESS"] = "1"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", SCRIPT]
     done = subprocess.run(
         [*torchrun, *words("distill.yaml", world, tmp_path, *distillation(teacher))],
@@ -234,7 +233,7 @@ def test_two_processes_distil_under_torchrun(world: Path, teacher: Path, tmp_pat
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "model_final.pth").is_file() and (tmp_path / "log.txt.rank1").is_file()
-    assert "training:" in done.stderr and "eta" in done.stdout
+    assert "eta" in done.stdout
     results = json.loads((tmp_path / "inference" / "results_nusc.json").read_text())
     assert len(results["results"]) == 4  # every sample of both scenes, from both processes
 

@@ -33,7 +33,7 @@ def test_a_config_elsewhere_names_shipped_ones(elsewhere: Path):
     teacher = "DISTILL: {TEACHER: {CONFIG: configs/demo/teacher.yaml}}"
     own.write_text(f"_BASE_: configs/demo/student.yaml\n{teacher}\nSEED: 5")
     cfg = load_config(own)
-    assert cfg.SEED == 5 and cfg.MODEL.RESNETS.STEM_OUT_CHANNELS == 16
+    assert cfg.SEED == 5 and cfg.MODEL.RESNETS.STEM_OUT_CHANNELS == 12
     assert Path(cfg.DISTILL.TEACHER.CONFIG) == ROOT / "configs" / "demo" / "teacher.yaml"
     beside = own.parent / "configs" / "demo" / "student.yaml"
     beside.parent.mkdir(parents=True)

@@ -12,7 +12,7 @@ from tests.distill.methods.harness import build_pair, distill_losses, make_batch
 
 FOLDER = CONFIGS / "_base_" / "methods"
 METHODS = {method.node.lower(): name for name, method in DISTILL_REGISTRY if "bevkd2" in method.__module__}
-STUDENTS = ("demo/student_thin.yaml", "demo_mono/student.yaml", "bevformer/bevformer_tiny.yaml")
+STUDENTS = ("demo/student.yaml", "demo_mono/student.yaml", "bevformer/bevformer_tiny.yaml")
 
 
 def own(name):
@@ -45,9 +45,7 @@ def test_it_goes_with_any_student(student, tmp_path):
 
 
 def test_methods_are_combined_on_the_command_line(tmp_path):
-    (tmp_path / "a.yaml").write_text(
-        "_BASE_: [configs/demo/student_thin.yaml, configs/_base_/methods/pkd.yaml]\n"
-    )
+    (tmp_path / "a.yaml").write_text("_BASE_: [configs/demo/student.yaml, configs/_base_/methods/pkd.yaml]\n")
     cfg = load_config(tmp_path / "a.yaml", ["DISTILL.METHODS", "[PKD, BEVResponse]"])
     assert cfg.DISTILL.METHODS == ["PKD", "BEVResponse"]
 

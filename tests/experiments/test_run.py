@@ -131,6 +131,19 @@ def test_a_result_has_what_tables_and_readers_need(path: Path, whole: tuple[int,
     assert len(list(evaluated.glob("*.txt"))) == 3  # the hold-out's images, not the training world's two
 
 
+def test_the_world_that_ended_the_training_is_not_scored_again(path: Path, whole: tuple[int, str]) -> None:
+    content = tiny.content(path.parent)
+    worlds = dict.fromkeys(("train", "holdout"), content["worlds"]["train"])
+    folder = path.parent / "again"
+    experiment = read_experiment(tiny.write(folder, worlds=worlds, average_last=0))
+    output, results = folder / "output", folder / "results"
+    found = json.loads(
+        run_one(experiment, experiment.rows["plain"], 0, output=output, results=results).read_text()
+    )
+    assert not (run_folder(output, experiment, experiment.rows["plain"], 0) / "evaluation").exists()
+    assert len(found["units"]) == 2 and set(found["metrics"]) == {*experiment.primary, *experiment.secondary}
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_it_had_not_been(path: Path, whole: tuple[int, str]) -> None:
     words = ["experiment", str(path), "--one", "--rows", "plain", "--seeds", "0", *places(path, "killed")]
