@@ -18,8 +18,11 @@ from bevkd2.d2 import comm
 
 _logger = logging.getLogger(__name__)
 
+PERIODIC_FILES = "model_[0-9][0-9][0-9][0-9][0-9][0-9][0-9].pth"
+"""Pattern of the checkpoints that a training writes every SOLVER.CHECKPOINT_PERIOD iterations."""
+
 CHECKPOINT_FILES = (
-    "model_[0-9][0-9][0-9][0-9][0-9][0-9][0-9].pth",
+    PERIODIC_FILES,
     "model_final.pth",
     "model_best.pth",
     "model_interrupted.pth",
@@ -160,10 +163,25 @@ class Checkpointer(_FvcoreCheckpointer):
         else:
             target.load_state_dict(state)
 
-    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Resumes from the last checkpoint in ``save_dir``, or loads the model alone from ``path``.
+    def load_last(self, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Loads the last checkpoint in ``save_dir``.
 
-        Where the last checkpoint is damaged or gone, the newest of the others is used, and the log says so.
+        Where it is damaged or gone, the newest of the others is used, and the log says so.
+
+        Args:
+            checkpointables: see :meth:`load`.
+
+        Returns:
+            As :meth:`load`.
+
+        Raises:
+            FileNotFoundError, CheckpointFileError: as :meth:`load`, where no other checkpoint can be read.
+        """
+        content, path = self._read_last()
+        return self._restore(content, path, checkpointables)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Resumes by :meth:`load_last`, or loads the model alone from ``path``.
 
         Args:
             path: the file to load where nothing is resumed; may be empty.
@@ -173,11 +191,10 @@ class Checkpointer(_FvcoreCheckpointer):
             As :meth:`load`.
 
         Raises:
-            FileNotFoundError, CheckpointFileError: as :meth:`load`, where no other checkpoint can be read.
+            FileNotFoundError, CheckpointFileError: as :meth:`load` and :meth:`load_last`.
         """
         if resume and self.has_checkpoint():
-            content, last = self._read_last()
-            return self._restore(content, last, None)
+            return self.load_last()
         if resume:
             _logger.warning("nothing to resume: %s has no checkpoint; starting anew", self.save_dir)
         return self.load(path, checkpointables=[])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,8 @@ from fvcore.common.config import CfgNode
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bevkd2.checkpoint import Checkpointer, load_file
+from bevkd2.checkpoint import Checkpointer, CheckpointFileError, load_file
+from bevkd2.checkpoint.checkpointer import PERIODIC_FILES
 from bevkd2.config import stored_classes
 from bevkd2.d2 import (
     BestCheckpointer,
@@ -287,7 +287,7 @@ def _check_numbers(cfg: CfgNode) -> None:
 
 def _count_earlier_checkpoints(trainer: DistillTrainer, folder: Path) -> None:
     """Counts periodic checkpoints before the interruption among CHECKPOINTS_TO_KEEP, so that old ones go."""
-    paths = sorted(path for path in folder.glob("model_*.pth") if re.fullmatch(r"model_\d+", path.stem))
+    paths = sorted(folder.glob(PERIODIC_FILES))
     for hook in trainer._hooks:
         if isinstance(hook, PeriodicCheckpointer):  # later ones will be saved, and counted, again
             hook.recent_checkpoints = [str(p) for p in paths if int(p.stem[6:]) < trainer.start_iter]
@@ -302,7 +302,11 @@ def _restore_best(trainer: DistillTrainer, path: Path) -> None:
     best = [hook for hook in trainer._hooks if isinstance(hook, BestCheckpointer)]
     if not best or not path.is_file():
         return
-    state = load_file(path).get("trainer", {}).get("hooks", {}).get("BestCheckpointer")
+    try:
+        state = load_file(path).get("trainer", {}).get("hooks", {}).get("BestCheckpointer")
+    except CheckpointFileError as error:
+        _logger.warning("%s. Its score is unknown: the next evaluation replaces it", error)
+        return
     if state is None:  # Detectron2's own hook keeps none
         _logger.warning("%s does not say its score: the next evaluation replaces it", path)
     else:

@@ -115,7 +115,8 @@ def load_for_evaluation(cfg: CfgNode, model: nn.Module, *, resume: bool) -> None
     Args:
         cfg: the config; reads MODEL.WEIGHTS and OUTPUT_DIR.
         model: the model.
-        resume: take the last checkpoint in OUTPUT_DIR, not MODEL.WEIGHTS.
+        resume: take the last checkpoint in OUTPUT_DIR, by the rules of a resumed training, not
+            MODEL.WEIGHTS.
 
     Raises:
         ValueError: no weights are named, there is no checkpoint to resume from, or a key does not match.
@@ -123,14 +124,16 @@ def load_for_evaluation(cfg: CfgNode, model: nn.Module, *, resume: bool) -> None
     checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, classes=stored_classes(cfg))
     if resume and not checkpointer.has_checkpoint():
         raise ValueError(
-            f"--eval-only --resume: OUTPUT_DIR {cfg.OUTPUT_DIR} has no last_checkpoint; train first, or "
-            "leave out --resume and set MODEL.WEIGHTS"
+            f"--eval-only --resume: OUTPUT_DIR {cfg.OUTPUT_DIR} has no checkpoint; train first, or leave out "
+            "--resume and set MODEL.WEIGHTS"
         )
-    path = checkpointer.get_checkpoint_file() if resume else cfg.MODEL.WEIGHTS
-    if not path:
+    if not (resume or cfg.MODEL.WEIGHTS):
         raise ValueError(
             "--eval-only has no weights to evaluate: add MODEL.WEIGHTS path/to/model_final.pth, or --resume "
             "for the last checkpoint in OUTPUT_DIR"
         )
-    checkpointer.load(path, checkpointables=[])
+    if resume:
+        checkpointer.load_last(checkpointables=[])
+    else:
+        checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
     write_config(cfg, "inference")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import platform
-import re
 import shutil
 import subprocess
 import time
@@ -19,6 +18,7 @@ from torch import Tensor
 
 import bevkd2
 from bevkd2.checkpoint import load_file, model_state, save_file
+from bevkd2.checkpoint.checkpointer import PERIODIC_FILES
 from bevkd2.config import CfgNode, find_file
 from bevkd2.d2 import build_model
 from bevkd2.data.format import data_format
@@ -156,7 +156,7 @@ def average_checkpoints(folder: Path, count: int) -> Path:
     Raises:
         ValueError: there are fewer checkpoints.
     """
-    paths = sorted(path for path in folder.glob("model_*.pth") if re.fullmatch(r"model_\d+", path.stem))
+    paths = sorted(folder.glob(PERIODIC_FILES))
     if len(paths) < count:
         raise ValueError(
             f"average_last is {count}, but {folder} has {len(paths)} checkpoints; set average_last or "

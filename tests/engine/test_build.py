@@ -100,6 +100,19 @@ def test_resumed_training_keeps_a_better_model_than_its_checkpoint_knows_of(tmp_
     assert (tmp_path / "model_best.pth").read_bytes() == best
 
 
+@pytest.mark.skipif(PROVIDER != "embedded", reason="Detectron2's BestCheckpointer keeps no state")
+def test_a_damaged_best_model_is_replaced_by_the_next_evaluation(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = toy_cfg(tmp_path, "TEST.EVAL_PERIOD", 2)
+    with pytest.raises(KeyboardInterrupt):
+        run(cfg, build_loader=Interrupt)
+    (tmp_path / "model_best.pth").write_bytes(b"torn")
+    run(cfg, resume=True)
+    assert re.search(r"model_best\.pth is damaged.* the next evaluation replaces it", caplog.text)
+    assert load_file(tmp_path / "model_best.pth")["iteration"] >= 3
+
+
 def test_output_folder(tmp_path: Path) -> None:
     run(toy_cfg(tmp_path, *DISTILL, "TEST.EVAL_PERIOD", 3, "SOLVER.CHECKPOINTS_TO_KEEP", 1))
     found = names(tmp_path)
@@ -235,8 +248,10 @@ def test_a_resumed_training_keeps_as_many_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(cfg, build_loader=Interrupt)
     (tmp_path / "model_0000005.pth").write_bytes(b"")  # of a run that went on from here before: saved again
+    (tmp_path / "model_2.pth").write_bytes(b"the user's own")
     run(cfg, resume=True)
-    periodic = {name for name in names(tmp_path) if re.fullmatch(r"model_\d+\.pth", name)}
+    assert (tmp_path / "model_2.pth").is_file()
+    periodic = {name for name in names(tmp_path) if re.fullmatch(r"model_\d{7}\.pth", name)}
     assert periodic == {"model_0000004.pth", "model_0000005.pth"}
 
 

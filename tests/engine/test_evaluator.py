@@ -66,11 +66,28 @@ def test_weights_to_evaluate(tmp_path: Path) -> None:
     assert torch.equal(flat(trained), flat(model))
 
 
+@pytest.mark.parametrize("spoil", ["last_checkpoint", "model_0000009.pth"])
+def test_the_checkpoint_to_evaluate_is_that_of_a_resumed_training(
+    tmp_path: Path, spoil: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = toy_cfg(tmp_path)
+    models = {
+        name: build_model(cfg) for name in ("model_best", "model_0000004", "model_0000007", "model_0000009")
+    }
+    for iteration, (name, model) in zip((2, 4, 7, 9), models.items(), strict=True):
+        Checkpointer(model, str(tmp_path)).save(name, iteration=iteration)
+    (tmp_path / spoil).write_bytes(b"")
+    load_for_evaluation(cfg, model := build_model(cfg), resume=True)
+    expected = "model_0000009" if spoil == "last_checkpoint" else "model_0000007"
+    assert torch.equal(flat(models[expected]), flat(model))
+    assert f"Resuming from {tmp_path / expected}.pth instead" in caplog.text
+
+
 def test_neither_weights_nor_checkpoint(tmp_path: Path) -> None:
     cfg = toy_cfg(tmp_path)
     with pytest.raises(ValueError, match=r"--eval-only has no weights to evaluate: add MODEL\.WEIGHTS"):
         load_for_evaluation(cfg, build_model(cfg), resume=False)
-    with pytest.raises(ValueError, match=r"has no last_checkpoint; train first"):
+    with pytest.raises(ValueError, match=r"has no checkpoint; train first"):
         load_for_evaluation(cfg, build_model(cfg), resume=True)
 
 

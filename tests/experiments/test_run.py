@@ -315,6 +315,7 @@ def test_average_of_the_last_checkpoints(tmp_path: Path) -> None:
             tmp_path / f"model_{iteration:07d}.pth",
         )
     save_file({"model": {"w": torch.zeros(2), "batches": torch.tensor(9)}}, tmp_path / "model_best.pth")
+    (tmp_path / "model_9.pth").write_bytes(b"the user's own")
     content = load_file(average_checkpoints(tmp_path, 2))
     assert content["classes"] == ["Car"] and content["model"]["batches"] == 5
     assert torch.equal(content["model"]["w"], torch.full((2,), 4.0))
