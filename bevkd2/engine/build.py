@@ -75,7 +75,8 @@ def train(
         model: as ``build_model`` returns it.
         resume: continue from the last checkpoint in OUTPUT_DIR, where there is one.
         build_loader: called as ``build_loader(cfg, start_iter=...)``; returns endless batches.
-        evaluate: called as ``evaluate(cfg, model)``; scores a model, not in DistributedDataParallel.
+        evaluate: called as ``evaluate(cfg, model)``; scores a model, not in DistributedDataParallel. With
+            DISTILL.TEACHER.EVALUATE the teacher's call has ``folder`` too, see :func:`evaluate`.
         extra_hooks: run before those that the config's HOOKS names; see :func:`build_hooks` for the order.
 
     Returns:
@@ -90,7 +91,7 @@ def train(
 def run_training(cfg: CfgNode, trainer: DistillTrainer) -> Mapping[str, Any]:
     """Trains from ``trainer.start_iter`` to the end, and compares the scores with TEST.EXPECTED_RESULTS.
 
-    Before the first step it writes the config to OUTPUT_DIR. A resumed training logs what has changed in it.
+    Before the first step it writes the config to OUTPUT_DIR.
 
     Args:
         cfg: the config that ``trainer`` was built with.
@@ -99,8 +100,6 @@ def run_training(cfg: CfgNode, trainer: DistillTrainer) -> Mapping[str, Any]:
     Returns:
         The scores of the last evaluation.
     """
-    if trainer.start_iter and comm.is_main_process():
-        log_changed_settings(cfg, output_folder(cfg) / "config.yaml")
     write_config(cfg)
     if trainer.start_iter >= trainer.max_iter:
         _logger.warning(
@@ -126,7 +125,8 @@ def build_trainer(
 ) -> DistillTrainer:
     """Builds optimizer, trainer and hooks, and loads MODEL.WEIGHTS or the last checkpoint.
 
-    A training that starts anew moves the files of an earlier one in OUTPUT_DIR into a folder there.
+    A training that starts anew moves the files of an earlier one in OUTPUT_DIR into a folder there; one that
+    is resumed logs what has changed in its config.
 
     Args:
         cfg, model, resume, build_loader, evaluate, extra_hooks: see :func:`train`.
@@ -136,9 +136,10 @@ def build_trainer(
 
     Raises:
         ValueError: a period, rate or name in SOLVER or TEST that cannot be, no output folder, frozen stages
-            of the backbone with random weights, or a checkpoint of another optimizer.
+            of the backbone with random weights, a checkpoint of another optimizer, or a damaged config.yaml
+            of the training that is resumed.
     """
-    cfg = resolve_solver(cfg)
+    given, cfg = cfg, resolve_solver(cfg)
     folder = output_folder(cfg)
     _check_numbers(cfg)
     _prepare_caches(cfg, model)
@@ -171,7 +172,9 @@ def build_trainer(
     trainer.register_hooks(build_hooks(cfg, model, trainer, checkpointer, evaluate, extra_hooks))
     trainer.max_iter = cfg.SOLVER.MAX_ITER
     if resuming:
-        checkpointer.resume_or_load("", resume=True)
+        if comm.is_main_process():
+            log_changed_settings(given, folder / "config.yaml")
+        checkpointer.load_last()
         trainer.start_iter = trainer.iter + 1  # the checkpoint names the iteration that was done last
         _restore_best(trainer, folder / "model_best.pth")
         _count_earlier_checkpoints(trainer, folder)

@@ -101,6 +101,11 @@ class DistillTrainer(SimpleTrainer):
         found = [hook.latest_results for hook in self._hooks if isinstance(hook, Evaluate)]
         return found[0] if found else {}
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the loop has begun; errors before it, as of the loader, are those of config and data."""
+        return hasattr(self, "storage")
+
     def train(self, start_iter: int, max_iter: int) -> None:
         """Runs the iterations [start_iter, max_iter), on the data that belong to them.
 

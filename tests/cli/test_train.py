@@ -173,9 +173,14 @@ def test_wrong_dataset_is_named_before_the_first_step(
     assert not (tmp_path / "metrics.json").exists()  # opened before the first step
 
 
+def test_what_only_the_loader_refuses_is_the_users_error(main: Run, world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="num_workers"):
+        main("student.yaml", world, tmp_path, "DATALOADER.NUM_WORKERS", "-1")
+
+
 def test_a_full_disk_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     class Stopped:
-        iter = 7
+        iter, has_begun = 7, True
 
     def fail(*_: Any) -> None:
         raise OSError(code, os.strerror(code), "model_0000007.pth")

@@ -114,6 +114,16 @@ def test_changed_settings_of_a_resumed_training_are_named(
     assert "nothing to train: the checkpoint has done 7 iterations, and SOLVER.MAX_ITER is 7" in caplog.text
 
 
+def test_a_damaged_config_of_the_earlier_part_is_an_error_before_the_first_step(tmp_path: Path) -> None:
+    cfg = toy_cfg(tmp_path)
+    run(cfg)
+    (tmp_path / "config.yaml").write_text("SEED: [")
+    with pytest.raises(ValueError, match=r"config\.yaml is not plain YAML"):
+        build_trainer(
+            cfg, build_model(cfg), resume=True, build_loader=build_toy_loader, evaluate=toy_evaluate
+        )
+
+
 def test_fewer_iterations_than_are_done_only_evaluate(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
