@@ -41,20 +41,24 @@ def build_evaluator(cfg: CfgNode, split: str, output_dir: Path) -> DatasetEvalua
 def check_datasets(cfg: CfgNode, *, training: bool) -> None:
     """Loads the index of every split that a run will read, so that a wrong one is named before it starts.
 
-    Without it, a wrong name in DATASETS.TEST would be found after the last step.
+    Without it, a wrong name in DATASETS.TEST, or a wrong setting that only an evaluation reads, would be
+    found after the last step.
 
     Args:
-        cfg: the config; reads DATASETS and what the format adds.
+        cfg: the config; reads DATASETS, INPUT, TEST and what the format adds.
         training: whether DATASETS.TRAIN will be read as well as DATASETS.TEST.
 
     Raises:
         FileNotFoundError: root, version, a table or an image does not exist.
-        ValueError: DATASETS.TEST is empty, no such split, a table that cannot be, or training splits without
-            an object to learn from.
+        ValueError: DATASETS.TEST is empty, no such split, a table that cannot be, a setting of the samples or
+            the score that cannot be, or training splits without an object to learn from.
     """
     for split in dict.fromkeys([*(cfg.DATASETS.TRAIN if training else ()), *_test_splits(cfg)]):
         load_dataset(cfg, split)
+    data_format(cfg).mapper(cfg, is_train=False)
     if training:
+        for split in cfg.DATASETS.TEST:
+            build_evaluator(cfg, split, output_folder(cfg) / "inference")
         check_targets(cfg)
 
 

@@ -17,6 +17,7 @@ from bevkd2.engine import check_datasets, evaluate, load_for_evaluation
 from bevkd2.engine.evaluator import build_evaluator
 from bevkd2.evaluation import KittiEvaluator, NuScenesEvaluator, NuScenesMonoEvaluator
 from tests.data.kitti_fixture import VAL
+from tests.data.nuscenes_fixture import VERSION
 from tests.engine.toys import ToyEvaluator, build_toy_test_loader, flat, toy_cfg
 
 
@@ -122,6 +123,24 @@ def test_the_data_format_decides_the_evaluator(tmp_path: Path, form: str, evalua
     cfg.DATASETS.FORMAT = "coco"
     with pytest.raises(ValueError, match=r"DATASETS\.FORMAT is 'coco', expected one of kitti, nuscenes"):
         build_evaluator(cfg, "val", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("form", "key", "value", "message"),
+    [
+        ("kitti", "INPUT.RESIZE_TEST", [100], r"RESIZE_TEST is \[100\]"),
+        ("nuscenes_mono", "TEST.NUSCENES_MONO.SCORE_THRESHOLD", 2.0, r"SCORE_THRESHOLD is 2\.0"),
+    ],
+)
+def test_settings_of_the_evaluation_are_checked_before_the_first_step(
+    kitti_world: Path, fixture_world: Any, form: str, key: str, value: Any, message: str
+) -> None:
+    cfg = get_cfg()
+    cfg.merge_from_list(["DATASETS.FORMAT", form, key, value, "DATASETS.VERSION", VERSION])
+    cfg.DATASETS.ROOT = str(kitti_world if form == "kitti" else fixture_world.root)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (("train",), ("val",)) if form == "kitti" else (("both",),) * 2
+    with pytest.raises(ValueError, match=message):
+        check_datasets(cfg, training=True)
 
 
 def test_a_bad_file_of_the_test_split_is_found_before_the_first_step(
