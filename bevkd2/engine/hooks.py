@@ -203,12 +203,12 @@ class ProgressBar(HookBase):
         )
 
     def after_step(self) -> None:
-        """Moves the bar."""
+        """Moves the bar; a resumed training ends the iteration before its first one by this, too."""
         assert self._bar is not None
         latest = self.trainer.storage.latest()
         if "total_loss" in latest:
             self._bar.set_postfix_str(f"loss {latest['total_loss'][0]:.4g}", refresh=False)
-        self._bar.update()
+        self._bar.update(self.trainer.iter + 1 - self._bar.n)
 
     def after_train(self) -> None:
         """Closes the bar."""

@@ -67,4 +67,15 @@ def test_progress_bar_ends_at_the_last_iteration(capsys: pytest.CaptureFixture[s
     bar = ProgressBar()
     run(bar, Loop(), start=2)
     assert bar._bar is not None and bar._bar.n == 7 and bar._bar.initial == 2
+
+    class Resumed(Loop):
+        """Ends the iteration before its first one, as a DistillTrainer does."""
+
+        def before_train(self) -> None:
+            super().before_train()
+            self.iter = self.start_iter - 1
+            self.after_step()
+
+    run(resumed := ProgressBar(), Resumed(), start=2)
+    assert resumed._bar is not None and resumed._bar.n == 7
     assert "training" in capsys.readouterr().err
