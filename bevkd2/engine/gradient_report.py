@@ -14,6 +14,7 @@ from bevkd2.d2 import EventStorage, build_model
 from bevkd2.data.loader import build_train_loader
 from bevkd2.distill import Distiller, gradient_norms, is_distillation, resolve_teacher, trained_parts
 from bevkd2.engine.defaults import resolve_device
+from bevkd2.engine.schedule import resolve_solver
 from bevkd2.engine.trainer import TRAINING, seed_step
 
 DETECTION = "all detection losses"
@@ -44,6 +45,7 @@ def gradient_report(cfg: CfgNode, *, weights: str | Path | None = None, batches:
         )
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     resolve_teacher(cfg)
+    cfg = resolve_solver(cfg)  # DISTILL.WARMUP and DECAY are shares of the iterations
     seed = max(cfg.SEED, 0)
     torch.manual_seed(seed)
     model: Distiller = build_model(cfg)

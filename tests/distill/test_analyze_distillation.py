@@ -12,6 +12,7 @@ from bevkd2.cli.console import run_cli
 from bevkd2.distill import gradient_norms, trained_parts
 from bevkd2.engine import gradient_report as report_module
 from bevkd2.engine.gradient_report import DETECTION, gradient_report
+from bevkd2.engine.schedule import resolve_solver
 from tests.distill.frames import make_frames
 from tests.distill.pairs import build
 
@@ -70,6 +71,20 @@ def test_a_checkpoint_is_measured_at_its_iteration(cfg, tmp_path):
     losses = model(make_frames(1))
     values = {name: entry["value"] for name, entry in report["losses"].items() if name in losses}
     assert values == pytest.approx({name: loss.item() for name, loss in losses.items()}, rel=1e-4)
+
+
+def test_the_schedules_of_a_training_in_epochs_are_those_of_its_iterations(cfg, tmp_path, monkeypatch):
+    monkeypatch.setitem(resolve_solver.__globals__, "count_training_samples", lambda cfg: 32)
+    torch.manual_seed(5)
+    model = build(cfg)
+    save_file({"model": model.student.state_dict(), "iteration": 7}, tmp_path / "model.pth")
+    cfg.merge_from_list(["SOLVER.EPOCHS", 4.0, "SOLVER.IMS_PER_BATCH", 8, "SOLVER.CHECKPOINT_PERIOD", 1])
+    values = []
+    for decay in (0.0, 0.25):  # over the last 4 of 16 iterations
+        cfg.DISTILL.DECAY = decay
+        report = gradient_report(cfg, weights=str(tmp_path / "model.pth"), batches=1)
+        values.append(report["losses"]["loss_distill_bev_response"]["value"])
+    assert values[0] > 0 and values[1] == pytest.approx(values[0])
 
 
 def test_a_plain_detector_is_refused(tiny_cfg):
