@@ -166,6 +166,8 @@ def draw(args: argparse.Namespace) -> list[Path]:
     if args.num < 1:
         raise ValueError(f"--num is {args.num}, expected at least 1")
     cfg = load_args(args)
+    if not cfg.DATASETS.TEST:
+        raise ValueError("DATASETS.TEST is empty; name the split to draw, such as ('val',)")
     form = data_format(cfg)
     if args.image_id and not form.single_images:
         raise ValueError("--image-id is for monocular datasets; frames of scenes are chosen by --num")

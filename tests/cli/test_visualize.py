@@ -162,3 +162,9 @@ def test_a_model_must_read_what_the_format_is(tool, work, tmp_path):
 def test_image_ids_are_for_monocular_datasets(tool, work, tmp_path):
     with pytest.raises(ValueError, match="--image-id is for monocular"):
         draw(tool, arguments(work, tmp_path, "--image-id", "000001"))
+
+
+def test_no_split_to_draw_is_an_error(tool, tmp_path):
+    words = ["--config-file", str(STUDENT), "--output", str(tmp_path), "DATASETS.TEST", "()"]
+    with pytest.raises(ValueError, match=r"DATASETS\.TEST is empty; name the split to draw"):
+        draw(tool, words)
