@@ -171,7 +171,7 @@ class _Loader(DataLoader[dict[str, Any]]):
 
     def __iter__(self) -> Any:
         """Starts the workers; signals that come meanwhile are dealt with afterwards."""
-        if not (self.num_workers and hasattr(signal, "pthread_sigmask")):
+        if not (self.num_workers and hasattr(signal, "sigtimedwait")):  # see _init_worker
             return super().__iter__()
         held = {*_IGNORED, signal.SIGTERM}
         received: list[int] = []

@@ -301,6 +301,19 @@ def test_a_worker_is_silent_where_its_parent_has_ended(error, printed, capsys):
     assert ("odd" in capsys.readouterr().err) is printed
 
 
+def test_workers_can_be_ended_where_a_signal_cannot_be_waited_for(cfg, monkeypatch):
+    monkeypatch.delattr(signal, "sigtimedwait")  # as on macOS
+    cfg.DATALOADER.NUM_WORKERS = 1
+    iterator = iter(build_train_loader(cfg))
+    next(iterator)
+    (worker,) = iterator._workers
+    worker.terminate()
+    worker.join(5)
+    ended = not worker.is_alive()
+    worker.kill()
+    assert ended
+
+
 def test_a_signal_while_workers_start_is_dealt_with_afterwards(cfg, monkeypatch):
     calls = []
     handlers = {
