@@ -146,7 +146,8 @@ class StopOnSignal(HookBase):
         if not self._is_saved():
             self._checkpointer.save(INTERRUPTED, iteration=self.trainer.iter)
         _logger.warning(
-            "%s: ending after iteration %d, which is saved; --resume goes on from there",
+            "%s: ending after iteration %d%s",
             signal.Signals(number).name,
             min(self.trainer.iter, self.trainer.max_iter - 1),
+            ", which is saved; --resume goes on from there" if self._checkpointer.save_to_disk else "",
         )

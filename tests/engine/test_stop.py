@@ -6,17 +6,19 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException
 
-from bevkd2.checkpoint import load_file
+from bevkd2.checkpoint import Checkpointer, load_file
 from bevkd2.d2 import build_model
 from bevkd2.engine import train
 from bevkd2.engine.launch import _spawn
-from bevkd2.engine.stop import INTERRUPTED, STOP_SIGNALS, Stopped, StopSignals
+from bevkd2.engine.stop import INTERRUPTED, STOP_SIGNALS, StopOnSignal, Stopped, StopSignals
 from tests.engine.test_build import run, toy_evaluate
 from tests.engine.toys import ToyLoader, build_toy_loader, flat, toy_cfg
 from tests.reliability.rows import rows
@@ -110,6 +112,16 @@ def test_a_second_interrupt_ends_the_process_at_once(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGTERM)  # of a launcher: the first signal is being dealt with
         assert signals.received == signal.SIGUSR1
     assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_only_the_process_that_saves_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    signals = StopSignals()
+    signals.received = signal.SIGTERM
+    hook = StopOnSignal(signals, Checkpointer(nn.Linear(1, 1), str(tmp_path), save_to_disk=False), 5)
+    hook.trainer = SimpleNamespace(iter=3, max_iter=10)
+    with pytest.raises(Stopped):
+        hook.after_step()
+    assert "SIGTERM: ending after iteration 3" in caplog.text and "saved" not in caplog.text
 
 
 class Context:
