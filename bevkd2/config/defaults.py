@@ -179,7 +179,7 @@ def _add_solver(solver: fvcore_config.CfgNode) -> None:
 def _add_test(test: fvcore_config.CfgNode) -> None:
     test.EVAL_PERIOD = 0  # iterations (or epochs) between two evaluations; 0: at the end only
     test.BEST_METRIC = "bbox/NDS"  # which checkpoint is kept as model_best
-    test.EXPECTED_RESULTS = []  # [["bbox", "mAP", 0.252, 0.002]]: --eval-only fails beyond the tolerance
+    test.EXPECTED_RESULTS = []  # [["bbox", "mAP", 0.252, 0.002]]: exit status 1 beyond the tolerance
     test.PRINT_PERIOD = 50  # iterations between console lines
 
 
