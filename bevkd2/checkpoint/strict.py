@@ -12,7 +12,7 @@ _SHOWN = 10  # keys of a kind that an error lists
 _COUNTER = "num_batches_tracked"
 _REMEDY = (
     "It was saved from another architecture, or with another number of classes, width or grid: use the "
-    "config that it was trained with; tools/import_weights.py converts published weights, and "
+    "config that it was trained with; `bevkd2 import-weights` converts published weights, and "
     "MODEL.ALLOW_MISSING lists key prefixes that MODEL.WEIGHTS may lack where a training starts"
 )
 

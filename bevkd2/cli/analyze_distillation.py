@@ -1,7 +1,7 @@
 """Prints every loss of a distillation and the norm of its gradient on every part of the student.
 
-    python tools/analyze_distillation.py --config-file configs/demo/distill.yaml
-    python tools/analyze_distillation.py --config-file configs/demo/distill.yaml \
+    bevkd2 analyze-distillation --config-file configs/demo/distill.yaml
+    bevkd2 analyze-distillation --config-file configs/demo/distill.yaml \
         --weights output/demo_distill/model_final.pth --batches 8 --json gradients.json
 
 The losses are those of training batches, in training mode, at the start of training or, with --weights, at a

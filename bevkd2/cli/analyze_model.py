@@ -1,7 +1,7 @@
 """Counts the parameters of a config's models, the multiply-adds of one image, and its seconds where asked.
 
-    python tools/analyze_model.py --config-file configs/pgd/pgd_r18_kitti.yaml
-    python tools/analyze_model.py --config-file configs/distill_pgd_r18.yaml --time 10 --json analysis.json
+    bevkd2 analyze --config-file configs/pgd/pgd_r18_kitti.yaml
+    bevkd2 analyze --config-file configs/distill_pgd_r18.yaml --time 10 --json analysis.json
 
 Parameters are counted for every config; of a distillation, those of student, teacher and adapters.
 

@@ -1,6 +1,6 @@
 """Computes the depth and size priors of FCOS3D, PGD or SMOKE from the annotations of DATASETS.TRAIN.
 
-    python tools/compute_priors.py --config-file configs/pgd/pgd_r101_kitti.yaml DATASETS.ROOT data/kitti
+    bevkd2 compute-priors --config-file configs/pgd/pgd_r101_kitti.yaml DATASETS.ROOT data/kitti
 
 Prints YAML to paste into a config: depths as mean and standard deviation, sizes as mean length, height and
 width, in metres and in the order of DATASETS.CLASSES.

@@ -152,7 +152,7 @@ class Demo(ABC):
         parser = argparse.ArgumentParser(
             description=f"""{self.summary}
 
-    python tools/{self.name}.py
+    bevkd2 {self.name.replace("_", "-")}
 
 No question is asked. All students get the same data, seed and number of iterations. The teacher T ships with
 the repository (docs/demo.md says how it was trained). It ends with a table, the paths of the pictures and

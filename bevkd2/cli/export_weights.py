@@ -2,7 +2,7 @@
 
 The names of the classes are kept.
 
-python tools/export_weights.py output/distill_r50/model_final.pth student.safetensors
+bevkd2 export-weights output/distill_r50/model_final.pth student.safetensors
 """
 
 import argparse
@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", help="a checkpoint of tools/train_net.py")
+    parser.add_argument("checkpoint", help="a checkpoint of bevkd2 train")
     parser.add_argument("output", type=path_to_write, help="file to write, .safetensors or .pth")
     args = parser.parse_args(argv)
     content = load_file(args.checkpoint)

@@ -1,7 +1,7 @@
 """Scores KITTI detection files as the official evaluation does: AP|R40, AP|R11 and AOS, in percent.
 
-    python tools/kitti_eval.py --gt data/kitti/training --det output/pgd/inference
-    python tools/kitti_eval.py --gt data/kitti/training --det results --split data/kitti/ImageSets/val.txt
+    bevkd2 kitti-eval --gt data/kitti/training --det output/pgd/inference
+    bevkd2 kitti-eval --gt data/kitti/training --det results --split data/kitti/ImageSets/val.txt
 
 Files are those in the first that exists of DIR/label_2, DIR/data and DIR itself for --gt, and of DIR/data,
 DIR/label_2 and DIR itself for --det. Without --split, the frames are those with a detection file, as in the

@@ -1,8 +1,8 @@
 """Makes a synthetic world of driving scenes, in nuScenes v1.0 layout or in KITTI object layout.
 
 Examples:
-    python tools/make_synthetic.py --out data/synthetic --train-scenes 240 --val-scenes 24 --workers 2
-    python tools/make_synthetic.py --format kitti --out data/kitti --train-frames 480 --val-frames 120
+    bevkd2 make-synthetic --out data/synthetic --train-scenes 240 --val-scenes 24 --workers 2
+    bevkd2 make-synthetic --format kitti --out data/kitti --train-frames 480 --val-frames 120
 """
 
 from __future__ import annotations

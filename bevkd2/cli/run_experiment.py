@@ -1,6 +1,6 @@
 """Trains and scores every row and seed of an experiment, and writes its tables and pictures.
 
-    python tools/run_experiment.py experiments/NAME.yaml --jobs 2
+    bevkd2 experiment experiments/NAME.yaml --jobs 2
 
 Worlds are made where they are absent. Each run is a process with one thread; one that was ended continues
 from its last checkpoint, and one whose result is in --results is not run again. The results are small JSON

@@ -27,14 +27,14 @@ _EPILOG = """
 Examples:
 
 Draw four frames of the first split of DATASETS.TEST:
-    $ tools/visualize.py --config-file configs/demo/student.yaml --weights student.pth --output pictures
+    $ bevkd2 visualize --config-file configs/demo/student.yaml --weights student.pth --output pictures
 
 Compare with the teacher, which has a config of its own:
-    $ tools/visualize.py --config-file configs/demo/student.yaml --weights student.pth --name student \\
+    $ bevkd2 visualize --config-file configs/demo/student.yaml --weights student.pth --name student \\
         --compare-weights teacher=configs/demo/teacher.yaml:teacher.safetensors --output pictures --num 8
 
 Two images of a monocular dataset, with the features of student, distilled student and teacher side by side:
-    $ tools/visualize.py --config-file configs/pgd/pgd_r18_half_kitti.yaml --weights student.pth \\
+    $ bevkd2 visualize --config-file configs/pgd/pgd_r18_half_kitti.yaml --weights student.pth \\
         --name student --compare-weights distilled=distilled.pth \\
         --compare-weights teacher=configs/pgd/pgd_r101_kitti.yaml:teacher.pth --output pictures \\
         --image-id 000008 --image-id 000021

@@ -193,7 +193,7 @@ class DataFormat(ABC):
         sample_ids: Sequence[str] = (),
         score_threshold: float = 0.3,
     ) -> Iterator[tuple[str, dict[str, Image]]]:
-        """Draws samples of a split, as ``tools/visualize.py`` writes them.
+        """Draws samples of a split, as ``bevkd2 visualize`` writes them.
 
         Args:
             cfg: the config.
@@ -253,6 +253,6 @@ def dataset_root(cfg: CfgNode) -> str:
         raise FileNotFoundError(
             f"DATASETS.ROOT is {str(root)!r}, but neither {Path.cwd() / root} nor {elsewhere} (in "
             "DETECTRON2_DATASETS) exists; set DATASETS.ROOT or DETECTRON2_DATASETS, or make a synthetic "
-            "world with `python tools/make_synthetic.py`"
+            "world with `bevkd2 make-synthetic`"
         )
     return str(elsewhere)

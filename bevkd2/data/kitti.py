@@ -137,7 +137,7 @@ def _read_split(root: Path, split: str) -> tuple[str, ...]:
         raise FileNotFoundError(
             f"the dataset root {str(root)!r} does not exist. Set DATASETS.ROOT in the config, or on the "
             "command line (DATASETS.ROOT /path/to/kitti), to the directory that holds training and "
-            "ImageSets; or make a synthetic world with `python tools/make_synthetic.py --format kitti --out "
+            "ImageSets; or make a synthetic world with `bevkd2 make-synthetic --format kitti --out "
             "DIR` and point it there"
         )
     path = root / "ImageSets" / f"{split}.txt"

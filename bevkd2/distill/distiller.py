@@ -391,7 +391,7 @@ def build_teacher(cfg: CfgNode) -> Detector[Any, Any, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"DISTILL.TEACHER.WEIGHTS: {path} does not exist; train the teacher's config with "
-            "tools/train_net.py, or convert published weights with tools/import_weights.py"
+            "`bevkd2 train`, or convert published weights with `bevkd2 import-weights`"
         )
     teacher = _build(config)
     content, source = load_file(path), f"DISTILL.TEACHER.WEIGHTS {path}"

@@ -37,7 +37,7 @@ class World:
 
     Attributes:
         root: DATASETS.ROOT.
-        arguments: those of ``tools/make_synthetic.py``, but --out and --workers.
+        arguments: those of ``bevkd2 make-synthetic``, but --out and --workers.
     """
 
     root: str

@@ -106,8 +106,7 @@ def check_version(root: str | Path, version: str) -> None:
         raise FileNotFoundError(
             f"the dataset root {str(root)!r} does not exist. Set DATASETS.ROOT in the config, or on the "
             "command line (DATASETS.ROOT /path/to/nuscenes), to the directory that holds v1.0-trainval and "
-            "samples; or make a synthetic world with `python tools/make_synthetic.py --out DIR` and point "
-            "it there"
+            "samples; or make a synthetic world with `bevkd2 make-synthetic --out DIR` and point it there"
         )
     if not (root / version / "sample.json").is_file():
         present = sorted(path.parent.name for path in root.glob("*/sample.json"))

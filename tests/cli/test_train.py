@@ -158,7 +158,7 @@ def test_weights_of_another_model(main: Run, world: Path, teacher: Path, tmp_pat
 @pytest.mark.parametrize(
     ("key", "value", "error", "message"),
     [
-        ("DATASETS.ROOT", "nowhere", FileNotFoundError, r"'nowhere' does not exist.*make_synthetic"),
+        ("DATASETS.ROOT", "nowhere", FileNotFoundError, r"'nowhere' does not exist.*make-synthetic"),
         ("DATASETS.VERSION", "v9", FileNotFoundError, r"no version 'v9'"),
         ("DATASETS.TRAIN", "('tain',)", ValueError, r"no split 'tain'; splits there: "),
         ("DATASETS.TEST", "('vall',)", ValueError, r"no split 'vall'; splits there: "),

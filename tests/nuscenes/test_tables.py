@@ -23,7 +23,7 @@ def test_tables_load(fixture_world):
 def test_missing_root_says_how_to_point_elsewhere(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         NuScenesTables(tmp_path / "nowhere", VERSION)
-    for part in ("nowhere", "DATASETS.ROOT", "python tools/make_synthetic.py --out DIR"):
+    for part in ("nowhere", "DATASETS.ROOT", "bevkd2 make-synthetic --out DIR"):
         assert part in str(error.value)
 
 

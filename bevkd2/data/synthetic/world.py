@@ -81,7 +81,7 @@ class SyntheticWorld(ABC):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     """Difficulty -> the fields that it sets; every layout has "easy", "medium" and "hard"."""
     options: ClassVar[Mapping[str, tuple[str, str]]]
-    """Options of ``tools/make_synthetic.py`` for this layout only: flag -> (field, help text)."""
+    """Options of ``bevkd2 make-synthetic`` for this layout only: flag -> (field, help text)."""
 
     if TYPE_CHECKING:  # a field of every layout, each with its own default
         image_size: tuple[int, int]

@@ -127,5 +127,5 @@ def check_prior_classes(cfg: CfgNode, name: str) -> None:
         raise ValueError(
             f"MODEL.{name}: the rows of the priors are of {', '.join(rows_of)}, but DATASETS.CLASSES is "
             f"{', '.join(classes)}; give their rows in that order and set MODEL.{name}.PRIOR_CLASSES to it "
-            "(tools/compute_priors.py prints both)"
+            "(`bevkd2 compute-priors` prints both)"
         )
