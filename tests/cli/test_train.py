@@ -132,7 +132,7 @@ def test_resumed_distillation_equals_an_uninterrupted_one(
 def test_nothing_to_evaluate(main: Run, world: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--eval-only has no weights to evaluate"):
         main("student.yaml", world, tmp_path, flags=("--eval-only",))
-    with pytest.raises(ValueError, match=r"has no last_checkpoint"):
+    with pytest.raises(ValueError, match=r"has no checkpoint"):
         main("student.yaml", world, tmp_path, flags=("--eval-only", "--resume"))
 
 
