@@ -248,9 +248,9 @@ def test_a_resumed_training_keeps_as_many_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(cfg, build_loader=Interrupt)
     (tmp_path / "model_0000005.pth").write_bytes(b"")  # of a run that went on from here before: saved again
-    (tmp_path / "model_2.pth").write_bytes(b"the user's own")
+    (tmp_path / "model_00.pth").write_bytes(b"the user's own")
     run(cfg, resume=True)
-    assert (tmp_path / "model_2.pth").is_file()
+    assert (tmp_path / "model_00.pth").is_file()
     periodic = {name for name in names(tmp_path) if re.fullmatch(r"model_\d{7}\.pth", name)}
     assert periodic == {"model_0000004.pth", "model_0000005.pth"}
 
