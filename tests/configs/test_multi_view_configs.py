@@ -7,9 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from bevkd2.config import load_config
 from bevkd2.d2 import build_model
 from bevkd2.modeling import BEVFormer
-from tests.configs.shipped import CONFIGS, DISTILLATIONS, MULTI_VIEW, config, pair, parameters_m
+from tests.configs.shipped import (
+    CONFIGS,
+    DISTILLATIONS,
+    MULTI_VIEW,
+    config,
+    name_of,
+    on_meta,
+    pair,
+    parameters_m,
+)
 
 PAIRS = [path for path in DISTILLATIONS if path in MULTI_VIEW]
 SIZES = ("tiny", "small", "base")
@@ -114,3 +124,15 @@ def test_teachers_have_table_1s_parameter_counts():
     """Table 1: 56.57 and 65.93 million."""
     assert parameters_m(config("bevformer/teacher1_r101_150.yaml")) == pytest.approx(56.57, abs=0.05)
     assert parameters_m(config("bevformer/teacher3_r101_200.yaml")) == pytest.approx(65.93, abs=0.06)
+
+
+@pytest.mark.parametrize("path", PAIRS, ids=name_of)
+def test_what_starts_from_the_teacher_as_recommended_fits(path: Path) -> None:
+    names = load_config(CONFIGS / "_base_" / "recommended_bev.yaml").DISTILL.INHERIT.INIT_PARAMS
+    student, teacher = (on_meta(cfg).state_dict() for cfg in pair(path))
+    for name in names:
+        ours, theirs = (
+            {key: tensor.shape for key, tensor in state.items() if key.startswith(name)}
+            for state in (student, teacher)
+        )
+        assert ours == theirs and ours
