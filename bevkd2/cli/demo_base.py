@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import statistics
 import sys
 import threading
@@ -32,7 +31,7 @@ from bevkd2.config.shipped import shipped_folder
 from bevkd2.data import build_test_loader
 from bevkd2.data.format import data_format
 from bevkd2.data.synthetic import SyntheticWorld, generate
-from bevkd2.experiments.processes import log_tail, run_logged, run_tasks
+from bevkd2.experiments.processes import log_tail, run_logged, run_tasks, usable_cores
 from bevkd2.experiments.run import read_scalars
 from bevkd2.experiments.statistics import influences
 from bevkd2.modeling import Detector
@@ -176,7 +175,7 @@ summary.json.
         else:
             parser.add_argument("--seed", type=int, default=0)
         parser.add_argument("--device", default="cpu", help="MODEL.DEVICE")
-        cores = os.cpu_count() or 1
+        cores = usable_cores()
         parser.add_argument("--workers", type=int, default=cores, help="processes that draw the world")
         parser.add_argument("--jobs", type=int, default=min(cores, len(STUDENTS)), help="trainings at a time")
         return parser.parse_args(argv)
@@ -198,7 +197,7 @@ summary.json.
             The weights of all.
         """
         say("2/3", f"training the students and scoring all, {jobs} at a time")
-        threads = max(1, (os.cpu_count() or 1) // jobs)
+        threads = max(1, usable_cores() // jobs)
         tasks = []
         for place, (name, file) in enumerate(STUDENTS.items()):
             distilling = [] if name == "student" else ["DISTILL.TEACHER.WEIGHTS", str(teacher)]

@@ -11,7 +11,6 @@ describes the YAML file, the results and the tables.
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 import time
@@ -21,6 +20,7 @@ from typing import Any
 
 from bevkd2.cli import make_synthetic
 from bevkd2.cli.paths import path_to_write
+from bevkd2.experiments.processes import usable_cores
 from bevkd2.experiments.report import markdown, write_pictures
 from bevkd2.experiments.results import RESULTS, changed, finished, read_results
 from bevkd2.experiments.run import discard, read_settings, run_one, run_settings
@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--output", type=path_to_write, default=Path("output") / "experiments", help="of all trainings"
     )
     parser.add_argument("--results", type=path_to_write, default=RESULTS, help="of all experiments")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that draw a world")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="processes that draw a world")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # one run, in this process
     return parser
 
