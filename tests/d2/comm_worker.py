@@ -1,12 +1,14 @@
-"""One process of the job that test_comm.py starts; rank and size come from the environment."""
+"""One of the two processes that test_comm.py starts."""
 
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from torch import distributed as dist
 
 from bevkd2.d2 import PROVIDER, comm
+from tests.limits import PROGRAM_SECONDS
 
 
 def gloo_threads() -> list[str]:
@@ -14,9 +16,9 @@ def gloo_threads() -> list[str]:
     return [name for name in names if "gloo" in name]
 
 
-def main() -> None:
-    dist.init_process_group("gloo")
-    rank = dist.get_rank()
+def main(rank: int, meeting: Path) -> None:
+    timeout = timedelta(seconds=PROGRAM_SECONDS)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2, timeout=timeout)
     comm.create_local_process_group(2)
     comm.create_local_process_group(2)
     assert (comm.get_world_size(), comm.get_rank(), comm.is_main_process()) == (2, rank, rank == 0)
@@ -36,7 +38,3 @@ def main() -> None:
     dist.destroy_process_group()
     # Threads that are left can abort the process when the interpreter ends. Detectron2 leaves some.
     assert sys.platform != "linux" or PROVIDER != "embedded" or not gloo_threads()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,13 +1,10 @@
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
+from torch.multiprocessing.spawn import start_processes
 
 from bevkd2.d2 import comm
-from tests.limits import PROGRAM_SECONDS
+from tests.d2 import comm_worker
 
 
 def test_without_a_process_group():
@@ -20,24 +17,5 @@ def test_without_a_process_group():
     comm.synchronize()
 
 
-def free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
-
-
-def test_two_processes():
-    environ = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": free_port(),
-        "WORLD_SIZE": "2",
-    }
-    worker = str(Path(__file__).with_name("comm_worker.py"))
-    jobs = [
-        subprocess.Popen([sys.executable, worker], env={**environ, "RANK": rank}, stderr=subprocess.PIPE)
-        for rank in "01"
-    ]
-    errors = [job.communicate(timeout=PROGRAM_SECONDS)[1].decode() for job in jobs]
-    assert [job.returncode for job in jobs] == [0, 0], "\n".join(errors)
+def test_two_processes(tmp_path: Path):
+    start_processes(comm_worker.main, (tmp_path / "meeting",), nprocs=2, start_method="fork")

@@ -1,10 +1,9 @@
-"""Run as a script by test_launch.py: trains the toy model in several processes and reports what each saw."""
+"""What each process of test_launch.py runs: trains the toy model and reports what the process saw."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,6 @@ from bevkd2.engine import (
     build_optimizer,
     build_trainer,
     create_ddp_model,
-    default_argument_parser,
-    launch,
-    load_args,
     setup,
     write_config,
 )
@@ -85,16 +81,3 @@ def poisoned(cfg: CfgNode) -> str:
         assert torch.equal(before, flat(model))
         return type(error).__name__
     return "nothing"
-
-
-if __name__ == "__main__":
-    args = default_argument_parser().parse_args(sys.argv[1:])
-    launch(
-        main,
-        args.num_gpus,
-        args.num_machines,
-        args.machine_rank,
-        "auto",
-        (args,),
-        device=load_args(args).MODEL.DEVICE,
-    )

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,8 +17,6 @@ from tests.engine.launch_worker import main
 from tests.engine.toys import TOY_OPTIONS
 from tests.limits import PROGRAM_SECONDS
 
-ROOT = Path(__file__).parents[2]
-WORKER = str(Path(__file__).with_name("launch_worker.py"))
 # No dropout: a batch in two halves then has the gradient of the whole.
 OPTIONS = [*map(str, TOY_OPTIONS), "SEED", "-1", "SOLVER.MAX_ITER", "3", "MODEL.BEVFORMER.DROPOUT", "0.0"]
 
@@ -33,12 +28,9 @@ def reports(output: Path, count: int) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("two")
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, WORKER, "--num-gpus", "2", *OPTIONS, "OUTPUT_DIR", str(output)]
-    done = subprocess.run(
-        command, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=PROGRAM_SECONDS, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    args = default_argument_parser().parse_args([*OPTIONS, "OUTPUT_DIR", str(output)])
+    timeout = timedelta(seconds=PROGRAM_SECONDS)
+    launch(main, 2, dist_url="auto", args=(args,), timeout=timeout, device="cpu")
     return output
 
 
