@@ -107,7 +107,7 @@ def test_knowledge_has_the_shapes_that_distillation_reads():
     assert {name: f.shape[1] for name, f in knowledge.backbone.items()} == {
         name: shape.channels for name, shape in shapes.backbone.items()
     }
-    weight = float(model.head.fuse_lambda.sigmoid())
+    weight = model.head.fuse_lambda.sigmoid().item()
     fused = weight * knowledge.direct_depth + (1 - weight) * knowledge.probabilistic_depth
     torch.testing.assert_close(knowledge.depth, fused)
 

@@ -58,7 +58,7 @@ def test_classes_start_rare_and_depths_even():
     assert float(outputs.depth_bins[0].softmax(dim=1).max()) < 0.2
     weight = make_head(KITTI).fuse_lambda
     assert weight is not None
-    assert float(weight.sigmoid()) == pytest.approx(0.5, abs=1e-3)
+    assert weight.sigmoid().item() == pytest.approx(0.5, abs=1e-3)
     assert make_head(PLAIN).fuse_lambda is None
 
 
