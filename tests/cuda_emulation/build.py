@@ -1,6 +1,5 @@
 """Compiles the CUDA sources for the CPU, as torch.ops.bevkd2_emulated. See README.md."""
 
-import concurrent.futures
 import hashlib
 import importlib.util
 import os
@@ -41,10 +40,12 @@ def cuda_sources() -> list[Path]:
 
 
 def build(folder: Path) -> Path:
-    """Compile what changed since the last time.
+    """Compile the sources, unless the library of the same sources is there.
+
+    They are one translation unit: torch's headers take most of the time of each.
 
     Args:
-        folder: holds the objects and the library, by hash of all that goes into them.
+        folder: holds the library, by hash of all that goes into it.
 
     Returns:
         The library, to be loaded after `import torch`.
@@ -54,26 +55,18 @@ def build(folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     sources = [ROOT / "csrc" / "bindings.cpp", *cuda_sources()]
-    with concurrent.futures.ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
-        objects = list(pool.map(lambda source: compile_one(source, folder), sources))
-    library = folder / f"emulated-{digest(*(o.name.encode() for o in objects))}.so"
-    if not library.exists():
-        libraries = Path(torch.__file__).parent / "lib"
-        execute(["-shared", *map(str, objects), f"-L{libraries}", "-ltorch", "-ltorch_cpu", "-lc10"], library)
-    return library
-
-
-def compile_one(source: Path, folder: Path) -> Path:
     headers = [h for kind in ("*.h", "*.cuh") for h in sorted((ROOT / "csrc").rglob(kind))]
-    contents = [path.read_bytes() for path in (*headers, *sorted(HERE.glob("*.h")), source)]
+    contents = [path.read_bytes() for path in (*headers, *sorted(HERE.glob("*.h")), *sources)]
     version = f"{torch.__version__} {compiler()} {FLAGS}"
-    key = digest(version.encode(), *contents)
-    compiled = folder / f"{source.parent.name}-{source.stem}-{key}.o"
-    if not compiled.exists():
-        include = Path(torch.__file__).parent / "include"
-        paths = [f"-I{HERE}", f"-I{include}", f"-I{include}/torch/csrc/api/include"]
-        execute([*FLAGS, *paths, "-x", "c++", "-c", str(source)], compiled)
-    return compiled
+    library = folder / f"emulated-{digest(version.encode(), *contents)}.so"
+    if not library.exists():
+        whole = folder / "emulated.cpp"
+        whole.write_text("".join(f'#include "{source}"\n' for source in sources))
+        package = Path(torch.__file__).parent
+        include = package / "include"
+        paths = [f"-I{HERE}", f"-I{include}", f"-I{include}/torch/csrc/api/include", f"-L{package}/lib"]
+        execute([*FLAGS, *paths, "-shared", str(whole), "-ltorch", "-ltorch_cpu", "-lc10"], library)
+    return library
 
 
 def execute(arguments: list[str], to: Path) -> None:

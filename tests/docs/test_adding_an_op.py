@@ -72,7 +72,9 @@ def library(folder: Path, source: str, namespace: str) -> Path:
     flags += [f"-Dbevkd2={namespace}", *(flag for flag in build.FLAGS if "bevkd2_emulated" not in flag)]
     if source.endswith(".cpp"):
         flags.remove("-DBEVKD2_CUDA_EMULATION")
-    flags += ["-shared", "-x", "c++", str(folder / source), str(folder / "schema.cpp")]
+    whole = folder / f"{namespace}.cpp"  # one file, as torch's headers take most of the time
+    whole.write_text(f'#include "{source}"\n#include "schema.cpp"\n')
+    flags += ["-shared", "-x", "c++", str(whole)]
     to = folder / f"{namespace}.so"
     build.execute([*flags, f"-L{torch_folder}/lib", "-ltorch", "-ltorch_cpu", "-lc10"], to)
     return to
