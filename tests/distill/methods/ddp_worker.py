@@ -1,8 +1,8 @@
-"""One process of the job that test_ddp.py starts: gradients of every method on this process's samples."""
+"""Gradients of every method in several processes, each on its own sample."""
 
-import sys
+from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.multiprocessing.spawn import start_processes
 from bevkd2.d2 import EventStorage, build_model, comm
 from tests.distill.methods.catalog import CATALOG, Entry
 from tests.distill.methods.harness import build_detector, build_pair, distill_losses, make_batch
+from tests.limits import PROGRAM_SECONDS
 from tests.modeling.mono.pgd_model import make_image, small_cfg
 from tests.tolerance import as_float64, float64_twin
 
@@ -73,11 +74,20 @@ def _detection(detector: str, *seeds: int) -> tuple[Tensor, Tensor]:
         return loss.detach(), torch.cat(gradients)
 
 
-def compare(folder: Path, seeds: list[int]) -> dict[str, list[str]]:
-    """Runs a process for each seed, forked from this one; returns how each case differs from one process."""
-    folder.mkdir(parents=True)
+def in_processes(folder: Path, seeds: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """Runs a process for each seed, forked from this one.
+
+    Returns:
+        Loss and gradient of each of the ``joint_cases``, averaged over the processes.
+    """
     start_processes(_forked, (folder, seeds), nprocs=len(seeds), start_method="fork")
-    found = torch.load(folder / "found.pt")
+    return torch.load(folder / "found.pt")
+
+
+def compare(folder: Path, seeds: list[int]) -> dict[str, list[str]]:
+    """How each case in several processes differs from one process."""
+    folder.mkdir(parents=True)
+    found = in_processes(folder, seeds)
     return {
         f"{entry or 'detection losses'}, {detector}": _differences(
             pair, loss_and_gradient(entry, detector, *seeds)
@@ -95,14 +105,14 @@ def _differences(found: tuple[Tensor, Tensor], joint: tuple[Tensor, Tensor]) -> 
     ]
 
 
-def _forked(rank: int, folder: Path, seeds: list[int]) -> None:
-    group = {"init_method": f"file://{folder}/meeting", "rank": rank, "world_size": len(seeds)}
-    main(folder, seeds, **group)
-
-
-def main(folder: Path, seeds: list[int], **group: Any) -> None:
-    dist.init_process_group("gloo", **group)
-    rank = dist.get_rank()
+def _forked(rank: int, folder: Path, seeds: Sequence[int]) -> None:
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meeting",
+        rank=rank,
+        world_size=len(seeds),
+        timeout=timedelta(seconds=PROGRAM_SECONDS),
+    )
     comm.create_local_process_group(len(seeds))
     found = []
     for entry, detector in joint_cases():
@@ -114,7 +124,3 @@ def main(folder: Path, seeds: list[int], **group: Any) -> None:
     if rank == 0:
         torch.save(found, folder / "found.pt")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), [int(seed) for seed in sys.argv[2:]])

@@ -1,46 +1,17 @@
 """Two processes with one sample each learn what one process with both learns."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-from tests.distill.methods.ddp_worker import RELATIVE, joint_cases, loss_and_gradient
-from tests.limits import PROGRAM_SECONDS
+from tests.distill.methods.ddp_worker import RELATIVE, in_processes, joint_cases, loss_and_gradient
 
-ROOT = Path(__file__).parents[3]
 SEEDS = (1, 2)
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     """Losses and gradients, averaged over two gloo processes, by case."""
-    folder = tmp_path_factory.mktemp("ddp")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.distill.methods.ddp_worker", str(folder), *map(str, SEEDS)],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                **{"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)},
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    outputs = [process.communicate(timeout=PROGRAM_SECONDS)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)[-3000:]
-    return torch.load(folder / "found.pt")
+    return in_processes(tmp_path_factory.mktemp("ddp"), SEEDS)
 
 
 @pytest.mark.filterwarnings("ignore:In CPU autocast")  # float64_twin makes float32 look like another dtype
