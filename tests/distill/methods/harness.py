@@ -120,11 +120,21 @@ def distill_losses(model: Distiller, batch: list[dict[str, Any]]) -> dict[str, T
     return {key: value for key, value in losses.items() if key.startswith("loss_distill_")}
 
 
-def train(model: Distiller, batch: list[dict[str, Any]], steps: int, lr: float) -> list[float]:
-    """Trains on one batch with all losses; returns the sum of the methods' losses of every step."""
+def train(
+    model: Distiller, batch: list[dict[str, Any]], steps: int, lr: float, enough: float = 0.0
+) -> list[float]:
+    """Trains on one batch with all losses; returns the sum of the methods' losses of every step.
+
+    Args:
+        model: the Distiller.
+        batch: the samples of every step.
+        steps: at most.
+        lr: of AdamW.
+        enough: ends the training once the last three losses are below this share of the first.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=lr)
-    history = []
+    history: list[float] = []
     for step in range(steps):
         model.set_progress(step, steps)
         with EventStorage():
@@ -134,4 +144,6 @@ def train(model: Distiller, batch: list[dict[str, Any]], steps: int, lr: float) 
         total.backward()
         optimizer.step()
         history.append(sum(value.item() for key, value in losses.items() if key.startswith("loss_distill_")))
+        if len(history) > 3 and max(history[-3:]) < enough * history[0]:
+            break
     return history
