@@ -6,9 +6,8 @@ import argparse
 import contextlib
 import io
 import json
-import os
-import subprocess
-import sys
+import logging
+import runpy
 from typing import Any
 
 import pytest
@@ -16,25 +15,22 @@ import torch
 
 from benchmarks import bench_train_step
 from tests.docs.pages import PAGES, ROOT, commands
-from tests.limits import PROGRAM_SECONDS
 
 STEP = "benchmarks.bench_train_step"
 PARTS = ("student_step", "teacher_forward", "distillation_step", "distillation_step_plain")
 
 
 def run(script: str, *options: str) -> dict[str, Any]:
-    """What a benchmark prints, which is JSON and nothing else."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{script}", *options],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=PROGRAM_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    """What a benchmark prints, which is JSON and nothing else; run in this process, as by ``python -m``."""
+    printed, threads, level = io.StringIO(), torch.get_num_threads(), logging.root.manager.disable
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr("sys.argv", [script, *options])
+        try:
+            runpy.run_module(f"benchmarks.{script}", run_name="__main__")
+        finally:
+            torch.set_num_threads(threads)
+            logging.disable(level)
+    return json.loads(printed.getvalue())
 
 
 @pytest.fixture(scope="module")
