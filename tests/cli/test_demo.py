@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import os
-import subprocess
+import runpy
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -27,7 +27,6 @@ from bevkd2.checkpoint import load_file, save_file
 from bevkd2.cli import console, demo_base
 from bevkd2.config import load_config
 from bevkd2.d2 import build_model
-from tests.limits import PROGRAM_SECONDS
 
 pytestmark = pytest.mark.slow
 
@@ -73,11 +72,7 @@ def demo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def run(name: str, folder: Path) -> Run:
-    """Runs a demo with an untrained teacher, the multi-view one as users run it.
-
-    The monocular one, which is the same code on other data, runs in this process, and so do the commands that
-    it starts: only the start of a process is left out.
-    """
+    """Runs a demo with an untrained teacher."""
     torch.manual_seed(0)
     teacher = folder / "teacher.safetensors"
     cfg = load_config(ROOT / "configs" / name / "teacher.yaml", ["MODEL.DEVICE", "cpu"])
@@ -85,34 +80,25 @@ def run(name: str, folder: Path) -> Run:
     paths = {"--output": folder / "output", "--data": folder / "data", "--teacher": teacher}
     words = ["--workers", "1", "--seed", str(SEED), *SIZES[name], "--iterations", str(ITERATIONS)]
     words += [str(word) for option in paths.items() for word in option]
-    printed = run_here(name, words) if name == "demo_mono" else run_script(name, words, folder)
+    printed = run_script(name, words, folder)
     output = folder / "output"
     return Run(name, output, json.loads((output / "summary.json").read_text()), printed)
 
 
 def run_script(name: str, words: list[str], folder: Path) -> str:
-    """Runs the demo's script in a process of its own; returns what it printed."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *words]
-    done = subprocess.run(
-        command,
-        env=environment,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=PROGRAM_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return done.stdout
+    """Runs the demo's script in this process, in a folder; returns what it printed.
 
-
-def run_here(name: str, words: list[str]) -> str:
-    """Runs the demo and its trainings in this process; returns what the demo printed."""
-    handlers = list(logging.getLogger().handlers)
+    Of the programs that it starts, the first of the multi-view demo is a process of its own, as for users.
+    The others run in this process, one after the other: only the start of a process is left out.
+    """
+    handlers, run_logged = list(logging.getLogger().handlers), demo_base.run_logged
+    real = ["student"] if name == "demo" else []
 
     def start(command: list[str], log: Path, stop: threading.Event, **options: Any) -> int:
         assert command[:3] == [sys.executable, "-m", "bevkd2.cli"] and options["threads"] > 0
+        if real:
+            assert f"{real.pop()}.yaml" in command[5]
+            return run_logged(command, log, stop, **options)
         log.parent.mkdir(parents=True)
         with log.open("w") as file, contextlib.redirect_stdout(file):
             code = console.main(command[3:])
@@ -125,11 +111,16 @@ def run_here(name: str, words: list[str]) -> str:
         for task in tasks:
             task(threading.Event())
 
-    printed = io.StringIO()
+    script, printed = str(ROOT / "tools" / f"{name}.py"), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
         patch.setattr(demo_base, "run_logged", start)
         patch.setattr(demo_base, "run_tasks", in_turn)
-        assert importlib.import_module(f"bevkd2.cli.{name}").main(words) == 0
+        patch.setattr(sys, "argv", [script, *words])
+        patch.chdir(folder)
+        with pytest.raises(SystemExit, match=r"^0$"):
+            runpy.run_path(script, run_name="__main__")
+    assert not real
     return printed.getvalue()
 
 
