@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import struct
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL.Image import DecompressionBombError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
@@ -16,6 +22,19 @@ from bevkd2.d2 import log_first_n
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # The signature, then the first chunk: its length, its name IHDR, width, height (PNG specification, 11.2.1).
 _PNG_HEADER = struct.Struct(">8sI4sII")
+_PNG_DEPTH = 24  # which byte has the bits a channel
+_FORMATS = ("JPEG", "PNG", "GIF", "WEBP")  # what torchvision decodes
+# What Pillow raises on damaged files.
+_PILLOW_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    DecompressionBombError,
+)
 _DARK = 16  # a high byte below it: 12 bits are enough for all values of the image
 
 
@@ -42,31 +61,93 @@ def read_image(path: str | Path, owner: str, size: tuple[int, int], source: str)
         raise FileNotFoundError(
             f"image {path} of {owner} does not exist; unpack the images of the split again"
         )
+    data = path.read_bytes()
     try:
-        data = torch.from_numpy(np.fromfile(path, dtype=np.uint8))
-        image: Tensor = decode_image(data, mode=ImageReadMode.RGB)
-    except RuntimeError as error:
+        with _pillow():
+            file = Image.open(io.BytesIO(data), formats=_FORMATS)
+        # What the header states is checked before memory is taken for it.
+        _check_size((file.height, file.width), path, owner, size, source)
+        image = _decode_png(file, data, path) if file.format == "PNG" else _decode(data)
+    except _UndecodableError as error:
         raise ValueError(
-            f"image {path} of {owner} cannot be decoded ({path.stat().st_size} bytes): it "
-            f"is cut off or no JPEG or PNG; fetch it again. torchvision says: {_reason(error)}"
+            f"image {path} of {owner} cannot be decoded ({len(data)} bytes): it is cut off or no JPEG or "
+            f"PNG; fetch it again. {error}"
         ) from error
     if image.ndim != 3:
         raise ValueError(
             f"image {path} of {owner} is an animation of {len(image)} pictures, expected one picture: a JPEG "
             "or PNG"
         )
-    if tuple(image.shape[1:]) != tuple(size):
+    _check_size((image.shape[1], image.shape[2]), path, owner, size, source)
+    return image
+
+
+def _check_size(found: tuple[int, int], path: Path, owner: str, size: tuple[int, int], source: str) -> None:
+    if found != tuple(size):
         raise ValueError(
-            f"image {path} of {owner} is {image.shape[1]} x {image.shape[2]} (height x "
-            f"width), but {source} says {size[0]} x {size[1]}, for which the intrinsics hold"
+            f"image {path} of {owner} is {found[0]} x {found[1]} (height x width), but {source} says "
+            f"{size[0]} x {size[1]}, for which the intrinsics hold"
         )
-    return image if image.dtype == torch.uint8 else _high_byte(image, path)
 
 
-def _high_byte(image: Tensor, path: Path) -> Tensor:
-    """Returns the high byte of every value of a uint16 image."""
-    high = (image.to(torch.int32) >> 8).to(torch.uint8)
-    brightest = int(high.max())
+class _UndecodableError(Exception):
+    """Why an image cannot be decoded."""
+
+
+@contextlib.contextmanager
+def _pillow() -> Iterator[None]:
+    """Translates Pillow's errors of damaged files."""
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        raise _UndecodableError("It does not begin as an image does") from error
+    except _PILLOW_ERRORS as error:
+        raise _UndecodableError(f"Pillow says: {error}") from error
+
+
+def _decode(data: bytes) -> Tensor:
+    """Decodes anything but a PNG."""
+    try:
+        content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        image: Tensor = decode_image(content, mode=ImageReadMode.RGB)
+    except RuntimeError as error:
+        raise _UndecodableError(f"torchvision says: {_reason(error)}") from error
+    return image
+
+
+def _decode_png(file: ImageFile.ImageFile, data: bytes, path: Path) -> Tensor:
+    """Decodes a PNG by Pillow: torchvision 0.29 ends the process where its picture data are damaged."""
+    _check_chunks(data)
+    with _pillow():
+        file.load()
+    if file.mode.startswith("I"):  # one channel of 16 bits
+        grey = np.asarray(file).astype(np.int32) >> 8
+        image = np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+    else:
+        image = np.array(file.convert("RGB"))
+    if data[_PNG_DEPTH] == 16:
+        _say_if_dark(int(image.max()), path)
+    return torch.from_numpy(image).permute(2, 0, 1).contiguous()
+
+
+def _check_chunks(data: bytes) -> None:
+    """Checks that a PNG is whole, and the checksums of what makes up the picture; Pillow does not."""
+    at, view = len(_PNG_SIGNATURE), memoryview(data)
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 8 + length
+        if end + 4 > len(data):
+            break
+        if kind[:1].isupper() and zlib.crc32(view[at + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            raise _UndecodableError(f"The checksum of its part {kind!r} at byte {at} is wrong")
+        if kind == b"IEND":
+            return
+        at = end + 4
+    raise _UndecodableError("Its last part is missing")
+
+
+def _say_if_dark(brightest: int, path: Path) -> None:
+    """Warns of an image of 16 bits a channel whose values have 12 bits or fewer."""
     if brightest < _DARK:
         log_first_n(
             logging.WARNING,
@@ -74,7 +155,6 @@ def _high_byte(image: Tensor, path: Path) -> Tensor:
             "so the image is nearly black. If its values have 12 bits or fewer, convert the images to 8 bits",
             name=__name__,
         )
-    return high
 
 
 def png_size(path: str | Path) -> tuple[int, int]:

@@ -1,12 +1,14 @@
 import logging
 import re
+import struct
+import zlib
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.io import encode_png
+from torchvision.io import ImageReadMode, decode_image, encode_png
 
 from bevkd2.data.image_files import png_size, read_image
 from tests.data.nuscenes_fixture import IMAGE_SIZE, image_bytes
@@ -74,8 +76,50 @@ def test_truncated_file_is_named_with_its_owner(tmp_path, pixels, kind, keep):
         keep = -20  # the last chunk of a PNG is 12 bytes without content
     path.write_bytes(data[: int(len(data) * keep) if isinstance(keep, float) else keep])
     with pytest.raises(ValueError, match=rf"cut\.{kind} of sample 'the-token' cannot be decoded") as error:
+        read(path, IMAGE_SIZE if kind == "jpg" else (11, 29))
+    assert re.search(
+        r"(torchvision|Pillow) says: [A-Z]|begin as an image does|last part is", str(error.value)
+    )
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_damaged_picture_data_of_a_png_are_named(tmp_path, pixels, checked):
+    """Torchvision's decoder ends the process on them."""
+    path, data = tmp_path / "a.png", bytearray(png_bytes(pixels))
+    at = data.index(b"IDAT")
+    (length,) = struct.unpack_from(">I", data, at - 4)
+    data[at + 4 + length // 2] ^= 1
+    if not checked:
+        struct.pack_into(">I", data, at + 4 + length, zlib.crc32(data[at : at + 4 + length]))
+    path.write_bytes(data)
+    message = r"The checksum of its part b'IDAT' at byte 33 is wrong" if checked else "Pillow says: "
+    with pytest.raises(ValueError, match=rf"a\.png of sample 'the-token' cannot be decoded .*{message}"):
+        read(path, (11, 29))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_every_kind_of_png_is_rgb_as_torchvision_decodes_it(tmp_path, pixels, mode):
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).convert(mode).save(path)
+    expected = decode_image(str(path), mode=ImageReadMode.RGB)
+    assert torch.equal(read(path, (11, 29)), expected)
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png"])
+def test_no_memory_is_taken_for_a_size_that_is_not_the_datasets(tmp_path, pixels, kind, monkeypatch):
+    """A few bytes may state 65,535 x 65,535 pixels, for which a decoder asks for 13 GB."""
+    path = tmp_path / f"bomb.{kind}"
+    if kind == "jpg":
+        data = image_bytes(0)
+        at = data.index(b"\xff\xc0") + 5
+        path.write_bytes(data[:at] + b"\xff" * 4 + data[at + 4 :])
+    else:
+        data = png_bytes(pixels)
+        header = b"IHDR" + struct.pack(">II", 65_535, 65_535) + data[24:29]
+        path.write_bytes(data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:])
+    monkeypatch.setattr("bevkd2.data.image_files.decode_image", None)
+    with pytest.raises(ValueError, match=rf"bomb\.{kind} of sample 'the-token' .*(65535|4294836225 pixels)"):
         read(path)
-    assert re.search(r"torchvision says: [A-Z][a-z]+", str(error.value))
 
 
 def test_missing_file_is_named_with_its_owner(tmp_path):

@@ -59,8 +59,8 @@ def test_the_devkit_is_required_only_where_its_numpy_has_wheels():
     for version in ("3.10", "3.11", "3.12", "3.13", "3.14"):
         environment = {"python_version": version, "extra": ""}
         names = {r.name.lower() for r in found if r.marker is None or r.marker.evaluate(environment)}
-        assert {"numpy", "torch"} <= names
-        own = {"cachetools", "pillow", "pyquaternion", "scikit-learn"}
+        assert {"numpy", "pillow", "torch"} <= names
+        own = {"cachetools", "pyquaternion", "scikit-learn"}
         minor = int(version.split(".")[1])
         assert names & {"nuscenes-devkit", *own} == (own if minor >= 13 else {"nuscenes-devkit"})
 
