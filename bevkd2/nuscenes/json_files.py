@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 _LARGEST = 1e38  # about the largest of 32 bits, which models compute with
+_SHOWN = 60  # characters of a value in a message
 
 
 def read_json(path: Path, remedy: str) -> Any:
@@ -18,15 +19,31 @@ def read_json(path: Path, remedy: str) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no JSON, or not in UTF-8.
+        ValueError: it is no JSON, not in UTF-8, or has a key twice in an object.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise ValueError(
             f"{path} is no valid JSON ({error}; {path.stat().st_size} bytes): it is cut off or damaged; "
             f"{remedy}"
         ) from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns an object of a JSON file, of which Python would keep the last of two equal keys."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"an object has the key {shortened(twice)} twice")
+    return found
+
+
+def shortened(value: Any) -> str:
+    """Returns a value for a message: what cannot be printed is escaped, and what is long is cut off."""
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
 
 
 def is_finite(value: Any) -> bool:

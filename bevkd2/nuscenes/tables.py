@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import re
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bevkd2.nuscenes.devkit import NuScenes, create_splits_scenes
-from bevkd2.nuscenes.json_files import is_vector, read_json
+from bevkd2.nuscenes.json_files import is_vector, read_json, shortened
 from bevkd2.nuscenes.layout import check_version
+
+logger = logging.getLogger(__name__)
 
 # The devkit scores an official split only with a version that ends like this
 # (nuscenes.eval.common.loaders.load_gt).
@@ -21,48 +28,84 @@ _OFFICIAL_VERSION_SUFFIX = {
     "test": "test",
 }
 
-_NUMBER = (int, float)
-# The fields that are read of each table, by bevkd2 and by the devkit for it, and their types.
-_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
-    "category": {"token": str, "name": str},
-    "attribute": {"token": str, "name": str},
-    "visibility": {"token": str},
-    "instance": {"token": str, "category_token": str},
-    "sensor": {"token": str, "channel": str, "modality": str},
+_UNREADABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, halves of pairs
+_Test = Callable[[Any], bool]
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str and (value.isprintable() or not _UNREADABLE.search(value))
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) in (int, float) and -(2**53) < value < 2**53
+
+
+def is_count(value: Any) -> bool:
+    """Returns whether a value is a whole number from 0 that 32 bits can hold."""
+    return type(value) is int and 0 <= value < 2**31
+
+
+def _is_flag(value: Any) -> bool:
+    return type(value) in (bool, int)
+
+
+def _is_list(value: Any) -> bool:
+    return type(value) is list
+
+
+_EXPECTED: dict[_Test, str] = {
+    _is_text: "text",
+    _is_time: "a number of microseconds",
+    is_count: "a whole number",
+    _is_flag: "true or false",
+    _is_list: "a list",
+}
+# The fields that are read of each table, by bevkd2 and by the devkit for it, and what they must be.
+_FIELDS: dict[str, dict[str, _Test]] = {
+    "category": {"token": _is_text, "name": _is_text},
+    "attribute": {"token": _is_text, "name": _is_text},
+    "visibility": {"token": _is_text},
+    "instance": {"token": _is_text, "category_token": _is_text},
+    "sensor": {"token": _is_text, "channel": _is_text, "modality": _is_text},
     "calibrated_sensor": {
-        "token": str,
-        "sensor_token": str,
-        "translation": list,
-        "rotation": list,
-        "camera_intrinsic": list,
+        "token": _is_text,
+        "sensor_token": _is_text,
+        "translation": _is_list,
+        "rotation": _is_list,
+        "camera_intrinsic": _is_list,
     },
-    "ego_pose": {"token": str, "translation": list, "rotation": list},
-    "log": {"token": str},
-    "scene": {"token": str, "name": str, "first_sample_token": str, "last_sample_token": str},
-    "sample": {"token": str, "timestamp": _NUMBER, "scene_token": str, "next": str},
+    "ego_pose": {"token": _is_text, "translation": _is_list, "rotation": _is_list},
+    "log": {"token": _is_text},
+    "scene": {
+        "token": _is_text,
+        "name": _is_text,
+        "first_sample_token": _is_text,
+        "last_sample_token": _is_text,
+    },
+    "sample": {"token": _is_text, "timestamp": _is_time, "scene_token": _is_text, "next": _is_text},
     "sample_data": {
-        "token": str,
-        "sample_token": str,
-        "ego_pose_token": str,
-        "calibrated_sensor_token": str,
-        "is_key_frame": (bool, int),
-        "height": int,
-        "width": int,
-        "filename": str,
+        "token": _is_text,
+        "sample_token": _is_text,
+        "ego_pose_token": _is_text,
+        "calibrated_sensor_token": _is_text,
+        "is_key_frame": _is_flag,
+        "height": is_count,
+        "width": is_count,
+        "filename": _is_text,
     },
     "sample_annotation": {
-        "token": str,
-        "sample_token": str,
-        "instance_token": str,
-        "visibility_token": str,
-        "attribute_tokens": list,
-        "translation": list,
-        "size": list,
-        "rotation": list,
-        "num_lidar_pts": int,
-        "num_radar_pts": int,
-        "prev": str,
-        "next": str,
+        "token": _is_text,
+        "sample_token": _is_text,
+        "instance_token": _is_text,
+        "visibility_token": _is_text,
+        "attribute_tokens": _is_list,
+        "translation": _is_list,
+        "size": _is_list,
+        "rotation": _is_list,
+        "num_lidar_pts": is_count,
+        "num_radar_pts": is_count,
+        "prev": _is_text,
+        "next": _is_text,
     },
 }
 _SPLITS_EXPECTED = 'expected {"name of the split": ["name of a scene", ...], ...}'
@@ -102,6 +145,22 @@ class NuScenesTables(NuScenes):
         logs = [record["token"] for record in self.log]
         self.map = [{"token": "", "log_tokens": logs}]  # the devkit looks for the map of every log
         self.__make_reverse_index__(verbose=False)
+        self._warn_of_lost_annotations()
+
+    def _warn_of_lost_annotations(self) -> None:
+        """Warns where sample_annotation has fewer records than instance, which counts them, says, or more."""
+        counts = Counter(record["instance_token"] for record in self.sample_annotation)
+        stated = {row["token"]: row["nbr_annotations"] for row in self.instance if "nbr_annotations" in row}
+        if wrong := [token for token, count in stated.items() if counts[token] != count]:
+            logger.warning(
+                "%s/sample_annotation.json has %d records of instance %s, whose nbr_annotations is %s%s: "
+                "objects are missing or there twice; unpack the metadata again",
+                self.table_root,
+                counts[wrong[0]],
+                shortened(wrong[0]),
+                shortened(stated[wrong[0]]),
+                f", and others of {len(wrong) - 1} more instances" if len(wrong) > 1 else "",
+            )
 
     def __load_table__(self, table_name: str) -> list[dict[str, Any]]:
         path = Path(self.table_root) / f"{table_name}.json"
@@ -114,10 +173,17 @@ class NuScenesTables(NuScenes):
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise ValueError(f"{path} holds no list of records (JSON objects); unpack the metadata again")
         fields = list(_FIELDS[table_name].items())
+        tokens: set[str] = set()
         for row in rows:
-            for field, kind in fields:
-                if not isinstance(row.get(field), kind):
-                    raise ValueError(_wrong_field(path, row, field, kind))
+            for field, fits in fields:
+                if not fits(row.get(field)):
+                    raise ValueError(_wrong_field(path, row, field, fits))
+            if row["token"] in tokens:
+                raise ValueError(
+                    f"{path} has two records with the token {shortened(row['token'])}, of which one would be "
+                    "ignored; unpack the metadata again"
+                )
+            tokens.add(row["token"])
         return rows
 
     def getind(self, table_name: str, token: str) -> int:
@@ -136,9 +202,9 @@ class NuScenesTables(NuScenes):
         index: int | None = self._token2ind[table_name].get(token)
         if index is None:
             raise DanglingTokenError(
-                f"table {table_name}.json of {self.table_root} has no record with token {token!r}, to which "
-                f"{self._referrer(token)} refers; the metadata are damaged or mixed from two versions, "
-                "unpack them again"
+                f"table {table_name}.json of {self.table_root} has no record with token {shortened(token)}, "
+                f"to which {self._referrer(token)} refers; the metadata are damaged or mixed from two "
+                "versions, unpack them again"
             )
         return index
 
@@ -148,14 +214,13 @@ class NuScenesTables(NuScenes):
             for record in getattr(self, table_name):
                 for field, value in record.items():
                     if field != "token" and (value == token or (isinstance(value, list) and token in value)):
-                        return f"{field} of record {record['token']!r} in table {table_name}.json"
+                        return f"{field} of record {shortened(record['token'])} in table {table_name}.json"
         return "the caller"
 
 
-def _wrong_field(path: Path, row: dict[str, Any], field: str, kind: type | tuple[type, ...]) -> str:
-    name = "number" if isinstance(kind, tuple) else kind.__name__
-    found = f"is {row[field]!r}, expected a {name}" if field in row else "is missing"
-    return f"{path}, record {row.get('token')!r}: {field} {found}; unpack the metadata again"
+def _wrong_field(path: Path, row: dict[str, Any], field: str, fits: _Test) -> str:
+    found = f"is {shortened(row[field])}, expected {_EXPECTED[fits]}" if field in row else "is missing"
+    return f"{path}, record {shortened(row.get('token'))}: {field} {found}; unpack the metadata again"
 
 
 def custom_splits(root: str | Path, version: str) -> dict[str, list[str]]:
@@ -172,7 +237,7 @@ def custom_splits(root: str | Path, version: str) -> dict[str, list[str]]:
         raise ValueError(f"{path} holds a {type(splits).__name__}, {_SPLITS_EXPECTED}")
     for name, members in splits.items():
         if not isinstance(members, list) or not all(isinstance(scene, str) for scene in members):
-            raise ValueError(f"{path}: split {name!r} is {members!r}, {_SPLITS_EXPECTED}")
+            raise ValueError(f"{path}: split {shortened(name)} is {shortened(members)}, {_SPLITS_EXPECTED}")
     return splits
 
 
@@ -229,7 +294,7 @@ def scenes_of_split(nusc: NuScenes, split: str) -> list[str]:
     if missing:
         raise ValueError(
             f"split {split!r} of {nusc.table_root}/splits.json names scenes that scene.json lacks: "
-            f"{', '.join(missing)}"
+            f"{shortened(missing)}"
         )
     return splits[split]
 
@@ -252,8 +317,8 @@ def check_annotation(annotation: dict[str, Any]) -> None:
             "positive width, length and height in metres",
         ),
         "rotation": (_is_rotation(annotation["rotation"]), "a quaternion of length 1"),
-        "num_lidar_pts": (_is_count(annotation["num_lidar_pts"]), "a whole number"),
-        "num_radar_pts": (_is_count(annotation["num_radar_pts"]), "a whole number"),
+        "num_lidar_pts": (is_count(annotation["num_lidar_pts"]), "a whole number"),
+        "num_radar_pts": (is_count(annotation["num_radar_pts"]), "a whole number"),
         "attribute_tokens": (
             isinstance(tokens, list) and len(tokens) < 2,
             "a list of one token or none: the official evaluation refuses more",
@@ -263,7 +328,7 @@ def check_annotation(annotation: dict[str, Any]) -> None:
         if not fits:
             raise ValueError(
                 f"sample_annotation {annotation['token']!r} (sample {annotation['sample_token']!r}): {field} "
-                f"is {annotation[field]}, expected {what}; mend or remove the record"
+                f"is {shortened(annotation[field])}, expected {what}; mend or remove the record"
             )
 
 
@@ -281,8 +346,9 @@ def check_pose(table: str, record: dict[str, Any]) -> None:
     for field, fit in fits.items():
         if not fit:
             raise ValueError(
-                f"{table} {record['token']!r}: {field} is {record[field]}, expected finite numbers, of a "
-                "rotation a quaternion of length 1; the metadata are damaged, unpack them again"
+                f"{table} {record['token']!r}: {field} is {shortened(record[field])}, expected "
+                "finite numbers, of a rotation a quaternion of length 1; the metadata are damaged, unpack "
+                "them again"
             )
 
 
@@ -294,19 +360,17 @@ def check_intrinsics(calibration: dict[str, Any], camera: str) -> None:
         camera: the channel.
 
     Raises:
-        ValueError: its intrinsics are not 3 x 3 finite numbers.
+        ValueError: its intrinsics are not 3 x 3 finite numbers of a pinhole camera.
     """
     rows = calibration["camera_intrinsic"]
-    if not (isinstance(rows, list) and len(rows) == 3 and all(is_vector(row, 3) for row in rows)):
+    numbers = isinstance(rows, list) and len(rows) == 3 and all(is_vector(row, 3) for row in rows)
+    if not (numbers and rows[0][0] > 0 and rows[1][1] > 0 and rows[2] == [0, 0, 1]):
         raise ValueError(
-            f"calibrated_sensor {calibration['token']!r} of {camera}: camera_intrinsic is {rows}, expected "
-            "3 x 3 finite numbers; mend the record, or set INPUT.CAMERAS to channels that are cameras"
+            f"calibrated_sensor {calibration['token']!r} of {camera}: camera_intrinsic is {shortened(rows)}, "
+            "expected 3 x 3 finite numbers, focal lengths above 0 and a third row 0 0 1; mend the record, or "
+            "set INPUT.CAMERAS to channels that are cameras"
         )
 
 
 def _is_rotation(value: Any) -> bool:
-    return is_vector(value, 4) and any(value)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and value >= 0
+    return is_vector(value, 4) and math.hypot(*value) > 1e-6

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,7 +89,8 @@ def build_index(root: str | Path, version: str, split: str, cameras: tuple[str, 
     logger.info("reading the tables of %s in %s (minutes for the whole of nuScenes)", version, root)
     tables = NuScenesTables(root, version)
     scene_names = set(scenes_of_split(tables, split))
-    scenes = [_scene_samples(tables, scene) for scene in tables.scene if scene["name"] in scene_names]
+    counts = Counter(sample["scene_token"] for sample in tables.sample)
+    scenes = [_scene_samples(tables, scene, counts) for scene in tables.scene if scene["name"] in scene_names]
     scenes.sort(key=lambda samples: samples[0]["timestamp"])
     samples = [sample for scene in scenes for sample in scene]
     starts = np.cumsum([0] + [len(scene) for scene in scenes])
@@ -107,16 +110,23 @@ def build_index(root: str | Path, version: str, split: str, cameras: tuple[str, 
     return index
 
 
-def _scene_samples(tables: Any, scene: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the samples of a scene, followed from its first to its last."""
+def _scene_samples(tables: Any, scene: dict[str, Any], counts: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Returns the samples of a scene, followed from its first to its last; it has ``counts`` by its token."""
     samples = [tables.get("sample", scene["first_sample_token"])]
+    if samples[0]["scene_token"] != scene["token"]:
+        raise ValueError(
+            f"scene {scene['name']!r} in {tables.table_root}/scene.json: its first_sample_token "
+            f"{samples[0]['token']!r} is a sample of another scene (scene_token); the metadata are damaged, "
+            "unpack them again"
+        )
     while samples[-1]["next"]:
         last = samples[-1]
         sample = tables.get("sample", last["next"])
         if sample["timestamp"] <= last["timestamp"] or sample["scene_token"] != scene["token"]:
             raise ValueError(
-                f"sample {sample['token']!r} follows sample {last['token']!r} in {tables.table_root}, but "
-                f"it is not later or not in scene {scene['name']!r}; expected one chain in order of time"
+                f"sample {sample['token']!r} is the next of sample {last['token']!r} in {tables.table_root}, "
+                f"but it is not later (timestamp {sample['timestamp']}, {last['timestamp']} before) or not "
+                f"in scene {scene['name']!r} (scene_token); expected one chain in order of time"
             )
         samples.append(sample)
     if samples[-1]["token"] != scene["last_sample_token"]:
@@ -124,6 +134,12 @@ def _scene_samples(tables: Any, scene: dict[str, Any]) -> list[dict[str, Any]]:
             f"scene {scene['name']!r} in {tables.table_root} ends with sample {samples[-1]['token']!r}, "
             f"which has no next, but its last_sample_token is {scene['last_sample_token']!r}; the metadata "
             "are damaged, unpack them again"
+        )
+    if len(samples) != counts[scene["token"]]:
+        raise ValueError(
+            f"scene {scene['name']!r} in {tables.table_root} has {counts[scene['token']]} records in "
+            f"sample.json (scene_token), but the chain from its first_sample_token has {len(samples)}; the "
+            "metadata are damaged, unpack them again"
         )
     return samples
 
@@ -133,7 +149,8 @@ def _key_frame(tables: Any, sample: dict[str, Any], channel: str) -> dict[str, A
     if channel not in sample["data"]:
         raise ValueError(
             f"sample {sample['token']!r} of {tables.table_root} has no key frame of {channel}; it has "
-            f"{', '.join(sorted(sample['data'])) or 'none'}. Mend sample_data.json, or set INPUT.CAMERAS"
+            f"{', '.join(sorted(sample['data'])) or 'none'}. Mend sample_data.json, or the channel in "
+            "sensor.json that its calibrated_sensor leads to, or set INPUT.CAMERAS"
         )
     row: dict[str, Any] = tables.get("sample_data", sample["data"][channel])
     return row
@@ -181,16 +198,23 @@ def _frame(tables: Any, sample: dict[str, Any], cameras: tuple[str, ...]) -> dic
                 f"{sample['token']!r} is {record['filename']!r}, expected a path below the root, as "
                 "samples/CAM_FRONT/a.jpg; images of another place may be linked into the root"
             )
-        if not (Path(tables.dataroot) / record["filename"]).is_file():
+        if not _is_file(Path(tables.dataroot) / record["filename"]):
             raise FileNotFoundError(
                 f"{Path(tables.dataroot) / record['filename']} does not exist ({camera} of sample "
-                f"{sample['token']!r}); unpack the images of the split again"
+                f"{sample['token']!r}, a filename in sample_data.json); unpack the images of the split again"
             )
         row["filenames"].append(record["filename"].encode())
         row["image_sizes"].append([record["height"], record["width"]])
         row["intrinsics"].append(calibration["camera_intrinsic"])
         row["cam2lidar"].append(invert_pose(lidar2global) @ cam_ego2global @ cam2ego)
     return row
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # the name is too long
+        return False
 
 
 def _frame_arrays(rows: list[dict[str, Any]]) -> dict[str, npt.NDArray[Any]]:
@@ -259,8 +283,30 @@ def _global_boxes(tables: Any, records: list[dict[str, Any]]) -> GlobalBoxes:
         translation=column([record["translation"] for record in records], 3),
         size=column([record["size"] for record in records], 3),
         rotation=column([record["rotation"] for record in records], 4),
-        velocity=column([tables.box_velocity(record["token"])[:2] for record in records], 2),
+        velocity=column([_velocity(tables, record) for record in records], 2),
     )
+
+
+def _velocity(tables: Any, annotation: dict[str, Any]) -> Array:
+    """Returns the devkit's vx, vy in m/s, NaN where unknown.
+
+    Raises:
+        ValueError: the annotations before and behind are not of earlier and later samples.
+    """
+    chain = [tables.get("sample_annotation", annotation[way]) for way in ("prev", "next") if annotation[way]]
+    chain.insert(1 if annotation["prev"] else 0, annotation)
+    samples = [tables.get("sample", record["sample_token"]) for record in chain]
+    times = [sample["timestamp"] for sample in samples]
+    one_scene = len({sample["scene_token"] for sample in samples}) == 1
+    if not one_scene or any(later <= earlier for earlier, later in itertools.pairwise(times)):
+        raise ValueError(
+            f"sample_annotation {annotation['token']!r}: prev is {annotation['prev']!r} and next "
+            f"{annotation['next']!r}, expected annotations of an earlier and of a later sample of its scene "
+            f"(timestamps are {times}; sample_token says of which sample one is); the metadata are damaged, "
+            "unpack them again"
+        )
+    velocity: Array = tables.box_velocity(annotation["token"])[:2]
+    return velocity
 
 
 def _can_bus_arrays(tables: Any, scenes: list[list[dict[str, Any]]]) -> dict[str, npt.NDArray[Any]]:

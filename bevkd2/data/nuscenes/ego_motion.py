@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bevkd2.nuscenes.devkit import NuScenesCanBus
-from bevkd2.nuscenes.json_files import is_finite, is_vector, read_json
+from bevkd2.nuscenes.json_files import is_finite, is_vector, read_json, shortened
 from bevkd2.structures import quaternion_to_matrix, quaternion_yaw
 
 Array = npt.NDArray[np.float64]
@@ -19,7 +19,6 @@ Array = npt.NDArray[np.float64]
 CAN_BUS_SIZE = 18
 _MOTION = slice(7, 16)  # acceleration, rotation rate, velocity: what the CAN bus knows better than poses do
 
-_SHOWN = 60  # characters of a value in a message
 _REMEDY = (
     "unpack the CAN bus expansion again, or remove the file: the motion of the scene then comes from its ego "
     "poses"
@@ -78,26 +77,21 @@ def _pose_messages(path: Path) -> list[dict[str, Any]]:
     """
     messages = read_json(path, _REMEDY)
     if not isinstance(messages, list) or not messages:
-        raise ValueError(f"{path} holds {_shortened(messages)}, expected a list of pose messages; {_REMEDY}")
+        raise ValueError(f"{path} holds {shortened(messages)}, expected a list of pose messages; {_REMEDY}")
     for place, message in enumerate(messages):
         fields = message if isinstance(message, dict) else {}
         if not is_finite(fields.get("utime")):
             raise ValueError(
-                f"{path}, message {place}: {_shortened(message)} has no number utime (in microseconds); "
+                f"{path}, message {place}: {shortened(message)} has no number utime (in microseconds); "
                 f"{_REMEDY}"
             )
         for name in ("accel", "rotation_rate", "vel"):
             if not is_vector(fields.get(name), 3):
                 raise ValueError(
                     f"{path}, message {place} (utime {fields['utime']}): {name} is "
-                    f"{_shortened(fields.get(name))}, expected three finite numbers; {_REMEDY}"
+                    f"{shortened(fields.get(name))}, expected three finite numbers; {_REMEDY}"
                 )
     return messages
-
-
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
 
 
 def can_bus_vectors(translations: Array, rotations: Array, motion: Array) -> Array:

@@ -223,6 +223,8 @@ def test_nan_box_names_the_annotation(tmp_path):
         ("ego_pose", "rotation", [0.0, 0.0, 0.0, 0.0]),
         ("calibrated_sensor", "translation", [float("inf"), 0.0, 0.0]),
         ("calibrated_sensor", "camera_intrinsic", [[1.0, 0.0, 0.0]]),
+        ("calibrated_sensor", "camera_intrinsic", [[0.0, 0.0, 9.0], [0.0, 8.0, 9.0], [0, 0, 1]]),
+        ("calibrated_sensor", "camera_intrinsic", [[8.0, 0.0, 9.0], [0.0, 8.0, 9.0], [0, 0, 0]]),
     ],
 )
 def test_impossible_calibration_or_pose_names_the_record(tmp_path, table, field, value):
@@ -273,7 +275,7 @@ def test_truncated_scene_is_named(tmp_path):
         load_nuscenes(world.root, VERSION, "first")
 
 
-@pytest.mark.parametrize("name", ["../outside.jpg", "/etc/hostname", "samples/../../x.jpg", "", "a\0b"])
+@pytest.mark.parametrize("name", ["../outside.jpg", "/etc/hostname", "samples/../../x.jpg", ""])
 def test_image_outside_of_the_root_is_refused(tmp_path, name):
     world = FixtureWorld(tmp_path, scenes=1, frames=1)
     (tmp_path / "outside.jpg").touch()
@@ -296,8 +298,51 @@ def test_missing_image_is_named(tmp_path):
     world = FixtureWorld(tmp_path, scenes=1, frames=2)
     (world.root / "samples/CAM_BACK/s0f1-CAM_BACK.jpg").unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"s0f1-CAM_BACK\.jpg does not exist \(CAM_BACK of sample 's0f1'\)"
+        FileNotFoundError, match=r"s0f1-CAM_BACK\.jpg does not exist \(CAM_BACK of sample 's0f1',"
     ):
+        load_nuscenes(world.root, VERSION, "first")
+
+
+def test_a_file_name_that_no_disk_takes_is_no_image(tmp_path):
+    world = FixtureWorld(tmp_path, scenes=1, frames=1)
+    world.record("sample_data", "s0f0-CAM_BACK")["filename"] = "a" * 5000
+    world.write()
+    with pytest.raises(
+        FileNotFoundError, match=r"does not exist \(CAM_BACK .* filename in sample_data\.json"
+    ):
+        load_nuscenes(world.root, VERSION, "first")
+
+
+def test_a_scene_that_begins_late_is_named(tmp_path):
+    world = FixtureWorld(tmp_path, scenes=1, frames=3)
+    world.tables["scene"][0]["first_sample_token"] = "s0f1"
+    world.write()
+    with pytest.raises(ValueError, match=r"'scene-0001' .* has 3 records in sample\.json .* has 2;"):
+        load_nuscenes(world.root, VERSION, "first")
+
+
+def test_a_first_sample_of_another_scene_is_named(tmp_path):
+    world = FixtureWorld(tmp_path, scenes=2, frames=2)
+    world.tables["scene"][1]["first_sample_token"] = "s0f0"
+    world.write()
+    with pytest.raises(ValueError, match=r"'scene-0002' .*scene\.json: its first_sample_token 's0f0' is"):
+        load_nuscenes(world.root, VERSION, "both")
+
+
+def test_annotations_of_an_object_are_of_one_scene(tmp_path):
+    world = FixtureWorld(tmp_path, scenes=2, frames=2)
+    world.record("sample_annotation", "s1f0-a0")["prev"] = "s0f1-a0"
+    world.write()
+    with pytest.raises(ValueError, match=r"sample_annotation 's1f0-a0': prev is 's0f1-a0' .* of its scene"):
+        load_nuscenes(world.root, VERSION, "both")
+
+
+@pytest.mark.parametrize(("field", "token"), [("next", "s0f1-a0"), ("prev", "s0f2-a0"), ("next", "s0f0-a0")])
+def test_annotations_before_and_behind_are_of_earlier_and_later_samples(tmp_path, field, token):
+    world = FixtureWorld(tmp_path, scenes=1, frames=3)
+    world.record("sample_annotation", "s0f1-a0")[field] = token
+    world.write()
+    with pytest.raises(ValueError, match=rf"sample_annotation 's0f1-a0': prev is .* and next .*{token}"):
         load_nuscenes(world.root, VERSION, "first")
 
 
@@ -310,5 +355,5 @@ def test_times_must_increase(tmp_path):
     world = FixtureWorld(tmp_path, scenes=1, frames=3)
     world.record("sample", "s0f2")["timestamp"] = world.record("sample", "s0f1")["timestamp"]
     world.write()
-    with pytest.raises(ValueError, match="sample 's0f2' follows sample 's0f1'"):
+    with pytest.raises(ValueError, match="sample 's0f2' is the next of sample 's0f1'"):
         load_nuscenes(world.root, VERSION, "first")
