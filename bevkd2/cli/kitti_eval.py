@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parse_args(argv)
     split = None if args.split is None else read_frame_list(args.split)
-    frames = find_frames(args.gt, args.det, split)
+    frames = find_frames(args.gt, args.det, split, str(args.split))
     if split is None and frames.left_out:
         print(
             f"warning: {frames.left_out} frames of {frames.ground_truth_dir} have no detection file and are "

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from bevkd2.kitti.labels import is_number
+
 _PROJECTION = "P2"  # of the left colour camera, which takes image_2
 # The principal point of a whole image is near its middle: KITTI's are near 0.49 of the width and 0.46 to
 # 0.49 of the height. Outside this range an image was resized, cropped or swapped without its calibration.
@@ -74,13 +76,10 @@ def check_principal_point(
 
 
 def _parse(path: Path, numbers: str) -> npt.NDArray[np.float64]:
-    try:
-        values = np.array([float(word) for word in numbers.split()])
-    except ValueError:
-        values = np.array([np.nan])
-    if values.shape != (12,) or not np.isfinite(values).all():
+    words = numbers.split()
+    if len(words) != 12 or not all(is_number(word.encode()) for word in words):
         raise ValueError(
-            f"calibration {path}: {_PROJECTION} is {numbers.strip()!r}, expected 12 finite numbers, a (3, 4) "
-            "matrix row by row; fetch the file again"
+            f"calibration {path}: {_PROJECTION} is {numbers.strip()[:200]!r}, expected 12 finite numbers, a "
+            "(3, 4) matrix row by row; fetch the file again"
         )
-    return values.reshape(3, 4)
+    return np.array(words, dtype=np.float64).reshape(3, 4)

@@ -94,7 +94,10 @@ class KittiFrames:
 
 
 def find_frames(
-    ground_truth: str | Path, detections: str | Path, split: Sequence[str] | None = None
+    ground_truth: str | Path,
+    detections: str | Path,
+    split: Sequence[str] | None = None,
+    name: str = "the split",
 ) -> KittiFrames:
     """Pairs the files of two directories.
 
@@ -109,6 +112,7 @@ def find_frames(
         ground_truth: directory of label files.
         detections: directory of detection files.
         split: names of frames, or None.
+        name: what the split is called in errors, such as the file that lists it.
 
     Returns:
         The frames.
@@ -128,17 +132,17 @@ def find_frames(
     wanted = detected if split is None else set(split)
     if missing := wanted - labelled:
         raise FileNotFoundError(
-            f"{truth_dir} has no label file of {_listed(missing)}, which the split lists; name the right "
+            f"{truth_dir} has no label file of {_listed(missing)}, which {name} lists; name the right "
             "ground truth, or another split"
         )
     if missing := wanted - detected:
         raise FileNotFoundError(
-            f"{detection_dir} has no detection file of {_listed(missing)}, which the split lists; where "
+            f"{detection_dir} has no detection file of {_listed(missing)}, which {name} lists; where "
             "nothing was found, write an empty file"
         )
     if foreign := detected - wanted:
         raise ValueError(
-            f"{detection_dir} has detections of {_listed(foreign)}, which the split does not list; remove "
+            f"{detection_dir} has detections of {_listed(foreign)}, which {name} does not list; remove "
             "them, or name the split that was detected on"
         )
     return KittiFrames(tuple(sorted(wanted)), truth_dir, detection_dir, len(labelled - wanted))

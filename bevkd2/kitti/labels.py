@@ -39,6 +39,8 @@ COLUMNS = (
 _LABEL_COLUMNS = len(COLUMNS) - 1
 _OCCLUDED = COLUMNS.index("occluded")
 _LARGE = 2**31  # what an occlusion is limited to, so that it can be an integer
+_LARGEST = 1e38  # about the largest of 32 bits, which models compute with
+_SHOWN = 60  # characters of a word in a message
 _CANONICAL = {name.lower().encode(): name for name in TYPES}
 _TYPE_DTYPE = f"<U{max(map(len, TYPES))}"
 
@@ -197,7 +199,7 @@ def _numbers(path: Path, content: bytes, tokens: list[bytes]) -> Floats:
     # Python's float reads 1_0 as 10. An underscore is fine in a type only, and the whole file is searched
     # first because that is quicker.
     underscore = b"_" in content and any(b"_" in token for token in tokens)
-    if underscore or not np.isfinite(values).all():
+    if underscore or not (np.abs(values) < _LARGEST).all():
         raise ValueError(_wrong_number(path, content))
     return values
 
@@ -235,7 +237,7 @@ def _wrong_number(path: Path, content: bytes) -> str:
     """Names the first value that is no finite number. There is one."""
     for number, line in enumerate(content.splitlines(), start=1):
         for column, token in zip(COLUMNS[1:], line.split()[1:], strict=False):
-            if not _is_finite_number(token):
+            if not is_number(token):
                 return (
                     f"{path}, line {number}: {column} is {_text(token)!r}; expected a finite number; correct "
                     "the value, or leave the row out"
@@ -243,15 +245,17 @@ def _wrong_number(path: Path, content: bytes) -> str:
     raise AssertionError(f"{path}: every value is a number")
 
 
-def _is_finite_number(token: bytes) -> bool:
+def is_number(word: bytes) -> bool:
+    """Returns whether a word of a file is a finite number that 32 bits can hold, as C writes it."""
     try:
-        return b"_" not in token and bool(np.isfinite(float(token)))
+        return word.isascii() and b"_" not in word and abs(float(word)) < _LARGEST
     except ValueError:
         return False
 
 
 def _text(token: bytes) -> str:
-    return token.decode("utf-8", "replace")
+    text = token.decode("utf-8", "replace")
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
 
 
 def _write(path: Path, objects: KittiObjects, *, with_scores: bool) -> None:

@@ -72,3 +72,11 @@ def test_a_missing_directory_is_named(tmp_path: Path):
     files(tmp_path, "000000")
     with pytest.raises(FileNotFoundError, match=r"nowhere is not a directory; expected one with label files"):
         find_frames(tmp_path / "nowhere", tmp_path)
+
+
+def test_the_list_of_the_split_is_named(tmp_path):
+    for folder in ("gt", "det"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "000001.txt").touch()
+    with pytest.raises(FileNotFoundError, match=r"of 1 frame \(000002\), which ImageSets/val\.txt lists"):
+        find_frames(tmp_path / "gt", tmp_path / "det", ["000001", "000002"], "ImageSets/val.txt")

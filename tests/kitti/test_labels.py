@@ -92,6 +92,8 @@ def test_a_missing_file_is_named(tmp_path: Path):
         (LABEL.replace("Car", "Bus"), "line 3: unknown type 'Bus'; expected one of Car, Van, .*rename it"),
         (LABEL.replace("192.37", "abc"), "line 3: y1 is 'abc'; expected a finite number"),
         (LABEL.replace("192.37", "1_9"), "line 3: y1 is '1_9'; expected a finite number"),
+        (LABEL.replace("192.37", "1e39"), "line 3: y1 is '1e39'; expected a finite number"),
+        (LABEL.replace("192.37", "x" * 999), r"line 3: y1 is 'x{60} \.\.\.'; expected a finite number"),
         (LABEL.replace("3.68", "nan"), "line 3: z is 'nan'; expected a finite number"),
         (LABEL.replace("-1.29", "-inf"), "line 3: rotation_y is '-inf'; expected a finite number"),
         (LABEL.replace(" 3 ", " 3.0 "), "line 3: occluded is '3.0'; expected an integer"),
