@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from fvcore.common.checkpoint import Checkpointer as _FvcoreCheckpointer
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bevkd2.checkpoint.inert import ignored_names
@@ -159,9 +159,19 @@ class Checkpointer(_FvcoreCheckpointer):
     def _load_checkpointable(self, key: str, state: Any, path: str) -> None:
         target = self.checkpointables[key]
         if isinstance(target, nn.Module):
+            if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+                raise CheckpointFileError(f"{path}: its {key} is no state dict, expected tensors by name")
             load_strict(target, state, f"{path}: {key}")
         else:
-            target.load_state_dict(state)
+            try:
+                target.load_state_dict(state)
+            except ValueError as error:
+                raise CheckpointFileError(f"{path}: {error}") from error
+            except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+                raise CheckpointFileError(
+                    f"{path}: its {key} cannot be restored ({type(error).__name__}: {error}); a training "
+                    "resumes only from a checkpoint of its own"
+                ) from error
 
     def load_last(self, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Loads the last checkpoint in ``save_dir``.
@@ -257,4 +267,5 @@ class Checkpointer(_FvcoreCheckpointer):
             content = load_file(path)
         except (FileNotFoundError, CheckpointFileError):
             return None
-        return content if {"model", "iteration", *self.checkpointables} <= set(content) else None
+        whole = {"model", "iteration", *self.checkpointables} <= set(content)
+        return content if whole and isinstance(content["iteration"], int) else None

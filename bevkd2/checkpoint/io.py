@@ -10,6 +10,7 @@ import re
 import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -44,6 +45,7 @@ _DAMAGE = (
     ValueError,
     struct.error,
     zipfile.BadZipFile,
+    zlib.error,
 )
 
 
@@ -215,7 +217,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             content: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             names = (file.metadata() or {}).get(_CLASSES)
         return content if names is None else {**content, _CLASSES: json.loads(names)}
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except (SafetensorError, RecursionError, *_DAMAGE) as error:
         raise CheckpointFileError(f"{path} is damaged or not a safetensors file: {error}") from error
 
 
@@ -231,24 +233,34 @@ def _read_pth(path: Path) -> Any:
         raise
     except _DAMAGE as error:
         raise _damaged(path, error) from error
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise _damaged(path, error) from error  # zipfile went where there is nothing
 
 
 def _check_archive(path: Path) -> None:
-    """Checks that a zip file holds no more than its size, as torch writes it.
+    """Checks that a zip file holds no more than its size, as torch writes it, and nothing that was changed.
 
     Raises:
-        CheckpointFileError: it is compressed, and may unpack to any size.
+        CheckpointFileError: it is compressed, and may unpack to any size; or a checksum is wrong, which
+            torch's own reader does not look at.
         zipfile.BadZipFile: it is damaged.
     """
     if not zipfile.is_zipfile(path):
         return  # the format of before torch 1.6
     with zipfile.ZipFile(path) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
-    if size > path.stat().st_size:
-        raise CheckpointFileError(
-            f"{path} is refused: it is compressed, and would unpack from {path.stat().st_size} to {size} "
-            f"bytes; torch.save writes checkpoints without compression"
-        )
+        if size > path.stat().st_size:
+            raise CheckpointFileError(
+                f"{path} is refused: it is compressed, and would unpack from {path.stat().st_size} to {size} "
+                f"bytes; torch.save writes checkpoints without compression"
+            )
+        if changed := archive.testzip():
+            raise CheckpointFileError(
+                f"{path} is damaged: the checksum of {changed} in it is wrong; copy or download it again "
+                "(or, where torch.serialization.set_crc32_options(False) wrote it, save it again without)"
+            )
 
 
 def _read_foreign(path: Path, error: pickle.UnpicklingError) -> Any:

@@ -74,6 +74,10 @@ def load_strict(
     expected = module.state_dict()
     state = completed(state, expected)
     allowed = check_keys(expected, state, source, type(module).__name__, allow_missing)
+    numbers = ((name, value) for name, value in state.items() if value.element_size() > 1)  # not of 8 bits
+    if undefined := [name for name, value in numbers if value.isnan().any()]:
+        text = _listing("with NaN, so that all losses and detections will be NaN", undefined)
+        logging.getLogger(__name__).warning("%s: %s; use an earlier checkpoint", source, text)
     with torch.no_grad():
         module.load_state_dict(dict(state), strict=False)
     if allowed:
@@ -142,14 +146,27 @@ def check_keys(
     missing = sorted(set(absent) - set(allowed))
     unexpected = [(names or {}).get(name, name) for name in state if name not in expected]
     mismatched = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+        f"{name} {misfit}"
         for name, value in expected.items()
-        if name in state and state[name].shape != value.shape
+        if name in state and (misfit := _misfit(state[name], value))
     ]
     if missing or unexpected or mismatched:
         remedy = _prefix_remedy(expected, state)
         raise StateDictMismatchError(source, model, missing, unexpected, mismatched, remedy)
     return allowed
+
+
+def _misfit(found: Tensor, expected: Tensor) -> str:
+    """Returns why a tensor cannot be copied to another without loss of what it means; "" where it can."""
+    if found.shape != expected.shape:
+        return f"{tuple(found.shape)} instead of {tuple(expected.shape)}"
+    if found.is_meta > expected.is_meta:
+        return "has no numbers"
+    if found.layout != expected.layout:
+        return f"{found.layout} instead of {expected.layout}"
+    if expected.is_floating_point() and not found.is_floating_point():  # such as quantised weights
+        return f"{found.dtype} instead of {expected.dtype}"
+    return ""
 
 
 def _prefix_remedy(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:

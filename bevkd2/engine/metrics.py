@@ -54,9 +54,10 @@ def _iteration(line: str) -> int:
     """Returns the iteration of a row; -1 where the line is not a whole one."""
     try:
         row = json.loads(line) if line.endswith("\n") else None
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         row = None
-    return int(row["iteration"]) if isinstance(row, dict) and "iteration" in row else -1
+    iteration = row.get("iteration") if isinstance(row, dict) else None
+    return iteration if isinstance(iteration, int) else -1
 
 
 class MetricsHistory(HookBase):
@@ -107,7 +108,11 @@ class MetricsHistory(HookBase):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps what :meth:`state_dict` returned until the training begins."""
-        self._state, self.restored = state_dict, True
+        scalars = {
+            name: (smoothed, [(float(value), int(iteration)) for value, iteration in values])
+            for name, (smoothed, values) in state_dict["scalars"].items()
+        }
+        self._state, self.restored = {"written": int(state_dict["written"]), "scalars": scalars}, True
 
 
 def _newest(values: Sequence[tuple[float, float]], iterations: int) -> list[list[float]]:

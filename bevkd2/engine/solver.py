@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from fvcore.common.config import CfgNode
 from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler, ParamScheduler
-from torch import nn
+from torch import Tensor, nn
 
 from bevkd2.d2 import WarmupParamScheduler
 
@@ -131,6 +131,15 @@ def fit_optimizer_state(
     state = {
         i: saved["state"][place_of[name]] for i, name in enumerate(names) if place_of[name] in saved["state"]
     }
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for i, parameter in enumerate(parameters):
+        for key, value in state.get(i, {}).items():
+            shape = tuple(value.shape) if isinstance(value, Tensor) else ()
+            if not isinstance(value, (Tensor, int, float, type(None))) or shape not in ((), parameter.shape):
+                raise ValueError(
+                    f"the checkpoint's optimizer has {shape or repr(value)} as {key} of {names[i]}, expected "
+                    f"a tensor of {tuple(parameter.shape)}; it is damaged"
+                )
     # The schedule of a resumed training multiplies initial_lr.
     groups = [{**group, "initial_lr": group.get("initial_lr", group["lr"])} for group in own["param_groups"]]
     return {"state": state, "param_groups": groups}

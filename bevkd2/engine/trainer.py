@@ -265,6 +265,8 @@ class DistillTrainer(SimpleTrainer):
                 "so another program saved it; start a new run from its weights: set MODEL.WEIGHTS and leave "
                 "out --resume"
             )
+        if type(iteration := state_dict["iteration"]) is not int or iteration < 0:
+            raise ValueError(f"iteration is {iteration!r}, expected a whole number from 0; it is damaged")
         optimizer = fit_optimizer_state(
             state_dict["optimizer"],
             state_dict.get("optimizer_names"),

@@ -200,6 +200,20 @@ def test_a_training_does_not_resume_from_objects_that_were_not_read(tmp_path: Pa
         Checkpointer(pair, trainer=Counter()).load(str(tmp_path / "x.pth"))
 
 
+@pytest.mark.parametrize("state", [None, [1], {}, "text"])
+def test_a_damaged_part_of_a_training_is_named(tmp_path: Path, state: Any) -> None:
+    pair = Pair()
+    content = {"model": pair.student.state_dict(), "distill": pair.methods.state_dict(), "trainer": state}
+    save_file(content, tmp_path / "x.pth")
+    with pytest.raises(
+        CheckpointFileError, match=r"x\.pth: its trainer cannot be restored \((Key|Type)Error"
+    ):
+        Checkpointer(pair, trainer=Counter()).load(str(tmp_path / "x.pth"))
+    save_file({**content, "distill": state or 1}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointFileError, match=r"x\.pth: its distill is no state dict"):
+        Checkpointer(pair, trainer=Counter()).load(str(tmp_path / "x.pth"))
+
+
 @pytest.mark.parametrize("classes", ["Car", [1, 2], {"Car": 0}])
 def test_damaged_classes_are_named(tmp_path: Path, classes: Any) -> None:
     model = nn.Linear(2, 2)

@@ -206,6 +206,29 @@ def test_a_compressed_file_is_refused(tmp_path: Path) -> None:
         load_file(tmp_path / "x.pth")
 
 
+def test_a_bit_that_flipped_is_found(tmp_path: Path) -> None:
+    """Torch reads on, with another weight."""
+    path = tmp_path / "w.pth"
+    save_file({"a": torch.full((4,), 7.0)}, path)
+    data = path.read_bytes()
+    place = data.index(torch.full((4,), 7.0).numpy().tobytes())
+    path.write_bytes(data[:place] + b"\1" + data[place + 1 :])
+    assert torch.load(path, weights_only=True)["a"][0] != 7
+    with pytest.raises(
+        CheckpointFileError, match=r"w\.pth is damaged: the checksum of .*data/0 in it is wrong"
+    ):
+        load_file(path)
+
+
+def test_an_archive_that_lost_bytes_is_named(tmp_path: Path) -> None:
+    """Its directory is looked for before the beginning of the file."""
+    path = tmp_path / "w.pth"
+    save_file({"a": torch.ones(999)}, path)
+    path.write_bytes(path.read_bytes()[-100:])
+    with pytest.raises(CheckpointFileError, match=r"w\.pth is damaged"):
+        load_file(path)
+
+
 def test_old_format_with_objects_is_refused_by_a_readable_message(tmp_path: Path) -> None:
     torch.save(foreign_content(), tmp_path / "x.pth", _use_new_zipfile_serialization=False)
     with pytest.raises(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -39,6 +40,42 @@ def test_missing_unknown_and_mismatched_keys_are_all_named_and_nothing_is_copied
     assert "number of classes" in text and "MODEL.ALLOW_MISSING" in text
     for name, value in target.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (torch.Tensor.byte, r"torch\.uint8 instead of torch\.float32"),
+        (torch.Tensor.cfloat, r"torch\.complex64 instead of torch\.float32"),
+        (torch.Tensor.to_sparse, r"torch\.sparse_coo instead of torch\.strided"),
+        (lambda value: value.to("meta"), "has no numbers"),
+    ],
+)
+def test_tensors_of_another_kind_are_refused(
+    change: Callable[[torch.Tensor], torch.Tensor], found: str
+) -> None:
+    """Weights that are quantised, for example: their integers would be taken for weights."""
+    state = model().state_dict()
+    state["2.weight"] = change(state["2.weight"])
+    with pytest.raises(StateDictMismatchError, match=rf"2\.weight .*{found}"):
+        load_strict(model(), state, "weights.pth")
+
+
+def test_nan_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    state = model().state_dict()
+    state["2.weight"][1, 1] = torch.nan
+    load_strict(model(), state, "weights.pth")
+    assert "weights.pth: 1 key with NaN, so that all" in caplog.text and ": 2.weight; use" in caplog.text
+
+
+def test_half_and_double_are_read() -> None:
+    state = {name: value.double() for name, value in model().state_dict().items()}
+    state["2.weight"] = state["2.weight"].bfloat16()
+    target = model()
+    load_strict(target, state, "weights.pth")
+    assert target[2].weight.dtype == torch.float32 and torch.equal(
+        target[2].weight, state["2.weight"].float()
+    )
 
 
 def test_long_lists_are_cut_and_counted() -> None:

@@ -209,6 +209,15 @@ def test_the_state_of_another_kind_of_optimizer_is_a_named_error(
         fit_optimizer_state(saved.state_dict(), names_of(model, saved), resumed, names_of(other, resumed))
 
 
+@pytest.mark.parametrize("moment", [torch.zeros(3), "text"])
+def test_a_moment_that_is_not_the_parameters_is_named(tmp_path: Path, moment: Any) -> None:
+    model, saved = trained(tmp_path)
+    state = saved.state_dict()
+    state["state"] = {place: {**entry, "exp_avg": moment} for place, entry in state["state"].items()}
+    with pytest.raises(ValueError, match=r"optimizer has .* as exp_avg of \w+\.weight, expected a tensor"):
+        fit_optimizer_state(state, names_of(model, saved), saved, names_of(model, saved))
+
+
 def test_an_optimizer_of_other_parameters_names_them(tmp_path: Path) -> None:
     model, saved = trained(tmp_path)
     names = names_of(model, saved)

@@ -190,6 +190,13 @@ def test_state_of_another_program_is_a_named_error(tmp_path: Path) -> None:
         make_trainer(tmp_path).load_state_dict({"iteration": 3, "_trainer": {}})
 
 
+@pytest.mark.parametrize("iteration", [-1, 2.0, "3", None, float("nan")])
+def test_an_iteration_that_is_none_is_named(tmp_path: Path, iteration: Any) -> None:
+    trainer = make_trainer(tmp_path)
+    with pytest.raises(ValueError, match=r"iteration is .*, expected a whole number from 0"):
+        trainer.load_state_dict({**trainer.state_dict(), "iteration": iteration})
+
+
 def test_skipped_steps_are_counted_and_torch_gives_no_advice(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
