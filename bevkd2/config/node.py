@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,10 +12,12 @@ from typing import Any
 import fvcore.common.config as fvcore_config
 import yaml
 
-from bevkd2.config.shipped import find_file, shipped_file
+from bevkd2.config.shipped import expanded, find_file, shipped_file
 
 BASE_KEY = "_BASE_"
 _MOST_VALUES = 100_000  # in a YAML file; the longest shipped config has some hundred
+# What yaml raises beside its own errors on a value that its tag or its form does not fit, as 2020-99-99 has.
+_OF_A_TAG = (ValueError, LookupError, AttributeError, TypeError)
 _WITHIN = -1  # marks a node whose values are being counted
 # Keys whose value is a path relative to the YAML file that names it, as _BASE_ is; or of a shipped file.
 _RELATIVE_TO_FILE = (("DISTILL", "TEACHER", "CONFIG"),)
@@ -65,8 +68,14 @@ class CfgNode(fvcore_config.CfgNode):
         """
         if allow_unsafe:
             raise ValueError("allow_unsafe=True is refused: a config file must not run code; use plain YAML")
-        content = _load_yaml(find_file(cfg_filename), seen=())
-        self.merge_from_other_cfg(CfgNode(content), source=str(cfg_filename))
+        files: dict[Path, dict[str, Any]] = {}
+        content = _load_yaml(find_file(cfg_filename), seen=(), files=files)
+        try:
+            self.merge_from_other_cfg(CfgNode(content), source=str(cfg_filename))
+        except (KeyError, ValueError):
+            for path in reversed(files):  # which of them it is in
+                _checked(CfgNode(files[path]), self, str(path), prefix="")
+            raise
 
     def merge_from_other_cfg(
         self, cfg_other: fvcore_config.CfgNode, source: str = "the other config"
@@ -107,7 +116,7 @@ class CfgNode(fvcore_config.CfgNode):
         """Returns the merged content of ``filename`` and its bases, loaded safely."""
         if allow_unsafe:
             raise ValueError("allow_unsafe=True is refused: a config file must not run code; use plain YAML")
-        return _load_yaml(find_file(filename), seen=())
+        return _load_yaml(find_file(filename), seen=(), files={})
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -154,6 +163,20 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _refuse_value(loader: yaml.SafeLoader, node: yaml.Node) -> None:
+    """Raises ConstructorError for what a config has no values of: dates, sets, bytes."""
+    raise yaml.constructor.ConstructorError(
+        None,
+        None,
+        f"a value of the type {node.tag.rpartition(':')[2]}: write it between quotes",
+        node.start_mark,
+    )
+
+
+for _kind in ("timestamp", "set", "binary", "omap", "pairs"):
+    _UniqueKeyLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _refuse_value)
+
+
 def _count_values(node: yaml.Node, counts: dict[int, int]) -> int:
     """Returns how many values a node stands for, each alias counted as what it names."""
     if counts.get(id(node)) == _WITHIN:
@@ -179,20 +202,23 @@ def load_plain_yaml(path: Path, what: str = "config file") -> dict[str, Any]:
         what: it is, for errors.
 
     Raises:
-        ValueError: it is no plain YAML, no mapping, or has a key twice.
+        ValueError: it is no plain YAML, empty, no mapping, or has a key twice.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader) or {}  # noqa: S506  (it is safe)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # noqa: S506  (it is safe)
+    except (yaml.YAMLError, RecursionError, *_OF_A_TAG) as error:
         raise ValueError(
             f"{what} {path} is not plain YAML ({error}); Python tags and other objects are refused"
         ) from error
+    if content is None:
+        raise ValueError(f"{what} {path} is empty: it is cut off, or not needed; expected a mapping of keys")
     if not isinstance(content, dict):
         raise ValueError(f"{what} {path} holds a {type(content).__name__}, expected a mapping of keys")
     return content
 
 
-def _load_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+def _load_yaml(path: Path, seen: tuple[Path, ...], files: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+    """Returns the content of a file and its bases, merged; ``files`` gets that of each by itself."""
     if not path.is_file():
         why = f"it is the {BASE_KEY} of {seen[-1]}" if seen else "--config-file takes the path of a YAML file"
         raise FileNotFoundError(f"config file {path} does not exist; {why}")
@@ -202,13 +228,14 @@ def _load_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     content = load_plain_yaml(path)
     merged: dict[str, Any] = {}
     for name in _base_names(content.pop(BASE_KEY, []), path):
-        _merge_files(_load_yaml(_relative_to(path, name), (*seen, path.resolve())), merged)
+        _merge_files(_load_yaml(_relative_to(path, name), (*seen, path.resolve()), files), merged)
     for keys in _RELATIVE_TO_FILE:
         _resolve_path(content, keys, path)
     distill = content.get("DISTILL")
     teachers = distill.get("MORE_TEACHERS") if isinstance(distill, dict) else None
     for entry in teachers if isinstance(teachers, list) else ():
         _resolve_path(entry, ("CONFIG",), path)
+    files[path] = copy.deepcopy(content)  # the merge puts parts of it together with others
     _merge_files(content, merged)
     return merged
 
@@ -233,7 +260,7 @@ def _merge_files(content: dict[str, Any], merged: dict[str, Any]) -> None:
 
 def _relative_to(path: Path, name: str) -> Path:
     """Returns the file ``name`` beside the file ``path``, or else the shipped file of that name."""
-    target = Path(name).expanduser()
+    target = expanded(name)
     beside = path.parent / target  # target itself where it is absolute
     return beside if beside.exists() else shipped_file(target) or beside
 

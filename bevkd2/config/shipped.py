@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -24,6 +25,11 @@ def shipped_folder(name: str) -> Path:
         f"bevkd2's own {name}/ is neither in {_PACKAGE} nor beside it; the installation is incomplete, "
         "install bevkd2 again"
     )
+
+
+def expanded(path: str | Path) -> Path:
+    """Returns a path whose ``~`` is the home folder; with ``~name`` of no user, the path as it is."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  (Path's raises a RuntimeError there)
 
 
 def find_file(path: str | Path) -> Path:

@@ -23,6 +23,7 @@ import numpy as np
 from fvcore.common.config import CfgNode
 
 from bevkd2.config.data_formats import DATA_FORMAT_REGISTRY, class_names
+from bevkd2.config.shipped import expanded
 from bevkd2.d2 import DatasetCatalog, DatasetEvaluator, MetadataCatalog
 
 if TYPE_CHECKING:
@@ -244,11 +245,11 @@ def dataset_root(cfg: CfgNode) -> str:
     Raises:
         FileNotFoundError: ``DETECTRON2_DATASETS`` is set, and the folder is in neither place.
     """
-    root = Path(cfg.DATASETS.ROOT).expanduser()
+    root = expanded(cfg.DATASETS.ROOT)
     datasets = os.environ.get("DETECTRON2_DATASETS", "")
     if root.is_absolute() or root.exists() or not datasets:
         return str(root)  # the format says what is wrong with one that does not exist
-    elsewhere = Path(datasets).expanduser() / root
+    elsewhere = expanded(datasets) / root
     if not elsewhere.exists():
         raise FileNotFoundError(
             f"DATASETS.ROOT is {str(root)!r}, but neither {Path.cwd() / root} nor {elsewhere} (in "

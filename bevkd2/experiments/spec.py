@@ -193,8 +193,8 @@ def read_experiment(path: str | Path) -> Experiment:
         train=train,
         scored=scored,
         evaluation=evaluation,
-        primary=tuple(content.take("primary", list)),
-        secondary=tuple(content.take("secondary", list, [])),
+        primary=_metrics(content, "primary"),
+        secondary=_metrics(content, "secondary", []),
         baseline=content.take("baseline", str),
         average_last=content.take("average_last", int, 0),
         rows=rows,
@@ -281,6 +281,13 @@ def _check_checkpoints(cfg: CfgNode, average_last: int) -> None:
         )
 
 
+def _metrics(content: _Keys, key: str, *default: Any) -> tuple[str, ...]:
+    names = content.take(key, list, *default)
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise ValueError(f"{content.where}: {key} has {wrong[0]!r}, expected the name of a metric")
+    return tuple(names)
+
+
 def _row(entry: Any, where: str, config: str, common: Mapping[str, Any], seeds: list[Any]) -> Row:
     content = _Keys(entry, where)
     name = content.take("name", str)
@@ -311,7 +318,11 @@ def _world(worlds: _Keys, name: str) -> World:
     content = _Keys(worlds.take(name, dict), f"{worlds.where}.{name}")
     root, text = content.take("root", str), content.take("arguments", str)
     content.finish()
-    arguments = tuple(word for part in shlex.split(text) for word in part.split("=", 1))
+    try:
+        parts = shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"{content.where}: arguments are {text!r}: {error}") from error
+    arguments = tuple(word for part in parts for word in part.split("=", 1))
     if own := [word for word in arguments if word in _WORLD_FLAGS]:
         raise ValueError(
             f"{content.where}: arguments have {own[0]}, which the runner gives itself; leave it out"

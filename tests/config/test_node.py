@@ -163,6 +163,39 @@ def test_bases_are_merged_in_order_and_relative_to_their_file(tmp_path: Path) ->
     assert (cfg.SOLVER.GAMMA, cfg.SOLVER.MAX_ITER, cfg.SEED, cfg.OUTPUT_DIR) == (0.3, 2, 3, "here")
 
 
+def test_a_wrong_value_is_in_the_file_that_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "base.yaml", "SOLVER: {MAX_ITER: many}\nMODEL: {FPN: {OUT_CHANNELS: 64}}")
+    path = write(tmp_path, "run.yaml", "_BASE_: base.yaml\nSEED: 3")
+    with pytest.raises(ValueError, match=r"base\.yaml: SOLVER\.MAX_ITER: expected int"):
+        get_cfg().merge_from_file(str(path))
+    write(tmp_path, "run.yaml", "_BASE_: base.yaml\nSOLVER: {MAX_ITER: 5}\nMODEL: {FPN: {OUT_CHANELS: 1}}")
+    with pytest.raises(KeyError, match=r"run\.yaml: unknown config key 'MODEL\.FPN\.OUT_CHANELS'"):
+        get_cfg().merge_from_file(str(path))
+    write(tmp_path, "run.yaml", "_BASE_: base.yaml\nSOLVER: {MAX_ITER: 5}")
+    cfg = get_cfg()
+    cfg.merge_from_file(str(path))
+    assert cfg.SOLVER.MAX_ITER == 5
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2020-99-99",
+        "2020-01-01",
+        "!!set {a}",
+        "!!binary aGk=",
+        "!!int x",
+        "!!float x",
+        "!!bool x",
+        "!!timestamp x",
+    ],
+)
+def test_values_that_their_tags_do_not_fit_are_named(tmp_path: Path, value: str) -> None:
+    path = write(tmp_path, "run.yaml", f"SEED: {value}")
+    with pytest.raises(ValueError, match=r"run\.yaml is not plain YAML"):
+        get_cfg().merge_from_file(str(path))
+
+
 def test_cycle_of_bases_is_shown(tmp_path: Path) -> None:
     write(tmp_path, "a.yaml", "_BASE_: b.yaml")
     path = write(tmp_path, "b.yaml", "_BASE_: a.yaml")
@@ -182,6 +215,21 @@ def test_absent_file_and_absent_base(tmp_path: Path) -> None:
         load_config(tmp_path / "none.yaml")
     with pytest.raises(FileNotFoundError, match=r"gone\.yaml does not exist; it is the _BASE_ of .*/a\.yaml"):
         load_config(write(tmp_path, "a.yaml", "_BASE_: gone.yaml"))
+
+
+@pytest.mark.parametrize("text", ["", "\n", "null", "# SEED: 3"])
+def test_an_empty_file_is_refused(tmp_path: Path, text: str) -> None:
+    """It may have been cut off, and would change the values of a config without a word."""
+    write(tmp_path, "base.yaml", text)
+    path = write(tmp_path, "run.yaml", "_BASE_: base.yaml\nSEED: 3")
+    with pytest.raises(ValueError, match=r"config file .*base\.yaml is empty"):
+        get_cfg().merge_from_file(str(path))
+
+
+def test_the_home_folder_of_nobody_does_not_exist(tmp_path: Path) -> None:
+    path = write(tmp_path, "run.yaml", "_BASE_: ~nobody-has-this-name/base.yaml")
+    with pytest.raises(FileNotFoundError, match=r"~nobody-has-this-name/base\.yaml does not exist"):
+        get_cfg().merge_from_file(str(path))
 
 
 def test_failed_merge_changes_nothing(tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ def test_runs_go_seed_by_seed_and_overrides_are_merged(tmp_path: Path) -> None:
         ({"evaluation": "val"}, "evaluation is 'val', expected holdout or test"),
         ({"baseline": "teacher"}, "baseline is 'teacher', expected a row: plain"),
         ({"primary": []}, "primary is empty"),
+        ({"primary": ["mAP", ["NDS"]]}, r"primary has \['NDS'\], expected the name of a metric"),
+        ({"worlds": {"train": {**WORLD, "arguments": "--seed '2"}}}, 'arguments are "--seed .*No closing'),
         ({"primary": "mAP"}, "primary is 'mAP', expected a list"),
         ({"seeds": [0, 0]}, r"seeds are \[0, 0\], expected different integers"),
         ({"rows": [{"name": "a_0"}, {"name": "a_0"}]}, "two rows have the name 'a_0'"),

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 from iopath.common.file_io import file_lock
 
+from bevkd2.config.shipped import expanded
 from bevkd2.nuscenes.json_files import file_states
 from bevkd2.nuscenes.layout import is_below_root
 from bevkd2.structures import Boxes3D, lidar2img_matrix, scale_intrinsics
@@ -185,11 +186,11 @@ def cache_directory(root: str | Path, cache_dir: str) -> Path:
     """
     root = Path(root).resolve()
     if cache_dir:
-        path = Path(cache_dir).expanduser() / _short_hash(str(root))
+        path = expanded(cache_dir) / _short_hash(str(root))
     elif os.access(root, os.W_OK):
         path = root / ".bevkd2_cache"
     else:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        home = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
         path = home / "bevkd2" / _short_hash(str(root))
     path.mkdir(parents=True, exist_ok=True)
     return path
