@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import traceback
 
 LOG_HANDLER = "bevkd2.file"
@@ -30,6 +31,9 @@ class UserError(Exception):
 USER_ERRORS = (ValueError, KeyError, OSError, ImportError, UserError)
 
 
+_LONGEST = 2000  # characters of a message; one may quote a value of any length
+_UNREADABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\ud800-\udfff]")  # but not the end of a line
+
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -39,8 +43,16 @@ def is_of_the_disk(error: BaseException | None) -> bool:
 
 
 def message_of(error: BaseException) -> str:
-    """Returns the text of an error; a KeyError's own is quoted."""
-    return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    """Returns the text of an error, fit to be printed.
+
+    The quotes that a KeyError adds are left out, what a terminal cannot show is escaped, and the middle of a
+    very long text is left out.
+    """
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if len(text) > _LONGEST:
+        half = _LONGEST // 2 - 50
+        text = f"{text[:half]} ... ({len(text) - 2 * half} characters left out) ... {text[-half:]}"
+    return _UNREADABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def traceback_of(error: BaseException) -> str:
