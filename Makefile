@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(shell find csrc tests/cuda_emulation -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help install build demo demo-teacher demo-mono demo-mono-teacher test reliability lint format docs wheel cuda sanitize gpu-check bench clean
+.PHONY: help install build demo demo-teacher demo-mono demo-mono-teacher test fuzz reliability lint format docs wheel cuda sanitize gpu-check bench clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -50,6 +50,11 @@ demo-mono-teacher: $(STAMP)  ## train the teacher of the monocular demo
 # A file's tests run in one process, the slow files first, so that no core is idle at the end.
 test: $(STAMP)  ## run all tests, in JOBS processes
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+
+# Minutes; JOBS does not matter. The first tenth of the cases runs in `make test`.
+fuzz: $(STAMP)  ## read 2,000 mutated files of every kind, and write what survived
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability fuzz
+	$(BIN)/python docs/make_reliability_table.py
 
 # Minutes to hours; as root, since it mounts small disks. The results are the table of docs/reliability.md.
 reliability: $(STAMP)  ## kill, break and scale trainings, and write what survived

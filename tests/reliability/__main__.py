@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.reliability.report import RESULTS, write
 
-PROOFS = ("kill", "checkpoints", "signals", "resume", "processes", "frozen", "seeds", "memory")
+PROOFS = ("kill", "checkpoints", "signals", "resume", "processes", "frozen", "seeds", "memory", "fuzz")
 
 
 def main() -> int:

@@ -1,0 +1,530 @@
+"""What is fuzzed: for each kind of file small valid ones, how a user's run reads them, and what is right."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import random
+import re
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+
+from bevkd2.checkpoint import Checkpointer, save_file
+from bevkd2.cli import kitti_eval
+from bevkd2.config import CfgNode, load_config
+from bevkd2.data.kitti import load_kitti
+from bevkd2.data.mono.mapper import MonoMapper
+from bevkd2.data.nuscenes.dataset import load_nuscenes
+from bevkd2.data.nuscenes.mapper import NuScenesMapper
+from bevkd2.data.nuscenes_mono import NuScenesMonoIndex
+from bevkd2.data.synthetic import KittiWorldConfig, generate
+from bevkd2.engine import train
+from bevkd2.evaluation.nuscenes import NuScenesScorer
+from bevkd2.evaluation.nuscenes_results import SampleDetections
+from bevkd2.experiments.spec import read_experiment
+from bevkd2.kitti.labels import TYPES
+from bevkd2.nuscenes.layout import MONO_CLASS_NAMES
+from tests.data.nuscenes_fixture import VERSION, FixtureWorld, write_can_bus
+from tests.engine.toys import ToyDetector, build_toy_loader, toy_cfg
+from tests.fuzz import mutate
+from tests.fuzz.mutate import Mutation
+
+Result = dict[str, Any]
+CLASSES = ("Pedestrian", "Cyclist", "Car")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of file.
+
+    Attributes:
+        name: of the kind.
+        cases: how many of the 2,000.
+        files: patterns of the files that are mutated, below the folder.
+        prepare: writes valid files into a folder.
+        mutate: makes a mutated content.
+        read: reads the folder as a run does, and returns all that it gets of it.
+        valid: whether a content is one that a user may well have meant, so that another result is right;
+            it gets the original and the mutated content.
+    """
+
+    name: str
+    cases: int
+    files: tuple[str, ...]
+    prepare: Callable[[Path], object]
+    mutate: Callable[[random.Random, bytes], Mutation]
+    read: Callable[[Path], Result]
+    valid: Callable[[bytes, bytes], bool]
+
+
+# nuScenes
+
+
+def _nuscenes_world(folder: Path) -> None:
+    world = FixtureWorld(folder, scenes=2, frames=2)
+    write_can_bus(folder, "scene-0001", [row["timestamp"] for row in world.tables["sample"][:2]])
+
+
+def _read_nuscenes(folder: Path) -> Result:
+    """The index, samples and records of both formats, and the score of the objects themselves."""
+    index = load_nuscenes(folder, VERSION, "both", str(folder / "cache"))
+    mapper = NuScenesMapper(
+        is_train=True,
+        image_scale=0.5,
+        photometric=False,
+        queue_length=2,
+        point_range=(-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
+        history="latest",
+    )
+    mono, scorer = NuScenesMonoIndex(index, MONO_CLASS_NAMES), _scorer(folder)
+    found = {
+        frame["sample_token"]: SampleDetections(
+            boxes=index.boxes3d(i),
+            scores=np.full(len(index.boxes3d(i)), 0.5),
+            labels=index.labels[index.annotations(i)],
+            lidar2global=index.lidar2global[i],
+            ego2global=index.ego2global[i],
+        )
+        for i, frame in enumerate(index)
+    }
+    for detections in found.values():
+        detections.boxes.tensor[:, 7:] = detections.boxes.tensor[:, 7:].nan_to_num()
+    known = ~np.isnan(index.boxes)  # a velocity is NaN where it is unknown
+    return {
+        "index": {name: value for name, value in vars(index).items() if name not in ("root", "boxes")},
+        "boxes": [np.where(known, index.boxes, 0), known],
+        # The last frame of each scene, with the one before as its history: all images.
+        "samples": [mapper(index, scene[-1], np.random.default_rng(0)) for scene in index.scenes()],
+        "records": [vars(mono.record(i)) for i in index.scenes()[0]],
+        "scores": scorer.score(found),
+    }
+
+
+def _scorer(folder: Path) -> NuScenesScorer:
+    return NuScenesScorer(root=folder, version=VERSION, split="both", output_dir=folder / "scores")
+
+
+def _strict_json(data: bytes) -> Any:
+    """The tree of a JSON file without a key twice or a number that is not finite; raises ValueError."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("a key twice")
+        return dict(pairs)
+
+    def refuse(text: str) -> None:
+        raise ValueError(text)
+
+    try:
+        return json.loads(data.decode(), object_pairs_hook=unique, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def _same_shape(old: Any, new: Any) -> bool:
+    """Whether two trees have the same keys, lengths and types of values: other values are other data."""
+    numbers = (int, float)
+    if type(old) is not type(new) and not (type(old) in numbers and type(new) in numbers):
+        return False
+    if isinstance(old, dict):
+        return old.keys() == new.keys() and all(_same_shape(old[key], new[key]) for key in old)
+    if isinstance(old, (list, tuple)):
+        return len(old) == len(new) and all(map(_same_shape, old, new))
+    if isinstance(old, torch.Tensor):
+        floating = old.is_floating_point() and new.is_floating_point()
+        return old.shape == new.shape and (floating or old.dtype == new.dtype)
+    return True
+
+
+def _same_records(old: bytes, new: bytes) -> bool:
+    """Whether a table has other values, but all its records and fields; attributes may be more or fewer."""
+    try:
+        trees = [_strict_json(content) for content in (old, new)]
+    except ValueError:
+        return False
+    for tree in trees:
+        for row in tree if isinstance(tree, list) else ():
+            if isinstance(row, dict) and isinstance(row.get("attribute_tokens"), list):
+                row["attribute_tokens"] = []
+    return _same_shape(*trees)
+
+
+def _is_splits(_: bytes, new: bytes) -> bool:
+    try:
+        tree = _strict_json(new)
+    except ValueError:
+        return False
+    return isinstance(tree, dict) and all(len(set(scenes)) == len(scenes) for scenes in tree.values())
+
+
+def _is_can_bus(_: bytes, new: bytes) -> bool:
+    def numbers(value: Any, length: int) -> bool:
+        return len(value) == length and all(type(x) in (int, float) and math.isfinite(x) for x in value)
+
+    try:
+        messages = _strict_json(new)
+        vectors = [m[name] for m in messages for name in ("accel", "rotation_rate", "vel")]
+        return all(numbers(v, 3) for v in vectors) and numbers([m["utime"] for m in messages], len(messages))
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _decodes(_: bytes, new: bytes) -> bool:
+    """A JPEG has no checksum: what decodes to the end of the picture is a picture."""
+    try:
+        with Image.open(io.BytesIO(new)) as image:
+            image.load()
+    except (OSError, SyntaxError):
+        return False
+    return True
+
+
+# KITTI
+
+
+def _kitti_world(folder: Path) -> None:
+    """Two frames of each split, and as detections of the second the objects themselves."""
+    config = KittiWorldConfig(
+        seed=90, num_train_frames=2, num_val_frames=2, image_size=(320, 96), max_objects=8
+    )
+    generate(config, folder, progress=False)
+    for path in (folder / "training" / "calib").iterdir():
+        path.write_text("".join(row for row in path.open() if row.startswith(("P2", "R0"))))
+    (folder / "detections").mkdir()
+    for frame in (folder / "ImageSets" / "val.txt").read_text().split():
+        rows = (folder / "training" / "label_2" / f"{frame}.txt").read_text().splitlines()
+        found = [f"{row} 0.{9 - i}" for i, row in enumerate(rows) if not row.startswith("DontCare")]
+        (folder / "detections" / f"{frame}.txt").write_text("".join(f"{row}\n" for row in found))
+
+
+def _read_kitti(folder: Path) -> Result:
+    """The index and the samples of both splits, and the score of the detections."""
+    result: Result = {}
+    for split in ("train", "val"):
+        index = load_kitti(folder, split, CLASSES)
+        mappers = [MonoMapper(is_train=True, flip_prob=1.0, boxes2d=rule) for rule in ("projected", "label")]
+        result[split] = {
+            "index": {name: value for name, value in vars(index).items() if name != "folder"},
+            "samples": [m(index, i, np.random.default_rng(0)) for m in mappers for i in range(len(index))],
+        }
+    scores = folder / "scores.json"
+    words = ["--gt", folder / "training", "--det", folder / "detections", "--json", scores]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        kitti_eval.main([*map(str, words), "--split", str(folder / "ImageSets" / "val.txt")])
+    return {**result, "scores": json.loads(scores.read_text())}
+
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
+def _are_rows(columns: int) -> Callable[[bytes, bytes], bool]:
+    """Whether every row is a type and finite numbers; how many rows there are, no file says."""
+
+    def valid(_: bytes, new: bytes) -> bool:
+        try:
+            rows = [line.split() for line in new.decode("ascii").splitlines() if line.strip()]
+        except UnicodeDecodeError:
+            return False
+        known = {name.lower() for name in TYPES}
+        return all(
+            len(row) == columns
+            and row[0].lower() in known
+            and all(_NUMBER.fullmatch(word) and math.isfinite(float(word)) for word in row[1:])
+            for row in rows
+        )
+
+    return valid
+
+
+def _is_calibration(_: bytes, new: bytes) -> bool:
+    rows = [line.partition(":") for line in new.decode(errors="replace").splitlines()]
+    found = [numbers.split() for key, _, numbers in rows if key.strip() == "P2"]
+    words = found[0] if len(found) == 1 else []
+    return len(words) == 12 and all(_NUMBER.fullmatch(word) and math.isfinite(float(word)) for word in words)
+
+
+def _is_frame_list(_: bytes, new: bytes) -> bool:
+    frames = [line.strip() for line in new.decode("ascii", errors="replace").splitlines() if line.strip()]
+    return len(set(frames)) == len(frames) and all(re.fullmatch(r"[0-9]{6}", frame) for frame in frames)
+
+
+def _is_whole_png(_: bytes, new: bytes) -> bool:
+    try:
+        with Image.open(io.BytesIO(new)) as image:
+            image.verify()  # the checksums
+    except (OSError, SyntaxError):
+        return False
+    return new.endswith(b"IEND\xaeB`\x82") and _decodes(new, new)
+
+
+# YAML
+
+_BASE = """\
+MODEL:
+  BACKBONE: {NORM: BN, FREEZE_AT: 0}
+  RESNETS: {DEPTH: 18, STEM_OUT_CHANNELS: 32, RES2_OUT_CHANNELS: 32, OUT_FEATURES: [res3, res4]}
+  FPN: {OUT_CHANNELS: 64}
+INPUT: {PHOTOMETRIC: false, RESIZE_TRAIN: [1242, 375]}
+"""
+_CONFIG = """\
+_BASE_: base.yaml
+MODEL:
+  META_ARCHITECTURE: FCOS3D
+  PIXEL_MEAN: [1.0, 2.0, 3.5]
+DATASETS:
+  FORMAT: kitti
+  ROOT: data/kitti
+  TRAIN: [train, val]
+  CLASSES: [Car, Van]
+SOLVER:
+  MAX_ITER: 4000
+  BASE_LR: 1.0e-4
+  STEPS: (60, 80)
+  AMP: {ENABLED: true, DTYPE: float16}
+TEST: {EVAL_PERIOD: 0, EXPECTED_RESULTS: [[bbox, mAP, 0.25, 0.01]]}
+OUTPUT_DIR: output/run
+"""
+
+
+def _configs(folder: Path) -> None:
+    (folder / "base.yaml").write_text(_BASE)
+    (folder / "config.yaml").write_text(_CONFIG)
+
+
+def _read_config(folder: Path) -> Result:
+    return {"config": _plain(load_config(folder / "config.yaml"))}
+
+
+def _plain(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _plain(value) for key, value in node.items()}
+    return [_plain(value) for value in node] if isinstance(node, (list, tuple)) else node
+
+
+def _is_mapping(_: bytes, new: bytes) -> bool:
+    """Whether it is a mapping with every key once; the config knows all keys and their types."""
+    try:
+        node = yaml.compose(new.decode("utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+        return False
+    left = [node]
+    while left:
+        item = left.pop()
+        if isinstance(item, yaml.MappingNode):
+            keys = [key.value for key, _ in item.value]
+            if len({str(key) for key in keys}) < len(keys):
+                return False
+            left += [value for _, value in item.value]
+    return node is None or isinstance(node, yaml.MappingNode)
+
+
+_EXPERIMENT = """\
+name: small
+title: A small experiment
+config: configs/demo_mono/student.yaml
+worlds:
+  train: {root: data/a, arguments: --format kitti --train-frames 4 --val-frames 2 --seed 0}
+  holdout: {root: data/a, arguments: --format kitti --train-frames 4 --val-frames 2 --seed 0}
+  test: {root: data/b, arguments: --format kitti --train-frames 0 --val-frames 10 --seed 1}
+evaluation: test
+primary: ["Car_3D_moderate_R40@0.5"]
+secondary: ["Car_3D_easy_R40@0.7"]
+baseline: student
+seeds: [0, 1]
+average_last: 4
+overrides: {SOLVER.MAX_ITER: 1500, SOLVER.CHECKPOINT_PERIOD: 100}
+rows:
+  - {name: student, label: student}
+  - {name: wide, overrides: {MODEL.FPN.OUT_CHANNELS: 128}, seeds: [0]}
+"""
+
+
+def _read_experiment(folder: Path) -> Result:
+    experiment = read_experiment(folder / "small.yaml")
+    experiment.check()
+    return {"runs": [(row.name, seed, experiment.settings(row, seed)) for row, seed in experiment.runs()]}
+
+
+# Checkpoints
+
+
+class _Net(torch.nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Linear(4, 2))
+
+
+def _weights(suffix: str) -> Callable[[Path], None]:
+    def prepare(folder: Path) -> None:
+        torch.manual_seed(0)
+        state = _Net().state_dict()
+        names = {"classes": ["Car", "Van"]}
+        save_file({**state, **names} if suffix == "safetensors" else {"model": state, **names, "note": 1},
+                  folder / f"weights.{suffix}")  # fmt: skip
+
+    return prepare
+
+
+def _read_weights(suffix: str) -> Callable[[Path], Result]:
+    def read(folder: Path) -> Result:
+        torch.manual_seed(1)
+        net = _Net()
+        Checkpointer(net, classes=["Car", "Van"]).load(str(folder / f"weights.{suffix}"), checkpointables=[])
+        return dict(net.state_dict())
+
+    return read
+
+
+def _same_tensors(old: bytes, new: bytes) -> bool:
+    """Whether a file of torch.save is whole, and has other values, but the same keys, shapes and types."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(new)) as archive:
+            if archive.testzip():
+                return False
+        contents = [torch.load(io.BytesIO(data), weights_only=True) for data in (old, new)]
+    except Exception:  # noqa: BLE001  (whatever torch raises)
+        return False
+    contents = [content.get("model", content) if "note" in content else content for content in contents]
+    return _same_shape(*contents)
+
+
+def _same_safetensors(old: bytes, new: bytes) -> bool:
+    """A safetensors file has no checksum: of the same header, all numbers are valid."""
+    length = int.from_bytes(old[:8], "little") + 8
+    if old[:length] == new[:length]:
+        return len(old) == len(new)
+    headers = [data[8 : int.from_bytes(data[:8], "little") + 8] for data in (old, new)]
+    try:
+        trees = [_strict_json(header) for header in headers]
+    except ValueError:
+        return False
+    for tree in trees:
+        tree.pop("__metadata__", None)
+    return sorted(map(str, trees[0].values())) == sorted(map(str, trees[1].values()))
+
+
+def _run(folder: Path) -> None:
+    """A run of the toy model that was interrupted after iteration 3 of 6."""
+
+    class InterruptionError(Exception):
+        pass
+
+    def loader(cfg: CfgNode, start_iter: int = 0) -> Iterator[Any]:
+        batches = iter(build_toy_loader(cfg, start_iter))
+        yield from (next(batches) for _ in range(4))
+        raise InterruptionError
+
+    torch.manual_seed(0)
+    cfg = _run_config(folder)
+    try:
+        train(cfg, ToyDetector(cfg), build_loader=loader, evaluate=_evaluate)
+    except InterruptionError:
+        return
+
+
+def _run_config(folder: Path) -> CfgNode:
+    return toy_cfg(folder, "SOLVER.CHECKPOINT_PERIOD", 2)
+
+
+def _evaluate(cfg: CfgNode, model: torch.nn.Module) -> Any:
+    return {"toy": {"score": float(sum(p.detach().sum() for p in model.parameters()))}}
+
+
+def _resume(folder: Path) -> Result:
+    work = folder.with_name("resumed")
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.copytree(folder, work)
+    torch.manual_seed(1)
+    cfg = _run_config(work)
+    model = ToyDetector(cfg)
+    train(cfg, model, resume=True, build_loader=build_toy_loader, evaluate=_evaluate)
+    return {"weights": model.state_dict()}
+
+
+def _of_a_run(rng: random.Random, data: bytes) -> Mutation:
+    return (mutate.mutate_checkpoint if data[:2] == b"PK" else mutate.mutate_bytes)(rng, data)
+
+
+_TABLE_FILES = (f"{VERSION}/[!msv]*.json", f"{VERSION}/s[!p]*.json", f"{VERSION}/visibility.json")
+TARGETS = (
+    Target(
+        "nuScenes tables",
+        420,
+        _TABLE_FILES,
+        _nuscenes_world,
+        mutate.mutate_json,
+        _read_nuscenes,
+        _same_records,
+    ),
+    Target(
+        "splits.json",
+        100,
+        (f"{VERSION}/splits.json",),
+        _nuscenes_world,
+        mutate.mutate_json,
+        _read_nuscenes,
+        _is_splits,
+    ),
+    Target("CAN bus", 120, ("can_bus/*",), _nuscenes_world, mutate.mutate_json, _read_nuscenes, _is_can_bus),
+    Target("JPEG", 160, ("samples/CAM_*/*",), _nuscenes_world, mutate.mutate_image, _read_nuscenes, _decodes),
+    Target(
+        "PNG", 160, ("training/image_2/*",), _kitti_world, mutate.mutate_image, _read_kitti, _is_whole_png
+    ),
+    Target(
+        "calib", 120, ("training/calib/*",), _kitti_world, mutate.mutate_rows, _read_kitti, _is_calibration
+    ),
+    Target(
+        "labels", 160, ("training/label_2/*",), _kitti_world, mutate.mutate_rows, _read_kitti, _are_rows(15)
+    ),
+    Target("ImageSets", 100, ("ImageSets/*",), _kitti_world, mutate.mutate_rows, _read_kitti, _is_frame_list),
+    Target(
+        "detections", 160, ("detections/*",), _kitti_world, mutate.mutate_rows, _read_kitti, _are_rows(16)
+    ),
+    Target("config", 140, ("*.yaml",), _configs, mutate.mutate_yaml, _read_config, _is_mapping),
+    Target(
+        "experiment",
+        60,
+        ("*.yaml",),
+        lambda folder: (folder / "small.yaml").write_text(_EXPERIMENT),
+        mutate.mutate_yaml,
+        _read_experiment,
+        _is_mapping,
+    ),
+    Target(
+        "weights.pth",
+        100,
+        ("*.pth",),
+        _weights("pth"),
+        mutate.mutate_checkpoint,
+        _read_weights("pth"),
+        _same_tensors,
+    ),
+    Target(
+        "weights.safetensors",
+        100,
+        ("*.safetensors",),
+        _weights("safetensors"),
+        mutate.mutate_safetensors,
+        _read_weights("safetensors"),
+        _same_safetensors,
+    ),
+    Target(
+        "resumed run",
+        100,
+        ("model_*.pth", "last_checkpoint", "metrics.json"),
+        _run,
+        _of_a_run,
+        _resume,
+        _same_tensors,
+    ),
+)
