@@ -17,8 +17,8 @@ MODERATE_CARS = 4
 
 
 @pytest.mark.slow
-# Two thirds of the config's steps; half of them were enough, too.
-@pytest.mark.parametrize(("detector", "steps"), [("pgd", 200), ("smoke", 170)])
+# Half of the steps of the configs.
+@pytest.mark.parametrize(("detector", "steps"), [("pgd", 150), ("smoke", 130)])
 def test_every_moderate_car_is_found(detector: str, steps: int, shared_dir: Path, tmp_path: Path) -> None:
     data, out = shared_dir / "real" / "kitti-two", tmp_path / "out"
     command = ["--config-file", str(ROOT / "configs" / "demo_mono" / f"two_frames_{detector}.yaml")]
