@@ -41,6 +41,8 @@ PAIRS = {
     "bevformer": ROOT / "configs" / "demo" / "distill.yaml",
     "pgd": ROOT / "configs" / "demo_mono" / "distill.yaml",
 }
+# A student with half the teacher's channels in neck and head: methods pay for their adapters.
+NARROW = ["MODEL.FPN.OUT_CHANNELS", 32, "MODEL.FCOS3D.FEATURE_CHANNELS", 32]
 STUDENT = "student"
 Step = Callable[[list[dict[str, Any]]], None]
 
@@ -132,7 +134,8 @@ def measure(pair: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def prepare(pair: str, world: str, batches: int) -> tuple[CfgNode, list[list[dict[str, Any]]]]:
     """Returns the pair's config on the world, its teacher's random weights saved, and batches."""
-    cfg = load_config(PAIRS[pair], ["DATASETS.ROOT", world, "SEED", 0, "MODEL.DEVICE", "cpu"])
+    options = ["DATASETS.ROOT", world, "SEED", 0, "MODEL.DEVICE", "cpu", *(NARROW if pair == "pgd" else [])]
+    cfg = load_config(PAIRS[pair], options)
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.DISTILL.TEACHER.WEIGHTS = str(Path(world).parent / "teacher.pth")
     resolve_teacher(cfg)

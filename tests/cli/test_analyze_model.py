@@ -113,11 +113,11 @@ def test_a_distillation_has_student_teacher_and_adapters(
     student, teacher = report["models"]["student"], report["models"]["teacher"]
     assert student["parameters"]["total"] < teacher["parameters"]["total"]
     assert student["flops"]["total"] < teacher["flops"]["total"]
-    assert report["adapters"] == {"PerspectiveFeature": 2 * (32 * 64 + 64), "DepthGuidedPrediction": 0}
+    assert report["adapters"] == {"PerspectiveFeature": 2 * (64 * 64 + 64), "DepthGuidedPrediction": 0}
     assert student["seconds"] > 0 and student["device"] in ("cpu", "cuda")
     printed = capsys.readouterr().out
     assert "student: PGD, an image of 96 x 64" in printed and "not counted: aten::" in printed
-    assert "adapters of PerspectiveFeature: 4,224 parameters" in printed
+    assert "adapters of PerspectiveFeature: 8,320 parameters" in printed
 
 
 def test_multi_view_models_have_parameters_and_a_note_on_flops(

@@ -72,8 +72,7 @@ def test_equal_seeds_share_first_weights_data_and_draws(
 ) -> None:
     folder, options = cases[name]
     methods = ["DISTILL.METHODS", ADAPTERS[name], "DISTILL.INHERIT.MODE", "off", "DISTILL.FACTOR", 0.0]
-    thin = "_thin" if folder == "demo" else ""
-    rows = {"plain": (f"student{thin}", []), "distilled": (f"distill{thin}", methods)}
+    rows = {"plain": ("student", []), "distilled": ("distill", methods)}
     starts, orders, adapters, losses = {}, {}, {}, {}
     for row, (file, own) in rows.items():
         cfg = prepare(f"{folder}/{file}", [*options, *own, "OUTPUT_DIR", str(tmp_path / row)])
@@ -97,7 +96,7 @@ def test_equal_seeds_share_first_weights_data_and_draws(
         assert len(values) == STEPS and losses["distilled"][key] == pytest.approx(values, rel=1e-3), key
         assert losses["distilled"][key][0] == pytest.approx(values[0], rel=1e-6), key
     # Another seed is another start, and another order.
-    cfg = prepare(f"{folder}/student{thin}", [*options, "SEED", 6, "OUTPUT_DIR", str(tmp_path / "other")])
+    cfg = prepare(f"{folder}/student", [*options, "SEED", 6, "OUTPUT_DIR", str(tmp_path / "other")])
     other = student_of(build_model(cfg))
     assert any(not torch.equal(value, other[key]) for key, value in starts["plain"].items())
     loader = iter(build_train_loader(cfg))
