@@ -45,7 +45,7 @@ class MultiViewDemo(Demo):
     world_title = "the synthetic world"
     unit = "scenes"
     sizes = (144, 24)
-    own_world_seed = False
+    teacher_world = "the first 720 scenes of world 1"
     columns = ("mAP", "NDS", *TP_ERRORS)
     primary = ("mAP", "mAP")
     score_format = ".3f"

@@ -78,7 +78,7 @@ class Demo(ABC):
         world_title: what the world is called.
         unit: what the sizes of the world count; in option names and in summary.json.
         sizes: default number of training and of held-out ones.
-        own_world_seed: whether ``--world-seed`` sets the seed of the world, not ``--seed``.
+        teacher_world: what the shipped teacher was trained on.
         columns: scores in the table; names in summary.json.
         primary: name of the score whose noise is told, in the table and in ``DataFormat.left_out_scorer``.
         score_format: of these columns.
@@ -91,7 +91,7 @@ class Demo(ABC):
     world_title: ClassVar[str]
     unit: ClassVar[str]
     sizes: ClassVar[tuple[int, int]]
-    own_world_seed: ClassVar[bool]
+    teacher_world: ClassVar[str]
     columns: ClassVar[tuple[str, ...]]
     primary: ClassVar[tuple[str, str]]
     score_format: ClassVar[str]
@@ -112,9 +112,9 @@ class Demo(ABC):
         start = time.monotonic()
         say("1/3", f"{self.world_title}: {args.data}")
         numbers = {f"{part}_{self.unit}": vars(args)[f"{part}_{self.unit}"] for part in ("train", "val")}
-        seed = args.world_seed if self.own_world_seed else args.seed
         sizes = {f"num_{name}": number for name, number in numbers.items()}
-        generate(self.world.preset(args.difficulty, seed=seed, **sizes), args.data, args.workers)
+        world = self.world.preset(args.difficulty, seed=args.world_seed, **sizes)
+        generate(world, args.data, args.workers)
 
         common = ["DATASETS.ROOT", str(args.data), "MODEL.DEVICE", args.device]
         length = ["SOLVER.MAX_ITER", str(args.iterations)] if args.iterations else []
@@ -169,11 +169,13 @@ summary.json.
         parser.add_argument(f"--train-{self.unit}", type=int, default=train)
         parser.add_argument(f"--val-{self.unit}", type=int, default=val)
         parser.add_argument("--iterations", type=int, default=0, help="of all students; 0: as configured")
-        if self.own_world_seed:
-            parser.add_argument("--seed", type=int, default=0, help="of all trainings")
-            parser.add_argument("--world-seed", type=int, default=0)
-        else:
-            parser.add_argument("--seed", type=int, default=0)
+        parser.add_argument("--seed", type=int, default=0, help="of all trainings")
+        parser.add_argument(
+            "--world-seed",
+            type=int,
+            default=0,
+            help=f"T was trained on {self.teacher_world}; the held-out {self.unit} have to be others",
+        )
         parser.add_argument("--device", default="cpu", help="MODEL.DEVICE")
         cores = usable_cores()
         parser.add_argument("--workers", type=int, default=cores, help="processes that draw the world")

@@ -45,7 +45,7 @@ class MonocularDemo(Demo):
     world_title = "the synthetic world in KITTI layout"
     unit = "frames"
     sizes = (480, 120)
-    own_world_seed = True
+    teacher_world = "the first 480 frames of world 0"
     columns = tuple(CAR_SCORES)
     primary = ("3D_moderate", "Car_3D_moderate_R40")
     score_format = ".2f"

@@ -60,7 +60,7 @@ def draw_found(
         distance: largest distance of the centres on the ground, metres.
 
     Returns:
-        The views beside each other, each with its numbers above.
+        The views beside each other, each with its numbers above, and a line that explains the colours.
     """
     views = []
     for name, detections in predictions.items():
@@ -75,4 +75,4 @@ def draw_found(
             )
         title = f"{name}: finds {found.sum()} of {len(truth)}, {wrong.sum()} wrong"
         views.append(with_title(view, title, height=11))
-    return stack(views, axis=1)
+    return with_title(stack(views, axis=1), "green: found, red: missed, grey: wrong detections", height=11)
