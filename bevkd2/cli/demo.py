@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from bevkd2.cli.demo_base import TITLES, Batches, Demo, Models, Seen, save_pictures, telling
+from bevkd2.cli.demo_base import TITLES, Batches, Demo, Models, Outputs, largest_gain, save_pictures
 from bevkd2.config import CfgNode, class_names
 from bevkd2.data.synthetic import WorldConfig
 from bevkd2.visualization import (
@@ -59,13 +59,13 @@ class MultiViewDemo(Demo):
 
     @torch.no_grad()
     def draw(
-        self, models: Models, batches: Batches, seen: Mapping[str, Seen], cfg: CfgNode, output: Path
+        self, models: Models, batches: Batches, outputs: Mapping[str, Outputs], cfg: CfgNode, output: Path
     ) -> list[Path]:
         """Draws cameras, boxes from above, what is found and BEV responses of a frame.
 
         It is the one in which the recommended student finds most that the plain one misses.
         """
-        chosen = telling(batches, seen, _SCORE)
+        chosen = largest_gain(batches, outputs, _SCORE)
         scene = batches[chosen][0]["scene_token"]
         frames = [batch for batch in batches[: chosen + 1] if batch[0]["scene_token"] == scene]
         sample = frames[-1][0]
@@ -80,7 +80,7 @@ class MultiViewDemo(Demo):
             model.train().eval()  # a new stream of frames
             for batch in frames[:-1]:
                 model(batch)
-            found[TITLES[name]] = DrawnObjects.from_dict(seen[name].detections[chosen])
+            found[TITLES[name]] = DrawnObjects.from_dict(outputs[name].detections[chosen])
             knowledge = model.extract(model.preprocess(frames[-1]))
             embed = knowledge.bev_embed[0].double().numpy()
             responses[TITLES[name]] = bev_response(embed, knowledge.bev_shape)

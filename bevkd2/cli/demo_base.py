@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import sys
 import threading
@@ -19,7 +18,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from tabulate import tabulate
 from tqdm import tqdm
@@ -31,9 +29,10 @@ from bevkd2.config.shipped import shipped_folder
 from bevkd2.data import build_test_loader
 from bevkd2.data.format import data_format
 from bevkd2.data.synthetic import SyntheticWorld, generate
-from bevkd2.experiments.processes import log_tail, run_logged, run_tasks, usable_cores
+from bevkd2.engine.launch import usable_cores
+from bevkd2.experiments.processes import log_tail, run_logged, run_tasks
 from bevkd2.experiments.run import read_scalars
-from bevkd2.experiments.statistics import influences
+from bevkd2.experiments.statistics import influences, standard_error
 from bevkd2.modeling import Detector
 from bevkd2.visualization import DrawnObjects, found_objects, save_image
 
@@ -46,7 +45,7 @@ TITLES = {
 STUDENTS = {"student": "student", "distilled": "distill", "recommended": "recommended"}
 """Trained models -> their configs."""
 
-_SEEN = 64  # held-out samples for speed and pictures
+_SAMPLES = 64  # held-out samples for speed and pictures
 
 Models = Mapping[str, Detector[Any, Any, Any]]
 """With their weights, in eval mode, by the keys of ``TITLES``."""
@@ -56,8 +55,8 @@ Batches = Sequence[list[dict[str, Any]]]
 
 
 @dataclass
-class Seen:
-    """What a model made of the first held-out samples.
+class Outputs:
+    """What a model returned for the first held-out samples.
 
     Attributes:
         detections: one dict per batch.
@@ -102,8 +101,13 @@ class Demo(ABC):
 
         Raises:
             FileNotFoundError: the teacher's weights do not exist.
+            ValueError: no job, or fewer than two held-out scenes or frames, which have no standard error.
         """
         args = self.parse_args(argv)
+        held_out = vars(args)[f"val_{self.unit}"]
+        for name, value, least in (("--jobs", args.jobs, 1), (f"--val-{self.unit}", held_out, 2)):
+            if value < least:
+                raise ValueError(f"{name} is {value}, expected at least {least}")
         if not args.teacher.is_file():
             target = f"{self.name}-teacher".replace("_", "-")
             raise FileNotFoundError(
@@ -126,21 +130,20 @@ class Demo(ABC):
         configs = {name: load_config(self.config_file(file), common) for name, file in files.items()}
         models = {name: load_model(cfg, str(weights[name])) for name, cfg in configs.items()}
         split = build_test_loader(configs["teacher"], configs["teacher"].DATASETS.TEST[0])
-        batches = list(islice(split, _SEEN))
-        seen = see_all(models, batches)
-        pictures = self.draw(models, batches, seen, configs["teacher"], args.output)
+        batches = list(islice(split, _SAMPLES))
+        outputs = run_all(models, batches)
+        pictures = self.draw(models, batches, outputs, configs["teacher"], args.output)
 
         summary: dict[str, Any] = {
             name: {
                 **self.scores(args.output / name / "inference"),
                 "params_m": sum(p.numel() for p in model.inference_parameters()) / 1e6,
-                "fps": 1 / statistics.median(seen[name].seconds[3:] or seen[name].seconds),
+                "fps": 1 / statistics.median(outputs[name].seconds[3:] or outputs[name].seconds),
             }
             for name, model in models.items()
         }
         summary["gain"] = self.gains(args.output, configs["student"])
-        held_out = {f"val_{self.unit}": numbers[f"val_{self.unit}"]}
-        summary |= {"seconds": time.monotonic() - start, "seed": args.seed, **held_out}
+        summary |= {"seconds": time.monotonic() - start, "seed": args.seed, f"val_{self.unit}": held_out}
         path = args.output / "summary.json"
         path.write_text(json.dumps(summary, indent=2) + "\n")
         self.report(summary, [*pictures, path])
@@ -204,10 +207,11 @@ summary.json.
         for place, (name, file) in enumerate(STUDENTS.items()):
             distilling = [] if name == "student" else ["DISTILL.TEACHER.WEIGHTS", str(teacher)]
             command = training(output / name, self.config_file(file), *options, *distilling)
-            tasks.append(task(name, command, output / name, threads, place))
+            length = load_config(self.config_file(file), options).SOLVER.MAX_ITER
+            tasks.append(task(name, command, output / name, threads, place, length))
         scoring = ["--eval-only", *options, "MODEL.WEIGHTS", str(teacher)]
         command = training(output / "teacher", self.config_file("teacher"), *scoring)
-        tasks.append(task("teacher", command, output / "teacher", threads, len(STUDENTS)))
+        tasks.append(task("teacher", command, output / "teacher", threads, len(STUDENTS), 0))
         run_tasks(tasks, jobs)
         return {"teacher": teacher, **{name: output / name / "model_final.pth" for name in STUDENTS}}
 
@@ -220,20 +224,19 @@ summary.json.
 
         Returns:
             Model -> "difference" of the primary score, and its "standard_error" over the held-out scenes or
-            blocks of images: the jackknife's, which knows nothing of what another seed would give.
+            blocks of images; how much another seed would change is not in it.
         """
         scorer = data_format(cfg).left_out_scorer(cfg, cfg.DATASETS.TEST[0])
         score = self.primary[1]
         found = {name: scorer.score(output / name / "inference", [score]) for name in STUDENTS}
-        pulled = {name: influences(f.scores[score], f.without[score]) for name, f in found.items()}
-        gains = {}
-        for name in list(STUDENTS)[1:]:
-            apart = pulled[name] - pulled["student"]
-            gains[name] = {
+        influence = {name: influences(f.scores[score], f.without[score]) for name, f in found.items()}
+        return {
+            name: {
                 "difference": found[name].scores[score] - found["student"].scores[score],
-                "standard_error": math.sqrt(np.square(apart).sum() / len(apart) / (len(apart) - 1)),
+                "standard_error": standard_error(influence[name] - influence["student"]),
             }
-        return gains
+            for name in list(STUDENTS)[1:]
+        }
 
     @abstractmethod
     def scores(self, folder: Path) -> dict[str, float | None]:
@@ -241,14 +244,14 @@ summary.json.
 
     @abstractmethod
     def draw(
-        self, models: Models, batches: Batches, seen: Mapping[str, Seen], cfg: CfgNode, output: Path
+        self, models: Models, batches: Batches, outputs: Mapping[str, Outputs], cfg: CfgNode, output: Path
     ) -> list[Path]:
         """Draws what the models see.
 
         Args:
             models: what is compared.
             batches: of the held-out split.
-            seen: what each model made of them.
+            outputs: what each model returned for them.
             cfg: of the teacher.
             output: folder of the demo; pictures go to its folder ``pictures``.
 
@@ -288,7 +291,7 @@ def training(output: Path, config: Path, *options: str) -> list[str]:
 
 
 def task(
-    name: str, command: Sequence[str], folder: Path, threads: int, place: int
+    name: str, command: Sequence[str], folder: Path, threads: int, place: int, length: int
 ) -> Callable[[threading.Event], None]:
     """Returns a function that runs a command, with a progress bar where there is a terminal.
 
@@ -298,6 +301,7 @@ def task(
         folder: its ``OUTPUT_DIR``; the command prints to console.txt there.
         threads: of its process.
         place: of its bar among those of other tasks.
+        length: iterations of the training; 0: it trains nothing, and has no bar.
 
     Returns:
         The function; it raises SystemExit with the last lines of the log where the command fails.
@@ -305,8 +309,10 @@ def task(
 
     def run(stop: threading.Event) -> None:
         start, log = time.monotonic(), folder / "console.txt"
+        log.unlink(missing_ok=True)  # of an earlier demo
         # disable=None: none where the output is not a terminal
-        with tqdm(desc=TITLES[name], position=place, unit="it", leave=False, disable=None) as bar:
+        style = {"unit": "it", "leave": False, "disable": None if length else True}
+        with tqdm(desc=TITLES[name], total=length, position=place, **style) as bar:
             code = run_logged(command, log, stop, threads=threads, waiting=lambda: show(bar, folder))
         if code and not stop.is_set():
             raise SystemExit(f"{log_tail(log, 20)}\nbevkd2 train failed with exit code {code}")
@@ -320,22 +326,23 @@ def show(bar: tqdm[Any], folder: Path) -> None:
     """Moves a bar to the iteration that a training has reached."""
     metrics = folder / "metrics.json"
     if not bar.disable and metrics.is_file():
-        bar.update(max(read_scalars(metrics), default=0) - bar.n)
+        bar.n = min(max(read_scalars(metrics), default=0), bar.total)
+        bar.refresh()
 
 
 @torch.no_grad()
-def see_all(models: Models, batches: Batches) -> dict[str, Seen]:
+def run_all(models: Models, batches: Batches) -> dict[str, Outputs]:
     """Runs all models on all batches, in turn, so that their times can be compared."""
-    seen = {name: Seen() for name in models}
+    outputs = {name: Outputs() for name in models}
     for batch in batches:
         for name, model in models.items():
             start = time.perf_counter()
-            seen[name].detections += model(batch)
-            seen[name].seconds.append(time.perf_counter() - start)
-    return seen
+            outputs[name].detections += model(batch)
+            outputs[name].seconds.append(time.perf_counter() - start)
+    return outputs
 
 
-def telling(batches: Batches, seen: Mapping[str, Seen], score_threshold: float) -> int:
+def largest_gain(batches: Batches, outputs: Mapping[str, Outputs], score_threshold: float) -> int:
     """Returns the batch in which the recommended student finds most objects that the plain one misses."""
 
     def lead(index: int) -> int:
@@ -343,7 +350,7 @@ def telling(batches: Batches, seen: Mapping[str, Seen], score_threshold: float) 
         found = [
             found_objects(
                 truth,
-                DrawnObjects.from_dict(seen[name].detections[index]),
+                DrawnObjects.from_dict(outputs[name].detections[index]),
                 score_threshold=score_threshold,
             )[0].sum()
             for name in ("recommended", "student")

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bevkd2.cli.demo_base import TITLES, Batches, Demo, Models, Seen, save_pictures, telling
+from bevkd2.cli.demo_base import TITLES, Batches, Demo, Models, Outputs, largest_gain, save_pictures
 from bevkd2.config import CfgNode, class_names, load_config
 from bevkd2.data.synthetic import KittiWorldConfig
 from bevkd2.kitti import ap_by_distance
@@ -57,7 +57,7 @@ class MonocularDemo(Demo):
         return {name: ap.get(key) for name, key in CAR_SCORES.items()}
 
     def draw(
-        self, models: Models, batches: Batches, seen: Mapping[str, Seen], cfg: CfgNode, output: Path
+        self, models: Models, batches: Batches, outputs: Mapping[str, Outputs], cfg: CfgNode, output: Path
     ) -> list[Path]:
         """Draws a frame, and the cars' AP by distance.
 
@@ -66,14 +66,14 @@ class MonocularDemo(Demo):
         """
         distillation = load_config(self.config_file("distill"))
         classes = class_names(distillation)
-        chosen = telling(batches, seen, _SCORE)
+        chosen = largest_gain(batches, outputs, _SCORE)
         sample = batches[chosen][0]
         views = {TITLES[name]: see_image(model, sample) for name, model in models.items()}
         figures = mono_figures(sample, views, classes, perspective=distillation.DISTILL.PERSPECTIVE_FEATURE)
         short = {f"detections_{TITLES[name]}": f"detections_{name}" for name in models}
         pictures = {short.get(name, name): figure for name, figure in figures.items()}
         truth = DrawnObjects.from_dict(sample)
-        found = {TITLES[name]: DrawnObjects.from_dict(seen[name].detections[chosen]) for name in models}
+        found = {TITLES[name]: DrawnObjects.from_dict(outputs[name].detections[chosen]) for name in models}
         frame = BEVFrame(fitting_extent(truth), 420)
         pictures["found"] = draw_found(frame, truth, found, score_threshold=_SCORE)
 

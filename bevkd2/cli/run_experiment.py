@@ -20,7 +20,7 @@ from typing import Any
 
 from bevkd2.cli import make_synthetic
 from bevkd2.cli.paths import path_to_write
-from bevkd2.experiments.processes import usable_cores
+from bevkd2.engine.launch import usable_cores
 from bevkd2.experiments.report import markdown, write_pictures
 from bevkd2.experiments.results import RESULTS, changed, finished, read_results
 from bevkd2.experiments.run import discard, read_settings, run_one, run_settings

@@ -25,6 +25,13 @@ from bevkd2.errors import USER_ERRORS, UserError, log_traceback, message_of, tra
 DEFAULT_TIMEOUT = timedelta(minutes=30)
 
 
+def usable_cores() -> int:
+    """Returns how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def launch(
     main_func: Callable[..., Any],
     num_gpus_per_machine: int,
@@ -135,7 +142,7 @@ def _spawned(
 ) -> None:
     """Runs in a spawned process; a user's error goes to a file in ``failures``, which the parent reads."""
     if on_cpu and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // per_machine))  # else each takes all cores
+        torch.set_num_threads(max(1, usable_cores() // per_machine))  # else each takes all cores
     rank = machine_rank * per_machine + local_rank
     group = {"init_method": dist_url, "world_size": world_size, "rank": rank, "timeout": timeout}
     try:

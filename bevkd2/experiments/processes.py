@@ -14,13 +14,6 @@ _POLL = 0.2  # seconds
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-def usable_cores() -> int:
-    """Returns how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def run_tasks(tasks: Sequence[Callable[[threading.Event], None]], jobs: int) -> None:
     """Calls tasks in threads; where one raises, or at Ctrl-C, nothing more starts.
 

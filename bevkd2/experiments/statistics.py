@@ -88,6 +88,16 @@ def influences(score: float, without: Sequence[float]) -> Floats:
     return pulled
 
 
+def standard_error(influence: Floats) -> float:
+    """Returns the jackknife's standard error of a score, or of a difference of two.
+
+    Args:
+        influence: (U,) of :func:`influences`, or the difference of two models' influences.
+    """
+    units = len(influence)
+    return float(np.sqrt(np.square(influence).sum() / (units * (units - 1))))
+
+
 def two_way_interval(
     differences: Sequence[float],
     influence: Sequence[Floats],

@@ -214,3 +214,15 @@ def test_missing_teacher_weights_are_an_error_before_any_work(name: str, target:
     ):
         importlib.import_module(f"bevkd2.cli.{name}").main(["--teacher", "gone.safetensors", *paths])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("option", "value", "least"), [("--jobs", 0, 1), ("--val", 1, 2)])
+def test_a_number_that_cannot_be_is_an_error_before_any_work(
+    name: str, option: str, value: int, least: int, tmp_path: Path
+) -> None:
+    option = f"--{VAL[name][0]}".replace("_", "-") if option == "--val" else option
+    paths = ["--output", str(tmp_path / "o"), "--data", str(tmp_path / "d")]
+    with pytest.raises(ValueError, match=f"{option} is {value}, expected at least {least}"):
+        importlib.import_module(f"bevkd2.cli.{name}").main([option, str(value), *paths])
+    assert not list(tmp_path.iterdir())

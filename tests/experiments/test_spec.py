@@ -132,7 +132,7 @@ def test_the_example_of_the_documentation_is_an_experiment(tmp_path: Path) -> No
     assert list(experiment.rows) == ["student", "F"] and experiment.average_last == 4
 
 
-def test_rows_of_depth_guided_distillation_are_those_of_the_papers_tables() -> None:
+def test_rows_of_depth_guided_distillation_are_those_of_the_papers_tables_and_the_recommended() -> None:
     experiment = read_experiment(ROOT / "experiments" / "depth_guided.yaml")
     student, *rows = experiment.rows.values()
     assert not is_distillation(student.config_of(0)) and experiment.baseline == student.name
@@ -154,6 +154,7 @@ def test_rows_of_depth_guided_distillation_are_those_of_the_papers_tables() -> N
         "F, M = 1 (FitNet)": (feature, False, full),  # Table 2
         "F": (feature, True, full),
         "F + P": (feature, guided, True, full),
+        "recommended": ("FitNet", True, full),  # not the paper's
     }
 
 
@@ -178,11 +179,11 @@ def test_rows_of_structured_distillation_differ_in_what_they_are_named_for() -> 
         "inherit+queries": ([], "freeze", 0.1),
         "head-start": ([], "off", 0.1),
         "PKD": (["PKD"], "off", 1.0),
+        "recommended": (["FitNet"], "off", 1.0),
     }
 
 
 def test_the_student_of_structured_distillation_differs_from_its_teacher_in_the_backbone_alone() -> None:
-    """Its settings are overrides of the experiment, and stand in the teacher's config too."""
     experiment = read_experiment(ROOT / "experiments" / "structured.yaml")
     student = experiment.rows["plain"].config_of(0)
     teacher = teacher_config(experiment.rows["all"].config_of(0))

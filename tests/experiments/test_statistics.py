@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bevkd2.experiments.statistics import holm, influences, paired_difference, two_way_interval
+from bevkd2.experiments.statistics import (
+    holm,
+    influences,
+    paired_difference,
+    standard_error,
+    two_way_interval,
+)
 
 # Student (1908), "The probable error of a mean": additional hours of sleep by the second drug over the first.
 # R's t.test(paired = TRUE) prints t = 4.0621, df = 9, p-value = 0.002833, mean 1.58, and the 95 percent
@@ -36,6 +42,12 @@ def test_paired_difference_of_few_or_equal_numbers() -> None:
     equal, zero = paired_difference([0.25, 0.25]), paired_difference([0.0, 0.0, 0.0])
     assert equal is not None and (equal.low, equal.high, equal.p) == (0.25, 0.25, 0.0)
     assert zero is not None and zero.p == 1.0
+
+
+def test_standard_error_of_a_mean_is_the_deviation_over_the_root_of_the_count() -> None:
+    without = [(sum(SLEEP) - hours) / (len(SLEEP) - 1) for hours in SLEEP]
+    found = standard_error(influences(float(np.mean(SLEEP)), without))
+    assert found == pytest.approx(1.229995 / np.sqrt(len(SLEEP)), abs=1e-6)
 
 
 def test_holm_gives_what_r_gives() -> None:

@@ -79,7 +79,7 @@ def _damaged(place: Path, straight: Path, stopped: Path, torn: int) -> Row:
 
 def _full(place: Path, straight: Path) -> Row:
     row = Row(
-        "disk full while saving: one message, the checkpoint before is kept, resumed where there is room"
+        "disk full while saving: one message, the checkpoint before is kept, resumed where there is space"
     )
     size = (straight / "model_final.pth").stat().st_size
     for share in (1.5, 2.5, 3.5):  # of checkpoints; at most four are there at once
@@ -95,7 +95,7 @@ def _full(place: Path, straight: Path) -> Row:
             subprocess.run(["mount", "-o", "remount,size=1g", str(mount)], check=True)
             job = run(FAMILY.words(place, output, flags=("--resume",)), output)
             problems += differences(straight, output) if job.status == 0 else [job.text()[-500:]]
-            row.check(f"room for {share} checkpoints", problems + tracebacks(job))
+            row.check(f"space for {share} checkpoints", problems + tracebacks(job))
     return row
 
 

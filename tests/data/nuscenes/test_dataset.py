@@ -321,19 +321,19 @@ def test_a_scene_that_begins_late_is_named(tmp_path):
         load_nuscenes(world.root, VERSION, "first")
 
 
-def test_a_first_sample_of_another_scene_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("table", "token", "field", "value", "message"),
+    [
+        ("scene", "scene-0002", "first_sample_token", "s0f0", r"'scene-0002' .*first_sample_token 's0f0' is"),
+        ("sample_annotation", "s1f0-a0", "prev", "s0f1-a0", r"'s1f0-a0': prev is 's0f1-a0' .* of its scene"),
+    ],
+)
+def test_a_link_to_another_scene_is_named(tmp_path, table, token, field, value, message):
     world = FixtureWorld(tmp_path, scenes=2, frames=2)
-    world.tables["scene"][1]["first_sample_token"] = "s0f0"
+    (record,) = [r for r in world.tables[table] if token in (r["token"], r.get("name"))]
+    record[field] = value
     world.write()
-    with pytest.raises(ValueError, match=r"'scene-0002' .*scene\.json: its first_sample_token 's0f0' is"):
-        load_nuscenes(world.root, VERSION, "both")
-
-
-def test_annotations_of_an_object_are_of_one_scene(tmp_path):
-    world = FixtureWorld(tmp_path, scenes=2, frames=2)
-    world.record("sample_annotation", "s1f0-a0")["prev"] = "s0f1-a0"
-    world.write()
-    with pytest.raises(ValueError, match=r"sample_annotation 's1f0-a0': prev is 's0f1-a0' .* of its scene"):
+    with pytest.raises(ValueError, match=message):
         load_nuscenes(world.root, VERSION, "both")
 
 
