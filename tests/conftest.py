@@ -15,9 +15,10 @@ settings.register_profile("bevkd2", deadline=None)
 settings.load_profile("bevkd2")
 
 # Workers of pytest-xdist share the cores, so that each computes in one thread; so do the programs that they
-# start, which inherit the variable.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+# start, which inherit the variable. It is not set in the process that starts the workers, since they would inherit it.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -67,6 +68,16 @@ def emulated():
         library = build.build(folder)
     torch.ops.load_library(library)
     return torch.ops.bevkd2_emulated
+
+
+@pytest.fixture(autouse=True)
+def threads_are_as_before() -> Iterator[None]:
+    """A test that computes in another number of threads restores it."""
+    before = torch.get_num_threads()
+    yield
+    after = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert after == before, f"torch computes in {after} threads after this test, and did so in {before} before"
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ def gloo_threads() -> list[str]:
 
 
 def main(rank: int, meeting: Path) -> None:
+    torch.set_num_threads(1)  # the threads of the parent are not forked
     timeout = timedelta(seconds=PROGRAM_SECONDS)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2, timeout=timeout)
     comm.create_local_process_group(2)

@@ -106,6 +106,7 @@ def _differences(found: tuple[Tensor, Tensor], joint: tuple[Tensor, Tensor]) -> 
 
 
 def _forked(rank: int, folder: Path, seeds: Sequence[int]) -> None:
+    torch.set_num_threads(1)  # the threads of the parent are not forked: an op would wait for them for ever
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/meeting",
