@@ -24,10 +24,15 @@ EVALUATIONS = ("holdout", "test")
 # Set by the runner.
 _OWN_KEYS = ("SEED", "OUTPUT_DIR", "DATASETS.ROOT", "SOLVER.CHECKPOINTS_TO_KEEP")
 # What a result does not depend on.
-_WITHOUT_EFFECT = (
-    *(*_OWN_KEYS[1:], "DATALOADER.NUM_WORKERS", "DATALOADER.CACHE_IMAGES", "TEST.PRINT_PERIOD"),
-    "DISTILL.TEACHER.CACHE",
-)
+_WITHOUT_EFFECT = {
+    "OUTPUT_DIR",
+    "DATASETS.ROOT",
+    "SOLVER.CHECKPOINTS_TO_KEEP",
+    "DATALOADER.NUM_WORKERS",
+    "DATALOADER.CACHE_IMAGES",
+    "TEST.PRINT_PERIOD",
+    "DISTILL.TEACHER.CACHE",  # its precision has an effect, CACHE_DTYPE
+}
 _WORLD_FLAGS = ("--out", "--workers", "--overwrite")  # the runner's, not the experiment's
 
 
@@ -230,6 +235,8 @@ def changed_keys(cfg: FvcoreNode) -> dict[str, Any]:
         for entry in node["MORE_TEACHERS"]:
             entry["RESOLVED"] = _changed(entry["RESOLVED"], defaults)
     found = _changed(content, defaults)
+    if not found.get("DISTILL.TEACHER.CACHE"):
+        found.pop("DISTILL.TEACHER.CACHE_DTYPE", None)  # of no cache
     return {key: value for key, value in found.items() if key not in _WITHOUT_EFFECT}
 
 

@@ -122,6 +122,10 @@ def test_settings_have_the_teachers_config(tmp_path: Path) -> None:
     assert one[f"{prefix}.RESNETS.DEPTH"] == 18 and one["DISTILL.TEACHER.WEIGHTS"] == "weights.pth"
     other = teacher(**{"DISTILL.TEACHER.OPTS": ["MODEL.RESNETS.DEPTH", 34]})
     assert {key for key in one | other if one.get(key) != other.get(key)} == {f"{prefix}.RESNETS.DEPTH"}
+    # A cache of the teacher's outputs changes nothing but by its precision.
+    half = {"DISTILL.TEACHER.CACHE_DTYPE": "float16"}
+    assert teacher(**{"DISTILL.TEACHER.CACHE": "cache"}) == teacher(**half) == one
+    assert teacher(**{"DISTILL.TEACHER.CACHE": "cache"}, **half) == one | half
 
 
 def test_the_example_of_the_documentation_is_an_experiment(tmp_path: Path) -> None:
