@@ -57,12 +57,14 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"table": table.read_text(), "report": json.loads(data.read_text()), "printed": done.stdout}
 
 
+@pytest.mark.slow
 def test_a_run_names_its_machine_and_its_limits(written: dict[str, Any]) -> None:
     found = written["report"]
     assert found["machine"]["torch"] == torch.__version__ and found["machine"]["threads"] == 1
     assert found["limits"]["copy_bytes_per_second"] > 0 and found["limits"]["flops_per_second"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_has_its_cases(written: dict[str, Any], family: str) -> None:
     rows = [row for row in written["report"]["rows"] if row["family"] == family]
@@ -74,6 +76,7 @@ def test_a_family_has_its_cases(written: dict[str, Any], family: str) -> None:
             assert row["ratio"] == pytest.approx(row["baseline_ms"] / row["ours_ms"])
 
 
+@pytest.mark.slow
 def test_every_kind_of_attention_has_both_baselines(written: dict[str, Any]) -> None:
     rows = [row for row in written["report"]["rows"] if row["family"] == "Deformable attention"]
     for case in FAMILIES["Deformable attention"]:

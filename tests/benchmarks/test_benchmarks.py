@@ -57,17 +57,20 @@ def training_step() -> dict[str, Any]:
     return json.loads(printed.getvalue())
 
 
+@pytest.mark.slow
 def test_training_step_has_seconds_and_memory(training_step: dict[str, Any]) -> None:
     for part in PARTS:
         assert training_step[part]["seconds"] > 0
         assert training_step[part]["peak_memory_mib"] > 0
 
 
+@pytest.mark.slow
 def test_training_step_says_what_distillation_costs(training_step: dict[str, Any]) -> None:
     ratio = training_step["distillation_step"]["seconds"] / training_step["student_step"]["seconds"]
     assert training_step["distillation_over_student"] == pytest.approx(ratio)
 
 
+@pytest.mark.slow
 def test_training_step_says_what_the_ops_take(training_step: dict[str, Any]) -> None:
     step, plain = (training_step[part]["seconds"] for part in PARTS[2:])
     share = training_step["share_of_ops"]
@@ -75,6 +78,7 @@ def test_training_step_says_what_the_ops_take(training_step: dict[str, Any]) -> 
     assert training_step["share_of_plain_forms"] == pytest.approx(1 - (1 - share) * step / plain)
 
 
+@pytest.mark.slow
 def test_training_step_names_the_machine(training_step: dict[str, Any]) -> None:
     machine = training_step["machine"]
     assert machine["torch"] == torch.__version__ and machine["threads"] >= 1
@@ -88,6 +92,7 @@ def test_kitti_evaluation() -> None:
     assert report["car/3d/moderate AP_R40"] > 1  # something matched
 
 
+@pytest.mark.slow
 def test_annotations_of_nuscenes_cameras_score_one() -> None:
     report = run("nuscenes_mono_roundtrip", "--scenes", "1")
     assert report["key frames"] == 8 and report["images"] == 48
@@ -100,6 +105,7 @@ def step_with_a_method() -> dict[str, Any]:
     return run("bench_methods", *options)
 
 
+@pytest.mark.slow
 def test_methods_are_measured_on_the_pairs_that_they_support(step_with_a_method: dict[str, Any]) -> None:
     found = {pair: set(step_with_a_method[pair]["methods"]) for pair in ("bevformer", "pgd")}
     assert found == {"bevformer": {"PKD", "BEVResponse"}, "pgd": {"PKD"}}

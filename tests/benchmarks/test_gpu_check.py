@@ -121,6 +121,7 @@ def test_steps_continue_after_a_failure_and_the_exit_code_is_nonzero(
     assert gpu_check.main() == 0
 
 
+@pytest.mark.slow
 def test_sanitizers_run_the_gpu_tests_without_cuda_graphs() -> None:
     command = [sys.executable, "-m", "pytest", "--collect-only", *run_once.TESTS]
     done = subprocess.run(

@@ -28,8 +28,6 @@ from bevkd2.cli import console, demo_base
 from bevkd2.config import load_config
 from bevkd2.d2 import build_model
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[2]
 ITERATIONS, SEED = 3, 3
 MODELS = ("teacher", "student", "distilled", "recommended")
@@ -124,6 +122,7 @@ def run_script(name: str, words: list[str], folder: Path) -> str:
     return printed.getvalue()
 
 
+@pytest.mark.slow
 def test_summary_has_every_number(demo: Run) -> None:
     for model in MODELS:
         numbers = dict(demo.summary[model])
@@ -139,6 +138,7 @@ def test_summary_has_every_number(demo: Run) -> None:
     assert (demo.summary["seed"], demo.summary[key]) == (SEED, number) and demo.summary["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_evaluation(demo: Run) -> None:
     for model in MODELS:
         folder, found = demo.output / model / "inference", demo.summary[model]
@@ -153,11 +153,13 @@ def test_scores_are_those_of_the_evaluation(demo: Run) -> None:
             assert len(list((folder / "data").glob("*.txt"))) == VAL[demo.name][1]
 
 
+@pytest.mark.slow
 def test_students_are_one_architecture_and_smaller_than_the_teacher(demo: Run) -> None:
     teacher, student, distilled, recommended = (demo.summary[model]["params_m"] for model in MODELS)
     assert student == distilled == recommended < teacher
 
 
+@pytest.mark.slow
 def test_students_had_the_same_iterations_seed_and_data(demo: Run) -> None:
     configs = [yaml.safe_load((demo.output / name / "config.yaml").read_text()) for name in MODELS[1:]]
     for section in ("SOLVER", "SEED", "DATASETS", "INPUT", "DATALOADER"):
@@ -177,6 +179,7 @@ def test_students_had_the_same_iterations_seed_and_data(demo: Run) -> None:
         assert losses[1] >= {"loss_distill_perspective_feature", "loss_distill_depth_guided"}
 
 
+@pytest.mark.slow
 def test_pictures_show_something(demo: Run) -> None:
     pictures = sorted((demo.output / "pictures").glob("*.png"))
     assert {p.stem for p in pictures} == PICTURES[demo.name]
@@ -188,6 +191,7 @@ def test_pictures_show_something(demo: Run) -> None:
     assert len(views) == len(pictures)
 
 
+@pytest.mark.slow
 def test_table_is_printed(demo: Run) -> None:
     for model, title in demo_base.TITLES.items():
         row = next(line for line in demo.printed.splitlines() if line.startswith(title))

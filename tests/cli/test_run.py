@@ -111,6 +111,7 @@ def test_a_users_error_is_one_message(done: Done, folder: Path, name: str) -> No
         assert TRACEBACK in log.read_text() and message in log.read_text()
 
 
+@pytest.mark.slow
 def test_an_error_in_several_processes_is_one_message(folder: Path) -> None:
     options = ["DATASETS.ROOT", str(folder / "world"), "SOLVER.OPTIMIZER", "LION", "OUTPUT_DIR", "several"]
     words = [TRAIN_NET, *STUDENT, "--num-gpus", "2", "--dist-url", "auto", *CPU, *options]

@@ -224,6 +224,7 @@ def test_loss_that_is_not_finite_names_its_samples(main: Run, world: Path, tmp_p
         main("student.yaml", world, tmp_path, "MODEL.BEVFORMER.LOSS.BOX_WEIGHT", "1e39")
 
 
+@pytest.mark.slow
 def test_two_processes_distil_under_torchrun(world: Path, teacher: Path, tmp_path: Path) -> None:
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", SCRIPT]

@@ -10,8 +10,6 @@ import pytest
 from tests.docs.pages import PAGES, ROOT, Command, ci_targets, commands, languages, make_recipes
 from tests.docs.sandbox import NoRuleError, Sandbox
 
-pytestmark = pytest.mark.slow
-
 # Make targets that CI does not run, and the tests that do the same on small data.
 TESTED_TARGETS = {
     "build": "tests/ops/test_build.py",
@@ -106,6 +104,7 @@ def commands_to_run(page: Path) -> list[Command]:
     return [command for command in found if command.words not in elsewhere]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_of_a_page_work_in_their_order(page: Path, tmp_path: Path) -> None:
     if page.name in TESTED_PAGES:
@@ -147,6 +146,7 @@ def test_a_command_that_fails_is_reported_with_its_output(tmp_path: Path) -> Non
     assert "does not exist" in message
 
 
+@pytest.mark.slow
 def test_torchrun_takes_the_place_of_python(tmp_path: Path) -> None:
     """docs/getting_started.md names it in a sentence."""
     line = (

@@ -181,6 +181,7 @@ def test_bevkd2_does_not_know_the_package() -> None:
     assert "CELLBEV" not in get_cfg().MODEL and "CELL_SIMILARITY" not in get_cfg().DISTILL
 
 
+@pytest.mark.slow
 def test_the_method_and_the_hook_run_in_the_demo_s_distillation(folder: Path) -> None:
     rows = [row for row in logged(folder, "similarity") if "total_loss" in row]
     assert len(rows) == 10
@@ -191,16 +192,19 @@ def test_the_method_and_the_hook_run_in_the_demo_s_distillation(folder: Path) ->
         assert row["loss_distill_cell_similarity"] == pytest.approx(weighted, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_detector_is_scored(folder: Path) -> None:
     assert (folder / "output" / "cellbev" / "inference" / "metrics_summary.json").is_file()
 
 
+@pytest.mark.slow
 def test_the_detector_learns(folder: Path) -> None:
     rows = [row for row in logged(folder, "cellbev_40") if "loss_box" in row]
     losses = [row["loss_class"] + row["loss_box"] for row in rows]
     assert len(losses) == 40 and sum(losses[-5:]) < 0.5 * sum(losses[:5]), losses
 
 
+@pytest.mark.slow
 def test_the_detector_is_distilled(folder: Path) -> None:
     assert keys(folder, "cellbev_distill") == keys(folder, "cellbev")
     rows = [row for row in logged(folder, "cellbev_distill") if "loss_box" in row]
@@ -209,6 +213,7 @@ def test_the_detector_is_distilled(folder: Path) -> None:
         assert all(0 < row[f"loss_distill_{method}"] < 100 for row in rows)
 
 
+@pytest.mark.slow
 def test_the_detector_is_drawn_and_counted(folder: Path) -> None:
     kinds = {path.stem.partition("_")[2] for path in (folder / "output" / "pictures").iterdir()}
     assert kinds == {"detections_model", "bev_response"}  # it has no attention to draw
@@ -218,6 +223,7 @@ def test_the_detector_is_drawn_and_counted(folder: Path) -> None:
     assert models["teacher"]["parameters"]["encoder"] > 0
 
 
+@pytest.mark.slow
 def test_a_detector_learns_the_photos(folder: Path) -> None:
     trained, untrained = (
         next(row for row in reversed(logged(folder, name)) if "bbox/mAP" in row)
@@ -229,6 +235,7 @@ def test_a_detector_learns_the_photos(folder: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_data_format_is_scored_and_drawn(folder: Path) -> None:
     assert "copypaste: AP_car,AP_person,mAP" in (folder / "output/photos_scored/log.txt").read_text()
     stored = load_file(folder / "output" / "photos" / "model_final.pth")
@@ -236,6 +243,7 @@ def test_the_data_format_is_scored_and_drawn(folder: Path) -> None:
     assert any("detections" in path.name for path in (folder / "output" / "photos_pictures").iterdir())
 
 
+@pytest.mark.slow
 def test_average_precision(folder: Path) -> None:
     """Image a has cars at 5, 20 and 40 m, image b a person at 8 m.
 
@@ -250,9 +258,11 @@ def test_average_precision(folder: Path) -> None:
     assert second == pytest.approx({"AP_car": 1.0, "AP_person": 1.0, "mAP": 1.0})
 
 
+@pytest.mark.slow
 def test_the_backbone_is_built(folder: Path) -> None:
     assert {"image_backbone.first.weight", "image_backbone.second.weight"} <= keys(folder, "two_layers")
 
 
+@pytest.mark.slow
 def test_the_importer_renames_the_backbone(folder: Path) -> None:
     assert set(load_state(folder / "cellbev.safetensors")) == keys(folder, "cellbev")

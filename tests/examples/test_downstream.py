@@ -24,8 +24,6 @@ from tests.data.kitti_fixture import TRAIN, VAL
 from tests.docs.pages import ROOT, commands
 from tests.limits import PROGRAM_SECONDS
 
-pytestmark = pytest.mark.slow
-
 PACKAGE = ROOT / "examples" / "downstream"
 PAGE = ROOT / "docs" / "extending.md"
 SHORT = (
@@ -115,6 +113,7 @@ def test_page_has_commands_of_every_kind() -> None:
     assert sorted(names) == sorted([*trained, ("eval", "tinymono.yaml")])
 
 
+@pytest.mark.slow
 def test_plain_training_is_scored(folder: Path) -> None:
     output = folder / "output" / "tinymono"
     assert {"loss_heatmap", "loss_depth", "loss_box"} <= set(logged(output)[0])
@@ -124,6 +123,7 @@ def test_plain_training_is_scored(folder: Path) -> None:
     assert parts == {"image_backbone", "neck", "class_head", "box_head"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "methods"),
     [
@@ -140,12 +140,14 @@ def test_distilled_student_is_the_plain_one(folder: Path, name: str, methods: se
         assert all(0 < value < 100 for value in terms.values())
 
 
+@pytest.mark.slow
 def test_training_is_resumed(folder: Path) -> None:
     iterations = [row["iteration"] for row in logged(folder / "output" / "tinymono_distill")]
     assert iterations[0] == 0 and max(iterations) == 3 and iterations.count(1) == 1
     assert (folder / "output" / "tinymono_distill" / "model_0000002.pth").is_file()
 
 
+@pytest.mark.slow
 def test_exported_weights_score_as_the_checkpoint(folder: Path) -> None:
     found, again = (folder / "output" / name / "inference/data" for name in ("tinymono_distill", "exported"))
     for frame in VAL:
@@ -158,6 +160,7 @@ def boxes_of(objects: KittiObjects) -> torch.Tensor:
     return CameraBoxes3D.from_bottom(torch.from_numpy(columns)).upright().tensor
 
 
+@pytest.mark.slow
 def test_it_overfits_three_frames(folder: Path) -> None:
     output = folder / "output" / "few"
     totals = [row["total_loss"] for row in logged(output) if "total_loss" in row]
@@ -174,6 +177,7 @@ def test_it_overfits_three_frames(folder: Path) -> None:
     assert len(overlaps) == 7 and sum(overlap > 0.3 for overlap in overlaps) >= 6, overlaps
 
 
+@pytest.mark.slow
 def test_entry_point_of_the_installed_package_makes_import_needless(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "installed"
     shutil.copytree(PACKAGE, source, ignore=shutil.ignore_patterns("__pycache__"))

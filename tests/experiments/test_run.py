@@ -131,6 +131,7 @@ def test_a_result_has_what_tables_and_readers_need(path: Path, whole: tuple[int,
     assert len(list(evaluated.glob("*.txt"))) == 3  # the hold-out's images, not the training world's two
 
 
+@pytest.mark.slow
 def test_the_world_that_ended_the_training_is_not_scored_again(path: Path, whole: tuple[int, str]) -> None:
     content = tiny.content(path.parent)
     worlds = dict.fromkeys(("train", "holdout"), content["worlds"]["train"])

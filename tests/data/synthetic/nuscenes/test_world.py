@@ -17,6 +17,7 @@ def digests(root):
     }
 
 
+@pytest.mark.slow
 def test_the_files_depend_on_the_configuration_alone(tmp_path):
     one = generate(SMALL, tmp_path / "one", workers=1, progress=False)
     two = generate(SMALL, tmp_path / "two", workers=2, progress=False)
