@@ -15,7 +15,7 @@ settings.register_profile("bevkd2", deadline=None)
 settings.load_profile("bevkd2")
 
 # Workers of pytest-xdist share the cores, so that each computes in one thread; so do the programs that they
-# start, which inherit the variable. It is not set in the process that starts the workers, since they would inherit it.
+# start, which inherit the variable. In the process that starts the workers it would be theirs too.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
@@ -77,7 +77,7 @@ def threads_are_as_before() -> Iterator[None]:
     yield
     after = torch.get_num_threads()
     torch.set_num_threads(before)
-    assert after == before, f"torch computes in {after} threads after this test, and did so in {before} before"
+    assert after == before, f"torch computes in {after} threads after this test, in {before} before"
 
 
 @pytest.fixture(autouse=True)
