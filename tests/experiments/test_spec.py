@@ -145,7 +145,11 @@ def test_rows_of_depth_guided_distillation_are_those_of_the_papers_tables_and_th
         distill = row.config_of(0).DISTILL
         node = distill.DEPTH_GUIDED
         prediction = (node.DISTANCE, node.DEPTH_ATTENTION, node.RHO)
-        found[row.label] = (*distill.METHODS, distill.PERSPECTIVE_FEATURE.PERSPECTIVE, prediction)
+        found[row.label.split(":")[0]] = (
+            *distill.METHODS,
+            distill.PERSPECTIVE_FEATURE.PERSPECTIVE,
+            prediction,
+        )
         assert distill.TEACHER.WEIGHTS == "assets/demo_mono_teacher.safetensors"
     feature, guided, full = "PerspectiveFeature", "DepthGuidedPrediction", ("l2", True, "exp")
     assert found == {
@@ -154,11 +158,12 @@ def test_rows_of_depth_guided_distillation_are_those_of_the_papers_tables_and_th
         "L2 + D": (guided, True, ("l2", True, "off")),
         "L2 + W (linear)": (guided, True, ("l2", False, "linear")),
         "L2 + W (exp)": (guided, True, ("l2", False, "exp")),
-        "P: L2 + D + W (exp)": (guided, True, full),
+        "P": (guided, True, full),
         "F, M = 1 (FitNet)": (feature, False, full),  # Table 2
         "F": (feature, True, full),
         "F + P": (feature, guided, True, full),
-        "recommended": ("FitNet", True, full),  # not the paper's
+        "head start": (True, full),  # not the paper's
+        "recommended": ("FitNet", True, full),
     }
 
 
@@ -170,7 +175,8 @@ def test_rows_of_structured_distillation_differ_in_what_they_are_named_for() -> 
     found = {}
     for row in rows:
         distill = row.config_of(0).DISTILL
-        found[row.name] = (distill.METHODS, distill.INHERIT.MODE, distill.FACTOR)
+        start = ["started"] if distill.INHERIT.INIT_PARAMS else []
+        found[row.name] = ([*distill.METHODS, *start], distill.INHERIT.MODE, distill.FACTOR)
     assert found == {
         "init": ([], "init", 0.1),
         "inherit": ([], "freeze", 0.1),
@@ -181,9 +187,10 @@ def test_rows_of_structured_distillation_differ_in_what_they_are_named_for() -> 
         "all_0.01": ([*attention, "BEVResponse"], "freeze", 0.01),
         "all_1": ([*attention, "BEVResponse"], "freeze", 1.0),
         "inherit+queries": ([], "freeze", 0.1),
-        "head-start": ([], "off", 0.1),
+        "head-start": (["started"], "off", 0.1),
+        "FitNet": (["FitNet"], "off", 1.0),
         "PKD": (["PKD"], "off", 1.0),
-        "recommended": (["FitNet"], "off", 1.0),
+        "recommended": (["FitNet", "started"], "off", 1.0),
     }
 
 
