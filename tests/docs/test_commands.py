@@ -18,6 +18,7 @@ TESTED_TARGETS = {
     "bench": "tests/benchmarks/test_bench.py",
     "gpu-check": "tests/benchmarks/test_gpu_check.py",
     "reliability": "tests/reliability/test_proofs.py",
+    "fuzz": "tests/fuzz/test_fuzz.py",
 }
 # Scripts that are long however small the data are, or need recorded numbers, and the tests that run them.
 TESTED_SCRIPTS = {
