@@ -142,6 +142,9 @@ def _add_data(cfg: fvcore_config.CfgNode) -> None:
 
 def _add_solver(solver: fvcore_config.CfgNode) -> None:
     solver.IMS_PER_BATCH = 8  # samples per step, over all processes
+    # Parts into which each process divides its samples of a step; they are computed one after another, and
+    # the weights move once, so that the memory is that of a part
+    solver.ACCUMULATION_STEPS = 1
     # How long to train, one of the two: iterations, or passes over the data. Where EPOCHS is set, STEPS,
     # CHECKPOINT_PERIOD and TEST.EVAL_PERIOD are in epochs too; keys that end in ITERS stay in iterations.
     solver.MAX_ITER = 0

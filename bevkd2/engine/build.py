@@ -153,6 +153,7 @@ def build_trainer(
         else float("inf"),
         grad_norm_type=cfg.SOLVER.CLIP_GRADIENTS.NORM_TYPE,
         seed=max(cfg.SEED, 0),
+        accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
     )
     checkpointer = Checkpointer(
         model,
@@ -272,6 +273,7 @@ def _check_numbers(cfg: CfgNode) -> None:
         )
     for section, key, least in (
         ("SOLVER", "MAX_ITER", 1),
+        ("SOLVER", "ACCUMULATION_STEPS", 1),
         ("SOLVER", "CHECKPOINT_PERIOD", 1),
         ("SOLVER", "CHECKPOINTS_TO_KEEP", 0),
         ("SOLVER", "WARMUP_ITERS", 0),
@@ -282,6 +284,12 @@ def _check_numbers(cfg: CfgNode) -> None:
     ):
         if not cfg[section][key] >= least:  # NaN is not
             raise ValueError(f"{section}.{key}: {cfg[section][key]} is too small; expected at least {least}")
+    batch, parts, processes = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS, comm.get_world_size()
+    if batch % (parts * processes):
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {batch}, expected a multiple of {parts * processes}: {processes} "
+            f"processes, and {parts} parts of each one's samples (SOLVER.ACCUMULATION_STEPS)"
+        )
     clip = cfg.SOLVER.CLIP_GRADIENTS
     for name, value in (("BASE_LR", cfg.SOLVER.BASE_LR), ("CLIP_GRADIENTS.CLIP_VALUE", clip.CLIP_VALUE)):
         if not value > 0:

@@ -15,7 +15,7 @@ from bevkd2.data.loader import build_train_loader
 from bevkd2.distill import Distiller, gradient_norms, is_distillation, resolve_teacher, trained_parts
 from bevkd2.engine.defaults import resolve_device
 from bevkd2.engine.schedule import resolve_solver
-from bevkd2.engine.trainer import TRAINING, seed_step
+from bevkd2.engine.trainer import TRAINING, seed_step, split_batch
 
 DETECTION = "all detection losses"
 """The entry of :func:`gradient_report` with which the shares compare."""
@@ -28,7 +28,8 @@ def gradient_report(cfg: CfgNode, *, weights: str | Path | None = None, batches:
         cfg: config of a distillation.
         weights: checkpoint of the student, with the methods' adapters where it has them; None: random ones,
             or what the config names.
-        batches: training batches, the first ones of a run.
+        batches: training batches, the first ones of a run; where SOLVER.ACCUMULATION_STEPS divides them, the
+            parts are measured one by one, and all numbers are means over them.
 
     Returns:
         ``iteration``: of the checkpoint, 0 without one; ``losses``: by name, ``value`` (weighted),
@@ -56,16 +57,17 @@ def gradient_report(cfg: CfgNode, *, weights: str | Path | None = None, batches:
     found: dict[str, dict[str, Any]] = {}
     loader = iter(build_train_loader(cfg, start_iter=iteration))
     for step in range(batches):
-        batch = next(loader)
+        split = split_batch(next(loader), cfg.SOLVER.ACCUMULATION_STEPS)
         seed_step(seed, 0, iteration + step, TRAINING)
-        with EventStorage():
-            losses = dict(model(batch))
-        detection = [value for name, value in losses.items() if not name.startswith("loss_distill_")]
-        for name, loss in {DETECTION: torch.stack(detection).sum(), **losses}.items():
-            entry = found.setdefault(name, {"value": 0.0, "gradients": dict.fromkeys(parts, 0.0)})
-            entry["value"] += loss.item() / batches
-            for part, norm in gradient_norms(loss, parts).items():
-                entry["gradients"][part] += norm / batches
+        for samples in split:
+            with EventStorage():
+                losses = dict(model(samples))
+            detection = [value for name, value in losses.items() if not name.startswith("loss_distill_")]
+            for name, loss in {DETECTION: torch.stack(detection).sum(), **losses}.items():
+                entry = found.setdefault(name, {"value": 0.0, "gradients": dict.fromkeys(parts, 0.0)})
+                entry["value"] += loss.item() / (batches * len(split))
+                for part, norm in gradient_norms(loss, parts).items():
+                    entry["gradients"][part] += norm / (batches * len(split))
     for name, entry in found.items():
         if name.startswith("loss_distill_"):
             whole = found[DETECTION]["gradients"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from bevkd2.engine.solver import fit_optimizer_state
 from bevkd2.engine.stop import StopOnSignal, StopSignals
 
 _logger = logging.getLogger(__name__)
+_Sample = TypeVar("_Sample")
 _SHOWN = 10  # names that an error lists
 LOADING, TRAINING = 0, 1  # the two streams of random numbers of a step
 
@@ -69,6 +71,7 @@ class DistillTrainer(SimpleTrainer):
         max_grad_norm: float = float("inf"),
         grad_norm_type: float = 2.0,
         seed: int = 0,
+        accumulation_steps: int = 1,
         gather_metric_period: int = 1,
     ) -> None:
         """Sets the model to training mode.
@@ -82,6 +85,8 @@ class DistillTrainer(SimpleTrainer):
             max_grad_norm: largest norm of all gradients together; they are scaled down to it.
             grad_norm_type: p of that norm.
             seed: what every step's random numbers derive from.
+            accumulation_steps: parts of a batch, which pass through the model one after another; the weights
+                move once, by the mean of the parts' gradients.
             gather_metric_period: iterations between two gatherings of losses from all ranks.
         """
         super().__init__(model, (), optimizer, gather_metric_period)
@@ -91,6 +96,7 @@ class DistillTrainer(SimpleTrainer):
         self.max_grad_norm = max_grad_norm
         self.grad_norm_type = grad_norm_type
         self.seed = seed
+        self.accumulation_steps = accumulation_steps
         self.grad_scaler = torch.amp.GradScaler(self._device_type, enabled=amp_dtype == torch.float16)
         self._skipped_steps = 0
         self.stop_signals = StopSignals()
@@ -169,9 +175,7 @@ class DistillTrainer(SimpleTrainer):
             model.set_progress(self.iter, self.max_iter)
 
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self._device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
-            losses = self.model(batch)
-        self.grad_scaler.scale(sum(losses.values())).backward()
+        losses, to_log = self._add_gradients(batch)
         self.after_backward()
         self.grad_scaler.unscale_(self.optimizer)
         trained = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -179,7 +183,6 @@ class DistillTrainer(SimpleTrainer):
         # The one wait for the device: losses, logged values and the norm are copied together, after the
         # backward pass is queued. With several processes this also lets all of them meet a NaN, in the
         # averaged gradients, so that none waits for ever.
-        to_log = self._values_to_log()
         values = iter(_copy_scalars([*losses.values(), *to_log.values(), norm]))
         losses = {name: next(values) for name in losses}
         to_log = {name: next(values) for name in to_log}
@@ -200,6 +203,29 @@ class DistillTrainer(SimpleTrainer):
             self._skipped_steps += 1
         if self.grad_scaler.is_enabled():
             self.storage.put_scalar("[metric]grad_scale", self.grad_scaler.get_scale())
+
+    def _add_gradients(self, batch: list[dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Runs the model forward and backward, on one part of the batch after the other.
+
+        Returns:
+            The losses and the model's values to log, by name: means over the samples, on the device.
+        """
+        totals: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+        parts = split_batch(batch, self.accumulation_steps)
+        for number, part in enumerate(parts, start=1):
+            share = len(part) / len(batch)
+            # Processes exchange their gradients once, when the last part's are added.
+            alone = isinstance(self.model, DistributedDataParallel) and number < len(parts)
+            with self.model.no_sync() if alone else contextlib.nullcontext():
+                with torch.autocast(
+                    self._device_type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
+                ):
+                    losses = self.model(part)
+                self.grad_scaler.scale(sum(losses.values()) * share).backward()
+            for total, values in zip(totals, (losses, self._values_to_log()), strict=True):
+                for name, value in values.items():
+                    total[name] = total.get(name, 0.0) + share * value.detach()
+        return totals
 
     def _next_batch(self) -> tuple[list[dict[str, Any]], float]:
         """Returns a batch and the seconds that it took, and leaves the generators seeded for the model."""
@@ -282,6 +308,17 @@ class DistillTrainer(SimpleTrainer):
         names = {id(parameter): name for name, parameter in self._bare_model().named_parameters()}
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         return [names.get(id(parameter), f"parameter {i}") for i, parameter in enumerate(trained)]
+
+
+def split_batch(batch: Sequence[_Sample], parts: int) -> list[Sequence[_Sample]]:
+    """Returns the parts of a batch, of equal length where their number divides the batch's.
+
+    Args:
+        batch: the samples of a process.
+        parts: how many; there are fewer where the batch has fewer samples.
+    """
+    size = max(-(-len(batch) // parts), 1)
+    return [batch[start : start + size] for start in range(0, len(batch), size)]
 
 
 def _copy_scalars(values: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -47,7 +47,12 @@ class Interrupt(ToyLoader):
 
 
 @pytest.mark.parametrize(
-    "options", [(), ("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "float16"), DISTILL]
+    "options",
+    [
+        (),
+        ("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "float16", "SOLVER.ACCUMULATION_STEPS", 2),
+        DISTILL,
+    ],
 )
 def test_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, options: tuple[Any, ...]) -> None:
     straight = run(toy_cfg(tmp_path / "straight", *options))
