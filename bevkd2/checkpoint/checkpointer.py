@@ -17,6 +17,7 @@ from bevkd2.checkpoint.strict import check_classes, load_strict
 from bevkd2.d2 import comm
 
 _logger = logging.getLogger(__name__)
+_TRAINED = "trained"  # the weights that the optimizer moves, where ``model`` is an average of them
 
 PERIODIC_FILES = "model_[0-9][0-9][0-9][0-9][0-9][0-9][0-9].pth"
 """Pattern of the checkpoints that a training writes every SOLVER.CHECKPOINT_PERIOD iterations."""
@@ -43,7 +44,8 @@ class Checkpointer(_FvcoreCheckpointer):
     """fvcore's Checkpointer with strict keys and with files that are read safely and written atomically.
 
     A file holds ``model`` (the deployed model's keys), further parts of the model such as ``distill``
-    (adapters), and one entry for each checkpointable, such as ``trainer``.
+    (adapters), and one entry for each checkpointable, such as ``trainer``. Where an average of the weights is
+    kept, ``model`` is the average, and ``trained`` has the weights themselves.
     """
 
     def __init__(
@@ -83,6 +85,15 @@ class Checkpointer(_FvcoreCheckpointer):
             **parts,
             **checkpointables,
         )
+
+    def save_average(self, average: nn.Module) -> None:
+        """Makes an average of the weights what is saved as ``model``; the weights become ``trained``.
+
+        Args:
+            average: a copy of the deployed model, with other weights.
+        """
+        self.add_checkpointable(_TRAINED, self.model)
+        self.model = average
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Writes ``<save_dir>/<name>.pth``.
@@ -136,6 +147,12 @@ class Checkpointer(_FvcoreCheckpointer):
     ) -> dict[str, Any]:
         wanted = list(self.checkpointables) if checkpointables is None else checkpointables
         absent = [key for key in wanted if key not in content]
+        if absent == [_TRAINED]:
+            raise CheckpointFileError(
+                f"{path} was saved without SOLVER.EMA.ENABLED, so it has no average of the weights; resume "
+                "with SOLVER.EMA.ENABLED False, or start a new run from its weights: set MODEL.WEIGHTS and "
+                "leave out --resume"
+            )
         if absent:
             raise CheckpointFileError(
                 f"{path} lacks {', '.join(absent)} (it has {', '.join(map(str, list(content)[:10]))}), so a "
@@ -146,6 +163,12 @@ class Checkpointer(_FvcoreCheckpointer):
             raise CheckpointFileError(
                 f"{path} holds Python objects in {', '.join(wanted)} ({', '.join(objects[:10])}), which are "
                 f"not read; a training resumes only from a checkpoint of its own"
+            )
+        if checkpointables is None and _TRAINED in content and _TRAINED not in wanted:
+            raise CheckpointFileError(
+                f"{path} was saved with SOLVER.EMA.ENABLED, so its model is an average of the weights that "
+                "were trained; resume with SOLVER.EMA.ENABLED True, or start a new run from the average: set "
+                "MODEL.WEIGHTS and leave out --resume"
             )
         check_classes(content.pop("classes", []), self.classes, path)
         allowed = () if checkpointables is None else self.allow_missing

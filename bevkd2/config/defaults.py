@@ -123,6 +123,9 @@ def _add_model(model: fvcore_config.CfgNode) -> None:
 
 
 def _add_data(cfg: fvcore_config.CfgNode) -> None:
+    # Decode JPEGs at 1/2, 1/4 or 1/8 of their size where the model reads images that small: faster, and the
+    # pixels are averages of more pixels of the file
+    cfg.INPUT.REDUCED_DECODING = False
     cfg.INPUT.PHOTOMETRIC = True  # brightness, contrast, saturation, hue, channel order; training only
 
     # What a data format alone reads is added by the format (bevkd2/data/kitti.py, ...).
@@ -137,6 +140,9 @@ def _add_data(cfg: fvcore_config.CfgNode) -> None:
     data.CLASSES = []
 
     cfg.DATALOADER.NUM_WORKERS = 4  # per process
+    cfg.DATALOADER.PIN_MEMORY = (
+        False  # batches in page-locked memory, which is copied to a GPU in the background
+    )
     cfg.DATALOADER.CACHE_IMAGES = False  # keep decoded, resized training images in memory: for small worlds
 
 
@@ -174,6 +180,18 @@ def _add_solver(solver: fvcore_config.CfgNode) -> None:
     clip.ENABLED = True  # scale gradients down to CLIP_VALUE
     clip.CLIP_VALUE = 35.0  # largest L2 norm over all parameters
     clip.NORM_TYPE = 2.0  # 2.0: the L2 norm
+    ema = _node(solver, "EMA")
+    ema.ENABLED = False  # evaluate and save an exponential moving average of the weights as the model
+    ema.DECAY = 0.999  # share of the average that a step keeps; at first less: (1 + steps) / (10 + steps)
+    compiled = _node(solver, "COMPILE")
+    compiled.MODEL = False  # torch.compile of the model that is trained, in a distillation of the student
+    compiled.TEACHER = False  # torch.compile of the teachers
+    compiled.BACKEND = (
+        "inductor"  # | "aot_eager" and "eager", to find a fault; or another one of torch.compile
+    )
+    solver.CHANNELS_LAST = False  # weights and feature maps in memory as (N, H, W, C)
+    # Batch normalisations with statistics of a batch take those of all processes; GPUs only
+    solver.SYNC_BN = False
     amp = _node(solver, "AMP")
     amp.ENABLED = False  # mixed precision (autocast) in training
     amp.DTYPE = "bfloat16"  # | "float16" (with a loss scaler)

@@ -38,7 +38,13 @@ _PILLOW_ERRORS = (
 _DARK = 16  # a high byte below it: 12 bits are enough for all values of the image
 
 
-def read_image(path: str | Path, owner: str, size: tuple[int, int], source: str) -> Tensor:
+def read_image(
+    path: str | Path,
+    owner: str,
+    size: tuple[int, int],
+    source: str,
+    needed: tuple[int, int] | None = None,
+) -> Tensor:
     """Reads and decodes a JPEG or PNG.
 
     Of a PNG with 16 bits a channel the high byte is taken, as Pillow and OpenCV do.
@@ -48,6 +54,8 @@ def read_image(path: str | Path, owner: str, size: tuple[int, int], source: str)
         owner: what it belongs to, for messages, such as "sample 'ca9a'".
         size: (height, width) that the dataset gives, for which its intrinsics hold.
         source: where it gives them, for messages.
+        needed: (height, width) that the image will be resized to, where a JPEG may be decoded at 1/2, 1/4 or
+            1/8 of its size as long as that is not smaller, and divides it; None: never.
 
     Returns:
         uint8 (3, H, W), RGB.
@@ -67,6 +75,8 @@ def read_image(path: str | Path, owner: str, size: tuple[int, int], source: str)
             file = Image.open(io.BytesIO(data), formats=_FORMATS)
         # What the header states is checked before memory is taken for it.
         _check_size((file.height, file.width), path, owner, size, source)
+        if needed is not None and file.format == "JPEG" and (divisor := _divisor(size, needed)) > 1:
+            return _decode_reduced(file, divisor)
         image = _decode_png(file, data, path) if file.format == "PNG" else _decode(data)
     except _UndecodableError as error:
         raise ValueError(
@@ -113,6 +123,21 @@ def _decode(data: bytes) -> Tensor:
     except RuntimeError as error:
         raise _UndecodableError(f"torchvision says: {_reason(error)}") from error
     return image
+
+
+def _divisor(size: tuple[int, int], needed: tuple[int, int]) -> int:
+    """Returns the largest of 8, 4, 2 and 1 by which a size can be divided and still be what is needed."""
+    sides = list(zip(size, needed, strict=True))
+    fitting = (n for n in (8, 4, 2) if all(side % n == 0 and side // n >= least for side, least in sides))
+    return next(fitting, 1)
+
+
+def _decode_reduced(file: ImageFile.ImageFile, divisor: int) -> Tensor:
+    """Decodes a JPEG at a fraction of its size, by libjpeg's smaller inverse transform."""
+    with _pillow():
+        file.draft("RGB", (file.width // divisor, file.height // divisor))
+        image = np.array(file.convert("RGB"))
+    return torch.from_numpy(image).permute(2, 0, 1).contiguous()
 
 
 def _decode_png(file: ImageFile.ImageFile, data: bytes, path: Path) -> Tensor:

@@ -32,10 +32,12 @@ from bevkd2.d2 import (
 from bevkd2.data import data_format
 from bevkd2.data.loader import build_train_loader
 from bevkd2.distill import Distiller, is_distillation, teacher_config
+from bevkd2.engine.acceleration import CountGraphs, prepare_model
 from bevkd2.engine.defaults import write_config
 from bevkd2.engine.evaluator import evaluate
 from bevkd2.engine.hooks import (
     HOOK_REGISTRY,
+    AverageWeights,
     Evaluate,
     EvaluateTeacher,
     InheritsWeights,
@@ -143,6 +145,7 @@ def build_trainer(
     folder = output_folder(cfg)
     _check_numbers(cfg)
     _prepare_caches(cfg, model)
+    prepare_model(cfg, model)
     trainer = DistillTrainer(
         create_ddp_model(model),
         lambda start_iter: build_loader(cfg, start_iter=start_iter),
@@ -170,7 +173,11 @@ def build_trainer(
         comm.synchronize()
         if comm.is_main_process():
             set_aside(folder)
-    trainer.register_hooks(build_hooks(cfg, model, trainer, checkpointer, evaluate, extra_hooks))
+    # It starts from the weights that were loaded.
+    average = AverageWeights(checkpointer.model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
+    if average is not None:
+        checkpointer.save_average(average.model)
+    trainer.register_hooks(build_hooks(cfg, model, trainer, checkpointer, evaluate, extra_hooks, average))
     trainer.max_iter = cfg.SOLVER.MAX_ITER
     if resuming:
         if comm.is_main_process():
@@ -190,12 +197,14 @@ def build_hooks(
     checkpointer: Checkpointer,
     evaluate: EvaluateFunction,
     extra_hooks: Sequence[HookBase] = (),
+    average: AverageWeights | None = None,
 ) -> list[HookBase | None]:
     """Builds the hooks in the order in which they must run.
 
-    Timers, the learning rate, verification of inherited weights, the teacher's evaluation, checkpoints, the
-    end on a signal, the evaluation, the best checkpoint; then ``extra_hooks`` and those of the config's
-    HOOKS, which so see the scores of this iteration; then the writers, which so write what these hooks log.
+    Timers, the learning rate, the average of the weights, verification of inherited weights, the teacher's
+    evaluation, checkpoints, the end on a signal, the evaluation, the best checkpoint; then ``extra_hooks``
+    and those of the config's HOOKS, which so see the scores of this iteration; then the writers, which so
+    write what these hooks log.
 
     Args:
         cfg: the config.
@@ -203,6 +212,7 @@ def build_hooks(
         trainer: the trainer that they are for.
         checkpointer: saves model and trainer.
         evaluate, extra_hooks: see :func:`train`.
+        average: of the weights, which is evaluated and saved; None: the weights are.
 
     Raises:
         KeyError: HOOKS names a hook that is not registered.
@@ -210,6 +220,10 @@ def build_hooks(
     save_period, eval_period = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD
     keep = cfg.SOLVER.CHECKPOINTS_TO_KEEP or None
     best = Checkpointer(model, cfg.OUTPUT_DIR, tag_last=False, classes=stored_classes(cfg), trainer=trainer)
+    if average is not None:
+        best.save_average(average.model)
+    evaluated = model if average is None else average.model
+    compiles = cfg.SOLVER.COMPILE.MODEL or cfg.SOLVER.COMPILE.TEACHER
     main = comm.is_main_process()
     writers = _writers(cfg) if main else []
     stop = StopOnSignal(trainer.stop_signals, checkpointer, save_period)
@@ -217,14 +231,16 @@ def build_hooks(
         MetricsHistory(writers),
         IterationTimer(),
         PeakMemory(next(model.parameters()).device, cfg.TEST.PRINT_PERIOD),
+        CountGraphs() if compiles else None,
         LRScheduler(trainer.optimizer, build_lr_schedule(cfg)),
+        average,
         VerifyInherited(model, (save_period, eval_period)) if isinstance(model, InheritsWeights) else None,
         _teacher_hook(cfg, model, trainer.stop_signals, evaluate),
         WarnOfUnreached(model) if isinstance(model, LooksForUnreached) else None,
         # Saving comes before evaluating, so that a model whose evaluation fails can be inspected.
         PeriodicCheckpointer(checkpointer, save_period, max_to_keep=keep) if main else None,
         stop,
-        Evaluate(eval_period, stop.interruptible(lambda: evaluate(cfg, model))),
+        Evaluate(eval_period, stop.interruptible(lambda: evaluate(cfg, evaluated))),
         BestCheckpointer(eval_period, best, cfg.TEST.BEST_METRIC) if main else None,
         *extra_hooks,
         *(HOOK_REGISTRY.get(name)(cfg, model) for name in cfg.HOOKS),
@@ -289,6 +305,10 @@ def _check_numbers(cfg: CfgNode) -> None:
         raise ValueError(
             f"SOLVER.IMS_PER_BATCH is {batch}, expected a multiple of {parts * processes}: {processes} "
             f"processes, and {parts} parts of each one's samples (SOLVER.ACCUMULATION_STEPS)"
+        )
+    if not 0 <= cfg.SOLVER.EMA.DECAY < 1:
+        raise ValueError(
+            f"SOLVER.EMA.DECAY: {cfg.SOLVER.EMA.DECAY}, expected at least 0 (no average) and below 1"
         )
     clip = cfg.SOLVER.CLIP_GRADIENTS
     for name, value in (("BASE_LR", cfg.SOLVER.BASE_LR), ("CLIP_GRADIENTS.CLIP_VALUE", clip.CLIP_VALUE)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import resource
 import sys
@@ -9,6 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from bevkd2.d2 import EvalHook, HookBase, Registry, comm, flatten_results_dict
@@ -21,6 +24,41 @@ is not in DistributedDataParallel.
 """
 
 _logger = logging.getLogger(__name__)
+
+
+class AverageWeights(HookBase):
+    """Keeps an exponential moving average of the weights; goes before the hooks that save and evaluate.
+
+    After step t, counted from 1, it is ``d * average + (1 - d) * weights``, d = min(decay, (1 + t) / (10 +
+    t)). Buffers, such as running statistics, and frozen parameters are the model's.
+
+    Attributes:
+        model: a copy of the model, with the average as its weights.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        """Copies the model.
+
+        Args:
+            model: what is deployed, with the weights that the training starts from; of a Distiller, the
+                student.
+            decay: d of a late step, from 0 to 1.
+        """
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self._decay = decay
+        pairs = list(zip(self.model.parameters(), model.parameters(), strict=True))
+        self._averages = [average for average, weight in pairs if weight.requires_grad]
+        self._weights = [weight for _, weight in pairs if weight.requires_grad]
+        self._buffers = list(zip(self.model.buffers(), model.buffers(), strict=True))
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Moves the average."""
+        done = self.trainer.iter + 1
+        update = get_ema_multi_avg_fn(min(self._decay, (1 + done) / (10 + done)))
+        update(self._averages, self._weights, None)
+        for copied, buffer in self._buffers:
+            copied.copy_(buffer)
 
 
 @runtime_checkable

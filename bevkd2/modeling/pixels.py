@@ -78,7 +78,7 @@ class PixelNormalizer(nn.Module):
         width = -(-max(image.shape[-1] for image in images) // step) * step
         batch = []
         for image in images:
-            pixels = image.to(self.device).float()
+            pixels = image.to(self.device, non_blocking=True).float()
             pixels = pixels.flip(-3) if self.pixel_format == "BGR" else pixels
             pixels = (pixels - self.mean[:, None, None]) / self.std[:, None, None]
             batch.append(F.pad(pixels, (0, width - image.shape[-1], 0, height - image.shape[-2])))

@@ -146,3 +146,47 @@ def test_size_of_what_is_no_png(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"a\.png \({len(content)} bytes\) does not begin as a PNG does"):
         png_size(path)
+
+
+def write_jpeg(path, size, quality=95):
+    """Writes smooth random pixels: what a camera's lens lets through."""
+    noise = torch.rand(1, 3, size[0] // 16 + 1, size[1] // 16 + 1, generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.interpolate(noise, size=size, mode="bicubic")[0].clamp(0, 1)
+    Image.fromarray((255 * smooth).byte().permute(1, 2, 0).contiguous().numpy()).save(path, quality=quality)
+
+
+@pytest.mark.parametrize(("size", "divisor"), [((64, 96), 2), ((64, 96), 4), ((66, 98), 2)])
+def test_a_jpeg_that_is_read_smaller_shows_the_same(tmp_path, size, divisor):
+    path = tmp_path / "a.jpg"
+    write_jpeg(path, size)
+    needed = (size[0] // divisor, size[1] // divisor)
+    reduced = read_image(path, "sample 'a'", size, "sample_data.json", needed)
+    assert reduced.shape == (3, *needed) and reduced.dtype is torch.uint8
+    mean = torch.nn.functional.avg_pool2d(read(path, size).float(), divisor)
+    error = (reduced - mean).abs()
+    assert error.mean() < 1.5 and error.max() < 12  # of 255 grey levels; 0.5 on average in nuScenes' frames
+    assert (reduced[..., 1:] - mean[..., :-1]).abs().mean() > 4 * error.mean()  # not shifted
+
+
+@pytest.mark.parametrize(
+    ("size", "needed"),
+    [((64, 96), (33, 48)), ((64, 96), (64, 96)), ((64, 96), (128, 192)), ((65, 96), (32, 48))],
+)
+def test_a_jpeg_that_does_not_divide_is_decoded_whole(tmp_path, size, needed):
+    path = tmp_path / "a.jpg"
+    write_jpeg(path, size)
+    assert torch.equal(read_image(path, "sample 'a'", size, "sample_data.json", needed), read(path, size))
+
+
+def test_a_png_is_never_reduced(tmp_path, pixels):
+    path = tmp_path / "a.png"
+    path.write_bytes(png_bytes(pixels))
+    assert torch.equal(read_image(path, "sample 'a'", (11, 29), "sample_data.json", (5, 14)), pixels)
+
+
+def test_a_damaged_jpeg_is_named_when_it_is_reduced(tmp_path):
+    path = tmp_path / "a.jpg"
+    write_jpeg(path, (64, 96))
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(ValueError, match=r"image .*a\.jpg of sample 'a' cannot be decoded \(700 bytes\)"):
+        read_image(path, "sample 'a'", (64, 96), "sample_data.json", (32, 48))

@@ -336,3 +336,23 @@ def test_a_signal_while_workers_start_is_dealt_with_afterwards(cfg, monkeypatch)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def test_images_are_decoded_small_by_key(cfg):
+    cfg.INPUT.PHOTOMETRIC = False
+    cfg.INPUT.IMAGE_SCALE = 0.5
+    whole = batches(cfg, 1)[0][0]["images"]
+    cfg.INPUT.REDUCED_DECODING = True
+    reduced = batches(cfg, 1)[0][0]["images"]
+    assert reduced.shape == whole.shape and not torch.equal(reduced, whole)
+    assert (
+        reduced.float() - whole.float()
+    ).abs().mean() < 16  # of an image of noise, whose pixels differ by 85
+
+
+def test_batches_are_pinned_by_key_where_there_is_a_gpu(cfg, monkeypatch):
+    assert not build_train_loader(cfg).pin_memory
+    cfg.DATALOADER.PIN_MEMORY = True
+    assert build_train_loader(cfg).pin_memory == torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert build_train_loader(cfg).pin_memory

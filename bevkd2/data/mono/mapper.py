@@ -59,6 +59,7 @@ class MonoMapper:
         flip_prob: float = 0.5,
         photometric: bool = False,
         boxes2d: str = "projected",
+        reduced_decoding: bool = False,
     ) -> None:
         """Settings of a mapper.
 
@@ -70,6 +71,7 @@ class MonoMapper:
             flip_prob: how often a training image is mirrored.
             photometric: whether training images are distorted.
             boxes2d: one of BOXES2D_RULES.
+            reduced_decoding: decode JPEGs at a fraction of their size where the resized image is that small.
 
         Raises:
             ValueError: a setting out of its range, or both resize_within and warp_size.
@@ -91,7 +93,7 @@ class MonoMapper:
         self.augmentation = augmentation if is_train else None
         self.flip_prob = flip_prob if is_train else 0.0
         self.distort = PhotometricDistortion() if is_train and photometric else None
-        self.boxes2d = boxes2d
+        self.boxes2d, self.reduced_decoding = boxes2d, reduced_decoding
 
     @classmethod
     def from_config(cls, cfg: Any, *, is_train: bool) -> dict[str, Any]:
@@ -109,6 +111,7 @@ class MonoMapper:
             "flip_prob": inp.FLIP_PROB,
             "photometric": inp.PHOTOMETRIC,
             "boxes2d": inp.BOXES2D,
+            "reduced_decoding": inp.REDUCED_DECODING,
         }
 
     def __call__(
@@ -203,8 +206,10 @@ class MonoMapper:
     def _read(self, record: MonoRecord) -> Tensor:
         """Decodes and resizes: all that is the same every time."""
         size = (record.height, record.width)
-        image = read_image(record.file_name, f"frame {record.image_id!r}", size, "its dataset")
-        return resize(image, fitting_size(size, self.resize_within))
+        wanted = fitting_size(size, self.resize_within)
+        needed = wanted if self.reduced_decoding else None
+        image = read_image(record.file_name, f"frame {record.image_id!r}", size, "its dataset", needed)
+        return resize(image, wanted)
 
     def _augment(self, view: TransformedImage, rng: np.random.Generator) -> TransformedImage:
         if rng.random() < self.flip_prob:

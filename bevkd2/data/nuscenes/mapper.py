@@ -32,6 +32,7 @@ class NuScenesMapper:
         queue_length: int,
         point_range: Sequence[float],
         history: str = "random",
+        reduced_decoding: bool = False,
     ) -> None:
         """Settings of a mapper.
 
@@ -43,6 +44,7 @@ class NuScenesMapper:
             point_range: (x0, y0, z0, x1, y1, z1) in metres; boxes whose centre is outside in x or y are left
                 out.
             history: how the history frames are chosen, see ``history_frames``.
+            reduced_decoding: decode JPEGs at a fraction of their size where the resized image is that small.
 
         Raises:
             ValueError: a scale or a length that is not positive, or an unknown ``history``.
@@ -56,7 +58,7 @@ class NuScenesMapper:
         if history not in HISTORIES:
             raise ValueError(f"INPUT.HISTORY is {history!r}, expected one of {', '.join(HISTORIES)}")
         self.is_train = is_train
-        self.history = history
+        self.history, self.reduced_decoding = history, reduced_decoding
         self.image_scale = image_scale
         self.queue_length = queue_length if is_train else 1
         self.bev_limits = (point_range[0], point_range[1], point_range[3], point_range[4])
@@ -72,6 +74,7 @@ class NuScenesMapper:
             "queue_length": cfg.INPUT.QUEUE_LENGTH,
             "point_range": cfg.INPUT.POINT_RANGE,
             "history": cfg.INPUT.HISTORY,
+            "reduced_decoding": cfg.INPUT.REDUCED_DECODING,
         }
 
     def __call__(
@@ -173,8 +176,10 @@ class NuScenesMapper:
         for camera, path in enumerate(frame["file_names"]):
             height, width = index.image_sizes[i, camera].tolist()
             owner = f"sample {frame['sample_token']!r}"
-            image = read_image(path, owner, (height, width), "sample_data.json")
-            images.append(resize(image, self.image_size(index, i, camera)))
+            wanted = self.image_size(index, i, camera)
+            needed = wanted if self.reduced_decoding else None
+            image = read_image(path, owner, (height, width), "sample_data.json", needed)
+            images.append(resize(image, wanted))
         if len({image.shape for image in images}) > 1:
             sizes = ", ".join(f"{m.shape[1]} x {m.shape[2]}" for m in images)
             raise ValueError(

@@ -182,7 +182,7 @@ class ResNet(Backbone):
         if name not in FEATURES[1:] or name not in self._out_features:
             return "ends in no block of a stage, so it has no features before its last ReLU"
         norm = self._stages()[FEATURES.index(name) - 1][-1].last_norm
-        if isinstance(norm, nn.BatchNorm2d):
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
             return ""
         return (
             f"ends in {type(norm).__name__}, whose statistics are those of each image; set "
@@ -206,7 +206,7 @@ class ResNet(Backbone):
                     assert isinstance(block, BasicBlock | Bottleneck)
                     run, norm = block.pre_activation, block.last_norm
                     before = checkpoint(run, x, use_reentrant=False) if self._recomputes(x) else run(x)
-                    assert isinstance(norm, nn.BatchNorm2d)  # lacks_pre_activation says so
+                    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)  # lacks_pre_activation says so
                     found[name] = PreActivation(before, norm.bias.detach(), norm.weight.detach().abs())
                     x = before.relu()
                 else:

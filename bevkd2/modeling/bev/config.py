@@ -49,6 +49,7 @@ def add_bevformer_config(cfg: CfgNode) -> None:
     bev.BEV_SHAPE = [50, 50]  # rows (y), columns (x)
     bev.POST_CENTER_RANGE = [-61.2, -61.2, -10.0, 61.2, 61.2, 10.0]  # metres; detections outside are dropped
     bev.ENCODER_LAYERS = 3  # layers of the BEV encoder
+    bev.ENCODER_CHECKPOINTING = False  # recompute its layers in the backward pass to save memory
     bev.DECODER_LAYERS = 6  # layers of the object decoder
     bev.NUM_QUERIES = 900  # object queries
     bev.QUERY_INIT = "random"  # "random" (the paper's) | "grid": reference points start on a regular BEV grid
@@ -158,6 +159,7 @@ def _encoder(cfg: CfgNode) -> BEVEncoder:
         num_level_embeddings=bev.NUM_FEATURE_LEVELS,
         temporal_points=bev.TEMPORAL_POINTS,
         spatial_points=bev.SPATIAL_POINTS,
+        checkpointing=bev.ENCODER_CHECKPOINTING,
     )
 
 

@@ -7,6 +7,7 @@ from collections import defaultdict
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from bevkd2.modeling.bev.attention import SpatialCrossAttention, TemporalSelfAttention
 from bevkd2.modeling.bev.geometry import History, VisiblePairs
@@ -93,6 +94,7 @@ class BEVEncoder(nn.Module):
         num_level_embeddings: int,
         temporal_points: int,
         spatial_points: int,
+        checkpointing: bool = False,
     ) -> None:
         """Builds the layers.
 
@@ -105,8 +107,10 @@ class BEVEncoder(nn.Module):
             num_level_embeddings: rows of the level table, at least L.
             temporal_points: sampling points of each queue.
             spatial_points: sampling points per level.
+            checkpointing: recompute the layers in the backward pass.
         """
         super().__init__()
+        self.checkpointing = checkpointing
         self.camera_embeddings = nn.Parameter(torch.randn(num_cameras, options.embed_dim))
         self.level_embeddings = nn.Parameter(torch.randn(num_level_embeddings, options.embed_dim))
         self.layers = nn.ModuleList(
@@ -141,8 +145,12 @@ class BEVEncoder(nn.Module):
         tokens, spatial_shapes = self._flatten(features)
         bev = queries
         costly: defaultdict[str, list[Tensor]] = defaultdict(list)
+        recomputes = self.checkpointing and self.training and torch.is_grad_enabled()
         for layer in self.layers:
-            bev, fields = layer(bev, position, tokens, spatial_shapes, pairs, history, wants)
+            arguments = (bev, position, tokens, spatial_shapes, pairs, history, wants)
+            bev, fields = (
+                checkpoint(layer, *arguments, use_reentrant=False) if recomputes else layer(*arguments)
+            )
             for name, value in fields.items():
                 costly[name].append(value)
         return EncoderOutput(bev, dict(costly))
