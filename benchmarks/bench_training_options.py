@@ -12,26 +12,24 @@ are normalised, "scaling" that in which the gradients of fused losses are multip
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 
-import bevkd2.ops.gradients
-import bevkd2.ops.prediction_loss
 from benchmarks.machine import machine
 from bevkd2.config import CfgNode, load_config
 from bevkd2.d2 import EventStorage, build_model
 from bevkd2.data.loader import build_train_loader
-from bevkd2.data.synthetic import WorldConfig, generate
-from bevkd2.data.synthetic.kitti import KittiWorldConfig
+from bevkd2.data.synthetic import KittiWorldConfig, WorldConfig, generate
 from bevkd2.distill import Distiller, resolve_teacher
 from bevkd2.engine.acceleration import prepare_model
 
@@ -43,19 +41,27 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "encoder checkpointing": ("MODEL.BEVFORMER.ENCODER_CHECKPOINTING", True),
     "compiled": ("SOLVER.COMPILE.MODEL", True, "SOLVER.COMPILE.TEACHER", True),
 }
+# Functions of modules of bevkd2.ops that multiply gradients of the forward pass by the upstream gradient.
+SCALERS = {
+    "prediction_loss": "_scaled_by_upstream",
+    "weighted_l2": "scaled_by_upstream",
+    "normalized_l2": "scaled_by_upstream",
+    "softmax_kl": "scaled_by_upstream",
+}
 
 
 def main() -> None:
     """Measures, prints, and writes ``--out``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--pairs", nargs="*", choices=PAIRS, default=list(PAIRS))
     parser.add_argument("--only", nargs="*", choices=OPTIONS, default=list(OPTIONS))
     parser.add_argument("--out", type=Path, help="a file that gets the same JSON")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         report = {
             "machine": machine(),
-            **{name: measure(name, Path(folder), args.steps, args.only) for name in PAIRS},
+            **{name: measure(name, Path(folder), args.steps, args.only) for name in args.pairs},
         }
     text = json.dumps(report, indent=2)
     print(text)
@@ -94,8 +100,9 @@ def make_batches(name: str, cfg: CfgNode, folder: Path, count: int) -> list[Any]
     root = folder / name
     if name == "BEVFormer":
         generate(WorldConfig(num_train_scenes=1, num_val_scenes=0, image_size=(176, 64)), root, 1)
+        cfg.DATASETS.VERSION, cfg.DATASETS.TRAIN = "v1.0-synthetic", ("synthetic_train",)
     else:
-        generate(KittiWorldConfig(num_train_frames=8, num_val_frames=1), root, 1)
+        generate(KittiWorldConfig(num_train_frames=4, num_val_frames=1), root, 1)
     cfg.DATASETS.ROOT, cfg.DATALOADER.NUM_WORKERS = str(root), 0
     loader = iter(build_train_loader(cfg))
     return [next(loader) for _ in range(count)]
@@ -133,14 +140,10 @@ def shares(model: Distiller, batches: list[Any]) -> dict[str, float]:
     """Shares of the steps in which the teacher's images are normalised, and gradients are scaled."""
     normalising: list[float] = []
     scaling: list[float] = []
-    pixels = model.teacher.pixels
-    with (
-        timed(pixels, "forward", normalising),
-        timed(bevkd2.ops.prediction_loss, "_scaled_by_upstream", scaling),
-        timed(bevkd2.ops.weighted_l2, "scaled_by_upstream", scaling),
-        timed(bevkd2.ops.normalized_l2, "scaled_by_upstream", scaling),
-        timed(bevkd2.ops.softmax_kl, "scaled_by_upstream", scaling),
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(timed(model.teacher.pixels, "forward", normalising))
+        for op, name in SCALERS.items():
+            stack.enter_context(timed(importlib.import_module(f"bevkd2.ops.{op}"), name, scaling))
         total = sum(seconds(model, batch) for batch in batches)
     return {"normalising": sum(normalising) / total, "scaling": sum(scaling) / total}
 

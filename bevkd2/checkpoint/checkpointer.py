@@ -48,6 +48,8 @@ class Checkpointer(_FvcoreCheckpointer):
     kept, ``model`` is the average, and ``trained`` has the weights themselves.
     """
 
+    model: nn.Module
+
     def __init__(
         self,
         model: nn.Module,

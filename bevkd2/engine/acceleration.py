@@ -30,7 +30,7 @@ def prepare_model(cfg: CfgNode, model: nn.Module) -> None:
     if solver.SYNC_BN:
         _synchronise_batch_norms(student)
     if solver.CHANNELS_LAST:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # teachers too
+        model.to(memory_format=torch.channels_last)  # teachers too
     detectors = [student] if solver.COMPILE.MODEL else []
     if solver.COMPILE.TEACHER and isinstance(model, Distiller):
         detectors += model.teachers
