@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from bevkd2.experiments.results import Result
-from bevkd2.experiments.spec import Experiment
+from bevkd2.experiments.spec import Experiment, Row
 from bevkd2.experiments.statistics import (
     PairedDifference,
     holm,
@@ -77,7 +78,8 @@ def compare(experiment: Experiment, results: Results, metric: str) -> dict[str, 
 def markdown(experiment: Experiment, results: Results) -> str:
     """Returns the tables of an experiment.
 
-    One for each primary metric, one of the means of the others, and one of the shares of the gradients.
+    One for each primary metric, one of the means of the others, and one of the shares of the gradients. Rows
+    without a finished run are named below them.
     """
     if not results:
         return f"No run of `{experiment.path.name}` is finished."
@@ -106,14 +108,14 @@ def _digits(results: Results, metric: str) -> int:
 
 def intervals_figure(experiment: Experiment, results: Results) -> Figure:
     """Draws every row's difference to the baseline: the seeds, the mean, and the 95 % interval."""
-    others = [row for name, row in experiment.rows.items() if name != experiment.baseline]
+    others = [(name, row) for name, row in _with_results(experiment, results) if name != experiment.baseline]
     count = len(experiment.primary)
     figure = Figure(figsize=(1.8 + 3.6 * count, 1.2 + 0.36 * len(others)), layout="constrained")
     all_axes = figure.subplots(1, count, squeeze=False, sharey=True)[0]
     for axes, metric in zip(all_axes, experiment.primary, strict=True):
-        plain = values(results, experiment.baseline, metric)
-        for place, (row, found) in enumerate(compare(experiment, results, metric).items()):
-            own = values(results, row, metric)
+        plain, compared = values(results, experiment.baseline, metric), compare(experiment, results, metric)
+        for place, (name, _) in enumerate(others):
+            own, found = values(results, name, metric), compared[name]
             single = [own[seed] - plain[seed] for seed in own if seed in plain]
             axes.plot(single, [place] * len(single), ".", color="0.7")
             if found.difference is not None:
@@ -123,8 +125,8 @@ def intervals_figure(experiment: Experiment, results: Results) -> Figure:
         axes.axvline(0, color="0.3", linewidth=0.8)
         axes.set_title(metric, fontsize="medium")
         axes.set_xlabel(f"difference to {experiment.rows[experiment.baseline].label}")
-    all_axes[0].set_yticks(range(len(others)), [row.label for row in others])
-    all_axes[0].set_ylim(len(others) - 0.5, -0.5)
+    all_axes[0].set_yticks(range(len(others)), [_wrapped(row) for _, row in others])
+    all_axes[0].set_ylim(max(len(others), 1) - 0.5, -0.5)
     figure.suptitle(experiment.title)
     return figure
 
@@ -132,7 +134,7 @@ def intervals_figure(experiment: Experiment, results: Results) -> Figure:
 def curves_figure(experiment: Experiment, results: Results) -> Figure:
     """Draws the primary metrics during training, on the training world's test split: means over the seeds."""
     metrics = list(dict.fromkeys(metric.partition("@")[0] for metric in experiment.primary))
-    figure = Figure(figsize=(4.0 + 4.0 * len(metrics), 3.8), layout="constrained")
+    figure = Figure(figsize=(3.0 + 4.0 * len(metrics), 3.8), layout="constrained")
     for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         for number_, (name, row) in enumerate(experiment.rows.items()):
             points: dict[int, list[float]] = defaultdict(list)
@@ -143,13 +145,19 @@ def curves_figure(experiment: Experiment, results: Results) -> Figure:
             if points:
                 places = sorted(points)
                 style = {"color": f"C{number_ % 10}", "linestyle": ("-", "--", ":")[number_ // 10 % 3]}
-                axes.plot(places, [np.mean(points[p]) for p in places], label=row.label, marker=".", **style)
+                axes.plot(
+                    places, [np.mean(points[p]) for p in places], label=_wrapped(row), marker=".", **style
+                )
         axes.set_xlabel("iteration")
         axes.set_ylabel(metric)
         axes.grid(alpha=0.3)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="x-small")
-    figure.suptitle(experiment.title)
+    figure.suptitle(experiment.title, x=0.01, horizontalalignment="left")
     return figure
+
+
+def _wrapped(row: Row) -> str:
+    return textwrap.fill(row.label, 36)
 
 
 def write_pictures(experiment: Experiment, results: Results, folder: Path) -> list[Path]:
@@ -186,7 +194,7 @@ def _primary_table(experiment: Experiment, results: Results, metric: str) -> str
     header += ["95 % interval (seeds, scenes)"] if headline else []
     digits = _digits(results, metric)
     rows = []
-    for name, row in experiment.rows.items():
+    for name, row in _with_results(experiment, results):
         own = list(values(results, name, metric).values())
         sd = float(np.std(own, ddof=1)) if len(own) > 1 else None
         mean = float(np.mean(own)) if own else None
@@ -206,7 +214,7 @@ def _primary_table(experiment: Experiment, results: Results, metric: str) -> str
 
 def _secondary_table(experiment: Experiment, results: Results) -> str:
     rows = []
-    for name, row in experiment.rows.items():
+    for name, row in _with_results(experiment, results):
         cells = [row.label]
         for metric in experiment.secondary:
             own = list(values(results, name, metric).values())
@@ -234,14 +242,24 @@ def _gradients_table(experiment: Experiment, results: Results) -> str:
     return _table(["gradient at the end, of the detection losses'", "loss", *parts], rows)
 
 
+def _with_results(experiment: Experiment, results: Results) -> list[tuple[str, Row]]:
+    """Returns the rows that have a finished run, by name."""
+    found = {row for row, _ in results}
+    return [(name, row) for name, row in experiment.rows.items() if name in found]
+
+
 def _missing(experiment: Experiment, results: Results) -> str:
-    missing: dict[str, list[str]] = defaultdict(list)
+    """Returns what was not run: whole rows, and seeds of the others."""
+    found = dict(_with_results(experiment, results))
+    missing: defaultdict[str, list[str]] = defaultdict(list)
     for row, seed in experiment.runs():
         if (row.name, seed) not in results:
-            missing[row.label].append(str(seed))
-    if not missing:
-        return ""
-    return "Not run: " + "; ".join(f"{label} (seeds {', '.join(of)})" for label, of in missing.items()) + "."
+            missing[row.name].append(str(seed))
+    named = [
+        experiment.rows[name].label + (f" (seeds {', '.join(seeds)})" if name in found else "")
+        for name, seeds in missing.items()
+    ]
+    return f"Not run: {'; '.join(named)}." if named else ""
 
 
 def _interval(ends: tuple[float, float] | None, digits: int) -> str:
