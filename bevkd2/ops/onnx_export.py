@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.nn import functional as F
 
 from .arguments import level_starts
@@ -27,6 +28,7 @@ def export_onnx(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     opset_version: int | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a module, deformable attention included, as an ONNX file of standard operators.
 
@@ -39,31 +41,79 @@ def export_onnx(
         input_names: names of the graph's inputs; ``None`` leaves the names to torch.
         output_names: names of the graph's outputs; ``None`` leaves the names to torch.
         opset_version: at least 16, for GridSample; ``None`` leaves the choice to torch.
+        metadata: entries of the file's ``metadata_props``.
 
     Raises:
         ImportError: onnx or onnxscript is not installed (``pip install bevkd2[export]``).
     """
     program = torch.export.export(module, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes)
-    torch.onnx.export(
+    write_onnx(
         program.run_decompositions(onnx_decompositions()),
-        (),
         path,
+        input_names=input_names,
+        output_names=output_names,
+        opset_version=opset_version,
+        metadata=metadata,
+    )
+
+
+def write_onnx(
+    program: ExportedProgram,
+    path: str | Path,
+    *,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    opset_version: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a program, decomposed by :func:`onnx_decompositions`, as one ONNX file with its weights.
+
+    Args:
+        program: of ``torch.export.export``.
+        path, input_names, output_names, opset_version, metadata: of :func:`export_onnx`.
+
+    Raises:
+        ImportError: onnx or onnxscript is not installed (``pip install bevkd2[export]``).
+    """
+    written = torch.onnx.export(
+        program,
+        (),
+        None,
         input_names=input_names,
         output_names=output_names,
         opset_version=opset_version,
         dynamo=True,
         verbose=False,
     )
+    assert written is not None
+    written.model.metadata_props.update(metadata or {})
+    written.save(path, external_data=False)
 
 
 def onnx_decompositions() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
     """Returns the composite of each op, for ``torch.export.ExportedProgram.run_decompositions``."""
     ops = torch.ops.bevkd2
     return {
+        torch.ops.aten.linalg_inv.default: _inverse,
         ops.ms_deform_attn.default: _drop_in,
         ops.ms_deform_attn_fused.default: _fused,
         ops.ms_deform_attn_ragged.default: _ragged,
     }
+
+
+def _inverse(matrix: Tensor) -> Tensor:
+    """Decomposes ``aten::linalg_inv`` of (..., 3, 3) matrices, such as a camera's, by cofactors."""
+    if matrix.shape[-2:] != (3, 3):
+        raise ValueError(f"export: the inverse of {tuple(matrix.shape)} has no composite, only of (.., 3, 3)")
+    rows = matrix.unbind(-2)
+    cofactors = [_cross(rows[(i + 1) % 3], rows[(i + 2) % 3]) for i in range(3)]
+    determinant = (rows[0] * cofactors[0]).sum(-1)
+    return torch.stack(cofactors, dim=-1) / determinant[..., None, None]
+
+
+def _cross(u: Tensor, v: Tensor) -> Tensor:
+    (a, b, c), (d, e, f) = u.unbind(-1), v.unbind(-1)
+    return torch.stack([b * f - c * e, c * d - a * f, a * e - b * d], dim=-1)
 
 
 def _drop_in(

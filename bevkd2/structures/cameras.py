@@ -7,6 +7,7 @@ by the ratio of the sizes, and padding on the right and at the bottom changes no
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 
@@ -113,6 +114,17 @@ def lidar2img_matrix(intrinsics: Array, cam2lidar: Array) -> Array:
     return padded @ invert_pose(cam2lidar)
 
 
+def without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
+    """Returns a context in which autocast is off; nothing where it is off already, as in an exported graph.
+
+    Args:
+        device_type: "cpu" | "cuda".
+    """
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
+
+
 def project_points(points: Tensor, lidar2img: Tensor) -> tuple[Tensor, Tensor]:
     """Projects points into images, in the points' dtype whatever autocast does: 16 bits miss by pixels.
 
@@ -125,7 +137,7 @@ def project_points(points: Tensor, lidar2img: Tensor) -> tuple[Tensor, Tensor]:
         depth: (..., P) metres along the optical axis; a point is in front of the camera where it is positive.
     """
     rotation, translation = lidar2img[..., :3, :3], lidar2img[..., :3, 3]
-    with torch.autocast(points.device.type, enabled=False):
+    with without_autocast(points.device.type):
         projected = points @ rotation.transpose(-1, -2) + translation.unsqueeze(-2)
     depth = projected[..., 2]
     # Points on or behind the image plane divide by 1e-5 m (BEVFormer's epsilon) instead of by nothing or
@@ -147,7 +159,7 @@ def unproject_points(uv: Tensor, depth: Tensor, lidar2img: Tensor) -> Tensor:
     """
     rotation, translation = lidar2img[..., :3, :3], lidar2img[..., :3, 3]
     projected = torch.cat([uv * depth.unsqueeze(-1), depth.unsqueeze(-1)], dim=-1)
-    with torch.autocast(uv.device.type, enabled=False):
+    with without_autocast(uv.device.type):
         points3d: Tensor = (projected - translation.unsqueeze(-2)) @ torch.linalg.inv(rotation).transpose(
             -1, -2
         )

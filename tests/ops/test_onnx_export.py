@@ -44,6 +44,14 @@ def test_the_composite_of_overlapping_levels_equals_the_op() -> None:
     torch.testing.assert_close(onnx_decompositions()[op](*arguments), op(*arguments))
 
 
+def test_the_composite_of_the_inverse_equals_torch() -> None:
+    matrices = torch.randn(4, 5, 3, 3, dtype=torch.float64)
+    inverse = onnx_decompositions()[torch.ops.aten.linalg_inv.default]
+    torch.testing.assert_close(inverse(matrices), torch.linalg.inv(matrices))
+    with pytest.raises(ValueError, match="has no composite"):
+        inverse(torch.eye(4))
+
+
 class DropInModule(nn.Module):
     def forward(self, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
         return ms_deform_attn(value, [(5, 7), (3, 2)], None, locations, weights)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
 from bevkd2.config import add_removed_key
+from bevkd2.structures.cameras import without_autocast
 
 NORMS = ("FrozenStatsBN", "FrozenBN", "BN", "GN")
 """Values of MODEL.BACKBONE.NORM."""
@@ -120,7 +121,7 @@ class DeformConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (N, C, H, W) to (N, C', H', W'), computed in float32 at least whatever autocast does."""
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             x = x if x.dtype == torch.float64 else x.float()
             offset, modulation = self.conv_offset(x).split((18, 9), dim=1)
             weight = modulation.sigmoid()

@@ -114,16 +114,34 @@ def decode_detections(class_logits: Tensor, box_codes: Tensor, options: DecodeOp
         ValueError: a score is NaN.
     """
     check_scores(class_logits)
-    num_classes = class_logits.shape[1]
-    probabilities = class_logits.float().sigmoid().flatten()
-    scores, index = probabilities.topk(min(options.max_detections, len(probabilities)))
-    labels, queries = index % num_classes, index // num_classes
-    boxes = decode_codes(box_codes.float()[queries])
+    best = best_pairs(class_logits[None], box_codes[None], options.max_detections)
+    columns, scores, labels = (tensor[0] for tensor in best)
+    boxes = Boxes3D(columns)
     low, high = boxes.tensor.new_tensor(options.post_center_range).chunk(2)
     keep = ((boxes.center >= low) & (boxes.center <= high)).all(1)
     if options.score_threshold > 0:
         keep &= _above(scores, options.score_threshold)
     return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep]}
+
+
+def best_pairs(class_logits: Tensor, box_codes: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the ``count`` best (query, class) pairs of each sample, or all where there are fewer.
+
+    Args:
+        class_logits: (B, Q, K).
+        box_codes: (B, Q, 10).
+        count: M.
+
+    Returns:
+        Boxes (B, M, 9) in the layout of Boxes3D, scores (B, M) in descending order, and labels (B, M) int64.
+    """
+    num_classes = class_logits.shape[2]
+    probabilities = class_logits.float().sigmoid().flatten(1)
+    scores, index = probabilities.topk(min(count, probabilities.shape[1]))
+    labels, queries = index % num_classes, index // num_classes
+    codes = box_codes.float().gather(1, queries[..., None].expand(-1, -1, box_codes.shape[2]))
+    boxes = decode_codes(codes.flatten(0, 1)).tensor.unflatten(0, index.shape)
+    return boxes, scores, labels
 
 
 def _above(scores: Tensor, threshold: float) -> Tensor:

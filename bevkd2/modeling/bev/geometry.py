@@ -12,8 +12,12 @@ from torch import Tensor
 
 from bevkd2.modeling.bev.inputs import Frames
 from bevkd2.structures import project_points
+from bevkd2.structures.cameras import without_autocast
 
 NUM_QUEUES = 2  # previous, current
+
+Exists = Sequence[bool] | Tensor
+"""Which samples have a past; a bool tensor (B,) of an exported graph, in which no branch can read it."""
 
 
 @dataclasses.dataclass
@@ -23,7 +27,7 @@ class History:
     queue: Tensor | None
     """(B, 2, Q, C): the previous BEV, turned into the present's frame, and the encoder's initial queries;
     rows without history are never read. None where no sample has any."""
-    exists: list[bool]
+    exists: Exists
     """Which samples have one."""
     reference_points: Tensor
     """(B, 2, Q, 2) float32: x, y as fractions of the grid; the previous frame's are shifted by the ego
@@ -33,14 +37,14 @@ class History:
 
     def __post_init__(self) -> None:
         device = self.reference_points.device
-        self.mask = torch.tensor(self.exists, device=device)[:, None, None, None]
+        self.mask = torch.as_tensor(self.exists, device=device)[:, None, None, None]
 
     def queue_for(self, query: Tensor) -> Tensor:
         """Returns (B, 2, Q, C) to attend to: without history, twice the running ``query`` (B, Q, C)."""
         running = query.unsqueeze(1).expand(-1, NUM_QUEUES, -1, -1)
         if self.queue is None:
             return running
-        if all(self.exists):
+        if not isinstance(self.exists, Tensor) and all(self.exists):
             return self.queue
         return torch.where(self.mask, self.queue.to(query.dtype), running)
 
@@ -98,14 +102,14 @@ class BEVGeometry:
         """Returns which camera sees which cell."""
         return find_visible_pairs(*self.project(frames))
 
-    def motion(self, can_bus: Tensor, previous: Tensor | None, exists: list[bool]) -> Tensor:
+    def motion(self, can_bus: Tensor, previous: Tensor | None, exists: Exists) -> Tensor:
         """Returns the (B, 18) vector of :func:`ego_motion`."""
-        mask = torch.tensor(exists, device=can_bus.device)
+        mask = torch.as_tensor(exists, device=can_bus.device)
         previous = can_bus if previous is None else previous
         return ego_motion(can_bus, previous, mask, wrap_yaw=not self.legacy.unwrapped_yaw)
 
     def history(
-        self, queries: Tensor, motion: Tensor, previous_bev: Tensor | None, exists: list[bool]
+        self, queries: Tensor, motion: Tensor, previous_bev: Tensor | None, exists: Exists
     ) -> History:
         """Collects what the encoder's layers share about the past.
 
@@ -116,7 +120,7 @@ class BEVGeometry:
             exists: which samples have a past.
         """
         queue = None
-        if previous_bev is not None and any(exists):
+        if previous_bev is not None and (isinstance(exists, Tensor) or any(exists)):
             queue = torch.stack([self.align(previous_bev, motion), queries], dim=1)
         return History(queue, exists, self.temporal_reference_points(motion, exists))
 
@@ -130,10 +134,10 @@ class BEVGeometry:
             previous_bev, rotation_source_index(motion[:, 17], self.bev_shape, self.rotate_center)
         )
 
-    def temporal_reference_points(self, motion: Tensor, exists: list[bool]) -> Tensor:
+    def temporal_reference_points(self, motion: Tensor, exists: Exists) -> Tensor:
         """Returns (B, 2, H*W, 2) float32 x, y in fractions of the grid: previous and current ones."""
         shift = grid_shift(motion, self.pc_range).float() * float(self.use_shift and not self.bilinear)
-        shift = shift * torch.tensor(exists, device=shift.device)[:, None]
+        shift = shift * torch.as_tensor(exists, device=shift.device)[:, None]
         current = torch.ones_like(shift) if self.legacy.aliased_shift else torch.zeros_like(shift)
         by_queue = torch.stack([shift, shift * current], dim=1)
         return bev_reference_points(self.bev_shape, motion.device) + by_queue[:, :, None]
@@ -145,7 +149,7 @@ class BEVGeometry:
         points = bev_reference_points(self.bev_shape, motion.device).double() * size - center
         if self.use_shift:
             points = points + (grid_shift(motion, self.pc_range) * size)[:, None]
-        points = points.expand(len(motion), -1, -1)
+        points = points.expand(motion.shape[0], -1, -1)
         if self.rotate_previous:
             angle = torch.deg2rad(motion[:, 17:18])
             x, y = points.unbind(-1)
@@ -225,7 +229,7 @@ def project_pillars(
         and (B, N, Q, Z) bool: the point is in front of the camera and strictly inside the visible area.
     """
     num_cells, num_points = points.shape[:2]
-    with torch.autocast(points.device.type, enabled=False):
+    with without_autocast(points.device.type):
         uv, depth = project_points(points.reshape(1, 1, -1, 3).float(), lidar2img.float())
     uv = uv.unflatten(2, (num_cells, num_points))
     depth = depth.unflatten(2, (num_cells, num_points))
@@ -290,10 +294,9 @@ def grid_shift(delta: Tensor, pc_range: Sequence[float]) -> Tensor:
     Returns:
         (B, 2) float64: rightward (x) and forward (y) displacement over the grid's extent.
     """
-    distance = torch.hypot(delta[:, 0], delta[:, 1])
-    angle = delta[:, 16] - torch.atan2(delta[:, 1], delta[:, 0])
-    shift_x = distance * angle.sin() / (pc_range[3] - pc_range[0])
-    shift_y = distance * angle.cos() / (pc_range[4] - pc_range[1])
+    x, y, yaw = delta[:, 0], delta[:, 1], delta[:, 16]
+    shift_x = (yaw.sin() * x - yaw.cos() * y) / (pc_range[3] - pc_range[0])
+    shift_y = (yaw.cos() * x + yaw.sin() * y) / (pc_range[4] - pc_range[1])
     return torch.stack([shift_x, shift_y], dim=-1)
 
 

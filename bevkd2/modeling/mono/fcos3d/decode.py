@@ -56,6 +56,22 @@ class Candidates:
         return len(self.scores)
 
 
+@dataclasses.dataclass
+class CandidateTensors:
+    """The best P locations of each of B images, level by level."""
+
+    boxes: Tensor
+    """(B, P, 7 or 9) in the layout of CameraBoxes3D."""
+    scores: Tensor
+    """(B, P, K) of every class."""
+    direction: Tensor
+    """(B, P) int64 direction bin of the local yaw."""
+    boxes2d: Tensor | None
+    """(B, P, 4) x1, y1, x2, y2 in pixels, not beyond the image."""
+    attributes: Tensor | None
+    """(B, P) int64."""
+
+
 def class_scores(outputs: DenseOutputs) -> Tensor:
     """Computes the score of every class at every location.
 
@@ -98,26 +114,55 @@ def candidates_of(
     Returns:
         One entry per image.
     """
-    locations, stride_of = grid.locations, grid.location_strides
+    best = best_locations(
+        outputs, depth, cam2img=cam2img, image_sizes=image_sizes, grid=grid, options=options
+    )
+    return [
+        Candidates(
+            boxes=CameraBoxes3D(best.boxes[row]),
+            scores=best.scores[row],
+            direction=best.direction[row],
+            boxes2d=None if best.boxes2d is None else best.boxes2d[row],
+            attributes=None if best.attributes is None else best.attributes[row],
+        )
+        for row in range(len(depth))
+    ]
+
+
+def best_locations(
+    outputs: DenseOutputs,
+    depth: Tensor,
+    *,
+    cam2img: Tensor,
+    image_sizes: Tensor,
+    grid: DenseGrid,
+    options: DecodeOptions,
+) -> CandidateTensors:
+    """Does what :func:`candidates_of` does, with the same arguments, for all images together."""
     scores = class_scores(outputs)
     boxes, direction = flatten_levels(outputs.boxes), flatten_levels(outputs.direction).argmax(dim=-1)
     sides = None if outputs.boxes2d is None else flatten_levels(outputs.boxes2d)
     attributes = None if outputs.attributes is None else flatten_levels(outputs.attributes).argmax(dim=-1)
-    found = []
-    for row in range(len(depth)):
-        kept = _best_of_levels(scores[row].amax(dim=-1), grid.shapes, options.candidates_per_level)
-        at, stride, raw, half = locations[kept], stride_of[kept, None], boxes[row, kept], direction[row, kept]
-        lifted = _lift(raw, depth[row, kept], half, at, stride, cam2img[row], options)
-        found.append(
-            Candidates(
-                boxes=CameraBoxes3D(torch.cat([lifted, raw[:, 7:]], dim=1)),
-                scores=scores[row, kept],
-                direction=half,
-                boxes2d=None if sides is None else _boxes2d(at, sides[row, kept] * stride, image_sizes[row]),
-                attributes=None if attributes is None else attributes[row, kept],
-            )
-        )
-    return found
+    kept = _best_of_levels(scores.amax(dim=-1), grid.shapes, options.candidates_per_level)
+    at, stride = grid.locations[kept], grid.location_strides[kept][..., None]
+    raw, half = _pick(boxes, kept), direction.gather(1, kept)
+    calibration = cam2img[:, None].expand(-1, kept.shape[1], -1, -1)
+    lifted = _lift(
+        *(tensor.flatten(0, 1) for tensor in (raw, depth.gather(1, kept), half, at, stride, calibration)),
+        options,
+    )
+    return CandidateTensors(
+        boxes=torch.cat([lifted.unflatten(0, kept.shape), raw[..., 7:]], dim=-1),
+        scores=_pick(scores, kept),
+        direction=half,
+        boxes2d=None if sides is None else _boxes2d(at, _pick(sides, kept) * stride, image_sizes[:, None]),
+        attributes=None if attributes is None else attributes.gather(1, kept),
+    )
+
+
+def _pick(values: Tensor, kept: Tensor) -> Tensor:
+    """Returns (B, P, n) of the locations (B, P) of (B, Q, n)."""
+    return values.gather(1, kept[..., None].expand(-1, -1, values.shape[2]))
 
 
 def boxes_of_all(
@@ -144,7 +189,15 @@ def boxes_of_all(
     stride = grid.location_strides[:, None]
     return torch.stack(
         [
-            _lift(raw, depth[row], direction[row], grid.locations, stride, cam2img[row], options)
+            _lift(
+                raw,
+                depth[row],
+                direction[row],
+                grid.locations,
+                stride,
+                cam2img[row].expand(len(raw), 4, 4),
+                options,
+            )
             for row, raw in enumerate(boxes)
         ]
     )
@@ -174,10 +227,10 @@ def _lift(
     cam2img: Tensor,
     options: DecodeOptions,
 ) -> Tensor:
-    """Lifts P locations of one image: raw (P, 7 or 9), stride (P, 1), cam2img (4, 4); returns (P, 7)."""
+    """Lifts P locations: raw (P, 7 or 9), stride (P, 1), cam2img (P, 4, 4); returns (P, 7)."""
     yaw = full_local_yaw(raw[:, 6], direction, options.direction_offset)
     centers2d = locations - raw[:, :2] * stride
-    return lift_boxes(centers2d, depth, raw[:, 3:6], yaw, cam2img.expand(len(raw), 4, 4))
+    return lift_boxes(centers2d, depth, raw[:, 3:6], yaw, cam2img)
 
 
 def select_detections(candidates: Candidates, options: DecodeOptions) -> dict[str, Tensor | CameraBoxes3D]:
@@ -241,21 +294,32 @@ def fused_depth(
 
 
 def _best_of_levels(scores: Tensor, shapes: Sequence[tuple[int, int]], count: int) -> Tensor:
-    """Returns the best ``count`` locations of every level, by descending score where a level has more."""
+    """Returns the best ``count`` locations of every level, by descending score where a level has more.
+
+    Args:
+        scores: (B, Q).
+        shapes: rows and columns of every level.
+        count: of locations per level.
+
+    Returns:
+        (B, P) int64.
+    """
     kept, start = [], 0
     for rows, columns in shapes:
         cells = rows * columns
-        level = scores[start : start + cells]
         if cells > count:
-            kept.append(start + level.topk(count).indices)
+            kept.append(start + scores[:, start : start + cells].topk(count).indices)
         else:
-            kept.append(torch.arange(start, start + cells, device=scores.device))
+            kept.append(torch.arange(start, start + cells, device=scores.device).expand(scores.shape[0], -1))
         start += cells
-    return torch.cat(kept)
+    return torch.cat(kept, dim=1)
 
 
 def _boxes2d(locations: Tensor, sides: Tensor, image_size: Tensor) -> Tensor:
-    """Computes (P, 4) from (P, 2) pixels and (P, 4) pixels to the left, top, right and bottom."""
-    boxes = torch.cat([locations - sides[:, :2], locations + sides[:, 2:]], dim=1)
-    border = image_size.flip(0).repeat(2).to(boxes)
+    """Computes (..., 4) from (..., 2) pixels and (..., 4) pixels to the left, top, right and bottom.
+
+    ``image_size`` is (..., 2), height and width in pixels.
+    """
+    boxes = torch.cat([locations - sides[..., :2], locations + sides[..., 2:]], dim=-1)
+    border = torch.cat([image_size.flip(-1)] * 2, dim=-1).to(boxes)
     return boxes.clamp(min=0).minimum(border)

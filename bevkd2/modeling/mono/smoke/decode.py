@@ -122,21 +122,39 @@ def detect(
         ValueError: a score is NaN.
     """
     check_scores(outputs.logits)
-    scores = _peaks(outputs.logits.sigmoid(), image_sizes, coder.stride)
-    height, width = scores.shape[2:]
-    results: list[dict[str, Tensor | CameraBoxes3D]] = []
-    for row, flat in enumerate(scores.flatten(1)):
-        best = flat.topk(min(max_detections, len(flat)))
-        kept = best.values > score_threshold
-        labels, cells = best.indices[kept] // (height * width), best.indices[kept] % (height * width)
-        boxes = coder.decode(
-            outputs.codes[row].flatten(1)[:, cells].T,
-            torch.stack([cells % width, cells // width], dim=1),
-            labels,
-            cam2img[row].expand(len(cells), 4, 4),
-        )
-        results.append({"boxes": boxes, "scores": best.values[kept], "labels": labels})
-    return results
+    boxes, scores, labels = best_peaks(outputs, coder, cam2img, image_sizes, max_detections)
+    return [
+        {"boxes": CameraBoxes3D(boxes[row, kept]), "scores": scores[row, kept], "labels": labels[row, kept]}
+        for row, kept in enumerate(scores > score_threshold)
+    ]
+
+
+def best_peaks(
+    outputs: SmokeOutputs, coder: SmokeCoder, cam2img: Tensor, image_sizes: Tensor, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the ``count`` highest peaks of each heat map, or all cells where there are fewer, lifted.
+
+    Args:
+        outputs, coder, cam2img, image_sizes: of :func:`detect`.
+        count: M.
+
+    Returns:
+        Boxes (B, M, 7) in the layout of CameraBoxes3D, scores (B, M) in descending order, and labels (B, M)
+        int64. The score of what is no peak is 0.
+    """
+    peaks = _peaks(outputs.logits.sigmoid(), image_sizes, coder.stride)
+    height, width = peaks.shape[2:]
+    flat = peaks.flatten(1)
+    scores, index = flat.topk(min(count, flat.shape[1]))
+    labels, cells = index // (height * width), index % (height * width)
+    codes = outputs.codes.flatten(2).transpose(1, 2)
+    codes = codes.gather(1, cells[..., None].expand(-1, -1, codes.shape[2]))
+    places = torch.stack([cells % width, cells // width], dim=-1)
+    calibration = cam2img[:, None].expand(-1, cells.shape[1], -1, -1)
+    boxes = coder.decode(
+        codes.flatten(0, 1), places.flatten(0, 1), labels.flatten(), calibration.flatten(0, 1)
+    )
+    return boxes.tensor.unflatten(0, index.shape), scores, labels
 
 
 def _peaks(scores: Tensor, image_sizes: Tensor, stride: int) -> Tensor:
