@@ -40,6 +40,7 @@ COMMANDS = {
         "analyze_distillation", "print each loss and its gradient on each part of the student"
     ),
     "compute-priors": Command("compute_priors", "compute box priors of a data set"),
+    "export": Command("export", "write a trained detector as an ONNX file or torch.export package"),
     "export-weights": Command("export_weights", "write the student's weights of a checkpoint alone"),
     "import-weights": Command("import_weights", "convert published weights"),
     "kitti-eval": Command("kitti_eval", "score KITTI detection files of any detector"),

@@ -14,6 +14,7 @@ from bevkd2.modeling.bev import (
     project_pillars,
 )
 from bevkd2.modeling.bev.decoder import DecoderOutput
+from bevkd2.modeling.deployable import DeployableDetector, Port
 from bevkd2.modeling.detector import (
     BEVShape,
     DecoderShape,
@@ -63,6 +64,7 @@ __all__ = [
     "DecoderOutput",
     "DecoderShape",
     "DenseGrid",
+    "DeployableDetector",
     "Detector",
     "FeatureShapes",
     "Frames",
@@ -75,6 +77,7 @@ __all__ = [
     "MultiViewDetector",
     "Neck",
     "PixelNormalizer",
+    "Port",
     "PreActivation",
     "Sample",
     "TemporalState",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from bevkd2.modeling.backbones.pre_activation import PreActivationBackbone
 from bevkd2.modeling.knowledge import Knowledge
 from bevkd2.modeling.necks import FPN, Neck
 from bevkd2.modeling.pixels import PixelNormalizer
+
+if TYPE_CHECKING:
+    from bevkd2.modeling.deployable import DeployableDetector
 
 Sample = Mapping[str, Any]
 """One sample as the mapper emits it."""
@@ -227,6 +230,22 @@ class Detector(nn.Module, ABC, Generic[InputsT, TargetsT, KnowledgeT]):
         """Returns the detections of each sample; a temporal detector overrides it to keep its state."""
         inputs = self.preprocess(batched_inputs)
         return self.inference(self.extract(inputs), inputs)
+
+    def deployable(self, image_size: tuple[int, int]) -> DeployableDetector:
+        """Returns the form of this detector that ``bevkd2 export`` writes; the two share their parameters.
+
+        A detector that can be exported implements it.
+
+        Args:
+            image_size: height and width in pixels of the images that it will get.
+
+        Raises:
+            ValueError: the detector has none.
+        """
+        raise ValueError(
+            f"{type(self).__name__} cannot be exported: it has no deployable form. Implement its method "
+            "deployable(image_size), which returns a bevkd2.modeling.DeployableDetector (docs/deployment.md)"
+        )
 
     def run_backbone(
         self, images: Tensor, image_sizes: Tensor, wants: frozenset[str]

@@ -24,9 +24,10 @@ from bevkd2.modeling.bev.dense_boxes import (
     bev_box_loss,
     image_box_loss,
 )
+from bevkd2.modeling.bev.deployable import DeployableBEVFormer
 from bevkd2.modeling.bev.detector import MultiViewDetector
 from bevkd2.modeling.bev.encoder import BEVEncoder, EncoderOutput
-from bevkd2.modeling.bev.geometry import BEVGeometry, VisiblePairs
+from bevkd2.modeling.bev.geometry import BEVGeometry, Exists, VisiblePairs
 from bevkd2.modeling.bev.grid_mask import GridMask
 from bevkd2.modeling.bev.heatmaps import HeatmapWeights, bev_heatmap_loss, image_heatmap_loss
 from bevkd2.modeling.bev.inputs import MASK_KEY, BEVInputs, BEVTargets, Frames
@@ -314,7 +315,7 @@ class BEVFormer(MultiViewDetector):
         frames: Frames,
         motion: Tensor,
         previous_bev: Tensor | None,
-        exists: list[bool],
+        exists: Exists,
         wants: frozenset[str] = frozenset(),
     ) -> tuple[EncoderOutput, VisiblePairs]:
         """Encodes image features to the bird's-eye view.
@@ -327,7 +328,7 @@ class BEVFormer(MultiViewDetector):
             exists: which samples have a past.
             wants: of :meth:`extract`.
         """
-        queries = self.bev_queries.expand(len(motion), -1, -1)
+        queries = self.bev_queries.expand(motion.shape[0], -1, -1)
         if self.can_bus_mlp is not None:
             queries = queries + self.can_bus_mlp(motion.float())[:, None]
         pairs = self.geometry.visible_pairs(frames)
@@ -352,6 +353,10 @@ class BEVFormer(MultiViewDetector):
             loss = image_box_loss(knowledge.image_boxes, targets, self.neck.strides[0])
             losses["loss_image_boxes"] = self.dense_boxes.image * loss
         return losses
+
+    def deployable(self, image_size: tuple[int, int]) -> DeployableBEVFormer:
+        """Returns the form that can be exported."""
+        return DeployableBEVFormer(self, image_size)
 
     @torch.no_grad()
     def inference(self, knowledge: BEVKnowledge, inputs: BEVInputs) -> list[dict[str, Any]]:

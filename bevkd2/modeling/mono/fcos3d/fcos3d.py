@@ -24,6 +24,7 @@ from bevkd2.modeling.mono.fcos3d.decode import (
     fused_depth,
     select_detections,
 )
+from bevkd2.modeling.mono.fcos3d.deployable import DeployableDense
 from bevkd2.modeling.mono.fcos3d.head import DenseHead, DenseOutputs, DepthOutputs
 from bevkd2.modeling.mono.fcos3d.losses import DenseCriterion
 from bevkd2.modeling.mono.grid import flatten_levels
@@ -164,6 +165,10 @@ class FCOS3D(MonoDetector):
         """Returns weighted losses of the head's maps."""
         losses: dict[str, Tensor] = self.criterion(knowledge.outputs, targets, self.head.fuse_lambda)
         return losses
+
+    def deployable(self, image_size: tuple[int, int]) -> DeployableDense:
+        """Returns the form that can be exported."""
+        return DeployableDense(self, image_size)
 
     @torch.no_grad()
     def inference(self, knowledge: MonoKnowledge, inputs: MonoInputs) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from bevkd2.modeling.mono.inputs import MonoInputs, MonoTargets
 from bevkd2.modeling.mono.lift import boxes_around
 from bevkd2.modeling.mono.smoke.config import smoke_arguments
 from bevkd2.modeling.mono.smoke.decode import SmokeCoder, boxes_of_all, detect
+from bevkd2.modeling.mono.smoke.deployable import DeployableSmoke
 from bevkd2.modeling.mono.smoke.head import SmokeHead
 from bevkd2.modeling.mono.smoke.losses import SmokeLossWeights, smoke_losses
 from bevkd2.modeling.mono.smoke.targets import assign_cells, heatmap_targets, objects_of
@@ -133,6 +134,10 @@ class SMOKE(MonoDetector):
         images, classes, *shape = outputs.logits.shape
         heatmap = heatmap_targets(objects, images, classes, tuple(shape), self.coder.stride, self.min_overlap)
         return smoke_losses(outputs, objects, heatmap, targets.cam2img, self.coder, self.loss_weights)
+
+    def deployable(self, image_size: tuple[int, int]) -> DeployableSmoke:
+        """Returns the form that can be exported."""
+        return DeployableSmoke(self, image_size)
 
     @torch.no_grad()
     def inference(self, knowledge: MonoKnowledge, inputs: MonoInputs) -> list[dict[str, Any]]:

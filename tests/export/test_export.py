@@ -1,0 +1,130 @@
+"""Exported files run in ONNX Runtime as the deployable form does in PyTorch, for any batch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bevkd2.checkpoint import save_file
+from bevkd2.cli.export import main
+from bevkd2.config import CfgNode, load_config
+from bevkd2.d2 import build_model
+from bevkd2.export import export_detector, image_size_of, load_student
+from bevkd2.modeling import Detector
+from bevkd2.runtime import Graph, MonoRuntime, MultiViewRuntime, load
+from tests.modeling.conftest import HEIGHT, WIDTH, tiny_cfg
+
+__all__ = ["tiny_cfg"]  # a fixture
+
+MONO = "configs/demo_mono/student.yaml"
+
+
+@pytest.fixture
+def onnx_packages() -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is not installed: pip install bevkd2[export]")
+
+
+def exported(cfg: CfgNode, size: tuple[int, int], path: Path) -> Detector[Any, Any, Any]:
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    export_detector(cfg, model, [path], image_size=size)
+    return model
+
+
+def assert_graph_equals_the_form(path: Path, model: Detector[Any, Any, Any], inputs: Any) -> None:
+    import onnx
+
+    assert {node.domain for node in onnx.load(path).graph.node} == {""}
+    form = model.deployable(tuple(Graph(path).description["inputs"][0]["shape"][-2:])).eval()
+    with torch.no_grad():
+        expected = form(*inputs)
+    names = [port.name for port in form.inputs]
+    outputs = Graph(path).run({name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)})
+    wanted = {port.name: tensor for port, tensor in zip(form.outputs, expected, strict=True)}
+    found = {name: torch.from_numpy(output) for name, output in outputs.items()}
+    torch.testing.assert_close(found["scores"], wanted["scores"], rtol=1e-4, atol=1e-6)
+    rows = in_a_certain_order(wanted["scores"])
+    assert rows.float().mean() > 0.2
+    for name in wanted.keys() - {"scores", "bev"}:
+        torch.testing.assert_close(found[name][rows], wanted[name][rows], rtol=1e-4, atol=1e-4)
+    if "bev" in wanted:
+        torch.testing.assert_close(found["bev"], wanted["bev"], rtol=1e-4, atol=1e-4)
+
+
+def in_a_certain_order(scores: torch.Tensor) -> torch.Tensor:
+    """Which rows (B, M) rounding cannot exchange: the scores before and after are not almost the same."""
+    if scores.ndim == 3:  # of all classes, in the order of the locations
+        return torch.ones(scores.shape[:2], dtype=torch.bool)
+    apart = -scores.diff(dim=1) > 1e-6
+    edge = torch.ones(len(scores), 1, dtype=torch.bool)
+    return torch.cat([edge, apart], dim=1) & torch.cat([apart, edge], dim=1)
+
+
+def test_multi_view(onnx_packages: None, tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    bev = tiny_cfg.MODEL.BEVFORMER
+    bev.ENCODER_LAYERS, bev.DECODER_LAYERS = 1, 1
+    path = tmp_path / "student.onnx"
+    model = exported(tiny_cfg, (HEIGHT, WIDTH), path)
+    assert isinstance(load(path), MultiViewRuntime)
+    for batch in (1, 3):
+        inputs = list(model.deployable((HEIGHT, WIDTH)).examples(batch))
+        inputs[2][:, 0], inputs[2][:, 16], inputs[2][:, 17] = 2.0, 0.3, 17.0
+        inputs[4] = torch.randn_like(inputs[4])
+        inputs[5] = torch.arange(batch) % 2 == 0
+        assert_graph_equals_the_form(path, model, inputs)
+
+
+@pytest.mark.parametrize("name", ["student", "two_frames_smoke"])
+def test_single_images(onnx_packages: None, name: str, tmp_path: Path) -> None:
+    cfg = load_config(f"configs/demo_mono/{name}.yaml", ["MODEL.DEVICE", "cpu"])
+    path = tmp_path / "student.onnx"
+    model = exported(cfg, (64, 96), path)
+    assert isinstance(load(path), MonoRuntime)
+    for batch in (1, 3):
+        inputs = list(model.deployable((64, 96)).examples(batch))
+        inputs[1] = inputs[1] - torch.arange(batch)[:, None]
+        assert_graph_equals_the_form(path, model, inputs)
+
+
+def test_a_package_holds_the_description(tmp_path: Path) -> None:
+    """The command writes a .pt2 of a distillation's student, which runs without bevkd2's ops."""
+    cfg, weights = load_config(MONO, ["MODEL.DEVICE", "cpu"]), tmp_path / "student.safetensors"
+    model = build_model(cfg).eval()
+    save_file({**model.state_dict(), "classes": list(cfg.DATASETS.CLASSES)}, weights)
+    words = ["--config-file", "configs/demo_mono/distill.yaml", "--weights", str(weights)]
+    words += ["--output", str(tmp_path / "s.pt2"), "--image-size", "96x64", "DATASETS.ROOT", str(tmp_path)]
+    assert main(words) == 0
+    files = {"description.json": ""}
+    program = torch.export.load(tmp_path / "s.pt2", extra_files=files)
+    description = json.loads(files["description.json"])
+    assert description["classes"] == ["Pedestrian", "Cyclist", "Car"] and description["kind"] == "mono"
+    assert not any("bevkd2" in str(node.target) for node in program.graph.nodes)
+    form = model.deployable((64, 96)).eval()
+    inputs = form.examples(2)
+    with torch.no_grad():
+        for actual, expected in zip(program.module()(*inputs), form(*inputs), strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_sizes_without_data(tmp_path: Path) -> None:
+    root = ["DATASETS.ROOT", str(tmp_path / "absent")]
+    assert image_size_of(load_config("configs/bevformer/bevformer_tiny.yaml", root)) == (450, 800)
+    assert image_size_of(load_config("configs/pgd/pgd_r18_kitti.yaml", root), (1000, 300)) == (373, 1242)
+    assert image_size_of(load_config("configs/smoke/smoke_dla34_kitti.yaml", root)) == (384, 1280)
+
+
+def test_errors_name_the_remedy(tmp_path: Path) -> None:
+    cfg = load_config("configs/demo_mono/distill.yaml")
+    with pytest.raises(ValueError, match=r"no weights: add --weights FILE.*not its teacher"):
+        load_student(cfg)
+    with pytest.raises(ValueError, match=r"suffix '\.engine', expected \.onnx or \.pt2"):
+        export_detector(cfg, None, [tmp_path / "a.engine"], image_size=(64, 96))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"--opset is 11, expected 18"):
+        export_detector(cfg, None, [tmp_path / "a.onnx"], image_size=(64, 96), opset=11)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"no deployable form\. Implement its method deployable"):
+        Detector.deployable(build_model(load_config(MONO, ["MODEL.DEVICE", "cpu"])), (64, 96))
