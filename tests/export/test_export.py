@@ -79,30 +79,38 @@ def test_multi_view(onnx_packages: None, tiny_cfg: CfgNode, tmp_path: Path) -> N
         assert_graph_equals_the_form(path, model, inputs)
 
 
-@pytest.mark.parametrize("name", ["student", "two_frames_smoke"])
-def test_single_images(onnx_packages: None, name: str, tmp_path: Path) -> None:
-    cfg = load_config(f"configs/demo_mono/{name}.yaml", ["MODEL.DEVICE", "cpu"])
+def mono_inputs(model: Detector[Any, Any, Any], batch: int) -> list[torch.Tensor]:
+    """Images of different sizes, all but the first one smaller than the graph's."""
+    inputs = list(model.deployable((64, 96)).examples(batch))
+    inputs[1] = inputs[1] - torch.arange(batch)[:, None]
+    return inputs
+
+
+def test_smoke(onnx_packages: None, tmp_path: Path) -> None:
+    cfg = load_config("configs/demo_mono/two_frames_smoke.yaml", ["MODEL.DEVICE", "cpu"])
     path = tmp_path / "student.onnx"
     model = exported(cfg, (64, 96), path)
     assert isinstance(load(path), MonoRuntime)
     for batch in (1, 3):
-        inputs = list(model.deployable((64, 96)).examples(batch))
-        inputs[1] = inputs[1] - torch.arange(batch)[:, None]
-        assert_graph_equals_the_form(path, model, inputs)
+        assert_graph_equals_the_form(path, model, mono_inputs(model, batch))
 
 
-def test_a_package_holds_the_description(tmp_path: Path) -> None:
-    """The command writes a .pt2 of a distillation's student, which runs without bevkd2's ops."""
+def test_the_command_writes_both_kinds_of_files(onnx_packages: None, tmp_path: Path) -> None:
+    """They are of a distillation's student, and the .pt2 runs without bevkd2's ops."""
     cfg, weights = load_config(MONO, ["MODEL.DEVICE", "cpu"]), tmp_path / "student.safetensors"
+    torch.manual_seed(0)
     model = build_model(cfg).eval()
     save_file({**model.state_dict(), "classes": list(cfg.DATASETS.CLASSES)}, weights)
     words = ["--config-file", "configs/demo_mono/distill.yaml", "--weights", str(weights)]
-    words += ["--output", str(tmp_path / "s.pt2"), "--image-size", "96x64", "DATASETS.ROOT", str(tmp_path)]
-    assert main(words) == 0
+    words += ["--output", str(tmp_path / "s.pt2"), "--output", str(tmp_path / "s.onnx")]
+    assert main([*words, "--image-size", "96x64", "DATASETS.ROOT", str(tmp_path)]) == 0
+    for batch in (1, 3):
+        assert_graph_equals_the_form(tmp_path / "s.onnx", model, mono_inputs(model, batch))
     files = {"description.json": ""}
     program = torch.export.load(tmp_path / "s.pt2", extra_files=files)
     description = json.loads(files["description.json"])
     assert description["classes"] == ["Pedestrian", "Cyclist", "Car"] and description["kind"] == "mono"
+    assert load(tmp_path / "s.onnx").description == description
     assert not any("bevkd2" in str(node.target) for node in program.graph.nodes)
     form = model.deployable((64, 96)).eval()
     inputs = form.examples(2)
