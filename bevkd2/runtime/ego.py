@@ -72,8 +72,8 @@ def quaternion(pose: Array) -> Array:
         axis = largest - 1
         q = np.concatenate([skew[[axis]], symmetric[axis]])
         q[largest] = squares[largest]
-    q = q / np.linalg.norm(q)
-    return q if q[0] >= 0 else -q
+    unit: Array = q / np.linalg.norm(q) * (1 if q[0] >= 0 else -1)
+    return unit
 
 
 def _rotation_vector(matrix: Array) -> Array:

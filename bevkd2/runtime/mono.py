@@ -60,8 +60,8 @@ class MonoRuntime:
         """Applies threshold and suppression to the outputs of one image."""
         settings = self.description
         if "nms_threshold" not in settings:
-            kept = found["scores"] > np.float32(settings["score_threshold"])
-            return Detections(**{name: values[kept] for name, values in found.items()})
+            above = found["scores"] > np.float32(settings["score_threshold"])
+            return Detections(**{name: values[above] for name, values in found.items()})
         rows, labels = np.nonzero(found["scores"] > np.float32(settings["score_threshold"]))
         scores = found["scores"][rows, labels]
         x, z, length, width, heading = found["boxes"][rows][:, [0, 2, 3, 4, 6]].T

@@ -87,7 +87,8 @@ def _corners(boxes: Array) -> Array:
         [cos * offsets[..., 0] - sin * offsets[..., 1], sin * offsets[..., 0] + cos * offsets[..., 1]],
         axis=-1,
     )
-    return turned + boxes[:, None, :2]
+    corners: Array = turned + boxes[:, None, :2]
+    return corners
 
 
 def _cross(u: Array, v: Array) -> Array:
@@ -100,7 +101,8 @@ def _inside(points: Array, polygon: Array) -> Array:
     edges = np.roll(polygon, -1, axis=1) - polygon
     sides = _cross(edges[:, None], points[:, :, None] - polygon[:, None])
     slack = _ON_EDGE * (edges**2).sum(-1).max(1)[:, None, None]
-    return (sides >= -slack).all(-1)
+    inside: Array = (sides >= -slack).all(-1)
+    return inside
 
 
 def _crossings(a: Array, b: Array) -> tuple[Array, Array]:
