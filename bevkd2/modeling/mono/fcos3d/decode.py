@@ -148,7 +148,12 @@ def best_locations(
     raw, half = _pick(boxes, kept), direction.gather(1, kept)
     calibration = cam2img[:, None].expand(-1, kept.shape[1], -1, -1)
     lifted = _lift(
-        *(tensor.flatten(0, 1) for tensor in (raw, depth.gather(1, kept), half, at, stride, calibration)),
+        raw.flatten(0, 1),
+        depth.gather(1, kept).flatten(),
+        half.flatten(),
+        at.flatten(0, 1),
+        stride.flatten(0, 1),
+        calibration.flatten(0, 1),
         options,
     )
     return CandidateTensors(
