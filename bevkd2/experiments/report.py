@@ -259,7 +259,7 @@ def _missing(experiment: Experiment, results: Results) -> str:
         experiment.rows[name].label + (f" (seeds {', '.join(seeds)})" if name in found else "")
         for name, seeds in missing.items()
     ]
-    return f"Not run: {'; '.join(named)}." if named else ""
+    return textwrap.fill(f"Not run: {'; '.join(named)}.", 100) if named else ""
 
 
 def _interval(ends: tuple[float, float] | None, digits: int) -> str:
