@@ -13,6 +13,7 @@ docs/deployment.md describes inputs and outputs; both kinds of files hold the de
 from __future__ import annotations
 
 import argparse
+import logging
 import time
 from collections.abc import Sequence
 
@@ -57,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the tool; returns the exit status."""
     args = parse_args(argv)
     start = time.perf_counter()
+    # It warns of every node that it leaves as it is.
+    logging.getLogger("onnxscript.optimizer").setLevel(logging.ERROR)
     cfg, model = load_student(load_args(args), args.weights)
     size = image_size_of(cfg, args.image_size)
     description = export_detector(cfg, model, args.output, image_size=size, opset=args.opset)

@@ -147,6 +147,7 @@ def main() -> None:
             results[sample["token"]] = results_of(sample["token"], found, lidar2global, classes)
     meta = {f"use_{kind}": kind == "camera" for kind in ("camera", "lidar", "radar", "map", "external")}
     args.output.write_text(json.dumps({"meta": meta, "results": results}))
+    print(f"{args.output}: {len(results)} key frames, {sum(map(len, results.values()))} detections")
 
 
 if __name__ == "__main__":
