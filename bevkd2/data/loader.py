@@ -108,7 +108,8 @@ def build_train_loader(cfg: Any, start_iter: int = 0) -> DataLoader[dict[str, An
         teacher_mappers=_teacher_mappers(cfg),
     )
     sampler = TrainingSampler(len(index), seed, comm.get_rank(), world_size, start_iter * total)
-    return _loader(dataset, sampler, total // world_size, cfg.DATALOADER)
+    settings = cfg.DATALOADER
+    return _loader(dataset, sampler, total // world_size, settings.NUM_WORKERS, settings.PIN_MEMORY)
 
 
 def build_test_loader(cfg: Any, split: str) -> DataLoader[dict[str, Any]]:
@@ -132,7 +133,7 @@ def build_test_loader(cfg: Any, split: str) -> DataLoader[dict[str, Any]]:
         cache_images=False,  # an evaluation reads every frame once, and the next one has a loader of its own
     )
     sampler = SceneSampler(form.groups(index), comm.get_rank(), comm.get_world_size())
-    return _loader(dataset, sampler, 1, cfg.DATALOADER)
+    return _loader(dataset, sampler, 1, cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.PIN_MEMORY)
 
 
 def _teacher_mappers(cfg: Any) -> dict[str, Mapper]:
@@ -147,9 +148,12 @@ def _teacher_mappers(cfg: Any) -> dict[str, Mapper]:
 
 
 def _loader(
-    dataset: MappedDataset, sampler: TrainingSampler | SceneSampler, batch_size: int, settings: Any
+    dataset: MappedDataset,
+    sampler: TrainingSampler | SceneSampler,
+    batch_size: int,
+    num_workers: int,
+    pin_memory: bool = False,
 ) -> DataLoader[dict[str, Any]]:
-    num_workers = settings.NUM_WORKERS
     return _Loader(
         dataset,
         batch_size=batch_size,
@@ -160,7 +164,7 @@ def _loader(
         # Forked workers share the image cache's memory with this process.
         multiprocessing_context="fork" if num_workers else None,
         persistent_workers=False,
-        pin_memory=settings.PIN_MEMORY and torch.cuda.is_available(),
+        pin_memory=pin_memory and torch.cuda.is_available(),
     )
 
 

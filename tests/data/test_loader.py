@@ -133,11 +133,14 @@ def test_a_worker_ends_soon_after_its_parent():
     read, write = os.pipe()
     parent = os.fork()
     if parent == 0:
-        sampler = loader_module.SceneSampler([range(2)])
-        iterator = iter(loader_module._loader(SignalsItself(), sampler, 1, num_workers=1))
-        next(iterator)
-        os.write(write, str(iterator._workers[0].pid).encode())
-        os._exit(0)
+        try:
+            sampler = loader_module.SceneSampler([range(2)])
+            iterator = iter(loader_module._loader(SignalsItself(), sampler, 1, num_workers=1))
+            next(iterator)
+            os.write(write, str(iterator._workers[0].pid).encode())
+        finally:
+            os._exit(0)  # also behind an error, which must not go on in a second pytest
+    os.close(write)
     os.waitpid(parent, 0)
     worker, end = int(os.read(read, 20)), time.monotonic() + 3
     while running(worker) and time.monotonic() < end:
