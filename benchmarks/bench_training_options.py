@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Measures what the options of docs/training_options.md cost and change in the demos' distillations, as JSON.
 
-    python -m benchmarks.bench_training_options --out benchmarks/results/training_options.json
+    python -m benchmarks.bench_training_options --out benchmarks/results/training_options.json --images FOLDER
 
 Pairs are the demos' students, random, and their trained teachers, on images of a small synthetic world. For
 each option: the median seconds of a step, interleaved with those of plain steps, and the largest relative
 change of a loss in the first step. "normalising" is the share of a plain step in which the teacher's images
-are normalised, "scaling" that in which the gradients of fused losses are multiplied by FACTOR * WEIGHT.
+are normalised, "scaling" that in which the gradients of fused losses are multiplied by FACTOR * WEIGHT (0:
+the pair's losses have no such pass). "decoding" compares INPUT.REDUCED_DECODING with whole decoding of the
+JPEGs in --images, both resized to a half and to a quarter.
 """
 
 from __future__ import annotations
@@ -24,12 +26,15 @@ from typing import Any
 from unittest import mock
 
 import torch
+from PIL import Image
 
 from benchmarks.machine import machine
 from bevkd2.config import CfgNode, load_config
 from bevkd2.d2 import EventStorage, build_model
+from bevkd2.data.image_files import read_image
 from bevkd2.data.loader import build_train_loader
 from bevkd2.data.synthetic import KittiWorldConfig, WorldConfig, generate
+from bevkd2.data.transforms import resize
 from bevkd2.distill import Distiller, resolve_teacher
 from bevkd2.engine.acceleration import prepare_model
 
@@ -56,6 +61,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--pairs", nargs="*", choices=PAIRS, default=list(PAIRS))
     parser.add_argument("--only", nargs="*", choices=OPTIONS, default=list(OPTIONS))
+    parser.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="JPEGs, in it or below; sides divide by 4"
+    )
     parser.add_argument("--out", type=Path, help="a file that gets the same JSON")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -63,6 +71,8 @@ def main() -> None:
             "machine": machine(),
             **{name: measure(name, Path(folder), args.steps, args.only) for name in args.pairs},
         }
+    if args.images:
+        report["decoding"] = decoding(sorted(args.images.rglob("*.jpg")), rounds=10)
     text = json.dumps(report, indent=2)
     print(text)
     if args.out:
@@ -146,6 +156,31 @@ def shares(model: Distiller, batches: list[Any]) -> dict[str, float]:
             stack.enter_context(timed(importlib.import_module(f"bevkd2.ops.{op}"), name, scaling))
         total = sum(seconds(model, batch) for batch in batches)
     return {"normalising": sum(normalising) / total, "scaling": sum(scaling) / total}
+
+
+def decoding(paths: list[Path], rounds: int) -> dict[str, Any]:
+    """Compares reduced with whole decoding, resizing included, in turns."""
+    found: dict[str, Any] = {"images": len(paths)}
+    for divisor in (2, 4):
+        times: dict[bool, list[float]] = {False: [], True: []}
+        differences = []
+        for path in paths * rounds:
+            with Image.open(path) as file:
+                size = (file.height, file.width)
+            small = (size[0] // divisor, size[1] // divisor)
+            images = []
+            for reduced in (False, True):
+                start = time.perf_counter()
+                image = read_image(path, path.name, size, "the file", small if reduced else None)
+                images.append(resize(image, small).float())
+                times[reduced].append(time.perf_counter() - start)
+            differences.append((images[0] - images[1]).abs().mean().item())
+        found[f"1/{divisor}"] = {
+            "mean_difference_grey_levels": statistics.mean(differences),
+            "seconds_whole": statistics.median(times[False]),
+            "seconds_reduced": statistics.median(times[True]),
+        }
+    return found
 
 
 @contextmanager

@@ -40,7 +40,7 @@ def prepare_model(cfg: CfgNode, model: nn.Module) -> None:
 
 def _compile_parts(detector: nn.Module, backend: str) -> None:
     """Compiles the modules of a detector in place: what is between them handles samples, not tensors."""
-    if backend not in (known := torch._dynamo.list_backends(None)):
+    if backend not in (known := torch.compiler.list_backends(None)):
         raise ValueError(
             f"SOLVER.COMPILE.BACKEND: {backend!r} is unknown; expected one of {', '.join(known)}"
         )

@@ -125,6 +125,7 @@ def intervals_figure(experiment: Experiment, results: Results) -> Figure:
         axes.axvline(0, color="0.3", linewidth=0.8)
         axes.set_title(metric, fontsize="medium")
         axes.set_xlabel(f"difference to {experiment.rows[experiment.baseline].label}")
+        axes.locator_params(axis="x", nbins=5)
     all_axes[0].set_yticks(range(len(others)), [_wrapped(row) for _, row in others])
     all_axes[0].set_ylim(max(len(others), 1) - 0.5, -0.5)
     figure.suptitle(experiment.title)

@@ -25,11 +25,10 @@ EVALUATIONS = ("holdout", "test")
 _OWN_KEYS = ("SEED", "OUTPUT_DIR", "DATASETS.ROOT", "SOLVER.CHECKPOINTS_TO_KEEP")
 # What a result does not depend on.
 _WITHOUT_EFFECT = {
-    "OUTPUT_DIR",
-    "DATASETS.ROOT",
-    "SOLVER.CHECKPOINTS_TO_KEEP",
+    *(key for key in _OWN_KEYS if key != "SEED"),
     "DATALOADER.NUM_WORKERS",
     "DATALOADER.CACHE_IMAGES",
+    "DATALOADER.PIN_MEMORY",
     "TEST.PRINT_PERIOD",
     "DISTILL.TEACHER.CACHE",  # its precision has an effect, CACHE_DTYPE
 }

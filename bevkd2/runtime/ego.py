@@ -10,6 +10,9 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
+CAN_BUS_SIZE = 18
+"""Numbers of a frame's vector."""
+
 
 class EgoMotion:
     """Turns a stream of poses into vectors, by finite differences that look back.
@@ -50,7 +53,7 @@ class EgoMotion:
         if self._pose is not None and timestamp > self._time:
             seconds = (timestamp - self._time) * 1e-6
             velocity = (pose[:3, 3] - self._pose[:3, 3]) / seconds
-            rate = _rotation_vector(self._pose[:3, :3].T @ pose[:3, :3]) / seconds
+            rate = rotation_vector(self._pose[:3, :3].T @ pose[:3, :3]) / seconds
             if self._velocity is not None:
                 acceleration = (velocity - self._velocity) / seconds
             self._velocity = velocity
@@ -76,7 +79,7 @@ def quaternion(pose: Array) -> Array:
     return unit
 
 
-def _rotation_vector(matrix: Array) -> Array:
+def rotation_vector(matrix: Array) -> Array:
     """Returns axis times angle (rad) of a (3, 3) rotation of less than half a turn."""
     skew = (matrix - matrix.T)[[2, 0, 1], [1, 2, 0]] / 2
     sine = float(np.linalg.norm(skew))

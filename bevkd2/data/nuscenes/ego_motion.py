@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from bevkd2.nuscenes.devkit import NuScenesCanBus
 from bevkd2.nuscenes.json_files import is_finite, is_vector, read_json, shortened
+from bevkd2.runtime.ego import CAN_BUS_SIZE, rotation_vector
 from bevkd2.structures import quaternion_to_matrix, quaternion_yaw
 
 Array = npt.NDArray[np.float64]
 
-CAN_BUS_SIZE = 18
 _MOTION = slice(7, 16)  # acceleration, rotation rate, velocity: what the CAN bus knows better than poses do
 
 _REMEDY = (
@@ -139,7 +139,7 @@ def motion_from_poses(translations: Array, rotations: Array, timestamps: Array) 
     velocity = _first_repeated(np.diff(translations, axis=0) / dt)
     acceleration = np.concatenate([np.zeros((1, 3)), np.diff(velocity, axis=0) / dt])
     relative = np.einsum("fji,fjk->fik", matrices[:-1], matrices[1:])  # the turn, seen from the earlier ego
-    rate = _first_repeated(np.stack([_rotation_vector(turn) for turn in relative]) / dt)
+    rate = _first_repeated(np.stack([rotation_vector(turn) for turn in relative]) / dt)
     into_ego = matrices.transpose(0, 2, 1)
     return np.concatenate(
         [np.einsum("fij,fj->fi", into_ego, acceleration), rate, np.einsum("fij,fj->fi", into_ego, velocity)],
@@ -149,12 +149,3 @@ def motion_from_poses(translations: Array, rotations: Array, timestamps: Array) 
 
 def _first_repeated(rows: Array) -> Array:
     return np.concatenate([rows[:1], rows])
-
-
-def _rotation_vector(matrix: Array) -> Array:
-    """Axis times angle (radians) of a (3, 3) rotation of less than half a turn."""
-    skew = (matrix - matrix.T)[[2, 0, 1], [1, 2, 0]] / 2
-    sine = float(np.linalg.norm(skew))
-    if sine == 0.0:
-        return np.zeros(3)
-    return skew / sine * math.atan2(sine, (np.trace(matrix) - 1) / 2)

@@ -12,11 +12,10 @@ from bevkd2.modeling.bev.box_coder import best_pairs
 from bevkd2.modeling.bev.inputs import Frames
 from bevkd2.modeling.deployable import DeployableDetector, Port, example_images
 from bevkd2.modeling.knowledge import BEVKnowledge
+from bevkd2.runtime.ego import CAN_BUS_SIZE
 
 if TYPE_CHECKING:
     from bevkd2.modeling.bev.bevformer import BEVFormer
-
-CAN_BUS_SIZE = 18
 
 
 class DeployableBEVFormer(DeployableDetector):
