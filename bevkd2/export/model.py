@@ -22,6 +22,7 @@ from bevkd2.data.transforms import scaled_size
 from bevkd2.distill import is_distillation, student_config
 from bevkd2.modeling import DeployableDetector, Detector, Port
 from bevkd2.ops.onnx_export import onnx_decompositions, write_onnx
+from bevkd2.runtime import seal
 from bevkd2.runtime.graph import FORMAT, METADATA_KEY
 
 _logger = logging.getLogger(__name__)
@@ -196,6 +197,7 @@ def export_detector(
                 opset_version=opset,
                 metadata={METADATA_KEY: text},
             )
+            seal(path)
     return description
 
 

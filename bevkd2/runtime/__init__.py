@@ -3,6 +3,7 @@
 ``load("student.onnx")`` returns a :class:`MultiViewRuntime` or a :class:`MonoRuntime`, by what the file says.
 """
 
+from bevkd2.runtime.checksum import seal
 from bevkd2.runtime.ego import EgoMotion
 from bevkd2.runtime.graph import Detections, Graph, load
 from bevkd2.runtime.mono import MonoRuntime
@@ -18,4 +19,5 @@ __all__ = [
     "load",
     "rotated_iou",
     "rotated_nms",
+    "seal",
 ]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from bevkd2.runtime.checksum import check
 
 METADATA_KEY = "bevkd2"
 """Entry of the file's metadata whose value is the description, in JSON."""
@@ -17,7 +20,10 @@ FORMAT = 1
 """Version of the description; a file of another one is refused."""
 
 Array = npt.NDArray[Any]
-RuntimeT = TypeVar("RuntimeT")
+
+Fields = type | tuple[type, ...]
+_FIELDS: dict[str, Fields] = {"kind": str, "classes": list, "inputs": list, "outputs": list}
+"""What every description must hold, besides its format."""
 
 RUNTIMES: dict[str, Callable[[Graph], Any]] = {}
 """Makes the object that runs a graph, by the graph's kind."""
@@ -64,11 +70,12 @@ class Graph:
         Raises:
             ImportError: onnxruntime is not installed.
             FileNotFoundError: there is no such file.
-            ValueError: it is no ONNX file, or was not written by ``bevkd2 export``.
+            ValueError: it is no ONNX file, was not written by ``bevkd2 export``, or is damaged.
         """
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"{path} does not exist; `bevkd2 export` writes such a file")
+        check(self.path)
         self._session = _open(self.path, providers, threads)
         text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if text is None:
@@ -76,14 +83,11 @@ class Graph:
                 f"{path} has no metadata {METADATA_KEY!r}, so what its numbers mean is unknown; write the "
                 "file with `bevkd2 export`"
             )
-        self.description: dict[str, Any] = json.loads(text)
-        if self.description.get("format") != FORMAT:
-            raise ValueError(
-                f"{path} has the format {self.description.get('format')!r}, expected {FORMAT}: it was "
-                f"exported by bevkd2 {self.description.get('bevkd2_version')}; export it again"
-            )
+        self.description = _described(text, path)
         self._inputs = {port["name"]: port for port in self.description["inputs"]}
         self._outputs = [port["name"] for port in self.description["outputs"]]
+        _check_names("inputs", list(self._inputs), self._session.get_inputs(), path)
+        _check_names("outputs", self._outputs, self._session.get_outputs(), path)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -101,7 +105,8 @@ class Graph:
             The outputs by name.
 
         Raises:
-            ValueError: an input is missing, unknown, or of another shape or type.
+            ValueError: an input is missing, unknown, or of another shape or type, or ONNX Runtime cannot
+                compute the graph.
         """
         for name in feeds.keys() ^ self._inputs.keys():
             word = "missing" if name in self._inputs else "unknown"
@@ -113,7 +118,9 @@ class Graph:
                     f"{self.path}: the input {name!r} is {value.dtype} {value.shape}, expected "
                     f"{port['dtype']} {('B', *shape)}: {port['meaning']}"
                 )
-        return dict(zip(self._outputs, self._session.run(self._outputs, dict(feeds)), strict=True))
+        with _runtime_errors(f"{self.path} cannot be computed by ONNX Runtime"):
+            outputs = self._session.run(self._outputs, dict(feeds))
+        return dict(zip(self._outputs, outputs, strict=True))
 
 
 def load(path: str | Path, **options: Any) -> Any:
@@ -137,6 +144,26 @@ def load(path: str | Path, **options: Any) -> Any:
             "bevkd2.runtime.Graph, or add a class of your own to bevkd2.runtime.graph.RUNTIMES"
         )
     return RUNTIMES[kind](graph)
+
+
+def check_fields(description: Mapping[str, Any], fields: Mapping[str, Fields], path: str | Path) -> None:
+    """Checks that a description holds what a runtime reads of it.
+
+    Args:
+        description: of a graph.
+        fields: the type or types of the value by key.
+        path: of the graph, for the message.
+
+    Raises:
+        ValueError: a key is missing, or its value is of another type.
+    """
+    for key, kind in fields.items():
+        if not isinstance(description.get(key), kind):
+            kinds = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
+            raise ValueError(
+                f"{path}: {key} of the metadata {METADATA_KEY!r} is {description.get(key)!r:.100}, expected "
+                f"{kinds}; export the file again"
+            )
 
 
 def check_scores(scores: Array, path: Path) -> None:
@@ -168,9 +195,61 @@ def _open(path: Path, providers: Sequence[str], threads: int) -> Any:
             f"ONNX Runtime has no {', '.join(absent)} here, expected providers among "
             f"{', '.join(onnxruntime.get_available_providers())}"
         )
-    try:
+    with _runtime_errors(f"{path} cannot be opened by ONNX Runtime"):
         return onnxruntime.InferenceSession(str(path), options, providers=list(providers))
-    except Exception as error:  # its classes have no public base
+
+
+@contextlib.contextmanager
+def _runtime_errors(what: str) -> Iterator[None]:
+    """Raises ONNX Runtime's errors, whose classes have no public base, as a ValueError."""
+    try:
+        yield
+    except Exception as error:
         if type(error).__module__.startswith("onnxruntime"):
-            raise ValueError(f"{path} cannot be opened by ONNX Runtime: {error}") from error
+            raise ValueError(f"{what}: {error}") from error
         raise
+
+
+def _described(text: str, path: str | Path) -> dict[str, Any]:
+    """The description of a file, checked as far as this package reads it."""
+    try:
+        description = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: the metadata {METADATA_KEY!r} is no JSON: {error}") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        found, version = (
+            (description.get("format"), description.get("bevkd2_version"))
+            if isinstance(description, dict)
+            else (description, None)
+        )
+        raise ValueError(
+            f"{path} has the format {found!r:.100}, expected {FORMAT}: it was exported by bevkd2 {version}; "
+            "export it again"
+        )
+    check_fields(description, _FIELDS, path)
+    for key in ("inputs", "outputs"):
+        for port in description[key]:
+            if not _is_port(port):
+                raise ValueError(
+                    f"{path}: an entry of {key} of the metadata {METADATA_KEY!r} is {port!r:.100}, expected "
+                    "name, shape, dtype and meaning; export the file again"
+                )
+    return description
+
+
+def _is_port(port: Any) -> bool:
+    return (
+        isinstance(port, dict)
+        and all(isinstance(port.get(key), str) for key in ("name", "dtype", "meaning"))
+        and isinstance(port.get("shape"), list)
+        and all(type(size) is int and size >= 0 for size in port["shape"])
+    )
+
+
+def _check_names(what: str, described: list[str], actual: Sequence[Any], path: str | Path) -> None:
+    names = [port.name for port in actual]
+    if sorted(described) != sorted(names):
+        raise ValueError(
+            f"{path}: the graph's {what} are {names}, its metadata {METADATA_KEY!r} describes {described}; "
+            "export the file again"
+        )

@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bevkd2.runtime.graph import RUNTIMES, Detections, Graph, check_scores
+from bevkd2.runtime.graph import RUNTIMES, Detections, Fields, Graph, check_fields, check_scores
 from bevkd2.runtime.nms import rotated_nms
 
 Array = npt.NDArray[Any]
+
+_FIELDS: dict[str, Fields] = {"score_threshold": (int, float)}
+_NMS_FIELDS: dict[str, Fields] = {"nms_threshold": (int, float), "nms_inclusive": bool, "max_detections": int}
 
 
 class MonoRuntime:
@@ -19,6 +22,11 @@ class MonoRuntime:
     def __init__(self, graph: Graph) -> None:
         """Wraps a graph of the kind ``mono``; :func:`bevkd2.runtime.load` calls it."""
         self.graph, self.description = graph, graph.description
+        check_fields(self.description, _FIELDS, graph.path)
+        (scores,) = (port for port in self.description["outputs"] if port["name"] == "scores")
+        self._suppresses = len(scores["shape"]) == 2  # objects by classes: one location may have several
+        if self._suppresses:
+            check_fields(self.description, _NMS_FIELDS, graph.path)
 
     def detect(self, image: Array, cam2img: Array) -> Detections:
         """Runs one image.
@@ -59,7 +67,7 @@ class MonoRuntime:
     def decode(self, found: dict[str, Array]) -> Detections:
         """Applies threshold and suppression to the outputs of one image."""
         settings = self.description
-        if "nms_threshold" not in settings:
+        if not self._suppresses:
             above = found["scores"] > np.float32(settings["score_threshold"])
             return Detections(**{name: values[above] for name, values in found.items()})
         rows, labels = np.nonzero(found["scores"] > np.float32(settings["score_threshold"]))

@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bevkd2.runtime.ego import EgoMotion
-from bevkd2.runtime.graph import RUNTIMES, Detections, Graph, check_scores
+from bevkd2.runtime.graph import RUNTIMES, Detections, Fields, Graph, check_fields, check_scores
 
 Array = npt.NDArray[Any]
 
+_FIELDS: dict[str, Fields] = {"post_center_range": list, "score_threshold": (int, float), "cameras": list}
 _LEAST_THRESHOLD = 0.01
 
 
@@ -25,6 +26,7 @@ class MultiViewRuntime:
     def __init__(self, graph: Graph) -> None:
         """Wraps a graph of the kind ``multi_view``; :func:`bevkd2.runtime.load` calls it."""
         self.graph, self.description = graph, graph.description
+        check_fields(self.description, _FIELDS, graph.path)
         self._ego = EgoMotion()
         self.reset()
 

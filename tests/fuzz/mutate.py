@@ -7,15 +7,20 @@ import io
 import json
 import random
 import struct
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+
+from bevkd2.runtime import seal
+from bevkd2.runtime.graph import METADATA_KEY
 
 NESTED = "<nested>"  # stands for lists within lists, which no encoder writes
 ODD: tuple[Any, ...] = (
@@ -350,6 +355,33 @@ def mutate_safetensors(rng: random.Random, data: bytes) -> Mutation:
         name, _, header = mutate_tree(rng, header)
     text = _nested(json.dumps(header)).encode()
     return Mutation(name, struct.pack("<Q", len(text)) + text + numbers)
+
+
+def mutate_exported(rng: random.Random, data: bytes) -> Mutation:
+    """Changes the bytes of an exported ONNX file; of two in three, the checksum then matches again."""
+    draw = rng.random()
+    if draw < 0.33:
+        return mutate_bytes(rng, data)
+    if draw < 0.6:
+        mutation = mutate_bytes(rng, data)
+        return Mutation(f"{mutation.name}, sealed", _sealed(mutation.data), mutation.field)
+    import onnx
+
+    model = onnx.load_model_from_string(data)
+    texts = {entry.key: entry.value for entry in model.metadata_props}
+    name, _, tree = mutate_tree(rng, json.loads(texts[METADATA_KEY]))
+    texts[METADATA_KEY] = _nested(json.dumps(tree))
+    onnx.helper.set_model_props(model, texts)
+    return Mutation(f"description: {name}", _sealed(model.SerializeToString()))
+
+
+def _sealed(data: bytes) -> bytes:
+    """The content with a checksum of it at the end."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        seal(file.name)
+        return Path(file.name).read_bytes()
 
 
 def random_image(seed: int, height: int, width: int) -> np.ndarray[Any, Any]:

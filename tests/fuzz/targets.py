@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import math
@@ -35,6 +36,9 @@ from bevkd2.evaluation.nuscenes_results import SampleDetections
 from bevkd2.experiments.spec import read_experiment
 from bevkd2.kitti.labels import TYPES
 from bevkd2.nuscenes.layout import MONO_CLASS_NAMES
+from bevkd2.runtime import load, seal
+from bevkd2.runtime.checksum import CHECKSUM_KEY
+from bevkd2.runtime.graph import FORMAT, METADATA_KEY
 from tests.data.nuscenes_fixture import VERSION, FixtureWorld, write_can_bus
 from tests.engine.toys import ToyDetector, build_toy_loader, toy_cfg
 from tests.fuzz import mutate
@@ -455,11 +459,93 @@ def _of_a_run(rng: random.Random, data: bytes) -> Mutation:
     return (mutate.mutate_checkpoint if data[:2] == b"PK" else mutate.mutate_bytes)(rng, data)
 
 
+# Exported files
+
+_SIDE, _OBJECTS = 8, 4
+_PORTS = {
+    "inputs": {
+        "images": ("uint8", [3, _SIDE, _SIDE]),
+        "image_sizes": ("float32", [2]),
+        "cam2img": ("float32", [4, 4]),
+    },
+    "outputs": {"boxes": ("float32", [_OBJECTS, 7]), "scores": ("float32", [_OBJECTS, len(CLASSES)])},
+}
+
+
+def _exported(folder: Path) -> None:
+    """A monocular detector of two matrices, with all that the runtime reads of a real one."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    pixels, node = 3 * _SIDE * _SIDE, helper.make_node
+    constants = {
+        "to_boxes": rng.normal(scale=0.01, size=(pixels, _OBJECTS * 7)).astype(np.float32),
+        "to_scores": rng.normal(scale=0.001, size=(pixels, _OBJECTS * len(CLASSES))).astype(np.float32),
+        "rows": np.array([-1, pixels]),
+        "of_boxes": np.array([-1, _OBJECTS, 7]),
+        "of_scores": np.array([-1, _OBJECTS, len(CLASSES)]),
+    }
+    nodes = [
+        node("Cast", ["images"], ["floating"], to=TensorProto.FLOAT),
+        node("Reshape", ["floating", "rows"], ["flat"]),
+        node("MatMul", ["flat", "to_boxes"], ["box_numbers"]),
+        node("Reshape", ["box_numbers", "of_boxes"], ["boxes"]),
+        node("MatMul", ["flat", "to_scores"], ["logits"]),
+        node("Reshape", ["logits", "of_scores"], ["rows_of_logits"]),
+        node("Sigmoid", ["rows_of_logits"], ["scores"]),
+    ]
+    types = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}
+    ends = [
+        [
+            helper.make_tensor_value_info(name, types[dtype], ["batch", *shape])
+            for name, (dtype, shape) in ports.items()
+        ]
+        for ports in _PORTS.values()
+    ]
+    graph = helper.make_graph(
+        nodes, "student", *ends, [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    )
+    description = {
+        "format": FORMAT,
+        "kind": "mono",
+        "bevkd2_version": "0",
+        "classes": list(CLASSES),
+        "score_threshold": 0.1,
+        "nms_threshold": 0.5,
+        "nms_inclusive": False,
+        "max_detections": 3,
+        **{
+            end: [
+                {"name": name, "dtype": dtype, "shape": shape, "meaning": name}
+                for name, (dtype, shape) in ports.items()
+            ]
+            for end, ports in _PORTS.items()
+        },
+    }
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    helper.set_model_props(model, {METADATA_KEY: json.dumps(description)})
+    onnx.save(model, folder / "student.onnx")
+    seal(folder / "student.onnx")
+
+
+def _read_exported(folder: Path) -> Result:
+    runtime = load(folder / "student.onnx", threads=1)
+    image = np.random.default_rng(1).integers(0, 256, (3, _SIDE, _SIDE), dtype=np.uint8)
+    return {"found": vars(runtime.detect(image, np.eye(4))), "classes": runtime.description["classes"]}
+
+
+def _is_sealed(_: bytes, new: bytes) -> bool:
+    """Whether the checksum at the end is right: then somebody has meant what it says."""
+    length = len(CHECKSUM_KEY) + 2 * 32
+    return hashlib.sha256(new[: -(length + 6)]).hexdigest().encode() == new[-64:]
+
+
 _TABLE_FILES = (f"{VERSION}/[!msv]*.json", f"{VERSION}/s[!p]*.json", f"{VERSION}/visibility.json")
 TARGETS = (
     Target(
         "nuScenes tables",
-        420,
+        360,
         _TABLE_FILES,
         _nuscenes_world,
         mutate.mutate_json,
@@ -476,7 +562,7 @@ TARGETS = (
         _is_splits,
     ),
     Target("CAN bus", 120, ("can_bus/*",), _nuscenes_world, mutate.mutate_json, _read_nuscenes, _is_can_bus),
-    Target("JPEG", 160, ("samples/CAM_*/*",), _nuscenes_world, mutate.mutate_image, _read_nuscenes, _decodes),
+    Target("JPEG", 140, ("samples/CAM_*/*",), _nuscenes_world, mutate.mutate_image, _read_nuscenes, _decodes),
     Target(
         "PNG", 160, ("training/image_2/*",), _kitti_world, mutate.mutate_image, _read_kitti, _is_whole_png
     ),
@@ -484,7 +570,7 @@ TARGETS = (
         "calib", 120, ("training/calib/*",), _kitti_world, mutate.mutate_rows, _read_kitti, _is_calibration
     ),
     Target(
-        "labels", 160, ("training/label_2/*",), _kitti_world, mutate.mutate_rows, _read_kitti, _are_rows(15)
+        "labels", 140, ("training/label_2/*",), _kitti_world, mutate.mutate_rows, _read_kitti, _are_rows(15)
     ),
     Target("ImageSets", 100, ("ImageSets/*",), _kitti_world, mutate.mutate_rows, _read_kitti, _is_frame_list),
     Target(
@@ -527,4 +613,5 @@ TARGETS = (
         _resume,
         _same_tensors,
     ),
+    Target("exported model", 100, ("*.onnx",), _exported, mutate.mutate_exported, _read_exported, _is_sealed),
 )

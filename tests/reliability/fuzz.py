@@ -17,6 +17,7 @@ GROUPS = {
         "weights.safetensors",
         "resumed run",
     ),
+    "exported models (.onnx)": ("exported model",),
 }
 
 
