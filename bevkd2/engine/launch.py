@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import sys
 import tempfile
@@ -147,6 +148,8 @@ def _spawned(
     group = {"init_method": dist_url, "world_size": world_size, "rank": rank, "timeout": timeout}
     try:
         _run(main_func, args, group, local_rank, per_machine, on_cpu)
+        # A Ctrl-C from here on would print a traceback of the exit; the parent ends this process instead.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     except USER_ERRORS as error:
         log_traceback(error)
         text = json.dumps([message_of(error), traceback_of(error)]).encode()

@@ -63,18 +63,19 @@ def _stop(job: Job, number: int, everyone: bool) -> list[str]:
     (job.kill_all if everyone else job.kill)(number)
     status = job.wait()
     seconds = time.monotonic() - start
-    problems = []
-    if status in (0, -number) and (job.output / "model_final.pth").is_file():
-        return problems  # it came behind the last evaluation: nothing was left to be done
+    named = re.findall(r"ending after iteration (\d+), which is saved", job.log())
+    problems = [f"prints a traceback: {job.text()[-500:]}"] if "Traceback" in job.text() else []
+    complete = not named and (job.output / "model_final.pth").is_file()
+    if complete and status in (0, -number):
+        return []  # it came behind the last evaluation: nothing was left to be done
+    if complete and status == 128 + number:  # the launcher's
+        return problems
     if status != 128 + number:
         problems.append(f"exit status {status}, not {128 + number}: {job.text()[-500:]}")
     if seconds > EXIT_SECONDS:
         problems.append(f"took {seconds:.1f} s")
     if not job.alone_after(1.0):
         problems.append(f"{len(job.session())} processes are left")
-    if "Traceback" in job.text():
-        problems.append(f"prints a traceback: {job.text()[-500:]}")
-    named = re.findall(r"ending after iteration (\d+), which is saved", job.log())
     last = job.output / "last_checkpoint"
     saved = load_file(job.output / last.read_text())["iteration"] if last.is_file() else None
     if named != [str(saved)]:
