@@ -1,12 +1,18 @@
 """Draws what models see: detections beside the ground truth, and what is behind them.
 
 Of multi-view models: BEV responses and spatial attention; of monocular ones: FPN features and the perspective
-matrix of feature imitation.
+matrix of feature imitation. Three further commands have options of their own (add --help):
+
+    failures    frames in which a student loses most against its teacher, from detections on disk
+    video       scenes as MP4, models side by side, from detections on disk
+    statistics  number and pixel area of the objects by depth, of a monocular data set
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +28,9 @@ from bevkd2.engine.defaults import add_import_option, load_args, resolve_device
 from bevkd2.engine.options import ConfigArgumentParser
 from bevkd2.modeling import BEVKnowledge, Detector, MonoKnowledge
 from bevkd2.visualization import save_image
+
+_COMMANDS = ("failures", "video", "statistics")
+"""First words that stand for another command: ``bevkd2.cli.visualize_<word>``."""
 
 _EPILOG = """
 Examples:
@@ -43,7 +52,9 @@ Two images of a monocular dataset, with the features of student, distilled stude
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the command line: config, weights, and what is drawn."""
-    parser = ConfigArgumentParser(epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ConfigArgumentParser(
+        description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="config of the first model")
     add_import_option(parser)
     parser.add_argument(
@@ -156,7 +167,11 @@ def _data_of(cfg: CfgNode) -> tuple[str, tuple[str, ...]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line, draws, and prints the files; returns the exit status."""
-    for path in draw(build_parser().parse_args(argv)):
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in _COMMANDS:
+        command: int = importlib.import_module(f"bevkd2.cli.visualize_{words[0]}").main(words[1:])
+        return command
+    for path in draw(build_parser().parse_args(words)):
         print(path)
     return 0
 

@@ -29,6 +29,7 @@ from bevkd2.d2 import DatasetCatalog, DatasetEvaluator, MetadataCatalog
 if TYPE_CHECKING:
     from bevkd2.data.image_cache import ImageCache
     from bevkd2.data.loader import MappedDataset
+    from bevkd2.data.stored import StoredFrames
     from bevkd2.data.synthetic.world import SyntheticWorld
     from bevkd2.data.targets import Lacking
     from bevkd2.evaluation.left_out import LeftOutScorer
@@ -207,6 +208,23 @@ class DataFormat(ABC):
         Yields:
             The name of the sample, and its pictures by name: (H, W, 3) uint8, RGB.
         """
+
+    def stored_frames(self, cfg: CfgNode, split: str) -> StoredFrames:
+        """Returns the frames of a split with their annotations, and the reader of stored detections.
+
+        ``bevkd2 visualize failures`` and ``bevkd2 visualize video`` need it.
+
+        Args:
+            cfg: the config.
+            split: one of ``DATASETS.TEST``.
+
+        Raises:
+            ValueError: the format does not read the detections that its evaluator stores.
+        """
+        raise ValueError(
+            f"DATASETS.FORMAT {self.name!r} does not read stored detections, which failures and videos are "
+            f"drawn from; implement {type(self).__name__}.stored_frames (docs/visualization.md)"
+        )
 
     def synthetic_world(self) -> type[SyntheticWorld] | None:
         """Returns the settings class of the format's generator of synthetic worlds; None: it has none."""

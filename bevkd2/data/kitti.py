@@ -18,7 +18,7 @@ from fvcore.common.config import CfgNode
 
 from bevkd2.config import class_names
 from bevkd2.d2 import DatasetEvaluator
-from bevkd2.data.format import DATA_FORMAT_REGISTRY, dataset_root
+from bevkd2.data.format import DATA_FORMAT_REGISTRY, dataset_root, load_dataset
 from bevkd2.data.image_files import png_size
 from bevkd2.data.mono.format import MonoFormat
 from bevkd2.data.mono.index import MonoRecord
@@ -29,6 +29,7 @@ from bevkd2.kitti.labels import TYPES, read_labels
 from bevkd2.structures import CameraBoxes3D
 
 if TYPE_CHECKING:
+    from bevkd2.data.stored import StoredFrames
     from bevkd2.data.synthetic.world import SyntheticWorld
     from bevkd2.evaluation.left_out import LeftOutScorer
 
@@ -296,6 +297,13 @@ class KittiFormat(MonoFormat):
         from bevkd2.evaluation.kitti_blocks import KittiBlocks
 
         return KittiBlocks(root=dataset_root(cfg), split=split)
+
+    def stored_frames(self, cfg: CfgNode, split: str) -> StoredFrames:
+        """Returns the images and their labels; matches are those of the score in 3D, at hard."""
+        from bevkd2.data.stored.kitti import KittiStoredFrames
+
+        index = load_dataset(cfg, split)
+        return KittiStoredFrames(dataset_root(cfg), index, class_names(cfg))
 
     def synthetic_world(self) -> type[SyntheticWorld]:
         """Returns the settings of the world in KITTI layout."""

@@ -19,12 +19,13 @@ from bevkd2.data.format import DATA_FORMAT_REGISTRY, dataset_root
 from bevkd2.data.mono.format import MonoFormat
 from bevkd2.data.mono.index import MonoRecord
 from bevkd2.data.mono.targets import Labelled
-from bevkd2.data.nuscenes.format import load_frames, nuscenes_source
+from bevkd2.data.nuscenes.format import load_frames, nuscenes_source, nuscenes_stored_frames
 from bevkd2.data.nuscenes.index import NuScenesIndex
 from bevkd2.nuscenes.layout import CLASS_NAMES, MONO_CLASS_NAMES, layout_labels
 from bevkd2.structures import CameraBoxes3D, camera_from_upright, projected_boxes2d, wrap_angle
 
 if TYPE_CHECKING:
+    from bevkd2.data.stored import StoredFrames
     from bevkd2.evaluation.left_out import LeftOutScorer
 
 
@@ -184,3 +185,7 @@ class NuScenesMonoFormat(MonoFormat):
         from bevkd2.evaluation.nuscenes_scenes import NuScenesScenes  # imports the devkit
 
         return NuScenesScenes(root=dataset_root(cfg), version=cfg.DATASETS.VERSION, split=split)
+
+    def stored_frames(self, cfg: CfgNode, split: str) -> StoredFrames:
+        """Returns the key frames with all cameras; matches are the devkit's true positives."""
+        return nuscenes_stored_frames(cfg, split)

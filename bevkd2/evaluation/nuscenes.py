@@ -22,11 +22,16 @@ from bevkd2.evaluation.check_detections import check_detections
 from bevkd2.evaluation.nuscenes_results import SampleDetections, write_results
 from bevkd2.nuscenes.devkit import (
     TP_METRICS,
+    DetectionBox,
     DetectionConfig,
     DetectionEval,
     DetectionMetrics,
+    EvalBoxes,
+    add_center_dist,
     category_to_detection_name,
     config_factory,
+    filter_eval_boxes,
+    load_gt_of_sample_tokens,
 )
 from bevkd2.nuscenes.json_files import file_states
 from bevkd2.nuscenes.layout import CLASS_NAMES
@@ -210,6 +215,24 @@ def filtered_boxes(
     """
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that `verbose` does not silence
         return DetectionEval(tables, config, str(results), split, str(results.parent), verbose=False)
+
+
+def annotated_boxes(tables: NuScenesTables, tokens: Sequence[str]) -> EvalBoxes:
+    """Returns the annotations of samples that the devkit's evaluation counts."""
+    with contextlib.redirect_stderr(io.StringIO()):  # as above
+        boxes = load_gt_of_sample_tokens(tables, list(tokens), DetectionBox, verbose=False)
+    return boxes_that_count(tables, boxes)
+
+
+def boxes_that_count(tables: NuScenesTables, boxes: EvalBoxes) -> EvalBoxes:
+    """Returns the boxes that the devkit's evaluation keeps: by range, points and bicycle racks.
+
+    Args:
+        tables: of the data set.
+        boxes: annotations or detections; they are changed.
+    """
+    config = config_factory("detection_cvpr_2019")
+    return filter_eval_boxes(tables, add_center_dist(tables, boxes), config.class_range, verbose=False)
 
 
 def read_tables(root: str, version: str) -> NuScenesTables:

@@ -35,6 +35,7 @@ from bevkd2.nuscenes.devkit import (
     velocity_l2,
     yaw_diff,
 )
+from bevkd2.structures.matches import ground_distances, match_in_order
 
 Floats = npt.NDArray[np.float64]
 
@@ -151,13 +152,10 @@ def _match_class(
             continue
         ours = np.array([boxes[place].translation[:2] for place in places])
         theirs = np.array([box.translation[:2] for box in there])
-        distances = np.linalg.norm(ours[:, None] - theirs[None], axis=-1)
+        distances = ground_distances(ours, theirs)
         for threshold, hits in matched.items():
-            left = distances.copy()
-            for row, place in enumerate(places):
-                nearest = int(left[row].argmin())
-                if left[row, nearest] < threshold:
-                    left[:, nearest] = np.inf
+            for place, nearest in zip(places, match_in_order(distances, threshold), strict=True):
+                if nearest >= 0:
                     hits[place] = True
                     if threshold == config.dist_th_tp:
                         for error, value in _errors(name, there[nearest], boxes[place]).items():

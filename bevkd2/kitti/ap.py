@@ -43,9 +43,12 @@ MIN_OVERLAPS: Mapping[str, tuple[float, float, float]] = MappingProxyType(
 # By difficulty, as in csrc/kitti_eval/objects.h: an object counts where its box in the image is higher (in
 # pixels), and it is neither more occluded nor more truncated.
 _LIMITS = {"easy": (40, 0, 0.15), "moderate": (25, 1, 0.30), "hard": (25, 2, 0.50)}
-_TYPES = {"car": "Car", "pedestrian": "Pedestrian", "cyclist": "Cyclist"}
-# What resembles a class is neither right nor wrong when detected as it.
-_NEIGHBOURS = {"car": "Van", "pedestrian": "Person_sitting"}
+TYPE_OF_CLASS: Mapping[str, str] = MappingProxyType(
+    {"car": "Car", "pedestrian": "Pedestrian", "cyclist": "Cyclist"}
+)
+"""By class, its type in the files."""
+NEIGHBOURS: Mapping[str, str] = MappingProxyType({"car": "Van", "pedestrian": "Person_sitting"})
+"""By class, the type that resembles it, which is neither right nor wrong when detected as it."""
 _UNKNOWN_ALPHA = -10
 _UNKNOWN_LOCATION = -1000
 
@@ -298,6 +301,23 @@ def _why_no_object(difficulty: str, count: ObjectCount) -> str:
     )
 
 
+def counts_at(objects: KittiObjects, difficulty: str) -> npt.NDArray[np.bool_]:
+    """Returns (n,) whether labelled objects count at a difficulty: high enough, and seen well enough."""
+    height, most_occluded, most_truncated = _LIMITS[difficulty]
+    low = objects.boxes2d[:, 3] - objects.boxes2d[:, 1] <= height
+    counts: npt.NDArray[np.bool_] = ~(
+        low | (objects.occluded > most_occluded) | (objects.truncated > most_truncated)
+    )
+    return counts
+
+
+def detection_counts_at(objects: KittiObjects, difficulty: str) -> npt.NDArray[np.bool_]:
+    """Returns (n,) whether detections are high enough in the image to count at a difficulty."""
+    heights = np.abs(objects.boxes2d[:, 3] - objects.boxes2d[:, 1])
+    enough: npt.NDArray[np.bool_] = heights >= _LIMITS[difficulty][0]
+    return enough
+
+
 @dataclass(frozen=True)
 class _Pool:
     """The objects of all images, one after the other.
@@ -377,8 +397,8 @@ def _scores(
             found = _kitti_eval.curves(
                 pooled_truths,
                 pooled_dets,
-                type=TYPES.index(_TYPES[cls]),
-                neighbour=TYPES.index(_NEIGHBOURS[cls]) if cls in _NEIGHBOURS else -1,
+                type=TYPES.index(TYPE_OF_CLASS[cls]),
+                neighbour=TYPES.index(NEIGHBOURS[cls]) if cls in NEIGHBOURS else -1,
                 dont_care=TYPES.index("DontCare"),
                 metric=number,
                 min_overlap=min_overlap,
@@ -397,7 +417,7 @@ def _count_objects(
 ) -> dict[str, ObjectCount]:
     counts = {}
     for cls in CLASSES:
-        label = TYPES.index(_TYPES[cls])
+        label = TYPES.index(TYPE_OF_CLASS[cls])
         objects = truths.columns[(truths.types == label) & ~truths_ignored]
         found = dets.columns[(dets.types == label) & ~dets_ignored]
         for difficulty in DIFFICULTIES:
@@ -418,7 +438,7 @@ def _count_objects(
 
 def _has_boxes(dets: _Pool, cls: str) -> tuple[bool, bool, bool]:
     """By metric, whether one detection of the class at least has such a box."""
-    rows = dets.columns[dets.types == TYPES.index(_TYPES[cls])]
+    rows = dets.columns[dets.types == TYPES.index(TYPE_OF_CLASS[cls])]
     height, width, length = rows[:, 7:10].T > 0
     x, y, z = rows[:, 10:13].T != _UNKNOWN_LOCATION
     ground = x & z & width & length

@@ -4,6 +4,7 @@ try:
     from nuscenes.can_bus.can_bus_api import NuScenesCanBus
     from nuscenes.eval.common.config import config_factory
     from nuscenes.eval.common.data_classes import EvalBoxes
+    from nuscenes.eval.common.loaders import add_center_dist, filter_eval_boxes, load_gt_of_sample_tokens
     from nuscenes.eval.common.utils import (
         attr_acc,
         center_distance,
@@ -48,6 +49,7 @@ __all__ = [
     "EvalBoxes",
     "NuScenes",
     "NuScenesCanBus",
+    "add_center_dist",
     "attr_acc",
     "calc_ap",
     "calc_tp",
@@ -56,6 +58,8 @@ __all__ = [
     "config_factory",
     "create_splits_scenes",
     "cummean",
+    "filter_eval_boxes",
+    "load_gt_of_sample_tokens",
     "scale_iou",
     "velocity_l2",
     "yaw_diff",

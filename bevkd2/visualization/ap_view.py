@@ -15,7 +15,8 @@ from bevkd2.visualization.objects import CLASS_COLORS, Image
 if TYPE_CHECKING:  # at run time it would import the compiled evaluation, which drawing does not need
     from bevkd2.kitti.ap import DistanceBin
 
-_DPI = 100
+DPI = 100
+"""Of figures with axes."""
 _COLORS = [tuple(color / 255) for color in CLASS_COLORS[[6, 1, 3, 8, 4]]]
 
 
@@ -61,7 +62,7 @@ def draw_ap_by_distance(
             f"draw_ap_by_distance: distances by model are {shown}; expected 1 to {len(_COLORS)} models with "
             "the same distances in the same order"
         )
-    figure = Figure(figsize=(max(5.0, 1.2 + 1.7 * len(labels)), 3.6), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(max(5.0, 1.2 + 1.7 * len(labels)), 3.6), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     width = 0.8 / len(scores)
     for m, (name, bins) in enumerate(scores.items()):
@@ -77,6 +78,11 @@ def draw_ap_by_distance(
     axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=len(scores), frameon=False)
+    return figure_image(figure)
+
+
+def figure_image(figure: Figure) -> Image:
+    """Returns (H, W, 3) RGB of a figure."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from bevkd2.structures.matches import FOUND, ground_distances, match_by_distance
 from bevkd2.visualization.bev_view import BEVFrame, draw_bev, draw_filled, draw_outlines
 from bevkd2.visualization.canvas import stack, with_title
 from bevkd2.visualization.objects import DrawnObjects, Image
@@ -31,14 +32,18 @@ def found_objects(
     Returns:
         (N,) whether the object is found, and (M,) whether the detection finds one.
     """
-    found, right = np.zeros(len(truth), dtype=bool), np.zeros(len(predictions), dtype=bool)
     scores = np.ones(len(predictions)) if predictions.scores is None else predictions.scores
-    places = [objects.boxes.center[:, :2].double().numpy() for objects in (truth, predictions)]
-    for i in np.argsort(-scores, kind="stable"):
-        apart = np.linalg.norm(places[0] - places[1][i], axis=1)
-        apart[found | (truth.labels != predictions.labels[i])] = np.inf
-        if scores[i] >= score_threshold and len(apart) and apart.min() < distance:
-            found[apart.argmin()] = right[i] = True
+    places = [objects.boxes.center[:, :2].double().numpy() for objects in (predictions, truth)]
+    matches = match_by_distance(
+        ground_distances(*places),
+        truth.labels,
+        predictions.labels,
+        scores,
+        score_threshold=score_threshold,
+        limit=distance,
+        far=0.0,
+    )
+    found, right = matches.objects == FOUND, matches.detections == FOUND
     return found, right
 
 

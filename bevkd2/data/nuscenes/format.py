@@ -23,6 +23,7 @@ from bevkd2.structures import CAMERA_NAMES, Boxes3D
 
 if TYPE_CHECKING:
     from bevkd2.data.loader import MappedDataset
+    from bevkd2.data.stored import StoredFrames
     from bevkd2.data.synthetic.world import SyntheticWorld
     from bevkd2.evaluation.left_out import LeftOutScorer
     from bevkd2.modeling.detector import Detector
@@ -44,6 +45,15 @@ def load_frames(cfg: CfgNode, split: str) -> NuScenesIndex:
     """Returns the key frames of a split; errors as :func:`load_nuscenes`."""
     data = cfg.DATASETS
     return load_nuscenes(dataset_root(cfg), data.VERSION, split, data.CACHE_DIR, tuple(cfg.INPUT.CAMERAS))
+
+
+def nuscenes_stored_frames(cfg: CfgNode, split: str) -> StoredFrames:
+    """Returns the key frames of a split; see ``DataFormat.stored_frames``."""
+    from bevkd2.data.stored.nuscenes import NuScenesStoredFrames  # imports the devkit
+
+    x0, y0, _, x1, y1, _ = cfg.INPUT.POINT_RANGE
+    index = load_frames(cfg, split)
+    return NuScenesStoredFrames(dataset_root(cfg), cfg.DATASETS.VERSION, index, (x0, y0, x1, y1))
 
 
 @DATA_FORMAT_REGISTRY.register()
@@ -131,6 +141,10 @@ class NuScenesFormat(DataFormat):
         from bevkd2.evaluation.nuscenes_scenes import NuScenesScenes  # imports the devkit
 
         return NuScenesScenes(root=dataset_root(cfg), version=cfg.DATASETS.VERSION, split=split)
+
+    def stored_frames(self, cfg: CfgNode, split: str) -> StoredFrames:
+        """Returns the key frames with all cameras; matches are the devkit's true positives."""
+        return nuscenes_stored_frames(cfg, split)
 
     def figures(
         self,
