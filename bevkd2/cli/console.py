@@ -34,7 +34,7 @@ COMMANDS = {
     "demo": Command("demo", "multi-view: synthetic world, training, distillation, scores, pictures"),
     "demo-mono": Command("demo_mono", "the same for monocular detectors"),
     "experiment": Command("run_experiment", "train and compare the rows and seeds of an experiment"),
-    "visualize": Command("visualize", "draw detections and features"),
+    "visualize": Command("visualize", "draw detections, features, failures, videos, statistics"),
     "analyze": Command("analyze_model", "count parameters and FLOPs, and time a model"),
     "analyze-distillation": Command(
         "analyze_distillation", "print each loss and its gradient on each part of the student"

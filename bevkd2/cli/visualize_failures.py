@@ -127,7 +127,10 @@ def run(args: argparse.Namespace) -> list[Path]:
     matches = match_models(frames, found, **settings)
     order = rank_frames(matches, compared, args.sort)
     table = failure_table(matches, frames.names, frames.class_names, order)
-    head = {"split": cfg.DATASETS.TEST[0], "compared": compared, "sorted_by": args.sort, **settings}
+    head = {
+        **{"split": cfg.DATASETS.TEST[0], "compared": compared, "sorted_by": args.sort},
+        **{"score_threshold": args.score_thresh, "match": args.match, "far": args.far},
+    }
     written = [args.output / "failures.json"]
     for rank, entry in enumerate(tqdm(table["frames"][: args.num], desc="pictures")):
         loss = entry["losses"][compared]

@@ -181,4 +181,4 @@ def summary(matches: FrameMatches) -> str:
     names = (*OBJECT_STATES[:3], DETECTION_STATES[FALSE])
     counts = ", ".join(f"{found[name]} {name}" for name in names)
     error = "" if found["error"] is None else f", centre error {found['error']:.2f} m"
-    return f"{counts} of {found['objects']}{error}"
+    return f"{found['objects']} objects: {counts}{error}"

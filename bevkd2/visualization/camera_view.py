@@ -16,6 +16,8 @@ MOSAIC = (
     ("CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"),
 )
 """The usual order of nuScenes' six cameras: cameras on the left of the car are on the left."""
+MOSAIC_GAP = 2
+"""Pixels between cameras."""
 NEAR = 0.1
 """Metres: depth of the near plane; edges are cut there."""
 
@@ -138,5 +140,5 @@ def mosaic(images: Mapping[str, Image]) -> Image:
         named = [images[name].copy() if name in images else blank.copy() for name in row]
         for name, tile in zip(row, named, strict=True):
             put_text(tile, name, (0, 0), height=10)
-        tiles.append(stack(named, axis=1, gap=2))
-    return stack(tiles, axis=0, gap=2)
+        tiles.append(stack(named, axis=1, gap=MOSAIC_GAP))
+    return stack(tiles, axis=0, gap=MOSAIC_GAP)

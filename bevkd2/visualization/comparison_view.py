@@ -26,7 +26,7 @@ from bevkd2.visualization.bev_view import (
     draw_outlines,
     legend,
 )
-from bevkd2.visualization.camera_view import draw_box_edges, draw_boxes, mosaic
+from bevkd2.visualization.camera_view import MOSAIC, MOSAIC_GAP, draw_box_edges, draw_boxes, mosaic
 from bevkd2.visualization.canvas import put_text, stack, with_title
 from bevkd2.visualization.mono_view import draw_mono_bev, upright2img
 from bevkd2.visualization.objects import Array, DrawnObjects, Image, class_palette
@@ -37,6 +37,7 @@ STATE_COLORS: Image = np.array(
 """(4, 3) RGB of OBJECT_STATES: found, far, missed, ignored."""
 FALSE_COLOR = (170, 60, 215)
 _WHITE = (255, 255, 255)
+_RING_MARGIN = 1.0  # metres
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,7 +95,7 @@ def detection_panel(
         ValueError: a label is not the index of a class.
     """
     truth = truth.in_class_colors(class_names)
-    shown = predictions.above(score_threshold).in_class_colors(class_names)
+    shown = predictions.above(score_threshold).by_score().in_class_colors(class_names)
     cameras = _draw_cameras(view, width, shown, truth, _WHITE)
     frame, above = _ground(view, width)
     if view.monocular:
@@ -144,9 +145,9 @@ def match_panel(
     cameras = _draw_cameras(view, width, seen, false, FALSE_COLOR, (far, far_color))
     frame, above = _ground(view, width)
     draw_filled(above, frame, states)
-    colors = np.array([STATE_COLORS[FAR], FALSE_COLOR, STATE_COLORS[FOUND]], dtype=np.uint8)
+    colors = np.array([FALSE_COLOR, STATE_COLORS[FAR], STATE_COLORS[FOUND]], dtype=np.uint8)
     found = predictions.only(matches.detections == FOUND)
-    for place, objects in enumerate((far, false, found)):
+    for place, objects in enumerate((false, far, found)):
         labels = np.full(len(objects), place, dtype=np.int64)
         draw_outlined(above, frame, dataclasses.replace(objects, labels=labels, colors=colors))
     _ring(above, frame, truth, marked)
@@ -169,12 +170,12 @@ def _draw_cameras(
     color: tuple[int, int, int],
     *more: tuple[DrawnObjects, tuple[int, int, int]],
 ) -> Image:
-    """Draws solid boxes, and thin edges over them, into all cameras; the mosaic is about ``width`` wide."""
+    """Draws solid boxes, and thin edges over them, into all cameras; the mosaic is at most ``width`` wide."""
     tiles = {}
-    columns = min(3, len(view.images))
+    columns = len(MOSAIC[0]) if len(view.images) > 1 else 1
+    tile_width = (width - MOSAIC_GAP * (columns - 1)) // columns
     for name, image in view.images.items():
-        scale = (width - 2 * (columns - 1)) / columns / image.shape[1]
-        tile = draw_boxes(image, solid, view.box2img(name), scale)
+        tile = draw_boxes(image, solid, view.box2img(name), tile_width / image.shape[1])
         shrink = np.diag([tile.shape[1] / image.shape[1], tile.shape[0] / image.shape[0], 1.0, 1.0])
         for objects, edge_color in ((edges, color), *more):
             draw_box_edges(tile, objects, shrink @ view.box2img(name), edge_color)
@@ -195,6 +196,7 @@ def _ground(view: FrameView, width: int) -> tuple[BEVFrame, Image]:
 def _ring(canvas: Image, frame: BEVFrame, objects: DrawnObjects, marked: Sequence[int]) -> None:
     """Draws a ring about objects, in place."""
     centers = frame.to_pixels(objects.boxes.center[:, :2].double().numpy())
+    radii = objects.boxes.size[:, :2].double().norm(dim=1).numpy() / 2 + _RING_MARGIN
     for i in marked:
         x, y = np.rint(centers[i] - 0.5).astype(int).tolist()
-        cv2.circle(canvas, (x, y), round(4 * frame.pixels_per_meter), (0, 0, 0), 2, cv2.LINE_AA)
+        cv2.circle(canvas, (x, y), round(radii[i] * frame.pixels_per_meter), (0, 0, 0), 2, cv2.LINE_AA)

@@ -105,6 +105,14 @@ class DrawnObjects:
         scores = None if self.scores is None else self.scores[keep]
         return DrawnObjects(self.boxes[torch.from_numpy(keep)], self.labels[keep], scores, self.colors)
 
+    def by_score(self) -> DrawnObjects:
+        """Returns the same objects, the lowest score first, so that higher ones are drawn over it."""
+        if self.scores is None:
+            return self
+        order = np.argsort(self.scores, kind="stable")
+        boxes = self.boxes[torch.from_numpy(order)]
+        return DrawnObjects(boxes, self.labels[order], self.scores[order], self.colors)
+
     def in_class_colors(self, class_names: Sequence[str]) -> DrawnObjects:
         """Returns the same objects in the colours of ``class_palette``.
 
