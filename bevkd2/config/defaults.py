@@ -202,6 +202,13 @@ def _add_test(test: fvcore_config.CfgNode) -> None:
     test.BEST_METRIC = "bbox/NDS"  # which checkpoint is kept as model_best
     test.EXPECTED_RESULTS = []  # [["bbox", "mAP", 0.252, 0.002]]: exit status 1 beyond the tolerance
     test.PRINT_PERIOD = 50  # iterations between console lines
+    board = test.TENSORBOARD = CN()
+    board.PICTURES = 0  # samples of the first test split that are drawn at every evaluation; 0: none
+    # Keys whose values TensorBoard's HParams page shows with the final scores.
+    board.HPARAMS = [
+        *("MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME", "DISTILL.METHODS", "SEED"),
+        *("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR", "SOLVER.WEIGHT_DECAY"),
+    ]
 
 
 def _add_distill(cfg: fvcore_config.CfgNode) -> None:

@@ -52,6 +52,7 @@ from bevkd2.engine.run_folder import log_changed_settings, output_folder, set_as
 from bevkd2.engine.schedule import count_training_samples, resolve_solver
 from bevkd2.engine.solver import build_lr_schedule, build_optimizer
 from bevkd2.engine.stop import StopOnSignal, StopSignals
+from bevkd2.engine.tensorboard import HyperParameters, hyper_parameters, pictures_hook
 from bevkd2.engine.trainer import DistillTrainer
 
 _logger = logging.getLogger(__name__)
@@ -202,9 +203,9 @@ def build_hooks(
     """Builds the hooks in the order in which they must run.
 
     Timers, the learning rate, the average of the weights, verification of inherited weights, the teacher's
-    evaluation, checkpoints, the end on a signal, the evaluation, the best checkpoint; then ``extra_hooks``
-    and those of the config's HOOKS, which so see the scores of this iteration; then the writers, which so
-    write what these hooks log.
+    evaluation, checkpoints, the end on a signal, the evaluation, the best checkpoint, pictures; then
+    ``extra_hooks`` and those of the config's HOOKS, which so see the scores of this iteration; then the
+    hyper-parameters and the writers, which so write what these hooks log.
 
     Args:
         cfg: the config.
@@ -216,6 +217,7 @@ def build_hooks(
 
     Raises:
         KeyError: HOOKS names a hook that is not registered.
+        ValueError: a setting in TEST.TENSORBOARD that cannot be.
     """
     save_period, eval_period = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD
     keep = cfg.SOLVER.CHECKPOINTS_TO_KEEP or None
@@ -225,6 +227,7 @@ def build_hooks(
     evaluated = model if average is None else average.model
     compiles = cfg.SOLVER.COMPILE.MODEL or cfg.SOLVER.COMPILE.TEACHER
     main = comm.is_main_process()
+    pictures, parameters = pictures_hook(cfg, evaluated), hyper_parameters(cfg)
     writers = _writers(cfg) if main else []
     stop = StopOnSignal(trainer.stop_signals, checkpointer, save_period)
     return [
@@ -242,8 +245,10 @@ def build_hooks(
         stop,
         Evaluate(eval_period, stop.interruptible(lambda: evaluate(cfg, evaluated))),
         BestCheckpointer(eval_period, best, cfg.TEST.BEST_METRIC) if main else None,
+        pictures,
         *extra_hooks,
         *(HOOK_REGISTRY.get(name)(cfg, model) for name in cfg.HOOKS),
+        HyperParameters(parameters, writers) if main else None,
         PeriodicWriter(writers, period=cfg.TEST.PRINT_PERIOD) if main else None,
         ProgressBar() if main and sys.stdout.isatty() else None,
     ]
