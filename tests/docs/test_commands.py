@@ -36,8 +36,15 @@ TESTED_SCRIPTS = {
     "benchmarks.bench_train_step": "tests/benchmarks/test_benchmarks.py",
     "benchmarks.gpu_check": "tests/benchmarks/test_gpu_check.py",
 }
-# Pages whose commands load packages of the user's own, and the tests that run every one of them.
-TESTED_PAGES = {"extending.md": ("tests/docs/test_extending.py", "tests/examples/test_downstream.py")}
+# Pages whose commands load packages of the user's own, or read what evaluations left, and the tests that run
+# every one of them.
+TESTED_PAGES = {
+    "extending.md": ("tests/docs/test_extending.py", "tests/examples/test_downstream.py"),
+    "visualization.md": (
+        *("tests/cli/test_visualize.py", "tests/cli/test_visualize_stored.py"),
+        "tests/examples/test_tracking.py",
+    ),
+}
 SHELLS = {"sh", "shell", "console", "zsh"}
 
 

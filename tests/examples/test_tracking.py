@@ -32,9 +32,9 @@ def load(name: str) -> Any:
     return module
 
 
-def run(folder: Path, loader: Any = build_toy_loader, resume: bool = False) -> Any:
+def run(folder: Path, hook: str, loader: Any = build_toy_loader, resume: bool = False) -> Any:
     cfg = toy_cfg(folder, "TEST.EVAL_PERIOD", 2, "SOLVER.BASE_LR", 0.04)
-    cfg.HOOKS = ["track_mlflow"]
+    cfg.HOOKS = [hook]
     return train(cfg, build_model(cfg), resume=resume, build_loader=loader, evaluate=toy_evaluate)
 
 
@@ -50,10 +50,10 @@ def test_mlflow_has_parameters_metrics_and_scores_of_one_resumed_run(
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     mlflow.set_tracking_uri((tmp_path / "store").as_uri())
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "run", Interrupt)
+        run(tmp_path / "run", "track_mlflow", Interrupt)
     (stopped,) = runs(mlflow)
     assert stopped.info.status == "KILLED" and "finished" not in stopped.data.tags
-    results = run(tmp_path / "run", resume=True)
+    results = run(tmp_path / "run", "track_mlflow", resume=True)
     (found,) = runs(mlflow)
     assert found.info.run_id == stopped.info.run_id and found.info.status == "FINISHED"
     assert found.data.params["SOLVER.BASE_LR"] == "0.04" and "MODEL.BACKBONE.NAME" in found.data.params
@@ -68,3 +68,18 @@ def test_mlflow_has_parameters_metrics_and_scores_of_one_resumed_run(
 def test_other_processes_track_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bevkd2.d2.comm.is_main_process", lambda: False)
     assert HOOK_REGISTRY.get("track_mlflow")(toy_cfg(tmp_path), None) is None
+
+
+def test_wandb_continues_the_same_offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="Weights & Biases is not installed (pip install wandb)")
+    load("track_wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", "track_wandb", Interrupt)
+    run(tmp_path / "run", "track_wandb", resume=True)
+    files = list((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(files) == 2 and len({path.name for path in files}) == 1  # run-<id>.wandb
+    for path in files:  # records of Protocol Buffers, one after the other; W&B has no public reader
+        content = path.read_bytes()
+        assert b"total_loss" in content and b"BASE_LR" in content and b"toy/score" in content
