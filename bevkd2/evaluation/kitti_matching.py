@@ -108,7 +108,6 @@ def match_image(
         ground_distances(*centers),
         labels_of(truths, classes),
         labels_of(found, classes),
-        found.scores,
         matched,
         counted,
         false,

@@ -113,14 +113,13 @@ def match_by_distance(
     false = scores >= score_threshold
     false[matched[matched >= 0]] = False
     counted = np.ones(len(labels), dtype=np.bool_)
-    return classify(distances, labels, detection_labels, scores, matched, counted, false, far)
+    return classify(distances, labels, detection_labels, matched, counted, false, far)
 
 
 def classify(
     distances: Floats,
     labels: Ints,
     detection_labels: Ints,
-    scores: Floats,
     matched: Ints,
     counted: Mask,
     false: Mask,
@@ -128,11 +127,12 @@ def classify(
 ) -> FrameMatches:
     """Tells objects without a match apart: far where a false detection of their class is near, else missed.
 
+    The nearest pairs come first, and each detection is in one.
+
     Args:
         distances: (M, N) metres between centres on the ground.
         labels: (N,).
         detection_labels: (M,).
-        scores: (M,); the best false detection chooses its object first.
         matched: (N,) the detection that finds each object, -1 for none.
         counted: (N,) whether an object counts.
         false: (M,) whether a detection counts and finds no object.
@@ -147,13 +147,19 @@ def classify(
     detections[matched[found]] = FOUND
     errors = np.full(len(labels), np.nan)
     errors[found] = distances[matched[found], np.flatnonzero(found)]
-    rows = np.flatnonzero(false)
-    rows = rows[np.argsort(-scores[rows], kind="stable")]
-    columns = np.flatnonzero(objects == MISSED)
+    rows, columns = np.flatnonzero(false), np.flatnonzero(objects == MISSED)
     allowed = same_class_distances(distances, detection_labels, labels)[np.ix_(rows, columns)]
-    for row, column in zip(rows, match_in_order(allowed, far), strict=True):
-        if column >= 0:
-            place = columns[column]
-            objects[place], detections[row] = FAR, FAR
-            errors[place] = distances[row, place]
+    for row, column in _nearest_pairs(allowed, far):
+        objects[columns[column]], detections[rows[row]] = FAR, FAR
+        errors[columns[column]] = allowed[row, column]
     return FrameMatches(labels, objects, errors, detection_labels, detections)
+
+
+def _nearest_pairs(distances: Floats, limit: float) -> list[tuple[int, int]]:
+    """Returns pairs of row and column nearer than a limit, the nearest first, each in one pair at most."""
+    left, pairs = distances.copy(), []
+    while left.size and left.min() < limit:
+        row, column = divmod(int(left.argmin()), left.shape[1])
+        left[row], left[:, column] = np.inf, np.inf
+        pairs.append((row, column))
+    return pairs

@@ -67,6 +67,11 @@ def test_a_far_detection_is_used_once():
     assert sorted(states(matches)[0]) == ["far", "missed"]
 
 
+def test_the_nearest_far_pairs_come_first():
+    matches = match([(0, 0), (10, 0)], [(7, 0, 0.9), (12.5, 0, 0.8)], far=8.0)
+    assert np.allclose(matches.errors, [7.0, 2.5])
+
+
 def test_far_of_zero_leaves_only_missed_ones():
     assert states(match([(0, 0)], [(3, 0, 0.9)], far=0.0)) == (["missed"], ["false"])
 
