@@ -29,7 +29,7 @@ from bevkd2.engine.options import ConfigArgumentParser
 from bevkd2.modeling import BEVKnowledge, Detector, MonoKnowledge
 from bevkd2.visualization import save_image
 
-_COMMANDS = ("failures", "video", "statistics")
+COMMANDS = ("failures", "video", "statistics")
 """First words that stand for another command: ``bevkd2.cli.visualize_<word>``."""
 
 _EPILOG = """
@@ -168,12 +168,22 @@ def _data_of(cfg: CfgNode) -> tuple[str, tuple[str, ...]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line, draws, and prints the files; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words and words[0] in _COMMANDS:
-        command: int = importlib.import_module(f"bevkd2.cli.visualize_{words[0]}").main(words[1:])
-        return command
+    if words and words[0] in COMMANDS:
+        return _run_command(words[0], words[1:])
     for path in draw(build_parser().parse_args(words)):
         print(path)
     return 0
+
+
+def _run_command(name: str, words: Sequence[str]) -> int:
+    """Runs a command of ``COMMANDS``; returns its exit status."""
+    program = sys.argv[0]
+    sys.argv[0] = f"{program} {name}"  # what its usage is called
+    try:
+        status: int = importlib.import_module(f"bevkd2.cli.visualize_{name}").main(words)
+    finally:
+        sys.argv[0] = program
+    return status
 
 
 def draw(args: argparse.Namespace) -> list[Path]:

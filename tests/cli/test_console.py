@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import bevkd2
-from bevkd2.cli import console
+from bevkd2.cli import console, visualize
 from tests.limits import PROGRAM_SECONDS
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +61,8 @@ def test_every_tool_takes_its_command_line_and_says_its_name(
 
 
 def test_every_tool_has_a_command_and_the_script_the_same_function():
-    steps = {"__init__", "__main__", "console", "demo_base", "paths", "run"}
+    steps = {"__init__", "__main__", "console", "demo_base", "paths", "run", "stored_detections"}
+    steps |= {f"visualize_{name}" for name in visualize.COMMANDS}
     tools = {path.stem for path in (ROOT / "bevkd2" / "cli").glob("*.py")} - steps
     assert {command.module for command in console.COMMANDS.values()} == tools
     for tool in tools:

@@ -102,6 +102,14 @@ def test_a_wrong_command_line_is_an_error(kitti, tmp_path, names, extra, message
         visualize.main(words(kitti, "failures", tmp_path, extra=["--detections", "teacher"]))
 
 
+@pytest.mark.parametrize("name", visualize.COMMANDS)
+def test_every_command_has_a_help_of_its_own(name, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["bevkd2 visualize"])
+    with pytest.raises(SystemExit):
+        visualize.main([name, "--help"])
+    assert capsys.readouterr().out.startswith(f"usage: bevkd2 visualize {name} ")
+
+
 def test_a_format_that_does_not_read_detections_says_so(kitti, tmp_path, monkeypatch):
     from bevkd2.data.format import DataFormat
     from bevkd2.data.kitti import KittiFormat
