@@ -1,4 +1,3 @@
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -6,6 +5,7 @@ import torch
 from bevkd2.structures import CAMERA_NAMES, Boxes3D
 from bevkd2.visualization import DrawnObjects, camera_images, class_palette, detection_figure
 from bevkd2.visualization.bev_view import legend
+from tests.visualization.pictures import contains
 
 NAMES = ("forklift", "pallet", "worker")
 MATRIX = np.eye(4)
@@ -31,10 +31,6 @@ def figure(predictions, width=176, truth=None, class_names=NAMES, **kwargs):
         extent=(-32, -32, 32, 32),
         **kwargs,
     )
-
-
-def contains(picture, part):
-    return cv2.matchTemplate(picture, part, cv2.TM_SQDIFF).min() < 0.5
 
 
 def count_pixels(picture, color):

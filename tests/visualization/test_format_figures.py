@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -14,6 +13,7 @@ from bevkd2.data import NuScenesFormat, build_test_loader, data_format
 from bevkd2.nuscenes.layout import CLASS_NAMES
 from bevkd2.visualization import class_palette
 from bevkd2.visualization.bev_view import legend
+from tests.visualization.pictures import contains
 
 CLASSES = ("forklift", "pallet", "worker")
 
@@ -44,10 +44,6 @@ class WarehouseFormat(NuScenesFormat):
 def cfg(monkeypatch, student_config_file, world_options):
     monkeypatch.setitem(DATA_FORMAT_REGISTRY._formats, "warehouse", WarehouseFormat())
     return load_config(str(student_config_file), [*world_options, "DATASETS.FORMAT", "warehouse"])
-
-
-def contains(picture, part):
-    return cv2.matchTemplate(picture, part, cv2.TM_SQDIFF).min() < 0.5
 
 
 def test_figures_have_the_classes_of_the_data_format(cfg):
