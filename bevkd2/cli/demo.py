@@ -11,6 +11,7 @@ import torch
 from bevkd2.cli.demo_base import TITLES, Batches, Demo, Models, Outputs, largest_gain, save_pictures
 from bevkd2.config import CfgNode, class_names
 from bevkd2.data.synthetic import WorldConfig
+from bevkd2.nuscenes.layout import TP_ERRORS
 from bevkd2.visualization import (
     BEVFrame,
     DrawnObjects,
@@ -22,15 +23,6 @@ from bevkd2.visualization import (
 )
 
 _SCORE = 0.25  # least score of what is drawn
-
-# Keys of the devkit's metrics_summary.json.
-TP_ERRORS = {
-    "mATE": "trans_err",
-    "mASE": "scale_err",
-    "mAOE": "orient_err",
-    "mAVE": "vel_err",
-    "mAAE": "attr_err",
-}
 
 
 class MultiViewDemo(Demo):

@@ -24,6 +24,7 @@ from bevkd2.kitti.ap import (
     KittiScores,
     ap_by_distance,
     kitti_scores,
+    precision_to_json,
     to_json,
     to_object_table,
     to_table,
@@ -52,7 +53,7 @@ class KittiEvaluator(DatasetEvaluator):
                 has no labels, is written but not scored.
             classes: names of the labels, in their order.
             output_dir: gets ``data/<image_id>.txt`` (files of other frames there are removed) and
-                ``kitti_scores.json``.
+                ``kitti_scores.json``, with the scores and the precision over recall.
         """
         self._root, self._split = Path(root), split
         self._classes = tuple(classes)
@@ -139,7 +140,8 @@ class KittiEvaluator(DatasetEvaluator):
             }
             for entry in by_distance
         ]
-        content = json.dumps({**to_json(scores), "by_distance": bins}, indent=1, allow_nan=False)
+        curves = {"precision": precision_to_json(scores), "by_distance": bins}
+        content = json.dumps({**to_json(scores), **curves}, indent=1, allow_nan=False)
         (self._output_dir / "kitti_scores.json").write_text(content + "\n")
 
 

@@ -25,6 +25,8 @@ from bevkd2.nuscenes.devkit import (
     DetectionBox,
     DetectionConfig,
     DetectionEval,
+    DetectionMetricData,
+    DetectionMetricDataList,
     DetectionMetrics,
     EvalBoxes,
     add_center_dist,
@@ -34,12 +36,11 @@ from bevkd2.nuscenes.devkit import (
     load_gt_of_sample_tokens,
 )
 from bevkd2.nuscenes.json_files import file_states
-from bevkd2.nuscenes.layout import CLASS_NAMES
+from bevkd2.nuscenes.layout import CLASS_NAMES, TP_ERRORS
 from bevkd2.nuscenes.tables import NuScenesTables, scenes_of_split
 
 logger = logging.getLogger(__name__)
 
-_TP_NAMES = dict(zip(TP_METRICS, ("mATE", "mASE", "mAOE", "mAVE", "mAAE"), strict=True))
 # What the devkit does not define: traffic cones have no heading, and neither they nor barriers move or have
 # attributes.
 UNDEFINED = {
@@ -81,9 +82,10 @@ class NuScenesScorer:
         self._output_dir.mkdir(parents=True, exist_ok=True)
         path = self._output_dir / "results_nusc.json"
         count = write_results(path, detections, self.class_range)
-        metrics, present = self._score(tables, path, count, set(detections))
+        metrics, curves, present = self._score(tables, path, count, set(detections))
         summary = self._output_dir / "metrics_summary.json"
         summary.write_text(json.dumps(metrics.serialize(), indent=2))
+        (self._output_dir / "metrics_details.json").write_text(json.dumps(curves.serialize()))
         scores = named_scores(metrics, present)
         logger.info(
             "nuScenes score of %s (%d samples, %d boxes, %.1f s):\n%s",
@@ -123,8 +125,8 @@ class NuScenesScorer:
 
     def _score(
         self, tables: NuScenesTables, path: Path, count: int, tokens: set[str]
-    ) -> tuple[DetectionMetrics, set[str]]:
-        """Returns the devkit's metrics, and the classes that have ground truth after its filters."""
+    ) -> tuple[DetectionMetrics, DetectionMetricDataList, set[str]]:
+        """Returns the devkit's metrics, its curves, and the classes with ground truth after its filters."""
         # The devkit fails where one side has no boxes at all; what it would say is known.
         annotated = any(
             record["sample_token"] in tokens and category_to_detection_name(record["category_name"])
@@ -133,10 +135,10 @@ class NuScenesScorer:
         if not annotated or count == 0:
             what = "detections in range" if annotated else "annotations of the ten classes"
             logger.warning("split %s has no %s: every AP is zero", self._split, what)
-            return no_match(self._config), set()
+            return no_match(self._config), _no_curves(self._config), set()
         evaluation = filtered_boxes(tables, self._config, path, self._split)
-        metrics, _ = evaluation.evaluate()
-        return metrics, {box.detection_name for box in evaluation.gt_boxes.all}
+        metrics, curves = evaluation.evaluate()
+        return metrics, curves, {box.detection_name for box in evaluation.gt_boxes.all}
 
 
 class NuScenesEvaluator(DatasetEvaluator):
@@ -150,7 +152,8 @@ class NuScenesEvaluator(DatasetEvaluator):
             version: name of the tables.
             split: an official split or one of the version's ``splits.json``; all its samples must be
                 processed.
-            output_dir: gets ``results_nusc.json`` and ``metrics_summary.json``.
+            output_dir: gets ``results_nusc.json``, and the devkit's ``metrics_summary.json`` and
+                ``metrics_details.json`` (the curves).
         """
         self._scorer = NuScenesScorer(root=root, version=version, split=split, output_dir=output_dir)
         self._detections: dict[str, SampleDetections] = {}
@@ -257,6 +260,15 @@ def no_match(config: DetectionConfig) -> DetectionMetrics:
     return metrics
 
 
+def _no_curves(config: DetectionConfig) -> DetectionMetricDataList:
+    """Returns the devkit's curves of a class without predictions, for all classes."""
+    curves = DetectionMetricDataList()
+    for name in config.class_names:
+        for threshold in config.dist_ths:
+            curves.set(name, threshold, DetectionMetricData.no_predictions())
+    return curves
+
+
 def named_scores(metrics: DetectionMetrics, present: set[str]) -> dict[str, float]:
     """Returns the scores by the names that ``NuScenesEvaluator.evaluate`` gives them.
 
@@ -265,11 +277,11 @@ def named_scores(metrics: DetectionMetrics, present: set[str]) -> dict[str, floa
         present: classes that have ground truth.
     """
     scores = {"mAP": float(metrics.mean_ap), "NDS": float(metrics.nd_score)}
-    scores.update({_TP_NAMES[name]: float(error) for name, error in metrics.tp_errors.items()})
+    scores.update({name: float(metrics.tp_errors[error]) for name, error in TP_ERRORS.items()})
     scores.update({f"AP_{name}": float(metrics.mean_dist_aps[name]) for name in CLASS_NAMES})
     of_present = [scores[f"AP_{name}"] for name in CLASS_NAMES if name in present]
     scores["mAP_present"] = _defined_mean(of_present)
-    for error, name in _TP_NAMES.items():
+    for name, error in TP_ERRORS.items():
         scores[f"{name}_present"] = _defined_mean([metrics.get_label_tp(label, error) for label in present])
     return scores
 
@@ -286,6 +298,6 @@ def _table(metrics: DetectionMetrics, scores: dict[str, float]) -> str:
         [name, scores[f"AP_{name}"], *(metrics.get_label_tp(name, error) for error in TP_METRICS)]
         for name in CLASS_NAMES
     ]
-    rows.append(["mean", scores["mAP"], *(scores[name] for name in _TP_NAMES.values())])
+    rows.append(["mean", scores["mAP"], *(scores[name] for name in TP_ERRORS)])
     headers = ["class", "AP", "ATE (m)", "ASE", "AOE (rad)", "AVE (m/s)", "AAE"]
     return f"{tabulate(rows, headers=headers, floatfmt='.3f')}\nNDS {scores['NDS']:.4f}"

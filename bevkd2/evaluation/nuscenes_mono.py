@@ -39,7 +39,7 @@ class NuScenesMonoEvaluator(DatasetEvaluator):
             version: name of the tables.
             split: an official split or one of the version's ``splits.json``; all its samples must be
                 processed.
-            output_dir: gets ``results_nusc.json`` and ``metrics_summary.json``.
+            output_dir: gets the files of ``NuScenesEvaluator``.
             class_names: what the model's labels mean: nuScenes detection classes in the order of the labels.
             cameras: channels that must be processed of every sample.
             rule: how the cameras of a sample are merged.

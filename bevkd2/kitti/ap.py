@@ -247,6 +247,22 @@ def to_json(scores: KittiScores) -> dict[str, Any]:
     }
 
 
+def precision_to_json(scores: KittiScores) -> dict[str, list[float | None]]:
+    """Returns precision over recall as it is written to JSON files.
+
+    Args:
+        scores: from ``kitti_scores``.
+
+    Returns:
+        Keyed class/metric/difficulty, the 41 precisions in [0, 1] at recall 0, 1/40, ..., 1. AP_R40 is
+        the mean of all but the first; None where one is not defined (0 / 0).
+    """
+    return {
+        key: [float(value) if np.isfinite(value) else None for value in curve.precision]
+        for key, curve in scores.curves.items()
+    }
+
+
 def to_table(scores: KittiScores) -> str:
     """Returns all scores as text, in percent; "-" where there was nothing to evaluate."""
     aos, rows = scores.aos_r40(), []

@@ -19,6 +19,7 @@ try:
         DetectionBox,
         DetectionConfig,
         DetectionMetricData,
+        DetectionMetricDataList,
         DetectionMetrics,
     )
     from nuscenes.eval.detection.evaluate import DetectionEval
@@ -45,6 +46,7 @@ __all__ = [
     "DetectionConfig",
     "DetectionEval",
     "DetectionMetricData",
+    "DetectionMetricDataList",
     "DetectionMetrics",
     "EvalBoxes",
     "NuScenes",

@@ -22,6 +22,15 @@ CLASS_NAMES = (
 )
 """The ten detection classes in the order of the labels, which is that of the published BEVFormer heads."""
 
+TP_ERRORS = {
+    "mATE": "trans_err",
+    "mASE": "scale_err",
+    "mAOE": "orient_err",
+    "mAVE": "vel_err",
+    "mAAE": "attr_err",
+}
+"""Means of the true positive errors, in the devkit's order -> its keys of them in metrics_summary.json."""
+
 MONO_CLASS_NAMES = (
     "car",
     "truck",

@@ -77,6 +77,11 @@ def test_finding_all_labels_matches_all_labels(kitti_world: Path, tmp_path: Path
             assert ours == recorded or (math.isnan(ours) and math.isnan(recorded))
     assert {"AP_R11", "AOS_R40", "not_evaluated", "by_distance"} <= set(report)
     assert [entry["high"] for entry in report["by_distance"]] == [20, 40, None]
+    assert set(report["precision"]) == set(report["AP_R40"])
+    for key, ap in report["AP_R40"].items():
+        assert len(report["precision"][key]) == 41
+        if ap is not None:
+            assert 100 * np.mean(report["precision"][key][1:]) == pytest.approx(ap)
     written = {path.stem: read_detections(path) for path in (tmp_path / "data").iterdir()}
     assert set(written) == set(frames)
     for frame, dets in written.items():

@@ -96,6 +96,11 @@ def test_true_positive_errors_are_measured(fixture_world, tmp_path):
     )  # lost at the threshold of 0.5 m, found at 1, 2, 4 m
     summary = json.loads((tmp_path / "metrics_summary.json").read_text())
     assert summary["label_tp_errors"]["car"]["trans_err"] == pytest.approx(0.7, abs=0.01)
+    curves = json.loads((tmp_path / "metrics_details.json").read_text())
+    assert set(curves) == {f"{name}:{d}" for name in CLASS_NAMES for d in (0.5, 1.0, 2.0, 4.0)}
+    for distance, ap in summary["label_aps"]["car"].items():  # the devkit's rule: recall and precision > 0.1
+        above = np.maximum(np.array(curves[f"car:{distance}"]["precision"])[11:] - 0.1, 0) / 0.9
+        assert above.mean() == pytest.approx(ap, abs=1e-6)
 
 
 def test_no_detections_score_zero(fixture_world, tmp_path, caplog):
@@ -113,6 +118,8 @@ def test_no_detections_score_zero(fixture_world, tmp_path, caplog):
     assert scores["mAP"] == scores["NDS"] == 0.0
     assert [scores[name] for name in ("mATE", "mASE", "mAOE", "mAVE", "mAAE")] == [1.0] * 5
     assert "no detections" in caplog.text
+    curves = json.loads((tmp_path / "metrics_details.json").read_text())
+    assert len(curves) == 4 * len(CLASS_NAMES) and not any(max(c["precision"]) for c in curves.values())
 
 
 def test_no_annotations_score_zero(tmp_path, caplog):
