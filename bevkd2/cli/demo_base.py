@@ -30,8 +30,8 @@ from bevkd2.data import build_test_loader
 from bevkd2.data.format import data_format
 from bevkd2.data.synthetic import SyntheticWorld, generate
 from bevkd2.engine.launch import usable_cores
+from bevkd2.engine.metrics import read_metrics
 from bevkd2.experiments.processes import log_tail, run_logged, run_tasks
-from bevkd2.experiments.run import read_scalars
 from bevkd2.experiments.statistics import influences, standard_error
 from bevkd2.modeling import Detector
 from bevkd2.visualization import DrawnObjects, found_objects, save_image
@@ -326,7 +326,7 @@ def show(bar: tqdm[Any], folder: Path) -> None:
     """Moves a bar to the iteration that a training has reached."""
     metrics = folder / "metrics.json"
     if not bar.disable and metrics.is_file():
-        bar.n = min(max(read_scalars(metrics), default=0), bar.total)
+        bar.n = min(max(read_metrics(metrics).rows, default=0), bar.total)
         bar.refresh()
 
 

@@ -22,7 +22,7 @@ from bevkd2.d2 import comm, seed_all_rng
 from bevkd2.distill import is_distillation, resolve_teacher, student_config
 from bevkd2.engine.options import ConfigArgumentParser
 from bevkd2.engine.run_folder import output_folder
-from bevkd2.engine.run_log import environment_report, log_to, why_no_gpu
+from bevkd2.engine.run_log import log_environment, log_to, why_no_gpu
 from bevkd2.engine.schedule import resolve_solver
 
 _logger = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ def default_setup(cfg: FvcoreNode, args: argparse.Namespace) -> None:
         output_dir.mkdir(parents=True, exist_ok=True)
     comm.synchronize()
     log_to(output_dir, comm.get_rank())
-    _logger.info("environment:\n%s", environment_report())
+    log_environment(_logger)
     _logger.info("rank %d of %d processes; command line: %s", comm.get_rank(), comm.get_world_size(), args)
 
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)

@@ -1,10 +1,11 @@
-"""metrics.json over interruptions: one row an iteration, as if there had been none."""
+"""metrics.json: written over interruptions as if there had been none, one row an iteration, and read."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,37 @@ from bevkd2.d2 import EventWriter, HookBase, JSONWriter, TensorboardXWriter
 
 _logger = logging.getLogger(__name__)
 _WINDOW = 20  # iterations over which the writers smooth
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What a metrics.json says.
+
+    Attributes:
+        rows: iteration -> name -> value, in order of the iterations.
+        torn: numbers of the lines, counted from 1, that are no whole row, as after a kill.
+    """
+
+    rows: dict[int, dict[str, float]]
+    torn: tuple[int, ...]
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Reads the scalars that a training wrote.
+
+    Args:
+        path: metrics.json. Of an iteration that several lines have, what was written last counts.
+    """
+    rows: dict[int, dict[str, float]] = {}
+    torn = []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, start=1):
+        row = _row(line)
+        if row:
+            rows.setdefault(row["iteration"], {}).update(row)
+        elif line.strip():
+            torn.append(number)
+    return Metrics(dict(sorted(rows.items())), tuple(torn))
 
 
 class MetricsWriter(JSONWriter):
@@ -52,12 +84,16 @@ class MetricsWriter(JSONWriter):
 
 def _iteration(line: str) -> int:
     """Returns the iteration of a row; -1 where the line is not a whole one."""
+    return int(_row(line).get("iteration", -1)) if line.endswith("\n") else -1
+
+
+def _row(line: str) -> dict[str, Any]:
+    """Returns a row, which has an ``iteration``; empty where the line is none."""
     try:
-        row = json.loads(line) if line.endswith("\n") else None
+        row = json.loads(line)
     except (ValueError, RecursionError):
-        row = None
-    iteration = row.get("iteration") if isinstance(row, dict) else None
-    return iteration if isinstance(iteration, int) else -1
+        return {}
+    return row if isinstance(row, dict) and isinstance(row.get("iteration"), int) else {}
 
 
 class MetricsHistory(HookBase):

@@ -79,8 +79,8 @@ def log_changed_settings(cfg: CfgNode, earlier: Path) -> None:
     """
     if not earlier.is_file():
         return
-    old = dict(_settings(load_plain_yaml(earlier)))
-    new = dict(_settings(yaml.safe_load(cfg.dump())))
+    old = dict(flat_settings(load_plain_yaml(earlier)))
+    new = dict(flat_settings(yaml.safe_load(cfg.dump())))
     changed = [
         f"{key} {old.get(key, '(absent)')} -> {new.get(key, '(absent)')}"
         for key in sorted({*old, *new})
@@ -92,10 +92,10 @@ def log_changed_settings(cfg: CfgNode, earlier: Path) -> None:
         )
 
 
-def _settings(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat_settings(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields every setting of a config with its whole name."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _settings(value, f"{prefix}{key}.")
+            yield from flat_settings(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import itertools
 import logging
 import platform
 import sys
@@ -22,6 +23,7 @@ from bevkd2.errors import LOG_HANDLER
 # The engine logs as detectron2, whichever provider bevkd2.d2 has chosen.
 _LOGGERS = ("bevkd2", "detectron2", "fvcore", "iopath")
 _DATE_FORMAT = "%m/%d %H:%M:%S"
+_ENVIRONMENT = "environment:"
 
 
 class _LogFile(logging.FileHandler):
@@ -88,6 +90,11 @@ def log_to(output_dir: str | Path, rank: int = 0) -> None:
         root.addHandler(console)
 
 
+def log_environment(logger: logging.Logger) -> None:
+    """Logs :func:`environment_report`, so that :func:`read_environment` finds it."""
+    logger.info("%s\n%s", _ENVIRONMENT, environment_report())
+
+
 def environment_report() -> str:
     """Returns a table of what a result may depend on, the provider of the engine first."""
     rows = [
@@ -103,6 +110,23 @@ def environment_report() -> str:
     if torch.cuda.is_available():
         rows.append(("CUDA, cuDNN", f"{torch.version.cuda}, {torch.backends.cudnn.version()}"))
     return tabulate(rows)
+
+
+def read_environment(log: Path) -> dict[str, str]:
+    """Returns what the last :func:`environment_report` in a log says, by name; empty where it has none.
+
+    Args:
+        log: log.txt of a run; not UTF-8 in parts, or cut off, is fine.
+    """
+    lines = iter(log.read_text(encoding="utf-8", errors="replace").splitlines())
+    found: dict[str, str] = {}
+    for line in lines:
+        rule = next(lines, "") if line.endswith(_ENVIRONMENT) else ""
+        width = len(rule) - len(rule.lstrip("-"))
+        if width:
+            table = itertools.takewhile(lambda row: row.strip() and not row.startswith(("-", "[")), lines)
+            found = {row[:width].strip(): row[width:].strip() for row in table}
+    return found
 
 
 def why_no_gpu() -> str:

@@ -36,6 +36,7 @@ from bevkd2.engine import (
     setup,
 )
 from bevkd2.engine.gradient_report import gradient_report
+from bevkd2.engine.metrics import read_metrics
 from bevkd2.experiments.results import changed, file_digest, result_path, write_result
 from bevkd2.experiments.spec import Experiment, Row, options
 
@@ -120,7 +121,7 @@ def run_one(experiment: Experiment, row: Row, seed: int, *, output: Path, result
         else:  # the training ended with this evaluation
             scores = _score(experiment, row, [*scoring, "OUTPUT_DIR", str(folder)], evaluated=True)
         gradients = _gradients(row, [*common, "DATASETS.ROOT", experiment.train.root], folder)
-        rows = read_scalars(folder / "metrics.json")
+        rows = read_metrics(folder / "metrics.json").rows
         length = row.config_of(seed).SOLVER.MAX_ITER
         content = {
             "experiment": experiment.name,
@@ -170,25 +171,6 @@ def average_checkpoints(folder: Path, count: int) -> Path:
     path = folder / "averaged.pth"
     save_file(average, path)
     return path
-
-
-def read_scalars(path: Path) -> dict[int, dict[str, float]]:
-    """Reads the scalars that a training wrote.
-
-    Args:
-        path: metrics.json. A resumed training writes iterations again; what was written last counts.
-
-    Returns:
-        Iteration -> name -> value, in order.
-    """
-    rows: dict[int, dict[str, float]] = {}
-    for line in path.read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:  # the process was killed while it wrote
-            continue
-        rows.setdefault(row["iteration"], {}).update(row)
-    return dict(sorted(rows.items()))
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

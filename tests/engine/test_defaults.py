@@ -17,7 +17,7 @@ from bevkd2.config import read_config
 from bevkd2.d2 import PROVIDER
 from bevkd2.engine import default_argument_parser, setup, write_config
 from bevkd2.engine.defaults import resolve_device
-from bevkd2.engine.run_log import log_to
+from bevkd2.engine.run_log import log_to, read_environment
 from tests.engine.toys import TOY_OPTIONS
 
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -51,6 +51,17 @@ def test_flags_are_detectron2s() -> None:
         "tcp://127.0.0.1:"
     )
     assert not (defaults.resume or defaults.eval_only or defaults.opts or defaults.config_file)
+
+
+def test_the_environment_is_read_from_the_log(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text("[1] x INFO: environment:\n---  --\nold  1\n---  --\n")
+    assert read_environment(tmp_path / "log.txt") == {"old": "1"}
+    setup(arguments(tmp_path))
+    found = read_environment(tmp_path / "log.txt")
+    assert found["bevkd2.d2 provider"] == PROVIDER and found["numpy"] == np.__version__
+    assert found["PyTorch"].startswith(f"{torch.__version__}, ") and "old" not in found
+    (tmp_path / "cut.txt").write_bytes(b"\xff\n[1] x INFO: environment:")
+    assert read_environment(tmp_path / "cut.txt") == {}
 
 
 def test_setup_writes_a_config_that_reproduces_itself(tmp_path: Path) -> None:

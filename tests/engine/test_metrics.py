@@ -12,6 +12,7 @@ import torch
 from bevkd2.checkpoint import load_file, save_file
 from bevkd2.d2 import PROVIDER, HookBase, build_model
 from bevkd2.engine import train
+from bevkd2.engine.metrics import read_metrics
 from tests.engine.test_build import Interrupt, run, toy_evaluate
 from tests.engine.toys import build_toy_loader, flat, toy_cfg
 from tests.reliability.rows import rows
@@ -113,3 +114,14 @@ def test_a_checkpoint_without_scalars_is_resumed(tmp_path: Path) -> None:
     run(cfg, resume=True)
     lines = (tmp_path / "metrics.json").read_text().splitlines()
     assert [json.loads(line)["iteration"] for line in lines][:6] == list(range(6))
+
+
+def test_scalars_written_last_count_and_torn_lines_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.json"
+    lines = ['{"iteration": 1, "bbox/mAP": 0.1, "loss_a": 1}', '{"iteration": 3, "bbox/m', "", "[1]"]
+    lines += ['{"iteration": 1, "bbox/mAP": 0.2}', '{"iteration": 0, "loss_a": 2}', '{"loss_a": 2}', "\ud800"]
+    file.write_bytes("\n".join(lines).encode(errors="surrogatepass"))
+    found = read_metrics(file)
+    assert list(found.rows) == [0, 1]
+    assert found.rows[1] == {"iteration": 1, "bbox/mAP": 0.2, "loss_a": 1}
+    assert found.torn == (2, 4, 7, 8)

@@ -20,7 +20,7 @@ from bevkd2.checkpoint import load_file, save_file
 from bevkd2.cli import run_experiment
 from bevkd2.experiments import run as run_module
 from bevkd2.experiments.results import result_path
-from bevkd2.experiments.run import average_checkpoints, read_scalars, run_folder, run_one
+from bevkd2.experiments.run import average_checkpoints, run_folder, run_one
 from bevkd2.experiments.runner import run_all
 from bevkd2.experiments.spec import Experiment, read_experiment
 from tests.experiments import tiny
@@ -322,12 +322,3 @@ def test_average_of_the_last_checkpoints(tmp_path: Path) -> None:
     assert torch.equal(content["model"]["w"], torch.full((2,), 4.0))
     with pytest.raises(ValueError, match=r"average_last is 4, but .* has 3 checkpoints"):
         average_checkpoints(tmp_path, 4)
-
-
-def test_scalars_written_last_count_and_cut_lines_do_not(tmp_path: Path) -> None:
-    file = tmp_path / "metrics.json"
-    lines = ['{"iteration": 1, "bbox/mAP": 0.1, "loss_a": 1}', '{"iteration": 3, "bbox/m']
-    lines += ['{"iteration": 1, "bbox/mAP": 0.2}', '{"iteration": 0, "loss_a": 2}']
-    file.write_text("\n".join(lines) + "\n")
-    rows = read_scalars(file)
-    assert list(rows) == [0, 1] and rows[1] == {"iteration": 1, "bbox/mAP": 0.2, "loss_a": 1}
