@@ -70,23 +70,53 @@ def attention_figure(
         return None
     objects = truth if len(truth) else view.detections.above(score_threshold)
     objects, truth = objects.in_class_colors(class_names), truth.in_class_colors(class_names)
-    centers = objects.boxes.center[:, :2].double().numpy()
-    cells = [view.cell_at(x, y) for x, y in centers]
-    candidates = [i for i, cell in enumerate(cells) if cell is not None and attention.seen[:, cell].any()]
-    if not candidates:
+    found = _nearest(view, objects)
+    if found is None:
         return None
-    nearest = min(candidates, key=lambda i: float(np.hypot(*centers[i])))
-    cell = cells[nearest]
-    assert cell is not None
+    nearest, cell = found
     cameras = attention.draw(cell, images, scale)
     frame = BEVFrame(view.extent, max(cameras.shape[0], 300))
     above = draw_bev(frame, predictions=truth, base=draw_cells(attention.entropy.reshape(view.shape), frame))
     chosen = DrawnObjects(objects.boxes[nearest], objects.labels[[nearest]])
     draw_outlines(above, frame, chosen, (255, 255, 255))
     put_text(above, "entropy of attention (dark: concentrated)", (0, 0), height=10)
-    x, y = centers[nearest]
-    title = f"points sampled by the BEV cell at ({x:.1f}, {y:.1f}) m: {class_names[objects.labels[nearest]]}"
+    title = f"points sampled by the BEV cell at {_named(objects, nearest, class_names)}"
     return with_title(stack([cameras, above], axis=1), title)
+
+
+def temporal_figure(
+    view: ModelView, truth: DrawnObjects, *, class_names: Sequence[str], score_threshold: float
+) -> Image | None:
+    """Draws the points of the previous and the current BEV that the cell of the nearest object samples.
+
+    Arguments and the choice of the object are those of :func:`attention_figure`.
+
+    Returns:
+        The picture; None if no object is on the grid, or if the model has no temporal attention.
+    """
+    objects = truth if len(truth) else view.detections.above(score_threshold)
+    objects = objects.in_class_colors(class_names)
+    found = _nearest(view, objects)
+    if view.temporal is None or found is None:
+        return None
+    nearest, cell = found
+    drawn = view.temporal.draw(cell, view.shape, BEVFrame(view.extent, 480), objects)
+    title = f"temporal attention of the BEV cell at {_named(objects, nearest, class_names)}"
+    return with_title(drawn, title)
+
+
+def _nearest(view: ModelView, objects: DrawnObjects) -> tuple[int, int] | None:
+    """Returns the nearest object on the grid that a camera sees, and its cell; None where there is none."""
+    centers = objects.boxes.center[:, :2].double().numpy()
+    cells = {i: cell for i, (x, y) in enumerate(centers) if (cell := view.cell_at(x, y)) is not None}
+    if view.attention is not None:
+        cells = {i: cell for i, cell in cells.items() if view.attention.seen[:, cell].any()}
+    return min(cells.items(), key=lambda pair: float(np.hypot(*centers[pair[0]])), default=None)
+
+
+def _named(objects: DrawnObjects, index: int, class_names: Sequence[str]) -> str:
+    x, y = objects.boxes.center[index, :2].tolist()
+    return f"({x:.1f}, {y:.1f}) m: {class_names[objects.labels[index]]}"
 
 
 def frame_figures(
@@ -107,8 +137,8 @@ def frame_figures(
         score_threshold: detections below it are not drawn.
 
     Returns:
-        Name of the picture -> image: "detections_<model>", "attention_<model>" for models with spatial
-        attention, and "bev_response" if a model has one.
+        Name of the picture -> image: "detections_<model>", "attention_<model>" and "temporal_<model>" for
+        models with spatial and temporal attention, and "bev_response" if a model has one.
 
     Raises:
         ValueError: a label is not the index of a class.
@@ -134,6 +164,9 @@ def frame_figures(
         )
         if attention is not None:
             pictures[f"attention_{name}"] = attention
+        temporal = temporal_figure(view, truth, class_names=class_names, score_threshold=score_threshold)
+        if temporal is not None:
+            pictures[f"temporal_{name}"] = temporal
     frame = BEVFrame(next(iter(views.values())).extent, 480)
     responses = {name: view.response for name, view in views.items() if view.response is not None}
     if responses:

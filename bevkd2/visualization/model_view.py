@@ -14,8 +14,18 @@ from bevkd2.modeling import BEVKnowledge, Detector, TemporalState
 from bevkd2.visualization.attention import attention_entropy, draw_cell_attention, sampling_pixels
 from bevkd2.visualization.bev_response import bev_response
 from bevkd2.visualization.objects import Array, DrawnObjects, Image
+from bevkd2.visualization.temporal_view import TemporalAttentionView
 
-_WANTS = frozenset({"fpn", "spatial_attention", "spatial_offsets", "reference_points"})
+_WANTS = frozenset(
+    {
+        "fpn",
+        "spatial_attention",
+        "spatial_offsets",
+        "reference_points",
+        "temporal_attention",
+        "temporal_offsets",
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,6 +77,7 @@ class ModelView:
         shape: rows and columns of the grid.
         response: (H, W) BEV response.
         attention: spatial attention of the BEV cells.
+        temporal: temporal attention of the BEV cells.
     """
 
     detections: DrawnObjects
@@ -74,6 +85,7 @@ class ModelView:
     shape: tuple[int, int]
     response: Array | None = None
     attention: SpatialAttentionView | None = None
+    temporal: TemporalAttentionView | None = None
 
     def cell_at(self, x: float, y: float) -> int | None:
         """Returns the index of the cell at a position in metres; None outside the grid."""
@@ -120,7 +132,7 @@ class ModelStream:
         model = self._model
         inputs = model.preprocess([sample])
         knowledge: BEVKnowledge = model.extract(inputs, _WANTS, self._state)
-        self._state = knowledge.state
+        before, self._state = self._state, knowledge.state
         response, shape = None, knowledge.filled("bev_shape")
         if knowledge.bev_embed is not None:
             response = bev_response(_to_numpy(knowledge.bev_embed[0]), shape)
@@ -130,6 +142,7 @@ class ModelStream:
             shape=shape,
             response=response,
             attention=_attention(knowledge, inputs.current.padded_size),
+            temporal=_temporal(knowledge, before),
         )
 
 
@@ -147,6 +160,20 @@ def _attention(knowledge: BEVKnowledge, padded_size: tuple[int, int]) -> Spatial
         weights=weights,
         spatial_shapes=[(level.shape[-2], level.shape[-1]) for level in knowledge.filled("fpn")],
         padded_size=padded_size,
+    )
+
+
+def _temporal(knowledge: BEVKnowledge, before: TemporalState | None) -> TemporalAttentionView | None:
+    """Returns None where the detector has no temporal attention."""
+    if knowledge.temporal_attention is None:
+        return None
+    now: TemporalState = knowledge.filled("state")
+    return TemporalAttentionView(
+        offsets=_to_numpy(knowledge.filled("temporal_offsets")[-1][0]).squeeze(3),
+        weights=_to_numpy(knowledge.temporal_attention[-1][0]).squeeze(3),
+        has_history=before is not None
+        and before.scene_tokens == now.scene_tokens
+        and before.timestamps[0] < now.timestamps[0],
     )
 
 

@@ -14,6 +14,7 @@ from bevkd2.data.synthetic import WorldConfig, generate
 from tests.modeling.mono.pgd_model import small_cfg
 
 REPOSITORY = Path(__file__).parents[2]
+_PICTURES = ("detections", "attention", "temporal")
 STUDENT, TEACHER = (REPOSITORY / "configs" / "demo" / f"{name}.yaml" for name in ("student", "teacher"))
 
 
@@ -69,7 +70,7 @@ def test_pictures_of_two_models_are_written(tool, work, tmp_path):
         f"{frame:05d}_{kind}.png"
         for frame in (1, 3)
         for kind in (
-            *("detections_student", "attention_student", "detections_teacher", "attention_teacher"),
+            *(f"{picture}_{name}" for picture in _PICTURES for name in ("student", "teacher")),
             "bev_response",
         )
     )

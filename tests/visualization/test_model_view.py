@@ -44,6 +44,19 @@ def test_a_view_holds_what_the_model_computes(model, frames):
     assert view.attention.offsets.shape == (*view.attention.weights.shape, 2)
 
 
+def test_temporal_attention_is_that_of_the_last_layer_and_says_whether_there_was_a_past(model, frames):
+    stream = ModelStream(model)
+    views = [stream.see(frame) for frame in frames[:4]]
+    assert [view.temporal.has_history for view in views] == [False, True, True, False]  # another scene
+    with torch.no_grad():
+        inputs = model.preprocess([frames[0]])
+        knowledge = model.extract(inputs, frozenset({"temporal_attention", "temporal_offsets"}))
+    expected = knowledge.temporal_attention[-1][0, :, :, :, 0].numpy()
+    np.testing.assert_allclose(views[0].temporal.weights, expected, atol=1e-6)
+    np.testing.assert_allclose(views[0].temporal.weights.sum(axis=-1), 1, atol=1e-5)
+    assert views[0].temporal.offsets.shape == (*expected.shape, 2)
+
+
 def test_state_is_reset_at_a_new_scene(model, frames):
     stream = ModelStream(model)
     streamed = [stream.see(frame).response for frame in frames[:4]]
