@@ -41,6 +41,21 @@ class Comparison:
     interval: tuple[float, float] | None = None
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table of an experiment.
+
+    Attributes:
+        title: what it is about, for a caption.
+        header: one text a column.
+        rows: as many texts a row.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
 def values(results: Results, row: str, metric: str) -> dict[int, float]:
     """Returns the score of a row by seed, where it is defined."""
     found = {seed: result.metrics[metric] for (name, seed), result in results.items() if name == row}
@@ -83,14 +98,37 @@ def markdown(experiment: Experiment, results: Results) -> str:
     """
     if not results:
         return f"No run of `{experiment.path.name}` is finished."
-    parts = [_primary_table(experiment, results, metric) for metric in experiment.primary]
-    if experiment.secondary:
-        parts.append(_secondary_table(experiment, results))
-    if any(result.content["gradients"] for result in results.values()):
-        parts.append(_gradients_table(experiment, results))
-    if missing := _missing(experiment, results):
-        parts.append(missing)
+    parts = [
+        tabulate(table.rows, headers=table.header, tablefmt="github", disable_numparse=True)
+        for table in tables(experiment, results)
+    ]
+    if missing := not_run(experiment, results):
+        parts.append(textwrap.fill(missing, 100))
     return "\n\n".join(parts)
+
+
+def tables(experiment: Experiment, results: Results) -> list[Table]:
+    """Returns the tables of an experiment, those of :func:`markdown`; at least one run must be finished."""
+    found = [_primary_table(experiment, results, metric) for metric in experiment.primary]
+    if experiment.secondary:
+        found.append(_secondary_table(experiment, results))
+    if any(result.content["gradients"] for result in results.values()):
+        found.append(_gradients_table(experiment, results))
+    return found
+
+
+def not_run(experiment: Experiment, results: Results) -> str:
+    """Returns what has no finished run, whole rows and seeds of the others, as a sentence; "" for nothing."""
+    found = dict(with_results(experiment, results))
+    missing: defaultdict[str, list[str]] = defaultdict(list)
+    for row, seed in experiment.runs():
+        if (row.name, seed) not in results:
+            missing[row.name].append(str(seed))
+    named = [
+        experiment.rows[name].label + (f" (seeds {', '.join(seeds)})" if name in found else "")
+        for name, seeds in missing.items()
+    ]
+    return f"Not run: {'; '.join(named)}." if named else ""
 
 
 def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
@@ -108,7 +146,7 @@ def _digits(results: Results, metric: str) -> int:
 
 def intervals_figure(experiment: Experiment, results: Results) -> Figure:
     """Draws every row's difference to the baseline: the seeds, the mean, and the 95 % interval."""
-    others = [(name, row) for name, row in _with_results(experiment, results) if name != experiment.baseline]
+    others = [(name, row) for name, row in with_results(experiment, results) if name != experiment.baseline]
     count = len(experiment.primary)
     figure = Figure(figsize=(1.8 + 3.6 * count, 1.2 + 0.36 * len(others)), layout="constrained")
     all_axes = figure.subplots(1, count, squeeze=False, sharey=True)[0]
@@ -188,14 +226,14 @@ def _bootstrap(
     return two_way_interval(list(differences.values()), pulls)
 
 
-def _primary_table(experiment: Experiment, results: Results, metric: str) -> str:
+def _primary_table(experiment: Experiment, results: Results, metric: str) -> Table:
     headline = metric == experiment.primary[0]
     compared = compare(experiment, results, metric)
     header = ["", "n", metric, "sd", "difference", "sd", "95 % interval (seeds)"]
     header += ["95 % interval (seeds, scenes)"] if headline else []
     digits = _digits(results, metric)
     rows = []
-    for name, row in _with_results(experiment, results):
+    for name, row in with_results(experiment, results):
         own = list(values(results, name, metric).values())
         sd = float(np.std(own, ddof=1)) if len(own) > 1 else None
         mean = float(np.mean(own)) if own else None
@@ -210,21 +248,21 @@ def _primary_table(experiment: Experiment, results: Results, metric: str) -> str
             cells += [_interval(found.interval, digits)] if headline else []
             cells.append(f"{found.p:.3f}" if found.p is not None else "")
         rows.append(cells)
-    return _table([*header, "p (Holm)"], rows)
+    return Table(metric, [*header, "p (Holm)"], rows)
 
 
-def _secondary_table(experiment: Experiment, results: Results) -> str:
+def _secondary_table(experiment: Experiment, results: Results) -> Table:
     rows = []
-    for name, row in _with_results(experiment, results):
+    for name, row in with_results(experiment, results):
         cells = [row.label]
         for metric in experiment.secondary:
             own = list(values(results, name, metric).values())
             cells.append(number(float(np.mean(own)) if own else None, _digits(results, metric)))
         rows.append(cells)
-    return _table(["mean", *experiment.secondary], rows)
+    return Table("other scores", ["mean", *experiment.secondary], rows)
 
 
-def _gradients_table(experiment: Experiment, results: Results) -> str:
+def _gradients_table(experiment: Experiment, results: Results) -> Table:
     """Returns the share of every distillation loss by part of the student: means over the seeds."""
     shares: dict[tuple[str, str], dict[str, list[float]]] = {}
     for name in experiment.rows:
@@ -240,32 +278,15 @@ def _gradients_table(experiment: Experiment, results: Results) -> str:
         + [f"{100 * np.mean(of[part]):.2g} %" if of.get(part) else "-" for part in parts]
         for (name, loss), of in shares.items()
     ]
-    return _table(["gradient at the end, of the detection losses'", "loss", *parts], rows)
+    header = ["gradient at the end, of the detection losses'", "loss", *parts]
+    return Table("gradients of the distillation losses", header, rows)
 
 
-def _with_results(experiment: Experiment, results: Results) -> list[tuple[str, Row]]:
+def with_results(experiment: Experiment, results: Results) -> list[tuple[str, Row]]:
     """Returns the rows that have a finished run, by name."""
     found = {row for row, _ in results}
     return [(name, row) for name, row in experiment.rows.items() if name in found]
 
 
-def _missing(experiment: Experiment, results: Results) -> str:
-    """Returns what was not run: whole rows, and seeds of the others."""
-    found = dict(_with_results(experiment, results))
-    missing: defaultdict[str, list[str]] = defaultdict(list)
-    for row, seed in experiment.runs():
-        if (row.name, seed) not in results:
-            missing[row.name].append(str(seed))
-    named = [
-        experiment.rows[name].label + (f" (seeds {', '.join(seeds)})" if name in found else "")
-        for name, seeds in missing.items()
-    ]
-    return textwrap.fill(f"Not run: {'; '.join(named)}.", 100) if named else ""
-
-
 def _interval(ends: tuple[float, float] | None, digits: int) -> str:
     return " to ".join(number(end, digits, sign=True) for end in ends) if ends else ""
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return tabulate(rows, headers=header, tablefmt="github", disable_numparse=True)
