@@ -34,6 +34,7 @@ COMMANDS = {
     "demo": Command("demo", "multi-view: synthetic world, training, distillation, scores, pictures"),
     "demo-mono": Command("demo_mono", "the same for monocular detectors"),
     "experiment": Command("run_experiment", "train and compare the rows and seeds of an experiment"),
+    "report": Command("report", "write a page about runs: curves, scores, pictures, settings"),
     "visualize": Command("visualize", "draw detections, features, failures, videos, statistics"),
     "analyze": Command("analyze_model", "count parameters and FLOPs, and time a model"),
     "analyze-distillation": Command(
