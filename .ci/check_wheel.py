@@ -76,7 +76,10 @@ def main() -> None:
         run(command, "export-weights", "output/model_final.pth", "student.safetensors", cwd=elsewhere)
         if not (elsewhere / "student.safetensors").stat().st_size:
             sys.exit("bevkd2 export-weights wrote an empty file")
-        print(f"{wheels[0].name}: trains and exports a model through the command bevkd2")
+        run(command, "report", "output", "--frames", "0", cwd=elsewhere)
+        if "Final scores" not in (elsewhere / "report.html").read_text():
+            sys.exit("bevkd2 report wrote a page without scores")
+        print(f"{wheels[0].name}: trains, reports and exports a model through the command bevkd2")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ TESTED_SCRIPTS = {
     "tests.reliability": "tests/reliability/test_proofs.py",
     "tools/verify_golden.py": "tests/golden/test_verify.py",
     "tools/export.py": "tests/export/test_export.py",
+    "tools/report.py": "tests/cli/test_report.py",
     "examples/deploy/nuscenes_scene.py": "tests/export/test_demo_world.py",
     "benchmarks.verify_deployment": "tests/export/test_demo_world.py",
     "benchmarks.bench": "tests/benchmarks/test_bench.py",
