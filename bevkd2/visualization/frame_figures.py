@@ -100,7 +100,8 @@ def temporal_figure(
     if view.temporal is None or found is None:
         return None
     nearest, cell = found
-    drawn = view.temporal.draw(cell, view.shape, BEVFrame(view.extent, 480), objects)
+    chosen = DrawnObjects(objects.boxes[nearest], objects.labels[[nearest]])
+    drawn = view.temporal.draw(cell, view.shape, BEVFrame(view.extent, 480), objects, chosen)
     title = f"temporal attention of the BEV cell at {_named(objects, nearest, class_names)}"
     return with_title(drawn, title)
 

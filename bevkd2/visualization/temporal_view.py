@@ -47,14 +47,17 @@ class TemporalAttentionView:
         by_queue: Array = np.moveaxis(np.array([x0, y0]) + cells * size, 1, 0).reshape(2, -1, 2)
         return by_queue, np.moveaxis(self.weights[cell], 1, 0).reshape(2, -1)
 
-    def draw(self, cell: int, shape: tuple[int, int], frame: BEVFrame, truth: DrawnObjects) -> Image:
+    def draw(
+        self, cell: int, shape: tuple[int, int], frame: BEVFrame, truth: DrawnObjects, chosen: DrawnObjects
+    ) -> Image:
         """Draws the points that a cell samples in both grids.
 
         Args:
             cell: its index.
             shape: rows and columns of the grid.
             frame: its extent, and the height of the picture.
-            truth: objects, outlined.
+            truth: objects, outlined in their colours.
+            chosen: that of the cell, outlined in white.
 
         Returns:
             The previous and the current BEV beside each other; the larger a point, the larger its weight.
@@ -64,6 +67,6 @@ class TemporalAttentionView:
         panels = []
         for name, where, weight in zip((before, "current BEV"), places, weights, strict=True):
             panel = draw_samples(draw_bev(frame, predictions=truth), frame.to_pixels(where), weight)
-            draw_outlines(panel, frame, truth, (255, 255, 255))
+            draw_outlines(panel, frame, chosen, (255, 255, 255))
             panels.append(with_title(panel, name, height=11))
         return stack(panels, axis=1)

@@ -26,7 +26,9 @@ def test_points_are_on_the_ground_around_the_cell():
 
 def test_a_point_is_drawn_where_it_is_sampled():
     frame = BEVFrame(EXTENT, 80)
-    moved, still = (view(offset).draw(6, SHAPE, frame, NOTHING) for offset in ((-1.0, 0.0), (0.0, 0.0)))
+    moved, still = (
+        view(offset).draw(6, SHAPE, frame, NOTHING, NOTHING) for offset in ((-1.0, 0.0), (0.0, 0.0))
+    )
     width, title = frame.shape[1], moved.shape[0] - frame.shape[0]
     previous = (moved != still).any(axis=2)
     assert previous[:, :width].any() and not previous[:, width:].any()  # the current BEV is the same
@@ -37,6 +39,6 @@ def test_a_point_is_drawn_where_it_is_sampled():
 
 def test_a_first_frame_says_that_there_is_no_previous_bev():
     frame = BEVFrame(EXTENT, 80)
-    first, later = (view(has_history=past).draw(6, SHAPE, frame, NOTHING) for past in (False, True))
+    first, later = (view(has_history=past).draw(6, SHAPE, frame, NOTHING, NOTHING) for past in (False, True))
     assert (first != later).any()
     assert torch.equal(torch.from_numpy(first[-40:]), torch.from_numpy(later[-40:]))  # but the caption
