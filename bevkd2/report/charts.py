@@ -133,8 +133,8 @@ def bar_chart(
         label = Markup('<text class="label" x="{}" y="{:.1f}">{}</text>')
         parts.append(label.format(_LABEL_WIDTH - 6, middle + 4, _short(name, 16)))
         if all(value is None for value in runs.values()):
-            told = Markup('<text class="tick start" x="{}" y="{:.1f}">{}</text>')
-            parts.append(told.format(_LABEL_WIDTH + 4, middle + 4, missing))
+            undefined = Markup('<text class="tick start" x="{}" y="{:.1f}">{}</text>')
+            parts.append(undefined.format(_LABEL_WIDTH + 4, middle + 4, missing))
             y += _BAR * len(runs) + 8
             continue
         for run, value in runs.items():

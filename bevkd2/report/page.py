@@ -86,7 +86,8 @@ def _check_one_family(runs: Sequence[Run]) -> None:
     kinds: dict[str, str] = {}
     for run in runs:
         for evaluation in run.evaluations.values():
-            kinds.setdefault(evaluation.kind, run.name)
+            if evaluation.kind:
+                kinds.setdefault(evaluation.kind, run.name)
     if len(kinds) > 1:
         told = "; ".join(f"{name} by the rules of {kind}" for kind, name in kinds.items())
         raise ValueError(

@@ -12,6 +12,9 @@ from typing import Any
 from bevkd2.engine.metrics import Metrics
 from bevkd2.nuscenes.layout import TP_ERRORS
 
+NO_SCORES = ("teacher/", "distill_raw/")
+"""Scalars of a training whose names have a slash as scores do, by how they begin: the teacher's, losses."""
+
 _ERROR_UNITS = {"mATE": "m", "mASE": "1 - IoU", "mAOE": "rad", "mAVE": "m/s", "mAAE": "1 - accuracy"}
 _CURVE_DISTANCE = "2.0"  # metres: the devkit's threshold for true positive errors
 _KITTI_METRICS = {"3d": "3D", "bev": "BEV", "bbox": "2D"}
@@ -22,7 +25,8 @@ class Evaluation:
     """The scores of one model on one split.
 
     Attributes:
-        kind: whose rules they follow; scores of two kinds cannot be compared.
+        kind: whose rules they follow; scores of two kinds cannot be compared. "" where only the training
+            logged them.
         digits: behind the point, of all.
         scores: column -> value; None where it is not defined.
         classes: title of a chart -> class -> average precision.
@@ -71,11 +75,11 @@ def last_scores(metrics: Metrics) -> Evaluation | None:
         name: number(value)
         for row in metrics.rows.values()
         for name, value in row.items()
-        if "/" in name and not name.startswith("teacher/")
+        if "/" in name and not name.startswith(NO_SCORES)
     }
     if not found:
         return None
-    return Evaluation("of the data format", 3, found, lacks=("its data format writes no AP per class",))
+    return Evaluation("", 3, found, lacks=("its data format writes no AP per class",))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -179,9 +179,10 @@ def _scores(runs: Sequence[Run], gains: Sequence[Table]) -> Section:
     section.note(runs, "scores")
     if not evaluations:
         return section
+    kinds = {evaluation.kind for _, _, evaluation in evaluations if evaluation.kind}
     section.text = (
-        f"By the rules of {evaluations[0][2].kind}. A single run has no interval: how much another seed "
-        "would change is unknown."
+        f"By the rules of {', '.join(kinds) or 'their data format'}. A single run has no interval: how much "
+        "another seed would change is unknown."
     )
     columns = list(dict.fromkeys(column for _, _, found in evaluations for column in found.scores))
     rows = [
@@ -246,10 +247,10 @@ def _curves(runs: Sequence[Run], places: Mapping[str, int]) -> Section:
 
 
 def _kind_of_scalar(name: str) -> str:
+    if name.startswith(("loss_distill", "distill_raw/")):
+        return "Distillation losses"
     if "/" in name:
         return "Other scores"
-    if name.startswith("loss_distill"):
-        return "Distillation losses"
     return "Detection losses" if name.startswith("loss") else "Learning rate, gradients and others"
 
 

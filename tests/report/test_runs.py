@@ -54,6 +54,14 @@ def test_a_data_format_without_files_has_the_scores_that_the_training_logged(toy
     assert run.lacks["gradients"] == ["no distillation method"]
 
 
+def test_losses_and_the_teachers_scores_are_not_scores_of_the_run(tmp_path: Path) -> None:
+    row = {"iteration": 1, "total_loss": 1.0, "distill_raw/fitnet": 2.0, "teacher/bbox/mAP": 0.5}
+    (tmp_path / "metrics.json").write_text(json.dumps(row) + "\n")
+    (run,) = read_runs([tmp_path])
+    assert not run.evaluations
+    assert run.lacks["scores"] == ["no scores: it was not evaluated, or not to its end"]
+
+
 def test_seeds_of_one_setting_are_a_group(tmp_path: Path) -> None:
     settings = {"a": (1, 0.1), "b": (2, 0.1), "c": (2, 0.1), "d": (1, 0.2)}
     for name, (seed, rate) in settings.items():
