@@ -173,11 +173,10 @@ def _read_gradients(run: Run) -> None:
     if not run.config.get("DISTILL.METHODS") and not run.config.get("DISTILL.MORE_TEACHERS"):
         run.lack("gradients", "no distillation method")
     elif not path.is_file():
-        run.lack(
-            "gradients",
-            f"no {GRADIENTS}; bevkd2 analyze-distillation --config-file {run.config_file} --weights "
-            f"{run.folder / 'model_final.pth'} --json {path} writes it",
-        )
+        final = run.folder / "model_final.pth"
+        weights = f"--weights {final} " if final.is_file() else ""
+        command = f"bevkd2 analyze-distillation --config-file {run.config_file} {weights}--json {path}"
+        run.lack("gradients", f"no {GRADIENTS}; {command} writes it")
     else:
         try:
             run.gradients = read_json(path)
