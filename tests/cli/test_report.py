@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import logging
 import re
 import shutil
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     config = WorldConfig(num_train_scenes=1, num_val_scenes=1, frames_per_scene=2, image_size=(88, 32))
     world, output = generate(config, folder / "world", progress=False), folder / "demo"
-    length = ("SOLVER.MAX_ITER", 2)
+    length, handlers = ("SOLVER.MAX_ITER", 2), list(logging.getLogger().handlers)
     for name, file, options in (
         ("teacher", "teacher", ()),
         ("student", "student", ()),
@@ -38,6 +39,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         line = words(f"{file}.yaml", world, output / name, *length, *options)
         train.run(default_argument_parser().parse_args(line))
+    for handler in [h for h in logging.getLogger().handlers if h not in handlers]:
+        logging.getLogger().removeHandler(handler)  # of the trainings' own logs
+        handler.close()
     run = output / "distilled"
     line = [
         "--config-file",
