@@ -73,7 +73,8 @@ def render(source: Source, draw: Callable[[Sequence[Run]], Pictures], *, title: 
     return environment.get_template("page.html").render(
         title=title,
         sections=sections,
-        legend=[(run.name, color_class(place)) for place, run in enumerate(source.runs)],
+        legend=[run.name for run in source.runs],
+        color_class=color_class,
         version=bevkd2.__version__,
         style=Markup((_HERE / "page.css").read_text()),
         script=Markup(script),

@@ -48,6 +48,7 @@ class Section:
         sliders: frames.
         figures: heading -> pictures.
         lacks: what is not there and why, as sentences.
+        legend: names in the order of their colours, where they are not the page's runs.
     """
 
     anchor: str
@@ -59,6 +60,7 @@ class Section:
     sliders: list[Sliders] = field(default_factory=list)
     figures: dict[str, list[Picture]] = field(default_factory=dict)
     lacks: list[str] = field(default_factory=list)
+    legend: Sequence[str] = ()
 
     def note(self, runs: Iterable[Run], *keys: str) -> None:
         """Notes what the runs lack."""
@@ -103,7 +105,9 @@ def experiment_sections(experiment: Experiment, results: Results) -> list[Sectio
     if not results:
         scores.lacks.append("no run is finished")
         return [scores]
-    scores.tables = tables(experiment, results)
+    for table in tables(experiment, results):
+        cells = [[cell.strip("`") for cell in row] for row in table.rows]  # they are for Markdown
+        scores.tables.append(Table(table.title, table.header, cells))
     rows = with_results(experiment, results)
     for metric in experiment.primary:
         single = [row.label for row_name, row in rows if len(values(results, row_name, metric)) == 1]
@@ -115,6 +119,7 @@ def experiment_sections(experiment: Experiment, results: Results) -> list[Sectio
         f"{name}-curves",
         f"Experiment {name}: scores during training",
         "On the training world's own test split; means over the seeds.",
+        legend=tuple(places),
     )
     for metric in dict.fromkeys(metric.partition("@")[0] for metric in experiment.primary):
         lines = {row.label: _mean_curve(results, row_name, metric) for row_name, row in rows}
@@ -132,11 +137,6 @@ def experiment_sections(experiment: Experiment, results: Results) -> list[Sectio
     header = ["", "seed", "bevkd2", "commit", "PyTorch", "seconds", "machine"]
     machines.tables = [Table("Where the runs were made", header, cells)]
     return [scores, curves, machines]
-
-
-def legend(names: Sequence[str]) -> dict[str, int]:
-    """Returns run -> place, which gives its colour everywhere."""
-    return {name: place for place, name in enumerate(names)}
 
 
 def _spreads(experiment: Experiment, results: Results, metric: str) -> list[Chart]:

@@ -204,6 +204,7 @@ def test_an_experiment_has_its_tables_and_says_what_was_not_run(
     assert table["better"][:4] == ["2", "0.500", "0.141", "+0.250"]
     assert f"{experiment.primary[0]}, one run, so no interval: single" in text
     assert "Not run: none; single (seeds 1)." in text
+    assert re.search(r'class="line s1"[^>]*/></svg>better</li>', text)  # the legend of the curves
     assert "better: +0.250, -0.385 to +0.885" in text and "single: one run, no interval" in text
     # The folder of the results, where the YAML file is in experiments/.
     (tmp_path / "experiments").mkdir()
