@@ -15,6 +15,9 @@ from torch.nn import functional as F
 
 from .arguments import level_starts
 
+MODULE_KEY = "pkg.torch.onnx.name_scopes"
+"""Entry of a node's metadata: the names of the modules around it and its own, as a Python list."""
+
 _FAR = -3.0  # a GridSample coordinate more than a pixel outside of any map
 
 
@@ -68,6 +71,8 @@ def write_onnx(
 ) -> None:
     """Writes a program, decomposed by :func:`onnx_decompositions`, as one ONNX file with its weights.
 
+    Of what torch notes beside every node, the names of the modules (``MODULE_KEY``) stay.
+
     Args:
         program: of ``torch.export.export``.
         path, input_names, output_names, opset_version, metadata: of :func:`export_onnx`.
@@ -86,6 +91,10 @@ def write_onnx(
         verbose=False,
     )
     assert written is not None
+    # What goes is for debugging, such as stack traces with the paths of this machine.
+    for node in written.model.graph:
+        for key in node.metadata_props.keys() - {MODULE_KEY}:
+            del node.metadata_props[key]
     written.model.metadata_props.update(metadata or {})
     written.save(path, external_data=False)
 
