@@ -4,6 +4,8 @@
         --weights output/demo/recommended/model_final.pth
     bevkd2 export --config-file configs/distill_pgd_r18.yaml --output student.onnx --output student.pt2 \
         --weights output/distill_pgd_r18/model_final.pth --image-size 1242x375
+    bevkd2 export --config-file configs/demo/recommended.yaml --output student_int8.onnx --int8 \
+        --weights output/demo/recommended/model_final.pth --calibration-frames 64
 
 The suffix of --output decides: .onnx has standard operators only, and runs in ONNX Runtime by bevkd2.runtime,
 which does not import torch; .pt2 is for torch.export.load. The size of the images is fixed, the batch is not.
@@ -14,15 +16,28 @@ from __future__ import annotations
 
 import argparse
 import logging
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from bevkd2.cli.make_synthetic import parse_size
 from bevkd2.cli.paths import path_to_write
+from bevkd2.config import CfgNode
 from bevkd2.engine.defaults import add_import_option, load_args
 from bevkd2.engine.options import ConfigArgumentParser
-from bevkd2.export import export_detector, image_size_of, load_student
+from bevkd2.export import (
+    calibration_feeds,
+    export_detector,
+    image_size_of,
+    load_student,
+    to_float16,
+    to_int8,
+)
 from bevkd2.export.model import OPSET
+from bevkd2.export.precision import CONVERTED_MODULES, check_tools
+from bevkd2.modeling import Detector
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -50,6 +65,27 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="of the image files, before INPUT's resizing; by default those of DATASETS.TEST",
     )
     parser.add_argument("--opset", type=int, default=OPSET, help=f"of .onnx files; {OPSET} by default")
+    lower = parser.add_argument_group("lower precision (.onnx)")
+    lower.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="default: float32")
+    lower.add_argument(
+        "--int8", action="store_true", help="quantise what --convert names, with ranges from training frames"
+    )
+    lower.add_argument(
+        "--calibration-frames",
+        type=int,
+        default=64,
+        metavar="N",
+        help="frames of DATASETS.TRAIN that --int8 reads; default: %(default)s",
+    )
+    lower.add_argument(
+        "--reduce-range", action="store_true", help="with --int8: weights of 7 bits, for AVX2 without VNNI"
+    )
+    lower.add_argument(
+        "--convert",
+        action="append",
+        metavar="REGEX",
+        help=f"modules that are converted; may be repeated; default: {' '.join(CONVERTED_MODULES)}",
+    )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="options of the config as KEY VALUE pairs")
     return parser.parse_args(argv)
 
@@ -57,12 +93,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the tool; returns the exit status."""
     args = parse_args(argv)
+    lower = args.int8 or args.dtype != "float32"
+    if lower:
+        _check_lower(args)
     start = time.perf_counter()
     # It warns of every node that it leaves as it is.
     logging.getLogger("onnxscript.optimizer").setLevel(logging.ERROR)
     cfg, model = load_student(load_args(args), args.weights)
     size = image_size_of(cfg, args.image_size)
-    description = export_detector(cfg, model, args.output, image_size=size, opset=args.opset)
+    options: dict[str, Any] = {"image_size": size, "opset": args.opset}
+    if lower:
+        description = _export_lower(cfg, model, args, options)
+    else:
+        description = export_detector(cfg, model, args.output, **options)
     for path in args.output:
         print(
             f"{path}: {description['architecture']}, images of {size[1]} x {size[0]}, "
@@ -70,3 +113,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     print(f"{time.perf_counter() - start:.0f} s")
     return 0
+
+
+def _check_lower(args: argparse.Namespace) -> None:
+    if args.int8 and args.dtype != "float32":
+        raise ValueError("--int8 and --dtype float16 exclude each other: call it once for each")
+    if others := [str(path) for path in args.output if path.suffix != ".onnx"]:
+        raise ValueError(f"--int8 and --dtype float16 are of .onnx files, not of {', '.join(others)}")
+    check_tools("int8" if args.int8 else "float16")
+
+
+def _export_lower(
+    cfg: CfgNode, model: Detector[Any, Any, Any], args: argparse.Namespace, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Exports in float32 and converts the file; returns the description."""
+    modules = args.convert or CONVERTED_MODULES
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "float32.onnx"
+        description = export_detector(cfg, model, [source], **options)
+        for path in args.output:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if args.int8:
+                feeds = calibration_feeds(cfg, source, args.calibration_frames)
+                to_int8(source, path, feeds, modules=modules, reduce_range=args.reduce_range)
+            else:
+                to_float16(source, path, modules=modules)
+    return description

@@ -136,11 +136,19 @@ def load(path: str | Path, **options: Any) -> Any:
     Raises:
         ValueError: the file's kind is unknown; see :class:`Graph` for others.
     """
-    graph = Graph(path, **options)
+    return runtime_of(Graph(path, **options))
+
+
+def runtime_of(graph: Graph) -> Any:
+    """Returns the object that runs a graph of its kind.
+
+    Raises:
+        ValueError: the graph's kind is unknown.
+    """
     kind = graph.description["kind"]
     if kind not in RUNTIMES:
         raise ValueError(
-            f"{path} is of the kind {kind!r}, expected one of {sorted(RUNTIMES)}; run it with "
+            f"{graph.path} is of the kind {kind!r}, expected one of {sorted(RUNTIMES)}; run it with "
             "bevkd2.runtime.Graph, or add a class of your own to bevkd2.runtime.graph.RUNTIMES"
         )
     return RUNTIMES[kind](graph)

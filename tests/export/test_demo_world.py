@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import verify_deployment
@@ -16,7 +18,7 @@ from bevkd2.config import CfgNode, load_config
 from bevkd2.data import build_test_loader
 from bevkd2.data.synthetic import WorldConfig, generate
 from bevkd2.engine.evaluator import build_evaluator
-from bevkd2.export import load_student
+from bevkd2.export import calibration, load_student
 from bevkd2.modeling import Detector
 from bevkd2.runtime import MultiViewRuntime
 from tests.docs.pages import ROOT
@@ -94,3 +96,23 @@ def test_the_comparison_passes_and_sees_a_difference(
 
     monkeypatch.setattr(MultiViewRuntime, "detect", forget)
     assert not verify_deployment.passes(verify_deployment.verify(cfg, TEACHER, frames=3))
+
+
+def test_calibration_carries_the_state_of_a_drive(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg, model = world[0].clone(), world[1]
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST
+
+    class Recording(TorchGraph):
+        def __init__(self, path: Path, **options: Any) -> None:
+            super().__init__(cfg, model, (64, 176))
+
+        def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            self.fed = dict(feeds)
+            self.outputs = super().run(feeds)
+            return self.outputs
+
+    monkeypatch.setattr(calibration, "RecordingGraph", Recording)
+    feeds = list(calibration.calibration_feeds(cfg, Path("x.onnx"), 6))
+    assert [fed["has_previous"].tolist() for fed in feeds] == [[False], [True], [True]] * 2
+    bevs = [fed["previous_bev"] for fed in feeds]
+    assert not bevs[0].any() and bevs[1].any() and (bevs[1] != bevs[2]).any()

@@ -13,8 +13,18 @@ from bevkd2.checkpoint import save_file
 from bevkd2.cli.export import main
 from bevkd2.config import CfgNode, load_config
 from bevkd2.d2 import build_model
-from bevkd2.export import export_detector, image_size_of, load_student
+from bevkd2.data.synthetic import KittiWorldConfig, generate
+from bevkd2.export import (
+    calibration_feeds,
+    export_detector,
+    image_size_of,
+    load_student,
+    to_float16,
+    to_int8,
+)
+from bevkd2.export.model import OPSET
 from bevkd2.modeling import Detector
+from bevkd2.ops.onnx_export import MODULE_KEY
 from bevkd2.runtime import Graph, MonoRuntime, MultiViewRuntime, load
 from tests.modeling.conftest import HEIGHT, WIDTH, tiny_cfg
 
@@ -39,7 +49,10 @@ def exported(cfg: CfgNode, size: tuple[int, int], path: Path) -> Detector[Any, A
 def assert_graph_equals_the_form(path: Path, model: Detector[Any, Any, Any], inputs: Any) -> None:
     import onnx
 
-    assert {node.domain for node in onnx.load(path).graph.node} == {""}
+    written = onnx.load(path)
+    assert {node.domain for node in written.graph.node} == {""} and not written.functions
+    assert {entry.key for node in written.graph.node for entry in node.metadata_props} == {MODULE_KEY}
+    assert [(opset.domain, opset.version) for opset in written.opset_import] == [("", OPSET)]
     form = model.deployable(tuple(Graph(path).description["inputs"][0]["shape"][-2:])).eval()
     with torch.no_grad():
         expected = form(*inputs)
@@ -95,28 +108,68 @@ def test_smoke(onnx_packages: None, tmp_path: Path) -> None:
         assert_graph_equals_the_form(path, model, mono_inputs(model, batch))
 
 
-def test_the_command_writes_both_kinds_of_files(onnx_packages: None, tmp_path: Path) -> None:
-    """They are of a distillation's student, and the .pt2 runs without bevkd2's ops."""
-    cfg, weights = load_config(MONO, ["MODEL.DEVICE", "cpu"]), tmp_path / "student.safetensors"
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Detector[Any, Any, Any]]:
+    """A folder with s.onnx and s.pt2 of a distillation's student, written by the command, and the student."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    folder = tmp_path_factory.mktemp("export")
+    cfg, weights = load_config(MONO, ["MODEL.DEVICE", "cpu"]), folder / "student.safetensors"
     torch.manual_seed(0)
     model = build_model(cfg).eval()
     save_file({**model.state_dict(), "classes": list(cfg.DATASETS.CLASSES)}, weights)
     words = ["--config-file", "configs/demo_mono/distill.yaml", "--weights", str(weights)]
-    words += ["--output", str(tmp_path / "s.pt2"), "--output", str(tmp_path / "s.onnx")]
-    assert main([*words, "--image-size", "96x64", "DATASETS.ROOT", str(tmp_path)]) == 0
+    words += ["--output", str(folder / "s.pt2"), "--output", str(folder / "s.onnx")]
+    assert main([*words, "--image-size", "96x64", "DATASETS.ROOT", str(folder)]) == 0
+    return folder, model
+
+
+def test_the_command_writes_both_kinds_of_files(written: tuple[Path, Detector[Any, Any, Any]]) -> None:
+    """The .pt2 runs without bevkd2's ops."""
+    folder, model = written
     for batch in (1, 3):
-        assert_graph_equals_the_form(tmp_path / "s.onnx", model, mono_inputs(model, batch))
+        assert_graph_equals_the_form(folder / "s.onnx", model, mono_inputs(model, batch))
     files = {"description.json": ""}
-    program = torch.export.load(tmp_path / "s.pt2", extra_files=files)
+    program = torch.export.load(folder / "s.pt2", extra_files=files)
     description = json.loads(files["description.json"])
     assert description["classes"] == ["Pedestrian", "Cyclist", "Car"] and description["kind"] == "mono"
-    assert load(tmp_path / "s.onnx").description == description
+    assert load(folder / "s.onnx").description == description
     assert not any("bevkd2" in str(node.target) for node in program.graph.nodes)
     form = model.deployable((64, 96)).eval()
     inputs = form.examples(2)
     with torch.no_grad():
         for actual, expected in zip(program.module()(*inputs), form(*inputs), strict=True):
             torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_detector_in_lower_precision(written: tuple[Path, Detector[Any, Any, Any]], tmp_path: Path) -> None:
+    """Backbone and neck are converted; the files run as the float32 one does, with scores near its scores."""
+    import onnx
+
+    source, model = written[0] / "s.onnx", written[1]
+    world = KittiWorldConfig(num_train_frames=2, num_val_frames=0, image_size=(96, 64))
+    generate(world, tmp_path / "world", workers=1, progress=False)
+    cfg = load_config(MONO, ["MODEL.DEVICE", "cpu", "DATASETS.ROOT", str(tmp_path / "world")])
+    to_float16(source, tmp_path / "float16.onnx")
+    to_int8(source, tmp_path / "int8.onnx", calibration_feeds(cfg, source, 2))
+    feeds = next(iter(calibration_feeds(cfg, source, 1)))
+    expected = Graph(source).run(feeds)["scores"]
+    for name, kind, bound in (
+        ("float16", onnx.TensorProto.FLOAT16, 1e-3),
+        ("int8", onnx.TensorProto.INT8, 0.1),
+    ):
+        file = onnx.load(tmp_path / f"{name}.onnx")
+        lower = {tensor.name for tensor in file.graph.initializer if tensor.data_type == kind}
+        assert {node.domain for node in file.graph.node} == {""}
+        for part in (model.image_backbone, model.neck, model.head):
+            for module, layer in model.named_modules():
+                if isinstance(layer, torch.nn.Conv2d) and layer in part.modules():
+                    converted = any(f"detector.{module}.weight" in tensor for tensor in lower)
+                    assert converted == (part is not model.head), module
+        runner = load(tmp_path / f"{name}.onnx")
+        assert isinstance(runner, MonoRuntime) and runner.description["precision"]["type"] == name
+        difference = abs(runner.graph.run(feeds)["scores"] - expected)
+        assert 0 < difference.max() < bound * expected.max()
 
 
 def test_sizes_without_data(tmp_path: Path) -> None:
@@ -134,5 +187,10 @@ def test_errors_name_the_remedy(tmp_path: Path) -> None:
         export_detector(cfg, None, [tmp_path / "a.engine"], image_size=(64, 96))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"--opset is 11, expected 18"):
         export_detector(cfg, None, [tmp_path / "a.onnx"], image_size=(64, 96), opset=11)  # type: ignore[arg-type]
+    words = ["--config-file", MONO, "--weights", "w.pth", "--int8", "--output"]
+    with pytest.raises(ValueError, match=r"exclude each other"):
+        main([*words, "a.onnx", "--dtype", "float16"])
+    with pytest.raises(ValueError, match=r"are of \.onnx files, not of .*a\.pt2"):
+        main([*words, "a.pt2"])
     with pytest.raises(ValueError, match=r"no deployable form\. Implement its method deployable"):
         Detector.deployable(build_model(load_config(MONO, ["MODEL.DEVICE", "cpu"])), (64, 96))

@@ -1,0 +1,92 @@
+"""Runs exported files on samples of the mappers, and collects what is fed to a graph there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bevkd2.config import CfgNode
+from bevkd2.data.format import data_format, load_dataset
+from bevkd2.runtime import Detections, Graph, MonoRuntime
+from bevkd2.runtime.graph import Array, runtime_of
+
+
+class RecordingGraph(Graph):
+    """A graph that keeps what it was fed last.
+
+    Attributes:
+        fed: every input of the last run by name.
+    """
+
+    fed: dict[str, Array]
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Runs a batch and keeps it; see the base."""
+        self.fed = dict(feeds)
+        return super().run(feeds)
+
+
+def run_sample(runner: Any, sample: Mapping[str, Any]) -> Detections:
+    """Runs a sample of a mapper by the runtime.
+
+    Args:
+        runner: of :func:`bevkd2.runtime.load`.
+        sample: of a mapper in evaluation; those of multi-view detectors in the order of their scene.
+
+    Returns:
+        The detections.
+    """
+    if isinstance(runner, MonoRuntime):
+        return runner.detect(sample["image"].numpy(), sample["cam2img"].numpy())
+    found: Detections = runner.detect(
+        sample["images"].numpy(),
+        sample["lidar2img"].numpy(),
+        timestamp=sample["timestamp"],
+        scene=sample["scene_token"],
+        can_bus=sample["can_bus"].numpy(),
+    )
+    return found
+
+
+def calibration_samples(cfg: CfgNode, frames: int) -> Iterator[dict[str, Any]]:
+    """Yields samples of the first split of DATASETS.TRAIN, without augmentation.
+
+    Args:
+        cfg: of the model.
+        frames: how many: whole scenes (or images), spread evenly over the split.
+
+    Raises:
+        ValueError: DATASETS.TRAIN is empty, or ``frames`` is not positive.
+        FileNotFoundError: the data set does not exist.
+    """
+    if frames < 1:
+        raise ValueError(f"--calibration-frames is {frames}, expected 1 at least")
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError("DATASETS.TRAIN is empty, expected the name of a split, which calibrates int8")
+    form, index = data_format(cfg), load_dataset(cfg, cfg.DATASETS.TRAIN[0])
+    mapper, groups = form.mapper(cfg, is_train=False), form.groups(index)
+    needed = min(len(groups), -(-frames * len(groups) // len(index)))
+    chosen = [frame for i in range(needed) for frame in groups[i * len(groups) // needed]][:frames]
+    for frame in chosen:
+        yield mapper(index, frame, np.random.default_rng(0), None)
+
+
+def calibration_feeds(cfg: CfgNode, path: Path, frames: int) -> Iterator[dict[str, Array]]:
+    """Yields the inputs of the graph on training frames, with the state that the file itself carries.
+
+    Args:
+        cfg: of the model.
+        path: of the model's float32 file.
+        frames: see :func:`calibration_samples`.
+
+    Yields:
+        Every input by name, a batch of one.
+    """
+    graph = RecordingGraph(path, threads=1)
+    runner = runtime_of(graph)
+    for sample in calibration_samples(cfg, frames):
+        run_sample(runner, sample)
+        yield graph.fed
