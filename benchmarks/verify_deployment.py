@@ -32,7 +32,7 @@ from bevkd2.data import build_test_loader, data_format
 from bevkd2.engine.defaults import add_import_option, load_args
 from bevkd2.engine.evaluator import build_evaluator
 from bevkd2.engine.options import ConfigArgumentParser
-from bevkd2.export import export_detector, image_size_of, load_student
+from bevkd2.export import export_detector, image_size_of, load_student, run_sample
 from bevkd2.structures import Boxes3D, CameraBoxes3D
 
 TOLERANCES = {"boxes": 1e-3, "scores": 1e-4, "metrics": 1e-3}
@@ -75,7 +75,7 @@ def verify(cfg: CfgNode, weights: str, *, onnx: Path | None = None, frames: int 
             (sample,) = batch
             with torch.no_grad():
                 (expected,) = model.detect(batch)
-            found = detect(runner, sample)
+            found = run_sample(runner, sample)
             compare(report, expected, found)
             for evaluator, outputs in zip(evaluators, (expected, as_outputs(found, expected)), strict=True):
                 evaluator.process(batch, [outputs])
@@ -85,20 +85,6 @@ def verify(cfg: CfgNode, weights: str, *, onnx: Path | None = None, frames: int 
             report["metrics"] = compare_metrics(*(evaluator.evaluate() for evaluator in evaluators))
         report |= {"onnx_megabytes": path.stat().st_size / 1e6, "export_seconds": round(seconds, 1)}
     return report
-
-
-def detect(runner: Any, sample: Mapping[str, Any]) -> runtime.Detections:
-    """Runs a sample of the mapper by the runtime."""
-    if isinstance(runner, runtime.MonoRuntime):
-        return runner.detect(sample["image"].numpy(), sample["cam2img"].numpy())
-    found: runtime.Detections = runner.detect(
-        sample["images"].numpy(),
-        sample["lidar2img"].numpy(),
-        timestamp=sample["timestamp"],
-        scene=sample["scene_token"],
-        can_bus=sample["can_bus"].numpy(),
-    )
-    return found
 
 
 def compare(report: dict[str, Any], expected: Mapping[str, Any], found: runtime.Detections) -> None:
