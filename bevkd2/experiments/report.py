@@ -73,28 +73,42 @@ def compare(experiment: Experiment, results: Results, metric: str) -> dict[str, 
     Returns:
         By row, without the baseline.
     """
-    plain = values(results, experiment.baseline, metric)
-    pairs: dict[str, dict[int, float]] = {}
-    for row in experiment.rows:
-        if row != experiment.baseline:
-            own = values(results, row, metric)
-            pairs[row] = {seed: own[seed] - plain[seed] for seed in own if seed in plain}
-    found = {row: paired_difference(list(of.values())) for row, of in pairs.items()}
-    adjusted = holm({row: difference.p for row, difference in found.items() if difference is not None})
+    pairs = [(row, experiment.baseline) for row in experiment.rows if row != experiment.baseline]
+    found = compare_pairs(experiment, results, metric, pairs)
+    return {row: comparison for (row, _), comparison in found.items()}
+
+
+def compare_pairs(
+    experiment: Experiment, results: Results, metric: str, pairs: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], Comparison]:
+    """Compares rows with others, over the seeds that both have.
+
+    Args:
+        experiment: its rows.
+        results: finished runs.
+        metric: one of ``experiment.primary``.
+        pairs: each the first row less the second; Holm's method adjusts over all of them.
+    """
+    seeds: dict[tuple[str, str], dict[int, float]] = {}
+    for pair in pairs:
+        of_row, of_other = (values(results, row, metric) for row in pair)
+        seeds[pair] = {seed: of_row[seed] - of_other[seed] for seed in of_row if seed in of_other}
+    found = {pair: paired_difference(list(of.values())) for pair, of in seeds.items()}
+    adjusted = holm({pair: difference.p for pair, difference in found.items() if difference is not None})
     compared = {}
-    for row, difference in found.items():
+    for pair, difference in found.items():
         interval = None
         if difference is not None and metric == experiment.primary[0]:
-            interval = _bootstrap(experiment, results, row, metric, pairs[row])
-        compared[row] = Comparison(difference, adjusted.get(row), interval)
+            interval = _bootstrap(experiment, results, pair, metric, seeds[pair])
+        compared[pair] = Comparison(difference, adjusted.get(pair), interval)
     return compared
 
 
 def markdown(experiment: Experiment, results: Results) -> str:
     """Returns the tables of an experiment.
 
-    One for each primary metric, one of the means of the others, and one of the shares of the gradients. Rows
-    without a finished run are named below them.
+    One for each primary metric, one of the other comparisons, one of the means of the other metrics, and one
+    of the shares of the gradients. Rows without a finished run are named below them.
     """
     if not results:
         return f"No run of `{experiment.path.name}` is finished."
@@ -110,6 +124,8 @@ def markdown(experiment: Experiment, results: Results) -> str:
 def tables(experiment: Experiment, results: Results) -> list[Table]:
     """Returns the tables of an experiment, those of :func:`markdown`; at least one run must be finished."""
     found = [_primary_table(experiment, results, metric) for metric in experiment.primary]
+    if (pairs := _pairs_table(experiment, results)).rows:
+        found.append(pairs)
     if experiment.secondary:
         found.append(_secondary_table(experiment, results))
     if any(result.content["gradients"] for result in results.values()):
@@ -210,19 +226,23 @@ def write_pictures(experiment: Experiment, results: Results, folder: Path) -> li
 
 
 def _bootstrap(
-    experiment: Experiment, results: Results, row: str, metric: str, differences: Mapping[int, float]
+    experiment: Experiment,
+    results: Results,
+    pair: tuple[str, str],
+    metric: str,
+    differences: Mapping[int, float],
 ) -> tuple[float, float]:
     pulls, expected = [], None
     for seed, difference in differences.items():
-        own, plain = results[row, seed], results[experiment.baseline, seed]
-        expected = expected or plain.units
-        if not own.units == plain.units == expected:
+        own, other = (results[row, seed] for row in pair)
+        expected = expected or other.units
+        if not own.units == other.units == expected:
             raise ValueError(
-                f"{experiment.path}: the runs {row}_{seed} and {experiment.baseline}_{seed} were scored on "
+                f"{experiment.path}: the runs {pair[0]}_{seed} and {pair[1]}_{seed} were scored on "
                 "different scenes; run them again with --rerun"
             )
-        of_row, of_plain = own.without[metric], plain.without[metric]
-        pulls.append(influences(difference, np.subtract(of_row, of_plain).tolist()))
+        of_row, of_other = own.without[metric], other.without[metric]
+        pulls.append(influences(difference, np.subtract(of_row, of_other).tolist()))
     return two_way_interval(list(differences.values()), pulls)
 
 
@@ -238,17 +258,35 @@ def _primary_table(experiment: Experiment, results: Results, metric: str) -> Tab
         sd = float(np.std(own, ddof=1)) if len(own) > 1 else None
         mean = float(np.mean(own)) if own else None
         cells = [row.label, str(len(own)), number(mean, digits), number(sd, digits)]
-        found = compared.get(name)
-        if found is None or found.difference is None:
-            cells += [""] * (len(header) - 3)
-        else:
-            difference = found.difference
-            cells += [number(difference.mean, digits, sign=True), number(difference.sd, digits)]
-            cells.append(_interval((difference.low, difference.high), digits))
-            cells += [_interval(found.interval, digits)] if headline else []
-            cells.append(f"{found.p:.3f}" if found.p is not None else "")
-        rows.append(cells)
+        rows.append([*cells, *_difference_cells(compared.get(name), digits, headline)])
     return Table(metric, [*header, "p (Holm)"], rows)
+
+
+def _pairs_table(experiment: Experiment, results: Results) -> Table:
+    """Returns the pairs of ``experiment.comparisons`` that have runs of both rows, by metric."""
+    done = dict(with_results(experiment, results))
+    rows = []
+    for metric in experiment.primary:
+        compared = compare_pairs(experiment, results, metric, experiment.comparisons)
+        for (first, second), found in compared.items():
+            if first in done and second in done:
+                label = f"{experiment.rows[first].label}, less {experiment.rows[second].label}"
+                count = str(found.difference.n) if found.difference else "-"
+                cells = _difference_cells(found, _digits(results, metric), with_scenes=True)
+                rows.append([label, metric, count, *cells])
+    header = ["", "metric", "n", "difference", "sd", "95 % interval (seeds)"]
+    return Table("rows compared", [*header, "95 % interval (seeds, scenes)", "p (Holm)"], rows)
+
+
+def _difference_cells(found: Comparison | None, digits: int, with_scenes: bool) -> list[str]:
+    """Returns difference, standard deviation, interval over seeds, that over seeds and scenes, and p."""
+    if found is None or found.difference is None:
+        return [""] * (5 if with_scenes else 4)
+    difference = found.difference
+    cells = [number(difference.mean, digits, sign=True), number(difference.sd, digits)]
+    cells.append(_interval((difference.low, difference.high), digits))
+    cells += [_interval(found.interval, digits)] if with_scenes else []
+    return [*cells, f"{found.p:.3f}" if found.p is not None else ""]
 
 
 def _secondary_table(experiment: Experiment, results: Results) -> Table:

@@ -93,6 +93,7 @@ class Experiment:
         primary: metrics that are compared, named before the runs; the first is the headline.
         secondary: metrics that are only reported.
         baseline: the row that the others are compared with.
+        comparisons: further pairs of rows, the first less the second.
         average_last: so many last checkpoints are averaged, and the average is scored; 0: the last weights.
         rows: by name.
     """
@@ -106,6 +107,7 @@ class Experiment:
     primary: tuple[str, ...]
     secondary: tuple[str, ...]
     baseline: str
+    comparisons: tuple[tuple[str, str], ...]
     average_last: int
     rows: Mapping[str, Row]
 
@@ -200,6 +202,7 @@ def read_experiment(path: str | Path) -> Experiment:
         primary=_metrics(content, "primary"),
         secondary=_metrics(content, "secondary", []),
         baseline=content.take("baseline", str),
+        comparisons=_pairs(content, rows),
         average_last=content.take("average_last", int, 0),
         rows=rows,
     )
@@ -292,6 +295,17 @@ def _metrics(content: _Keys, key: str, *default: Any) -> tuple[str, ...]:
     if wrong := [name for name in names if not isinstance(name, str)]:
         raise ValueError(f"{content.where}: {key} has {wrong[0]!r}, expected the name of a metric")
     return tuple(names)
+
+
+def _pairs(content: _Keys, rows: Mapping[str, Row]) -> tuple[tuple[str, str], ...]:
+    pairs = content.take("comparisons", list, [])
+    for pair in pairs:
+        fits = isinstance(pair, list) and len(pair) == 2 and all(isinstance(name, str) for name in pair)
+        if not fits or pair[0] == pair[1] or not all(name in rows for name in pair):
+            raise ValueError(
+                f"{content.where}: comparisons has {pair!r}, expected [ROW, ROW], two of {', '.join(rows)}"
+            )
+    return tuple((first, second) for first, second in pairs)
 
 
 def _row(entry: Any, where: str, config: str, common: Mapping[str, Any], seeds: list[Any]) -> Row:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
 Floats = npt.NDArray[np.float64]
+NameT = TypeVar("NameT")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def paired_difference(differences: Sequence[float], level: float = 0.95) -> Pair
     return PairedDifference(mean, sd, n, mean - half, mean + half, p)
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def holm(p_values: Mapping[NameT, float]) -> dict[NameT, float]:
     """Adjusts p values of several comparisons by Holm's method.
 
     Args:
@@ -58,7 +60,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     Returns:
         Adjusted ones by name: those below a level are significant together at that level.
     """
-    adjusted: dict[str, float] = {}
+    adjusted: dict[NameT, float] = {}
     largest = 0.0
     for rank, name in enumerate(sorted(p_values, key=lambda key: p_values[key])):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))

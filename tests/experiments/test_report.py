@@ -62,6 +62,24 @@ def test_tables_have_the_numbers(experiment: Experiment, tmp_path: Path) -> None
     assert compare(experiment, results, experiment.primary[1])["better"].interval is None
 
 
+def test_rows_are_compared_with_each_other(tmp_path: Path) -> None:
+    pairs = [["better", "other"], ["none", "other"]]
+    experiment = tiny.marked(tmp_path, rows=ROWS, seeds=[0, 1, 2], comparisons=pairs)
+    tiny.invent(experiment, tmp_path / "results", SCORES)
+    parts = markdown(experiment, read_results(tmp_path / "results", experiment)).split("\n\n")
+    header, _, *lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in parts[2].splitlines()
+    ]
+    assert header[:3] == ["", "metric", "n"]
+    # Seeds 0 and 1 are of both: differences 0.09 and 0.09; a pair without runs has no line.
+    assert [line[:5] for line in lines] == [
+        ["better, less other", metric, "2", "+0.090", "0.000"] for metric in experiment.primary
+    ]
+    headline, second = lines
+    assert headline[5] == second[5] == "+0.090 to +0.090"
+    assert headline[6] and not second[6]
+
+
 def test_scores_in_percent_have_two_digits(experiment: Experiment, tmp_path: Path) -> None:
     scores = {row: {seed: 100 * score for seed, score in of.items()} for row, of in SCORES.items()}
     tiny.invent(experiment, tmp_path / "results", scores)
