@@ -263,18 +263,15 @@ def _primary_table(experiment: Experiment, results: Results, metric: str) -> Tab
 
 
 def _pairs_table(experiment: Experiment, results: Results) -> Table:
-    """Returns the pairs of ``experiment.comparisons`` that have runs of both rows, by metric."""
-    done = dict(with_results(experiment, results))
+    """Returns the pairs of ``experiment.comparisons`` that two seeds or more have, by metric."""
     rows = []
     for metric in experiment.primary:
         compared = compare_pairs(experiment, results, metric, experiment.comparisons)
         for (first, second), found in compared.items():
-            if first in done and second in done:
-                label = f"{experiment.rows[first].label}, less {experiment.rows[second].label}"
-                count = str(found.difference.n) if found.difference else "-"
+            if found.difference is not None:
                 cells = _difference_cells(found, _digits(results, metric), with_scenes=True)
-                rows.append([label, metric, count, *cells])
-    header = ["", "metric", "n", "difference", "sd", "95 % interval (seeds)"]
+                rows.append([f"{first} less {second}", metric, str(found.difference.n), *cells])
+    header = ["rows, by name", "metric", "n", "difference", "sd", "95 % interval (seeds)"]
     return Table("rows compared", [*header, "95 % interval (seeds, scenes)", "p (Holm)"], rows)
 
 

@@ -70,10 +70,10 @@ def test_rows_are_compared_with_each_other(tmp_path: Path) -> None:
     header, _, *lines = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in parts[2].splitlines()
     ]
-    assert header[:3] == ["", "metric", "n"]
-    # Seeds 0 and 1 are of both: differences 0.09 and 0.09; a pair without runs has no line.
+    assert header[:3] == ["rows, by name", "metric", "n"]
+    # Seeds 0 and 1 are of both: differences 0.09 and 0.09; a pair without two seeds has no line.
     assert [line[:5] for line in lines] == [
-        ["better, less other", metric, "2", "+0.090", "0.000"] for metric in experiment.primary
+        ["better less other", metric, "2", "+0.090", "0.000"] for metric in experiment.primary
     ]
     headline, second = lines
     assert headline[5] == second[5] == "+0.090 to +0.090"
