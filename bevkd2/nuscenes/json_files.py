@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 _LARGEST = 1e38  # about the largest of 32 bits, which models compute with
 _SHOWN = 60  # characters of a value in a message
+_BLOCK = 2**22  # characters that are read at once
+_WHITESPACE = re.compile(r"[ \t\n\r]*")  # as the json module
 
 
 def read_json(path: Path, remedy: str) -> Any:
@@ -24,10 +28,127 @@ def read_json(path: Path, remedy: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise ValueError(
-            f"{path} is no valid JSON ({error}; {path.stat().st_size} bytes): it is cut off or damaged; "
-            f"{remedy}"
-        ) from error
+        raise ValueError(_damaged(path, error, remedy)) from error
+
+
+def _damaged(path: Path, what: object, remedy: str) -> str:
+    return (
+        f"{path} is no valid JSON ({what}; {path.stat().st_size} bytes): it is cut off or damaged; {remedy}"
+    )
+
+
+def read_elements(path: Path, remedy: str) -> Iterator[Any]:
+    """Yields the elements of a file that holds a list, without the whole file in memory.
+
+    Args:
+        path: the file.
+        remedy: what to do about a damaged one, for the message.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        TypeError: it is valid, but holds no list.
+        ValueError: as ``read_json``, with the same message; elements before the damage are yielded first.
+    """
+    with path.open(encoding="utf-8") as file:
+        try:
+            yield from _Elements(file)
+        except UnicodeDecodeError:
+            read_json(path, remedy)  # raises it with the place in the whole file
+            raise
+        except _NotListError:
+            read_json(path, remedy)
+            raise TypeError(f"{path} holds no list") from None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(_damaged(path, error, remedy)) from error
+
+
+class _NotListError(Exception):
+    pass
+
+
+class _Elements:
+    """Decodes the elements of a list one by one, with the errors of the json module for the whole file."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._text, self._at = "", 0  # what was read, and where the next element begins in it
+        self._chars = self._lines = self._column = 0  # of what came before the text
+
+    def __iter__(self) -> Iterator[Any]:
+        decode = json.JSONDecoder(object_pairs_hook=_unique).raw_decode
+        first = self._skip_whitespace(0)
+        if self._text[first : first + 1] != "[":
+            raise _NotListError
+        self._at = first + 1
+        bracket = self._skip_whitespace(self._at)
+        if self._text[bracket : bracket + 1] == "]":
+            return self._check_end(bracket + 1)
+        opened, size = "[", _BLOCK
+        while True:
+            text, value, follows, end = self._text, None, "", 0
+            try:
+                value, end = decode(text, _after_whitespace(text, self._at))
+                end = _after_whitespace(text, end)
+                follows = text[end : end + 1]
+            except json.JSONDecodeError:
+                pass  # the element is cut off, or damaged
+            if follows == ",":
+                yield value
+                self._at, opened, size = end + 1, "[0,", _BLOCK
+            elif follows == "]":
+                yield value
+                return self._check_end(end + 1)
+            elif self._read(size):
+                size *= 2  # the element goes on in the next block; if it is damaged, to the end of the file
+            else:
+                self._fail(opened, self._at)
+
+    def _read(self, size: int) -> bool:
+        """Reads on, and forgets what was decoded; returns False at the end of the file."""
+        done, more = self._text[: self._at], self._file.read(size)
+        newline = done.rfind("\n")
+        self._column = self._column + len(done) if newline < 0 else len(done) - newline - 1
+        self._chars += len(done)
+        self._lines += done.count("\n")
+        self._text, self._at = self._text[self._at :] + more, 0
+        return bool(more)
+
+    def _skip_whitespace(self, at: int) -> int:
+        """Returns where something else than whitespace follows; the end of the text: nothing does."""
+        while (at := _after_whitespace(self._text, at)) == len(self._text):
+            more = self._file.read(_BLOCK)
+            if not more:
+                break
+            self._text += more
+        return at
+
+    def _check_end(self, at: int) -> None:
+        """Raises ValueError where something follows the list."""
+        if self._skip_whitespace(at) < len(self._text):
+            self._fail("[]", at)
+
+    def _fail(self, before: str, at: int) -> None:
+        """Raises what the json module finds in the rest of the text, with the place in the whole file.
+
+        Args:
+            before: what makes the rest a list again.
+            at: where the rest begins.
+        """
+        try:
+            json.loads(before + self._text[at:], object_pairs_hook=_unique)
+        except json.JSONDecodeError as error:
+            at += error.pos - len(before)
+            newline = self._text.rfind("\n", 0, at)
+            column = self._column + at if newline < 0 else at - newline - 1
+            line = self._lines + self._text.count("\n", 0, at)
+            place = f"line {line + 1} column {column + 1} (char {self._chars + at})"
+            raise ValueError(f"{error.msg}: {place}") from None
+
+
+def _after_whitespace(text: str, at: int) -> int:
+    found = _WHITESPACE.match(text, at)
+    assert found is not None  # it matches nothing, too
+    return found.end()
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -89,6 +89,82 @@ def test_dangling_token_names_both_tables(tmp_path, table, field, target):
         assert part in str(error.value)
 
 
+def with_sweeps(root):
+    """A world of two scenes with a sweep behind each key frame."""
+    world = FixtureWorld(root, scenes=2, frames=2)
+    for name in ("sample_data", "ego_pose"):
+        sweep = {"token": "-sweep"} if name == "ego_pose" else {"token": "-sweep", "ego_pose_token": "-sweep"}
+        rows = world.tables[name]
+        world.tables[name] = [
+            other
+            for row in rows
+            for other in (row, {**row, "is_key_frame": False, **{k: row[k] + v for k, v in sweep.items()}})
+        ]
+    world.write()
+    return world
+
+
+def test_sweeps_are_left_out(tmp_path):
+    world = with_sweeps(tmp_path)
+    tables = NuScenesTables(tmp_path, VERSION)
+    keys = [row["token"] for row in world.tables["sample_data"] if row["is_key_frame"]]
+    assert [row["token"] for row in tables.sample_data] == keys
+    assert [row["token"] for row in tables.ego_pose] == keys
+    assert tables.sample[0]["data"]["CAM_BACK"] == "s0f0-CAM_BACK"
+    assert tables.get("sample_data", "s1f1-LIDAR_TOP")["sensor_modality"] == "lidar"
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "message"),
+    [
+        ("sample_data", {"height": None}, "record 's0f0-LIDAR_TOP-sweep': height is None"),
+        ("sample_data", {"token": "s1f0-LIDAR_TOP"}, "two records with the token 's1f0-LIDAR_TOP'"),
+        ("sample_data", {"calibrated_sensor_token": "lost"}, "of record 's0f0-LIDAR_TOP-sweep' in table"),
+        ("ego_pose", {"rotation": None}, "record 's0f0-LIDAR_TOP-sweep': rotation is None"),
+        ("ego_pose", {"token": "s1f0-LIDAR_TOP"}, "two records with the token 's1f0-LIDAR_TOP'"),
+    ],
+)
+def test_sweeps_are_checked(tmp_path, table, change, message):
+    world = with_sweeps(tmp_path)
+    world.record(table, "s0f0-LIDAR_TOP-sweep").update(change)
+    world.write()
+    with pytest.raises((ValueError, DanglingTokenError), match=message):
+        NuScenesTables(tmp_path, VERSION)
+
+
+def test_a_split_has_the_data_of_its_scenes(tmp_path):
+    with_sweeps(tmp_path)
+    whole, first = NuScenesTables(tmp_path, VERSION), NuScenesTables(tmp_path, VERSION, "first")
+    assert len(first.sample) == len(whole.sample) == 4
+    assert [bool(sample["anns"]) for sample in first.sample] == [True, True, False, False]
+    for name in ("sample_data", "ego_pose", "sample_annotation"):
+        rows = getattr(first, name)
+        assert (
+            list(rows) == list(getattr(whole, name))[: len(rows)]
+            and len(rows) == len(getattr(whole, name)) / 2
+        )
+    with pytest.raises(ValueError, match="no split 'nope'"):
+        NuScenesTables(tmp_path, VERSION, "nope")
+
+
+def test_damage_to_the_file_is_named_before_a_wrong_record(tmp_path):
+    world = FixtureWorld(tmp_path, scenes=1, frames=1)
+    world.tables["sample_data"][0]["height"] = None
+    world.tables["sample_data"][2]["token"] = world.tables["sample_data"][1]["token"]
+    world.write()
+    path = tmp_path / VERSION / "sample_data.json"
+    whole = path.read_text()
+    for content, message in (
+        (whole[:-1], "is no valid JSON"),
+        (whole[:-1] + ", 1]", "holds no list of records"),
+        (whole, "height is None"),
+        (whole.replace("null", "1"), "two records"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=rf"sample_data\.json.*{message}"):
+            NuScenesTables(tmp_path, VERSION)
+
+
 @pytest.mark.parametrize("table", ["[]", "[", None])
 def test_maps_are_not_needed(tmp_path, table):
     """Nor are lidarseg's labels, whose table may lie beside the others."""
