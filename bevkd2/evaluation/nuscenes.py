@@ -77,7 +77,7 @@ class NuScenesScorer:
             ValueError: samples of the split are missing or foreign, or detections cannot be.
         """
         started = time.perf_counter()
-        tables = read_tables(self._root, self._version)
+        tables = read_tables(self._root, self._version, self._split)
         self._check_samples(tables, set(detections))
         self._output_dir.mkdir(parents=True, exist_ok=True)
         path = self._output_dir / "results_nusc.json"
@@ -238,15 +238,15 @@ def boxes_that_count(tables: NuScenesTables, boxes: EvalBoxes) -> EvalBoxes:
     return filter_eval_boxes(tables, add_center_dist(tables, boxes), config.class_range, verbose=False)
 
 
-def read_tables(root: str, version: str) -> NuScenesTables:
-    """Returns the tables of a data set, read once in a process as long as the files do not change."""
-    return _tables(root, version, str(file_states(Path(root) / version, "*.json")))
+def read_tables(root: str, version: str, split: str) -> NuScenesTables:
+    """Returns the tables of a split, read once in a process as long as the files do not change."""
+    return _tables(root, version, split, str(file_states(Path(root) / version, "*.json")))
 
 
 @functools.lru_cache(maxsize=1)
-def _tables(root: str, version: str, _states: str) -> NuScenesTables:
+def _tables(root: str, version: str, split: str, _states: str) -> NuScenesTables:
     """Returns the tables, read once in a process; ``_states`` tells states of the files apart."""
-    return NuScenesTables(root, version)
+    return NuScenesTables(root, version, split)
 
 
 def no_match(config: DetectionConfig) -> DetectionMetrics:

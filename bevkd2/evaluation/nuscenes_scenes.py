@@ -77,7 +77,8 @@ class NuScenesScenes:
     def score(self, folder: Path, metrics: Sequence[str], plain: Sequence[str] = ()) -> LeftOut:
         """Scores the split, and without each scene."""
         self.check([*metrics, *plain])
-        tables, path = read_tables(self._root, self._version), folder / "results_nusc.json"
+        tables = read_tables(self._root, self._version, self._split)
+        path = folder / "results_nusc.json"
         samples = json.loads(path.read_text())["results"]
         scene_of = {token: tables.get("sample", token)["scene_token"] for token in samples}
         scenes = {token: tables.get("scene", token)["name"] for token in dict.fromkeys(scene_of.values())}

@@ -39,7 +39,7 @@ class NuScenesStoredFrames(StoredFrames):
             extent: x0, y0, x1, y1 of the view from above, metres.
         """
         self._index, self._extent = index, extent
-        self._tables = read_tables(root, version)
+        self._tables = read_tables(root, version, index.split)
         self.names = [token.decode() for token in index.sample_tokens]
         boxes = annotated_boxes(self._tables, self.names)
         self._truths = [self._objects(i, boxes[name], scored=False) for i, name in enumerate(self.names)]
