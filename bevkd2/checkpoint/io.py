@@ -22,6 +22,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from bevkd2.checkpoint.inert import holds_tensors, ignored_names, read_tensors
+from bevkd2.config.shipped import refuse_address
 
 _logger = logging.getLogger(__name__)
 
@@ -70,7 +71,9 @@ def load_file(path: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointFileError: another suffix, a damaged file, or one that holds Python objects and no tensor.
+        ValueError: it is an address, not a path.
     """
+    refuse_address(path, "a checkpoint")
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise CheckpointFileError(

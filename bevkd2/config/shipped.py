@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -30,6 +31,23 @@ def shipped_folder(name: str) -> Path:
 def expanded(path: str | Path) -> Path:
     """Returns a path whose ``~`` is the home folder; with ``~name`` of no user, the path as it is."""
     return Path(os.path.expanduser(path))  # noqa: PTH111  (Path's raises a RuntimeError there)
+
+
+def refuse_address(path: str | Path, what: str) -> None:
+    """Checks that a path is not an address such as ``s3://bucket/nuscenes``.
+
+    Args:
+        path: of a file or folder; a Path has one slash of the two left.
+        what: the path's name in the message, such as a config key.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        raise ValueError(
+            f"{what} is {str(path)!r}, an address; expected a path: files are read and written in folders "
+            "alone. Copy or mount it (docs/multi_machine.md), and name the path"
+        )
 
 
 def find_file(path: str | Path) -> Path:

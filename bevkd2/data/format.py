@@ -23,7 +23,7 @@ import numpy as np
 from fvcore.common.config import CfgNode
 
 from bevkd2.config.data_formats import DATA_FORMAT_REGISTRY, class_names
-from bevkd2.config.shipped import expanded
+from bevkd2.config.shipped import expanded, refuse_address
 from bevkd2.d2 import DatasetCatalog, DatasetEvaluator, MetadataCatalog
 
 if TYPE_CHECKING:
@@ -262,7 +262,9 @@ def dataset_root(cfg: CfgNode) -> str:
 
     Raises:
         FileNotFoundError: ``DETECTRON2_DATASETS`` is set, and the folder is in neither place.
+        ValueError: it is an address, not a path.
     """
+    refuse_address(cfg.DATASETS.ROOT, "DATASETS.ROOT")
     root = expanded(cfg.DATASETS.ROOT)
     datasets = os.environ.get("DETECTRON2_DATASETS", "")
     if root.is_absolute() or root.exists() or not datasets:

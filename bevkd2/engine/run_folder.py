@@ -12,6 +12,7 @@ from fvcore.common.config import CfgNode
 
 from bevkd2.checkpoint.checkpointer import CHECKPOINT_FILES
 from bevkd2.config.node import load_plain_yaml
+from bevkd2.config.shipped import refuse_address
 
 _logger = logging.getLogger(__name__)
 
@@ -30,8 +31,9 @@ def output_folder(cfg: CfgNode) -> Path:
     """Returns OUTPUT_DIR, which need not exist yet.
 
     Raises:
-        ValueError: it is empty, so that nothing would be saved, or a file.
+        ValueError: it is empty, so that nothing would be saved, a file, or an address.
     """
+    refuse_address(cfg.OUTPUT_DIR, "OUTPUT_DIR")
     if not cfg.OUTPUT_DIR.strip():
         raise ValueError(
             f"OUTPUT_DIR is {cfg.OUTPUT_DIR!r}, expected a folder: without one no checkpoint is saved; name "

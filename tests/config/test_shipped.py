@@ -1,8 +1,15 @@
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bevkd2.config import find_file, load_config, shipped
+from bevkd2.checkpoint import load_file
+from bevkd2.config import CfgNode, find_file, get_cfg, load_config, shipped
+from bevkd2.config.shipped import refuse_address
+from bevkd2.data import dataset_root
+from bevkd2.data.nuscenes.index import cache_directory
+from bevkd2.engine.run_folder import output_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,3 +63,36 @@ def test_a_wheel_carries_them_inside_the_package(elsewhere: Path, monkeypatch: p
     assert shipped.shipped_folder("configs") == package / "configs"
     with pytest.raises(FileNotFoundError, match=r"assets/ is neither in .* install bevkd2 again"):
         shipped.shipped_folder("assets")
+
+
+@pytest.mark.parametrize("path", ["s3://bucket/x", Path("https://host/x.pth"), "gs://b"])
+def test_addresses_are_refused(path: str | Path):
+    with pytest.raises(
+        ValueError, match=r"THE.KEY is '(s3|https|gs):/.*', an address; expected a path: .*mount"
+    ):
+        refuse_address(path, "THE.KEY")
+
+
+@pytest.mark.parametrize("path", ["", "a/b", "/a", "~/a", "C:/a", "a b:/c", Path("x.pth"), "../s3:x"])
+def test_paths_are_no_addresses(path: str | Path):
+    refuse_address(path, "THE.KEY")
+
+
+@pytest.mark.parametrize(
+    ("key", "read"),
+    [
+        ("DATASETS.ROOT", lambda address: dataset_root(with_value("DATASETS.ROOT", address))),
+        ("DATASETS.CACHE_DIR", lambda address: cache_directory(".", address)),
+        ("OUTPUT_DIR", lambda address: output_folder(with_value("OUTPUT_DIR", address))),
+        ("a checkpoint", lambda address: load_file(f"{address}/model.pth")),
+    ],
+)
+def test_what_reads_a_path_names_it(key: str, read: Callable[[str], Any]):
+    with pytest.raises(ValueError, match=rf"{key} is 's3:/.*', an address"):
+        read("s3://bucket/place")
+
+
+def with_value(key: str, value: str) -> CfgNode:
+    cfg = get_cfg()
+    cfg.merge_from_list([key, value])
+    return cfg

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from iopath.common.file_io import file_lock
 
-from bevkd2.config.shipped import expanded
+from bevkd2.config.shipped import expanded, refuse_address
 from bevkd2.nuscenes.json_files import file_states
 from bevkd2.nuscenes.layout import is_below_root
 from bevkd2.structures import Boxes3D, lidar2img_matrix, scale_intrinsics
@@ -183,7 +183,11 @@ def cache_directory(root: str | Path, cache_dir: str) -> Path:
 
     Returns:
         An existing directory.
+
+    Raises:
+        ValueError: ``cache_dir`` is an address, not a path.
     """
+    refuse_address(cache_dir, "DATASETS.CACHE_DIR")
     root = Path(root).resolve()
     if cache_dir:
         path = expanded(cache_dir) / _short_hash(str(root))
