@@ -37,10 +37,11 @@ TESTED_SCRIPTS = {
     "benchmarks.bench_train_step": "tests/benchmarks/test_benchmarks.py",
     "benchmarks.gpu_check": "tests/benchmarks/test_gpu_check.py",
 }
-# Pages whose commands load packages of the user's own, or read what evaluations left, and the tests that run
-# every one of them.
+# Pages whose commands load packages of the user's own, read what evaluations left, or need several machines,
+# and the tests that run every one of them.
 TESTED_PAGES = {
     "extending.md": ("tests/docs/test_extending.py", "tests/examples/test_downstream.py"),
+    "multi_machine.md": ("tests/engine/test_several_machines.py",),
     "visualization.md": (
         *("tests/cli/test_visualize.py", "tests/cli/test_visualize_stored.py"),
         "tests/examples/test_tracking.py",
