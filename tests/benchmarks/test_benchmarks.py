@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import runpy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -114,3 +115,21 @@ def test_methods_are_measured_on_the_pairs_that_they_support(step_with_a_method:
         assert costs["student_seconds"] > 0 and set(costs["teacher_seconds"]) == {"full", "needed"}
         assert costs["methods"]["PKD"]["step_over_student"] > 0
         assert costs["methods"]["PKD"]["parameters"] == 0 or pair == "pgd"
+
+
+@pytest.mark.slow
+def test_index_of_generated_tables(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    out.write_text('{"start": {"train": "of an earlier run"}}')
+    options = ("--root", str(tmp_path / "world"), "--scenes", "1", "1", "--only", "build", "--out", str(out))
+    found = run("bench_nuscenes_index", *options)
+    assert found == json.loads(out.read_text()) and found["start"]["train"] == "of an earlier run"
+    build = found["build"]["train"]
+    assert build["result"] == 40 and build["peak"] >= build["import_peak"] > 0
+
+
+@pytest.mark.slow
+def test_images_per_second_of_a_loader_worker() -> None:
+    found = run("bench_loader", "--rounds", "1")
+    assert found["images"] == "generated"
+    assert all(rate > 0 for rate in found["images_per_cpu_second"].values())
