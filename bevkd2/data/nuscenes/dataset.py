@@ -229,16 +229,18 @@ def _annotation_arrays(
     from bevkd2.nuscenes.tables import check_annotation
 
     label_of = {name: i for i, name in enumerate(CLASS_NAMES)}
-    boxes, columns, counts = [], [], [0]
+    names_of = {row["name"]: category_to_detection_name(row["name"]) for row in tables.category}
+    names = ("labels", "num_lidar_pts", "num_radar_pts", "visibility", "attributes")
+    boxes, rows, counts = [], [], [0]
     for sample, pose in zip(samples, lidar2global, strict=True):
         records = [tables.get("sample_annotation", token) for token in sample["anns"]]
         for record in records:
             check_annotation(record)
-        records = [r for r in records if category_to_detection_name(r["category_name"]) is not None]
+        records = [r for r in records if names_of[r["category_name"]] is not None]
         boxes.append(from_global(_global_boxes(tables, records), pose).tensor.numpy())
-        columns += [
+        values = [
             (
-                label_of[category_to_detection_name(r["category_name"])],
+                label_of[names_of[r["category_name"]]],
                 r["num_lidar_pts"],
                 r["num_radar_pts"],
                 _visibility(tables, r),
@@ -246,13 +248,13 @@ def _annotation_arrays(
             )
             for r in records
         ]
+        rows.append(np.array(values, dtype=np.int64).reshape(-1, len(names)))
         counts.append(len(records))
-    names = ("labels", "num_lidar_pts", "num_radar_pts", "visibility", "attributes")
-    values = np.array(columns, dtype=np.int64).reshape(-1, len(names))
+    columns = np.concatenate(rows)
     return {
         "boxes": np.concatenate(boxes),
         "box_starts": np.cumsum(counts),
-        **{name: values[:, i].copy() for i, name in enumerate(names)},
+        **{name: columns[:, i].copy() for i, name in enumerate(names)},
     }
 
 
