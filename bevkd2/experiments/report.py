@@ -310,11 +310,16 @@ def _gradients_table(experiment: Experiment, results: Results) -> Table:
     parts = list(dict.fromkeys(part for of in shares.values() for part in of))
     rows = [
         [experiment.rows[name].label, f"`{loss.removeprefix('loss_distill_')}`"]
-        + [f"{100 * np.mean(of[part]):.2g} %" if of.get(part) else "-" for part in parts]
+        + [_percent(float(np.mean(of[part]))) if of.get(part) else "-" for part in parts]
         for (name, loss), of in shares.items()
     ]
     header = ["gradient at the end, of the detection losses'", "loss", *parts]
     return Table("gradients of the distillation losses", header, rows)
+
+
+def _percent(share: float) -> str:
+    """Returns a share in percent, with two digits below 10 %."""
+    return f"{100 * share:{'.2g' if share < 0.1 else '.0f'}} %"
 
 
 def with_results(experiment: Experiment, results: Results) -> list[tuple[str, Row]]:
