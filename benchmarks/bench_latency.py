@@ -30,7 +30,14 @@ from benchmarks.machine import machine
 from bevkd2.config import CfgNode, load_config
 from bevkd2.d2 import build_model
 from bevkd2.data import build_test_loader
-from bevkd2.export import calibration_feeds, export_detector, image_size_of, to_float16, to_int8
+from bevkd2.export import (
+    calibration_feeds,
+    calibration_samples,
+    export_detector,
+    image_size_of,
+    to_float16,
+    to_int8,
+)
 from bevkd2.export.calibration import RecordingGraph, run_sample
 from bevkd2.export.model import load_student
 from bevkd2.runtime import Graph
@@ -78,7 +85,8 @@ def prepare(names: Sequence[str], folder: Path, root: str) -> None:
         if not paths["float16"].is_file():
             to_float16(source, paths["float16"])
         if not paths["int8"].is_file():
-            to_int8(source, paths["int8"], calibration_feeds(cfg, source, CALIBRATION_FRAMES))
+            samples = calibration_samples(cfg, CALIBRATION_FRAMES)
+            to_int8(source, paths["int8"], calibration_feeds(samples, source))
         if not fed.is_file():
             np.savez(fed, **flat(list(held_out(cfg, source))))
 

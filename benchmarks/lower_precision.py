@@ -39,6 +39,7 @@ from bevkd2.engine.evaluator import build_evaluator
 from bevkd2.engine.options import ConfigArgumentParser
 from bevkd2.export import (
     calibration_feeds,
+    calibration_samples,
     export_detector,
     image_size_of,
     load_student,
@@ -93,7 +94,7 @@ def measure(
             export_detector(cfg, model, [source], image_size=image_size_of(cfg))
         expected, scores = score(cfg, source, folder)
         yield {"name": "float32", **size(source), "metrics": scores}
-        feeds = list(calibration_feeds(cfg, source, calibration_frames))
+        feeds = list(calibration_feeds(calibration_samples(cfg, calibration_frames), source))
         for row, convert in (groups if by_group else files)(source, target, feeds).items():
             print(row, file=sys.stderr, flush=True)
             convert()
@@ -170,9 +171,9 @@ def change(expected: Sequence[runtime.Detections], found: Sequence[runtime.Detec
     total = lost + len(shifts)
     return {
         "objects": total,
-        "lost": lost / total,
-        "shift": float(np.mean(shifts)),
-        "score": float(np.mean(scores)),
+        "lost": lost / max(total, 1),
+        "shift": float(np.mean(shifts)) if shifts else 0.0,
+        "score": float(np.mean(scores)) if scores else 0.0,
     }
 
 
@@ -190,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.disable(logging.INFO)
     cfg = load_args(args)
-    report: dict[str, Any] = {"config": args.config_file, "machine": machine()}
+    report: dict[str, Any] = {"config": args.config_file, "options": args.opts, "machine": machine()}
     report |= {"calibration_frames": args.calibration_frames, "rows": []}
     for row in measure(cfg, args.weights, args.groups, args.calibration_frames, args.onnx):
         print(row)

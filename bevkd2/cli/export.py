@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import tempfile
 import time
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from bevkd2.engine.defaults import add_import_option, load_args
 from bevkd2.engine.options import ConfigArgumentParser
 from bevkd2.export import (
     calibration_feeds,
+    calibration_samples,
     export_detector,
     image_size_of,
     load_student,
@@ -38,6 +40,8 @@ from bevkd2.export import (
 from bevkd2.export.model import OPSET
 from bevkd2.export.precision import CONVERTED_MODULES, check_tools
 from bevkd2.modeling import Detector
+
+CALIBRATION_FRAMES = 64
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -73,9 +77,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     lower.add_argument(
         "--calibration-frames",
         type=int,
-        default=64,
         metavar="N",
-        help="frames of DATASETS.TRAIN that --int8 reads; default: %(default)s",
+        help=f"frames of DATASETS.TRAIN that --int8 reads; default: {CALIBRATION_FRAMES}",
     )
     lower.add_argument(
         "--reduce-range", action="store_true", help="with --int8: weights of 7 bits, for AVX2 without VNNI"
@@ -93,9 +96,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the tool; returns the exit status."""
     args = parse_args(argv)
+    _check_precision(args)
     lower = args.int8 or args.dtype != "float32"
-    if lower:
-        _check_lower(args)
     start = time.perf_counter()
     # It warns of every node that it leaves as it is.
     logging.getLogger("onnxscript.optimizer").setLevel(logging.ERROR)
@@ -115,11 +117,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _check_lower(args: argparse.Namespace) -> None:
+def _check_precision(args: argparse.Namespace) -> None:
+    lower = args.int8 or args.dtype != "float32"
+    for option, value, needed, of in (
+        ("--convert", args.convert, lower, "--int8 and --dtype float16"),
+        ("--reduce-range", args.reduce_range, args.int8, "--int8"),
+        ("--calibration-frames", args.calibration_frames is not None, args.int8, "--int8"),
+    ):
+        if value and not needed:
+            raise ValueError(f"{option} is an option of {of}; add it, or leave {option} out")
+    if not lower:
+        return
+    for regex in args.convert or ():
+        try:
+            re.compile(regex)
+        except re.error as error:
+            raise ValueError(f"--convert {regex!r} is no regular expression: {error}") from error
+    if args.calibration_frames is not None and args.calibration_frames < 1:
+        raise ValueError(f"--calibration-frames is {args.calibration_frames}, expected 1 at least")
     if args.int8 and args.dtype != "float32":
         raise ValueError("--int8 and --dtype float16 exclude each other: call it once for each")
-    if others := [str(path) for path in args.output if path.suffix != ".onnx"]:
-        raise ValueError(f"--int8 and --dtype float16 are of .onnx files, not of {', '.join(others)}")
+    if len(args.output) > 1 or args.output[0].suffix != ".onnx":
+        raise ValueError(
+            f"--int8 and --dtype float16 write one .onnx file, not {', '.join(map(str, args.output))}"
+        )
     check_tools("int8" if args.int8 else "float16")
 
 
@@ -130,12 +151,13 @@ def _export_lower(
     modules = args.convert or CONVERTED_MODULES
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "float32.onnx"
+        samples = calibration_samples(cfg, args.calibration_frames or CALIBRATION_FRAMES) if args.int8 else ()
         description = export_detector(cfg, model, [source], **options)
-        for path in args.output:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if args.int8:
-                feeds = calibration_feeds(cfg, source, args.calibration_frames)
-                to_int8(source, path, feeds, modules=modules, reduce_range=args.reduce_range)
-            else:
-                to_float16(source, path, modules=modules)
+        (path,) = args.output
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if args.int8:
+            feeds = calibration_feeds(samples, source)
+            to_int8(source, path, feeds, modules=modules, reduce_range=args.reduce_range)
+        else:
+            to_float16(source, path, modules=modules)
     return description

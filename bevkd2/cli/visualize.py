@@ -21,8 +21,8 @@ from bevkd2.checkpoint import Checkpointer
 from bevkd2.cli.paths import path_to_write
 from bevkd2.config import CfgNode, class_names, load_config
 from bevkd2.d2 import build_model
-from bevkd2.data import build_test_loader, data_format
-from bevkd2.data.loader import MappedDataset
+from bevkd2.data import data_format
+from bevkd2.data.loader import first_test_dataset
 from bevkd2.distill import is_distillation, student_config
 from bevkd2.engine.defaults import add_import_option, load_args, resolve_device
 from bevkd2.engine.options import ConfigArgumentParser
@@ -191,14 +191,11 @@ def draw(args: argparse.Namespace) -> list[Path]:
     if args.num < 1:
         raise ValueError(f"--num is {args.num}, expected at least 1")
     cfg = load_args(args)
-    if not cfg.DATASETS.TEST:
-        raise ValueError("DATASETS.TEST is empty; name the split to draw, such as ('val',)")
     form = data_format(cfg)
     if args.image_id and not form.single_images:
         raise ValueError("--image-id is for monocular datasets; frames of scenes are chosen by --num")
     models = load_models(args, cfg)
-    dataset = build_test_loader(cfg, cfg.DATASETS.TEST[0]).dataset
-    assert isinstance(dataset, MappedDataset)
+    dataset = first_test_dataset(cfg)
     settings = {"num": args.num, "sample_ids": args.image_id, "score_threshold": args.score_thresh}
     written: list[Path] = []
     for name, pictures in form.figures(cfg, dataset, models, **settings):

@@ -114,8 +114,10 @@ def draw_frame(
 def run(args: argparse.Namespace) -> list[Path]:
     """Compares the models; returns the files that were written, the table first."""
     for name, value, least in (("--num", args.num, 0), ("--width", args.width, 100), ("--far", args.far, 0)):
-        if value < least:
+        if not value >= least:  # NaN too
             raise ValueError(f"{name} is {value}, expected at least {least}")
+    if args.match is not None and not args.match > 0:
+        raise ValueError(f"--match is {args.match}, expected a number above 0")
     cfg = load_args(args)
     frames = open_split(cfg)
     found = read_detections(cfg, frames, args.detections, least=2)

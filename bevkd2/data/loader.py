@@ -233,3 +233,16 @@ def _end_with_parent(parent: int) -> None:
         if received is not None and received.si_pid == parent:
             break
     os._exit(0)
+
+
+def first_test_dataset(cfg: Any) -> MappedDataset:
+    """Returns the samples of the first split of DATASETS.TEST, as its evaluation maps them.
+
+    Raises:
+        ValueError: DATASETS.TEST is empty.
+    """
+    if not cfg.DATASETS.TEST:
+        raise ValueError("DATASETS.TEST is empty; name the split to draw, such as ('val',)")
+    dataset = build_test_loader(cfg, cfg.DATASETS.TEST[0]).dataset
+    assert isinstance(dataset, MappedDataset)
+    return dataset

@@ -12,7 +12,7 @@ from torch import nn
 
 from bevkd2.d2 import EventWriter, HookBase, TensorboardXWriter, comm, flatten_results_dict
 from bevkd2.data.format import data_format
-from bevkd2.data.loader import MappedDataset, build_test_loader
+from bevkd2.data.loader import first_test_dataset
 from bevkd2.distill import Distiller
 from bevkd2.modeling import Detector
 from bevkd2.visualization.objects import Image
@@ -89,8 +89,7 @@ def draw_samples(cfg: CfgNode, detector: Detector[Any, Any, Any], num: int) -> l
         detector: on any device.
         num: how many samples, spread over the split.
     """
-    dataset = build_test_loader(cfg, cfg.DATASETS.TEST[0]).dataset
-    assert isinstance(dataset, MappedDataset)
+    dataset = first_test_dataset(cfg)
     was_training = detector.training
     detector.eval()
     try:

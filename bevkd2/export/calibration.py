@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,11 @@ def run_sample(runner: Any, sample: Mapping[str, Any]) -> Detections:
 
 
 def calibration_samples(cfg: CfgNode, frames: int) -> Iterator[dict[str, Any]]:
-    """Yields samples of the first split of DATASETS.TRAIN, without augmentation.
+    """Returns samples of the first split of DATASETS.TRAIN, without augmentation.
 
     Args:
         cfg: of the model.
-        frames: how many: whole scenes (or images), spread evenly over the split.
+        frames: how many at most, from the starts of scenes (or single images) spread evenly over the split.
 
     Raises:
         ValueError: DATASETS.TRAIN is empty, or ``frames`` is not positive.
@@ -70,23 +70,21 @@ def calibration_samples(cfg: CfgNode, frames: int) -> Iterator[dict[str, Any]]:
     mapper, groups = form.mapper(cfg, is_train=False), form.groups(index)
     needed = min(len(groups), -(-frames * len(groups) // len(index)))
     chosen = [frame for i in range(needed) for frame in groups[i * len(groups) // needed]][:frames]
-    for frame in chosen:
-        yield mapper(index, frame, np.random.default_rng(0), None)
+    return (mapper(index, frame, np.random.default_rng(0), None) for frame in chosen)
 
 
-def calibration_feeds(cfg: CfgNode, path: Path, frames: int) -> Iterator[dict[str, Array]]:
+def calibration_feeds(samples: Iterable[dict[str, Any]], path: Path) -> Iterator[dict[str, Array]]:
     """Yields the inputs of the graph on training frames, with the state that the file itself carries.
 
     Args:
-        cfg: of the model.
+        samples: of :func:`calibration_samples`.
         path: of the model's float32 file.
-        frames: see :func:`calibration_samples`.
 
     Yields:
         Every input by name, a batch of one.
     """
     graph = RecordingGraph(path, threads=1)
     runner = runtime_of(graph)
-    for sample in calibration_samples(cfg, frames):
+    for sample in samples:
         run_sample(runner, sample)
         yield graph.fed

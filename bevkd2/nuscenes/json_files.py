@@ -138,9 +138,9 @@ class _Elements:
             json.loads(before + self._text[at:], object_pairs_hook=_unique)
         except json.JSONDecodeError as error:
             at += error.pos - len(before)
-            newline = self._text.rfind("\n", 0, at)
+            newline = self._text.rfind("\n", 0, max(at, 0))  # Python 3.13: at the comma before the text
             column = self._column + at if newline < 0 else at - newline - 1
-            line = self._lines + self._text.count("\n", 0, at)
+            line = self._lines + self._text.count("\n", 0, max(at, 0))
             place = f"line {line + 1} column {column + 1} (char {self._chars + at})"
             raise ValueError(f"{error.msg}: {place}") from None
 

@@ -1,4 +1,4 @@
-"""Records of a large table, packed: a list of dicts takes five times the memory."""
+"""Records of a large table, packed: a list of dicts takes a multiple of the memory."""
 
 from __future__ import annotations
 

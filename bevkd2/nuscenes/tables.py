@@ -311,7 +311,7 @@ class NuScenesTables(NuScenes):
         return sensor
 
     def get(self, table_name: str, token: str) -> dict[str, Any]:
-        """Returns a record by its token; errors as ``getind``. The devkit's takes twice as long."""
+        """Returns a record by its token; errors as ``getind``."""
         record: dict[str, Any] = getattr(self, table_name)[self.getind(table_name, token)]
         return record
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -96,17 +95,16 @@ def _check_one_family(runs: Sequence[Run]) -> None:
         )
 
 
-def _gains(path: Path) -> Table:
-    """Returns by how much a demo's distilled students are better, and the noise of that.
-
-    Raises:
-        ValueError: it is not the summary of a demo.
-    """
-    content: Mapping[str, Any] = read_json(path)
+def _gains(path: Path) -> Table | str:
+    """Returns by how much a demo's distilled students are better, and the noise of that; or why not."""
     rows = []
-    for name, gain in dict(content.get("gain", {})).items():
-        values = [number(gain.get(key)) for key in ("difference", "standard_error")]
-        rows.append([f"{name} - student", *("-" if value is None else f"{value:+.3f}" for value in values)])
+    try:
+        for name, gain in read_json(path)["gain"].items():
+            values = [number(gain[key]) for key in ("difference", "standard_error")]
+            texts = ("-" if value is None else f"{value:+.3f}" for value in values)
+            rows.append([f"{name} - student", *texts])
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        return f"{path} is not the summary of a demo ({error!r})"
     header = ["difference of the headline score", "difference", "standard error over held-out parts"]
     return Table(
         f"Differences, one run each: another seed's change is not in the error ({path.parent.name})",

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image as PillowImage
 
 from bevkd2.checkpoint.checkpointer import PERIODIC_FILES
 from bevkd2.config import CfgNode, class_names, find_file, load_config
-from bevkd2.data import build_test_loader, data_format
-from bevkd2.data.loader import MappedDataset
+from bevkd2.data import data_format
+from bevkd2.data.loader import first_test_dataset
 from bevkd2.distill import is_distillation, teacher_config
 from bevkd2.errors import USER_ERRORS, message_of
 from bevkd2.modeling import Detector
 from bevkd2.report.runs import Run
+from bevkd2.visualization.frame_figures import SHARED_PICTURE
 from bevkd2.visualization.objects import Image
 
 LoadModel = Callable[[CfgNode, str], Detector[Any, Any, Any]]
@@ -90,7 +92,7 @@ def draw_frames(
             continue
         try:
             models[name] = load_model(cfg.clone(), weights)
-        except USER_ERRORS as error:
+        except (*USER_ERRORS, torch.OutOfMemoryError) as error:
             drawn.lacks.append(f"{name}: {message_of(error)}")
     if not models:
         return drawn
@@ -98,13 +100,18 @@ def draw_frames(
     try:
         for frame, pictures in _frames(cfg, models, num, score_threshold):
             for title, picture in pictures.items():
-                model = next((name for name in models if title.endswith(f"_{name}")), "")
+                model = "" if title == SHARED_PICTURE else _model_of(title, models)
                 kind = title.removesuffix(f"_{model}") if model else title
                 caption = model or ", ".join(models)
                 drawn.kinds.setdefault(kind, {}).setdefault(frame, []).append(_inlined(picture, caption))
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, torch.OutOfMemoryError) as error:
         drawn.lacks.append(f"pictures: {message_of(error)}")
     return drawn
+
+
+def _model_of(title: str, models: Iterable[str]) -> str:
+    """Returns the model whose name ends a picture's title, the longest; "" where it is of all models."""
+    return max((name for name in models if title.endswith(f"_{name}")), key=len, default="")
 
 
 def _configs(runs: Sequence[Run], device: str, lacks: list[str]) -> dict[str, tuple[CfgNode, str]]:
@@ -162,8 +169,7 @@ def _data(cfg: CfgNode) -> str:
 def _frames(
     cfg: CfgNode, models: Mapping[str, Detector[Any, Any, Any]], num: int, score_threshold: float
 ) -> Iterator[tuple[str, dict[str, Image]]]:
-    dataset = build_test_loader(cfg, cfg.DATASETS.TEST[0]).dataset
-    assert isinstance(dataset, MappedDataset)
+    dataset = first_test_dataset(cfg)
     return data_format(cfg).figures(cfg, dataset, models, num=num, score_threshold=score_threshold)
 
 

@@ -16,6 +16,9 @@ from bevkd2.report.scores import Evaluation, last_scores, read_evaluation, read_
 GRADIENTS = "gradients.json"
 """Where in a run folder ``bevkd2 analyze-distillation --json`` is looked for."""
 
+TEACHER = "its teacher"
+"""Key, or its beginning, of the scores of a distillation's teacher in ``Run.evaluations``."""
+
 _DEMO = ("teacher", "student", "distilled", "recommended")  # the order of a demo's runs
 _MARKS = ("config.yaml", "metrics.json", "inference/config.yaml")
 _OF_A_RUN = ("SEED", "OUTPUT_DIR")  # what runs of one setting differ in
@@ -50,6 +53,11 @@ class Run:
     def lack(self, section: str, why: str) -> None:
         """Notes why the run is not in a section."""
         self.lacks.setdefault(section, []).append(why)
+
+    @property
+    def own_evaluations(self) -> dict[str, Evaluation]:
+        """The scores of the run's model, without its teacher's."""
+        return {what: found for what, found in self.evaluations.items() if not what.startswith(TEACHER)}
 
     @property
     def settings(self) -> tuple[tuple[str, str], ...]:
@@ -148,7 +156,7 @@ def _read_evaluations(run: Run) -> None:
     places = {
         "": "inference",
         "average of checkpoints": "evaluation/inference",
-        "its teacher": "inference/teacher",
+        TEACHER: "inference/teacher",
     }
     for what, place in places.items():
         for split in several:
@@ -159,9 +167,9 @@ def _read_evaluations(run: Run) -> None:
                 continue
             if found is not None:
                 run.evaluations[", ".join(filter(None, (what, split)))] = found
-    if not run.evaluations and run.metrics is not None and (logged := last_scores(run.metrics)) is not None:
-        run.evaluations[""] = logged
-    if not run.evaluations:
+    if not run.own_evaluations and run.metrics is not None and (logged := last_scores(run.metrics)):
+        run.evaluations = {"": logged, **run.evaluations}
+    if not run.own_evaluations:
         run.lack("scores", "no scores: it was not evaluated, or not to its end")
     for what, evaluation in run.evaluations.items():
         for why in evaluation.lacks:

@@ -79,7 +79,12 @@ def last_scores(metrics: Metrics) -> Evaluation | None:
     }
     if not found:
         return None
-    return Evaluation("", 3, found, lacks=("its data format writes no AP per class",))
+    return Evaluation(
+        "",
+        3,
+        found,
+        lacks=("no AP per class: the evaluation's files are gone, or its data format writes none",),
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

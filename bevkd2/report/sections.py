@@ -68,13 +68,13 @@ class Section:
             self.lacks += [f"{run.name}: {why}" for key in keys for why in run.lacks.get(key, ())]
 
 
-def run_sections(runs: Sequence[Run], pictures: Pictures, gains: Sequence[Table] = ()) -> list[Section]:
+def run_sections(runs: Sequence[Run], pictures: Pictures, gains: Sequence[Table | str] = ()) -> list[Section]:
     """Returns the sections of run folders.
 
     Args:
         runs: at least one.
         pictures: of their models.
-        gains: tables of a demo's differences.
+        gains: tables of a demo's differences, or why there is none.
     """
     places = {run.name: place for place, run in enumerate(runs)}
     return [
@@ -172,7 +172,7 @@ def _evaluations(runs: Sequence[Run]) -> list[tuple[str, Run, Evaluation]]:
     ]
 
 
-def _scores(runs: Sequence[Run], gains: Sequence[Table]) -> Section:
+def _scores(runs: Sequence[Run], gains: Sequence[Table | str]) -> Section:
     section = Section("scores", "Scores")
     evaluations = _evaluations(runs)
     groups = seed_groups(runs)
@@ -201,20 +201,22 @@ def _scores(runs: Sequence[Run], gains: Sequence[Table]) -> Section:
             "95 % interval of the mean (Student's t)",
         ]
         section.tables.append(Table("Means over seeds", header, means))
-    section.tables += gains
+    section.tables += [gain for gain in gains if isinstance(gain, Table)]
+    section.lacks += [gain for gain in gains if isinstance(gain, str)]
     return section
 
 
 def _means(group: Sequence[Run]) -> list[list[str]]:
     rows = []
-    found = [run.evaluations[""] for run in group if "" in run.evaluations]
-    for column in found[0].scores if found else ():
-        scores = [value for evaluation in found if (value := evaluation.scores.get(column)) is not None]
-        mean = paired_difference(scores)  # the t interval of any sample's mean
-        if mean is not None:
-            texts = [_text(value, found[0].digits) for value in (mean.mean, mean.sd, mean.low, mean.high)]
-            names = ", ".join(run.name for run in group)
-            rows.append([names, str(mean.n), column, *texts[:2], f"{texts[2]} to {texts[3]}"])
+    for what in dict.fromkeys(what for run in group for what in run.own_evaluations):
+        found = [run.evaluations[what] for run in group if what in run.evaluations]
+        names = ", ".join(run.name for run in group) + (f" ({what})" if what else "")
+        for column in found[0].scores:
+            scores = [value for evaluation in found if (value := evaluation.scores.get(column)) is not None]
+            mean = paired_difference(scores)  # the t interval of any sample's mean
+            if mean is not None:
+                texts = [_text(value, found[0].digits) for value in (mean.mean, mean.sd, mean.low, mean.high)]
+                rows.append([names, str(mean.n), column, *texts[:2], f"{texts[2]} to {texts[3]}"])
     return rows
 
 
@@ -269,7 +271,7 @@ def _classes(runs: Sequence[Run], places: Mapping[str, int]) -> Section:
     titles = dict.fromkeys(title for evaluation in found.values() for title in evaluation.classes)
     for title in titles:
         by_run = {run: e.classes[title] for run, e in found.items() if title in e.classes}
-        first = next(iter(found.values()))
+        first = next(e for e in found.values() if title in e.classes)
         chart = bar_chart(title, _turned(by_run), places, digits=first.digits, largest=first.full)
         section.charts.append(chart)
         section.tables.append(_class_table(title, by_run, first.digits))
@@ -291,7 +293,7 @@ def _errors(runs: Sequence[Run], places: Mapping[str, int]) -> Section:
     )
     for title in titles:
         by_run = {run: e.errors[title] for run, e in found.items() if title in e.errors}
-        digits = next(iter(found.values())).digits
+        digits = next(e.digits for e in found.values() if title in e.errors)
         section.charts.append(bar_chart(title, _turned(by_run), places, digits=digits, missing="not defined"))
         section.tables.append(_class_table(title, by_run, digits))
     return section
@@ -333,14 +335,17 @@ def _gradients(runs: Sequence[Run], places: Mapping[str, int]) -> Section:
                 parts |= dict.fromkeys(shares)
                 short = name.removeprefix("loss_distill_")
                 rows.append((run.name, short, shares))
-                bars.setdefault(short, {})[run.name] = 100 * (next(iter(shares.values())) or 0.0)
+                first = next(iter(shares.values()))
+                bars.setdefault(short, {})[run.name] = None if first is None else 100 * first
     if not rows:
         if not section.lacks:
             section.lacks.append("no run has a distillation loss with a share")
         return section
     percent = [[run, name, *(_percent(shares.get(part)) for part in parts)] for run, name, shares in rows]
     section.tables.append(Table("Shares by part of the student", ["run", "method", *parts], percent))
-    section.charts.append(bar_chart(f"{next(iter(parts))}, percent", bars, places, digits=1))
+    section.charts.append(
+        bar_chart(f"{next(iter(parts))}, percent", bars, places, digits=1, missing="not defined")
+    )
     return section
 
 
@@ -433,8 +438,8 @@ def _speed(run: Run) -> dict[str, str]:
 
 
 def _plain(runs: Sequence[Run]) -> dict[str, Evaluation]:
-    """Returns run -> its last evaluation on the first split."""
-    return {run.name: next(iter(run.evaluations.values())) for run in runs if run.evaluations}
+    """Returns run -> its last evaluation on the first split, not its teacher's."""
+    return {run.name: next(iter(run.own_evaluations.values())) for run in runs if run.own_evaluations}
 
 
 def _turned(by_run: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float | None]]:

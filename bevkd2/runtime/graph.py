@@ -224,15 +224,12 @@ def _described(text: str, path: str | Path) -> dict[str, Any]:
         description = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: the metadata {METADATA_KEY!r} is no JSON: {error}") from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        found, version = (
-            (description.get("format"), description.get("bevkd2_version"))
-            if isinstance(description, dict)
-            else (description, None)
-        )
+    if not isinstance(description, dict):
+        description = {"format": description}
+    if description.get("format") != FORMAT:
         raise ValueError(
-            f"{path} has the format {found!r:.100}, expected {FORMAT}: it was exported by bevkd2 {version}; "
-            "export it again"
+            f"{path} has the format {description.get('format')!r:.100}, expected {FORMAT}: it was exported "
+            f"by bevkd2 {description.get('bevkd2_version')!s:.100}; export it again"
         )
     check_fields(description, _FIELDS, path)
     for key in ("inputs", "outputs"):

@@ -14,6 +14,9 @@ from bevkd2.visualization.figure import TILE_WIDTH, camera_images, detection_fig
 from bevkd2.visualization.model_view import ModelView
 from bevkd2.visualization.objects import DrawnObjects, Image
 
+SHARED_PICTURE = "bev_response"
+"""Name of the picture that shows all models; the names of others end in that of a model."""
+
 
 def choose_frames(scenes: Sequence[Sequence[int]], num: int) -> list[list[int]]:
     """Chooses the frames to draw: spread over the scenes and late in each, so that models have history.
@@ -171,5 +174,5 @@ def frame_figures(
     frame = BEVFrame(next(iter(views.values())).extent, 480)
     responses = {name: view.response for name, view in views.items() if view.response is not None}
     if responses:
-        pictures["bev_response"] = with_title(draw_bev_responses(responses, frame, truth), "BEV response")
+        pictures[SHARED_PICTURE] = with_title(draw_bev_responses(responses, frame, truth), "BEV response")
     return pictures

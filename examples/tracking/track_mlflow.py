@@ -9,7 +9,6 @@ MLFLOW_ALLOW_FILE_STORE=true, as MLflow 3 asks for.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import mlflow
@@ -18,6 +17,7 @@ from mlflow.entities import Metric, Param, RunTag
 
 from bevkd2.d2 import HookBase, comm, flatten_results_dict
 from bevkd2.engine import HOOK_REGISTRY
+from bevkd2.engine.run_folder import flat_settings
 
 LONGEST_VALUE = 500  # characters of a parameter that every version of MLflow stores
 MOST_PARAMETERS = 100  # in one call
@@ -41,8 +41,8 @@ class TrackMLflow(HookBase):
             with mlflow.start_run(run_name=self.name) as run:
                 self.run_id = run.info.run_id
         self.client.set_terminated(self.run_id, "RUNNING")
-        self.written = self.trainer.start_iter - 1
-        values = [Param(key, str(value)[:LONGEST_VALUE]) for key, value in flat(self.settings)]
+        self.written = self.trainer.start_iter - 2  # a resumed training may evaluate that iteration again
+        values = [Param(key, str(value)[:LONGEST_VALUE]) for key, value in flat_settings(self.settings)]
         known = self.client.get_run(self.run_id).data.params  # MLflow refuses another value on resuming
         values = [value for value in values if value.key not in known]
         for start in range(0, len(values), MOST_PARAMETERS):
@@ -79,11 +79,3 @@ class TrackMLflow(HookBase):
 
 def metric(key: str, value: float, step: int) -> Metric:
     return Metric(re.sub(r"[^\w\-. :/]", "_", key), float(value), timestamp=0, step=step)
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

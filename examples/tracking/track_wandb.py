@@ -26,9 +26,10 @@ class TrackWandb(HookBase):
         self.settings, self.folder = yaml.safe_load(cfg.dump()), cfg.OUTPUT_DIR
         self.period = cfg.TEST.PRINT_PERIOD
         self.run_id: str | None = None
+        self.run: Any = None
 
     def before_train(self) -> None:
-        self.written = self.trainer.start_iter - 1
+        self.written = self.trainer.start_iter - 2  # a resumed training may evaluate that iteration again
         self.run = wandb.init(
             id=self.run_id, resume="allow", config=self.settings, dir=self.folder, name=self.folder
         )
@@ -39,6 +40,8 @@ class TrackWandb(HookBase):
             self.log_new()
 
     def after_train(self) -> None:
+        if self.run is None:
+            return  # the training failed before it began
         self.log_new()
         ended = self.trainer.iter + 1 >= self.trainer.max_iter
         if ended:

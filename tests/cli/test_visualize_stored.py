@@ -92,6 +92,8 @@ def test_failures_of_nuscenes_are_those_of_key_frames(nuscenes, tmp_path):
         (["teacher", "student"], ["--compare", "x"], "expected one of student"),
         (["teacher", "student"], ["--num", "-1"], "--num is -1"),
         (["teacher", "student"], ["--match", "1.5"], "expected an IoU"),
+        (["teacher", "student"], ["--match", "0"], "--match is 0.0"),
+        (["teacher", "student"], ["--far", "nan"], "--far is nan"),
         (["teacher", "nothing"], [], "is not a folder"),
     ],
 )

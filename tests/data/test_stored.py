@@ -1,6 +1,7 @@
 """Stored detections of every format, read and matched without a model."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,22 @@ def test_nuscenes_results_of_another_split_are_an_error(nuscenes, fixture_world,
         other.read(folder)
     with pytest.raises(FileNotFoundError, match="bevkd2 eval"):
         frames.read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ['{"results": {"a": [', '{"meta": {}}', "[]"])
+def test_a_nuscenes_results_file_that_is_not_whole_is_named(nuscenes, tmp_path, text):
+    (tmp_path / "results_nusc.json").write_text(text)
+    with pytest.raises(ValueError, match=r"results_nusc\.json is no whole results file"):
+        nuscenes[1].read(tmp_path)
+
+
+def test_a_nuscenes_model_that_finds_nothing_misses_all(nuscenes, tmp_path):
+    _, frames = nuscenes
+    content = {"meta": {}, "results": {name: [] for name in frames.names}}
+    (tmp_path / "results_nusc.json").write_text(json.dumps(content))
+    found = frames.read(tmp_path)
+    none = counts_of([frames.match(i, there, **SETTINGS) for i, there in enumerate(found)])
+    assert none["missed"] == none["objects"] > 0 and none["false"] == 0
 
 
 class Lists(MonoStoredFrames):

@@ -112,7 +112,7 @@ def test_calibration_carries_the_state_of_a_drive(world: World, monkeypatch: pyt
             return self.outputs
 
     monkeypatch.setattr(calibration, "RecordingGraph", Recording)
-    feeds = list(calibration.calibration_feeds(cfg, Path("x.onnx"), 6))
+    feeds = list(calibration.calibration_feeds(calibration.calibration_samples(cfg, 6), Path("x.onnx")))
     assert [fed["has_previous"].tolist() for fed in feeds] == [[False], [True], [True]] * 2
     bevs = [fed["previous_bev"] for fed in feeds]
     assert not bevs[0].any() and bevs[1].any() and (bevs[1] != bevs[2]).any()

@@ -16,6 +16,7 @@ from bevkd2.d2 import build_model
 from bevkd2.data.synthetic import KittiWorldConfig, generate
 from bevkd2.export import (
     calibration_feeds,
+    calibration_samples,
     export_detector,
     image_size_of,
     load_student,
@@ -151,8 +152,8 @@ def test_a_detector_in_lower_precision(written: tuple[Path, Detector[Any, Any, A
     generate(world, tmp_path / "world", workers=1, progress=False)
     cfg = load_config(MONO, ["MODEL.DEVICE", "cpu", "DATASETS.ROOT", str(tmp_path / "world")])
     to_float16(source, tmp_path / "float16.onnx")
-    to_int8(source, tmp_path / "int8.onnx", calibration_feeds(cfg, source, 2))
-    feeds = next(iter(calibration_feeds(cfg, source, 1)))
+    to_int8(source, tmp_path / "int8.onnx", calibration_feeds(calibration_samples(cfg, 2), source))
+    feeds = next(iter(calibration_feeds(calibration_samples(cfg, 1), source)))
     expected = Graph(source).run(feeds)["scores"]
     for name, kind, bound in (
         ("float16", onnx.TensorProto.FLOAT16, 1e-3),
@@ -190,7 +191,17 @@ def test_errors_name_the_remedy(tmp_path: Path) -> None:
     words = ["--config-file", MONO, "--weights", "w.pth", "--int8", "--output"]
     with pytest.raises(ValueError, match=r"exclude each other"):
         main([*words, "a.onnx", "--dtype", "float16"])
-    with pytest.raises(ValueError, match=r"are of \.onnx files, not of .*a\.pt2"):
+    with pytest.raises(ValueError, match=r"write one \.onnx file, not a\.pt2"):
         main([*words, "a.pt2"])
+    with pytest.raises(ValueError, match=r"write one \.onnx file, not a\.onnx, b\.onnx"):
+        main([*words, "a.onnx", "--output", "b.onnx"])
+    with pytest.raises(ValueError, match=r"--convert '\[' is no regular expression"):
+        main([*words, "a.onnx", "--convert", "["])
+    with pytest.raises(ValueError, match=r"--calibration-frames is 0, expected 1 at least"):
+        main([*words, "a.onnx", "--calibration-frames", "0"])
+    words.remove("--int8")
+    for option in (["--convert", "neck"], ["--reduce-range"], ["--calibration-frames", "8"]):
+        with pytest.raises(ValueError, match=rf"{option[0]} is an option of --int8"):
+            main([*words, "a.onnx", *option])
     with pytest.raises(ValueError, match=r"no deployable form\. Implement its method deployable"):
         Detector.deployable(build_model(load_config(MONO, ["MODEL.DEVICE", "cpu"])), (64, 96))

@@ -34,6 +34,7 @@ def test_elements_are_those_of_the_list(tmp_path, block, rows, indent):
             "[1,",
             "[1 ",
             "[1, ]",
+            "[\n1,\n]",
             "[,]",
             "[1 2]",
             "[1]]",

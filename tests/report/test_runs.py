@@ -47,7 +47,9 @@ def test_a_data_format_without_files_has_the_scores_that_the_training_logged(toy
     last = json.loads((toy / "metrics.json").read_text().splitlines()[-1])
     evaluation = run.evaluations[""]
     assert evaluation.scores == {"toy/score": pytest.approx(last["toy/score"]), "toy/count": 6}
-    assert run.lacks["classes"] == ["its data format writes no AP per class"]
+    assert run.lacks["classes"] == [
+        "no AP per class: the evaluation's files are gone, or its data format writes none"
+    ]
     assert run.metrics is not None and len(run.metrics.rows) == 7 and "curves" not in run.lacks
     assert run.config["MODEL.META_ARCHITECTURE"] == "ToyDetector" and "config" not in run.lacks
     assert run.lacks["environment"] == ["no log.txt"]
@@ -60,6 +62,23 @@ def test_losses_and_the_teachers_scores_are_not_scores_of_the_run(tmp_path: Path
     (run,) = read_runs([tmp_path])
     assert not run.evaluations
     assert run.lacks["scores"] == ["no scores: it was not evaluated, or not to its end"]
+
+
+def test_a_teacher_scored_before_the_first_evaluation_is_not_the_run(tmp_path: Path) -> None:
+    rows = [{"iteration": 0, "total_loss": 1.0}, {"iteration": 1, "bbox/Car_3D_moderate_R40": 5.0}]
+    teacher = {"AP_R40": {"car/3d/moderate": 50.0}, "AOS_R40": {}, "not_evaluated": []}
+    for name in ("untold", "logged"):
+        folder = tmp_path / name / "inference" / "teacher"
+        folder.mkdir(parents=True)
+        (folder / "kitti_scores.json").write_text(json.dumps(teacher))
+        kept = rows if name == "logged" else rows[:1]
+        lines = "".join(json.dumps(row) + "\n" for row in kept)
+        (tmp_path / name / "metrics.json").write_text(lines)
+    untold, logged = read_runs([tmp_path / "untold", tmp_path / "logged"])
+    assert list(untold.evaluations) == ["its teacher"] and not untold.own_evaluations
+    assert untold.lacks["scores"] == ["no scores: it was not evaluated, or not to its end"]
+    assert list(logged.evaluations) == ["", "its teacher"]
+    assert logged.own_evaluations[""].scores == {"bbox/Car_3D_moderate_R40": 5.0}
 
 
 def test_seeds_of_one_setting_are_a_group(tmp_path: Path) -> None:

@@ -60,7 +60,12 @@ class NuScenesStoredFrames(StoredFrames):
             raise FileNotFoundError(
                 f"{path} does not exist; `bevkd2 eval` writes it to inference in OUTPUT_DIR. Name that folder"
             )
-        results = json.loads(path.read_text())["results"]
+        try:
+            results = json.loads(path.read_text(encoding="utf-8"))["results"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"{path} is no whole results file ({error!r}); evaluate the model again"
+            ) from error
         if missing := set(self.names) ^ set(results):
             raise ValueError(
                 f"{path} has {len(results)} samples, the split {self._index.split!r} {len(self.names)}; they "
