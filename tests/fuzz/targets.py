@@ -204,7 +204,8 @@ def _kitti_world(folder: Path) -> None:
     )
     generate(config, folder, progress=False)
     for path in (folder / "training" / "calib").iterdir():
-        path.write_text("".join(row for row in path.open() if row.startswith(("P2", "R0"))))
+        rows = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(row for row in rows if row.startswith(("P2", "R0"))))
     (folder / "detections").mkdir()
     for frame in (folder / "ImageSets" / "val.txt").read_text().split():
         rows = (folder / "training" / "label_2" / f"{frame}.txt").read_text().splitlines()

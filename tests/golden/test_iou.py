@@ -18,7 +18,8 @@ def test_recorded_overlaps(shared_dir: Path) -> None:
 
 
 def test_a_changed_overlap_fails(shared_dir: Path, tmp_path: Path) -> None:
-    arrays = dict(np.load(shared_dir / "golden" / "mono" / "iou" / "rotated_iou_pairs.npz"))
+    with np.load(shared_dir / "golden" / "mono" / "iou" / "rotated_iou_pairs.npz") as file:
+        arrays = dict(file)
     arrays["iou_3d"][7] += 1e-8
     (tmp_path / "iou").mkdir()
     np.savez(tmp_path / "iou" / "rotated_iou_pairs.npz", **arrays)

@@ -22,7 +22,8 @@ def test_changed_numbers_fail(shared_dir: Path, tmp_path: Path) -> None:
     heads.mkdir()
     for path in (shared_dir / "golden" / "mono" / "heads").glob("pgd_kitti_*"):
         shutil.copy(path, heads / path.name)
-    arrays = dict(np.load(heads / "pgd_kitti_eval.npz"))
+    with np.load(heads / "pgd_kitti_eval.npz") as file:
+        arrays = dict(file)
     arrays["img0/scores_3d"][3] *= 1.01
     arrays["img1/pre_nms_bboxes"][7, 6] += 0.1
     arrays["img0/bboxes_2d"][0, 1] += 0.5

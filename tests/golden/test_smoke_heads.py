@@ -36,7 +36,8 @@ def test_a_changed_number_fails(shared_dir: Path, tmp_path: Path, key: str, quan
     for path in (shared_dir / "golden" / "mono" / "heads").glob("smoke_small_a_*"):
         shutil.copy(path, heads / path.name.replace("small_a", "of_another_seed"))
     path = heads / "smoke_of_another_seed_outputs.npz"
-    arrays = dict(np.load(path))
+    with np.load(path) as file:
+        arrays = dict(file)
     arrays[key] = arrays[key] + np.float32(1e-3) * (1 + np.abs(arrays[key]))
     np.savez(path, **arrays)
     assert quantity in [row.quantity for row in smoke_heads.compare(tmp_path) if row.failed]
@@ -50,7 +51,8 @@ def test_a_missing_array_or_case_is_refused(shared_dir: Path, tmp_path: Path) ->
     for path in (shared_dir / "golden" / "mono" / "heads").glob("smoke_small_a_*"):
         shutil.copy(path, heads / path.name)
     path = heads / "smoke_small_a_outputs.npz"
-    arrays = dict(np.load(path))
+    with np.load(path) as file:
+        arrays = dict(file)
     np.savez(path, **{key: value for key, value in arrays.items() if key != "param_grad/conv_cls.bias"})
     with pytest.raises(KeyError, match=r"param_grad/conv_cls.bias"):
         smoke_heads.compare(tmp_path)

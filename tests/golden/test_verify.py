@@ -43,7 +43,8 @@ def test_a_changed_number_fails(
     for path in golden_dir.glob("tiny_s0_*"):
         shutil.copy(path, tmp_path / path.name.replace("tiny_s0", "other_s7"))
     path = tmp_path / f"other_s7_{part}.npz"
-    arrays = dict(np.load(path))
+    with np.load(path) as file:
+        arrays = dict(file)
     arrays[key] = arrays[key] + np.float32(0.01)
     np.savez(path, **arrays)
     assert verify_golden.main([str(tmp_path)]) == 1
@@ -57,7 +58,8 @@ def test_a_case_without_attention_weights_fails(
     for path in golden_dir.glob("tiny_s0_*"):
         shutil.copy(path, tmp_path)
     path = tmp_path / "tiny_s0_attn.npz"
-    arrays = dict(np.load(path))
+    with np.load(path) as file:
+        arrays = dict(file)
     np.savez(path, **{key: value for key, value in arrays.items() if "/tsa_attn/" not in key})
     assert verify_golden.main([str(tmp_path)]) == 1
     failed = [line for line in capsys.readouterr().out.splitlines() if line.endswith("FAIL")]
