@@ -9,6 +9,7 @@ from typing import Any
 
 from bevkd2.config import CfgNode
 from bevkd2.data import data_format
+from bevkd2.data.loader import first_test_split
 from bevkd2.data.stored import StoredFrames
 from bevkd2.engine.defaults import add_import_option
 
@@ -43,9 +44,7 @@ def open_split(cfg: CfgNode) -> StoredFrames:
     Raises:
         ValueError: there is none, or the format does not read stored detections.
     """
-    if not cfg.DATASETS.TEST:
-        raise ValueError("DATASETS.TEST is empty; name the split that was detected on, such as ('val',)")
-    return data_format(cfg).stored_frames(cfg, cfg.DATASETS.TEST[0])
+    return data_format(cfg).stored_frames(cfg, first_test_split(cfg))
 
 
 def read_detections(

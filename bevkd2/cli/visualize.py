@@ -22,7 +22,7 @@ from bevkd2.cli.paths import path_to_write
 from bevkd2.config import CfgNode, class_names, load_config
 from bevkd2.d2 import build_model
 from bevkd2.data import data_format
-from bevkd2.data.loader import first_test_dataset
+from bevkd2.data.loader import first_test_dataset, first_test_split
 from bevkd2.distill import is_distillation, student_config
 from bevkd2.engine.defaults import add_import_option, load_args, resolve_device
 from bevkd2.engine.options import ConfigArgumentParser
@@ -191,6 +191,7 @@ def draw(args: argparse.Namespace) -> list[Path]:
     if args.num < 1:
         raise ValueError(f"--num is {args.num}, expected at least 1")
     cfg = load_args(args)
+    first_test_split(cfg)  # before models are loaded
     form = data_format(cfg)
     if args.image_id and not form.single_images:
         raise ValueError("--image-id is for monocular datasets; frames of scenes are chosen by --num")

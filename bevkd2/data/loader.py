@@ -235,14 +235,23 @@ def _end_with_parent(parent: int) -> None:
     os._exit(0)
 
 
-def first_test_dataset(cfg: Any) -> MappedDataset:
-    """Returns the samples of the first split of DATASETS.TEST, as its evaluation maps them.
+def first_test_split(cfg: Any) -> str:
+    """Returns the first split of DATASETS.TEST.
 
     Raises:
         ValueError: DATASETS.TEST is empty.
     """
     if not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty; name the split to draw, such as ('val',)")
-    dataset = build_test_loader(cfg, cfg.DATASETS.TEST[0]).dataset
+    return str(cfg.DATASETS.TEST[0])
+
+
+def first_test_dataset(cfg: Any) -> MappedDataset:
+    """Returns the samples of the first split of DATASETS.TEST, as its evaluation maps them.
+
+    Raises:
+        ValueError: DATASETS.TEST is empty.
+    """
+    dataset = build_test_loader(cfg, first_test_split(cfg)).dataset
     assert isinstance(dataset, MappedDataset)
     return dataset
