@@ -17,11 +17,10 @@ from torch import Tensor
 
 from bevkd2.config import class_names
 from bevkd2.data.format import load_dataset
-from bevkd2.data.mono.index import JoinedIndex, MonoIndex
+from bevkd2.data.mono.index import JoinedIndex, MonoIndex, annotated_objects, depths_of
 from bevkd2.engine.defaults import add_import_option, load_args
 from bevkd2.engine.options import ConfigArgumentParser
 from bevkd2.modeling.mono.fcos3d.priors import BoxPriors, compute_priors
-from bevkd2.structures import project_points
 
 DENSE = ("FCOS3D", "PGD")
 
@@ -55,12 +54,10 @@ def all_objects(index: MonoIndex) -> tuple[Tensor, Tensor, Tensor]:
     depths, sizes, labels = [], [], []
     for i in range(len(index)):
         record = index.record(i)
-        if record.boxes is None or record.labels is None:
-            raise ValueError(f"image {record.image_id} has no labels; DATASETS.TRAIN must be annotated")
-        cam2img = torch.from_numpy(record.cam2img).to(record.boxes.tensor)
-        depths.append(project_points(record.boxes.center, cam2img)[1])
-        sizes.append(record.boxes.size[:, [0, 2, 1]])
-        labels.append(record.labels)
+        boxes, its_labels = annotated_objects(record)
+        depths.append(depths_of(record))
+        sizes.append(boxes.size[:, [0, 2, 1]])
+        labels.append(its_labels)
     return torch.cat(depths), torch.cat(sizes), torch.cat(labels)
 
 

@@ -21,6 +21,7 @@ from bevkd2.cli.paths import path_to_write
 from bevkd2.cli.visualize import load_model
 from bevkd2.config import import_plugin
 from bevkd2.engine.defaults import add_import_option
+from bevkd2.engine.options import finite_number
 from bevkd2.experiments.results import RESULTS, read_results
 from bevkd2.experiments.spec import read_experiment
 from bevkd2.report.page import SUMMARY, Source, render
@@ -45,7 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--frames", type=int, default=2, metavar="N", help="frames to draw; 0: none, and no model is loaded"
     )
-    parser.add_argument("--score-thresh", type=float, default=0.3, help="least score of a drawn detection")
+    parser.add_argument(
+        "--score-thresh", type=finite_number, default=0.3, help="least score of a drawn detection"
+    )
     parser.add_argument("--device", default="auto", help="MODEL.DEVICE of the models that draw")
     parser.add_argument("--results", type=path_to_write, default=RESULTS, help="of all experiments")
     add_import_option(parser)

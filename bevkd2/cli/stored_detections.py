@@ -12,6 +12,7 @@ from bevkd2.data import data_format
 from bevkd2.data.loader import first_test_split
 from bevkd2.data.stored import StoredFrames
 from bevkd2.engine.defaults import add_import_option
+from bevkd2.engine.options import finite_number
 
 _INFERENCE = "inference"
 
@@ -35,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser, *, least: int) -> None:
         help=f"a model and the run's OUTPUT_DIR, or the folder that `bevkd2 eval` wrote; repeat it, {least} "
         "or more",
     )
-    parser.add_argument("--score-thresh", type=float, default=0.3, help="least score of a detection")
+    parser.add_argument("--score-thresh", type=finite_number, default=0.3, help="least score of a detection")
 
 
 def open_split(cfg: CfgNode) -> StoredFrames:

@@ -25,7 +25,7 @@ from bevkd2.data import data_format
 from bevkd2.data.loader import first_test_dataset, first_test_split
 from bevkd2.distill import is_distillation, student_config
 from bevkd2.engine.defaults import add_import_option, load_args, resolve_device
-from bevkd2.engine.options import ConfigArgumentParser
+from bevkd2.engine.options import ConfigArgumentParser, finite_number
 from bevkd2.modeling import BEVKnowledge, Detector, MonoKnowledge
 from bevkd2.visualization import save_image
 
@@ -80,7 +80,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="draw this image of a monocular dataset (000008, or TOKEN/CAM_FRONT) instead of --num others; "
         "may be repeated",
     )
-    parser.add_argument("--score-thresh", type=float, default=0.3, help="least score of a drawn detection")
+    parser.add_argument(
+        "--score-thresh", type=finite_number, default=0.3, help="least score of a drawn detection"
+    )
     parser.add_argument(
         "opts",
         nargs=argparse.REMAINDER,

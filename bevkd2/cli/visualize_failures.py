@@ -22,7 +22,7 @@ from bevkd2.cli.paths import path_to_write
 from bevkd2.cli.stored_detections import add_options, open_split, read_detections
 from bevkd2.data.stored import StoredFrames
 from bevkd2.engine.defaults import load_args
-from bevkd2.engine.options import ConfigArgumentParser
+from bevkd2.engine.options import ConfigArgumentParser, finite_number
 from bevkd2.evaluation.failures import SORT_KEYS, failure_table, rank_frames, summary
 from bevkd2.structures.matches import FOUND, FrameMatches
 from bevkd2.visualization import save_image
@@ -57,14 +57,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--sort", choices=SORT_KEYS, default="loss", help="what frames are sorted by")
     parser.add_argument(
         "--match",
-        type=float,
+        type=finite_number,
         default=None,
         metavar="LIMIT",
         help="what a match must meet instead: metres (nuScenes), IoU in 3D of all classes (KITTI)",
     )
     parser.add_argument(
         "--far",
-        type=float,
+        type=finite_number,
         default=4.0,
         metavar="METRES",
         help="an object with a false detection of its class at most so far away is far, not missed",
@@ -114,9 +114,9 @@ def draw_frame(
 def run(args: argparse.Namespace) -> list[Path]:
     """Compares the models; returns the files that were written, the table first."""
     for name, value, least in (("--num", args.num, 0), ("--width", args.width, 100), ("--far", args.far, 0)):
-        if not value >= least:  # NaN too
+        if value < least:
             raise ValueError(f"{name} is {value}, expected at least {least}")
-    if args.match is not None and not args.match > 0:
+    if args.match is not None and args.match <= 0:
         raise ValueError(f"--match is {args.match}, expected a number above 0")
     cfg = load_args(args)
     frames = open_split(cfg)

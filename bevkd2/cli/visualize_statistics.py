@@ -17,7 +17,7 @@ from bevkd2.data.format import load_dataset
 from bevkd2.data.mono.index import JoinedIndex
 from bevkd2.data.mono.object_statistics import by_depth, object_statistics
 from bevkd2.engine.defaults import add_import_option, load_args
-from bevkd2.engine.options import ConfigArgumentParser
+from bevkd2.engine.options import ConfigArgumentParser, finite_number
 from bevkd2.visualization import save_image
 from bevkd2.visualization.depth_area_view import draw_depth_area
 
@@ -45,7 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="a split to count; by default those of DATASETS.TRAIN; may be repeated",
     )
-    parser.add_argument("--bin", type=float, default=3.0, metavar="METRES", help="size of a bin of depth")
+    parser.add_argument(
+        "--bin", type=finite_number, default=3.0, metavar="METRES", help="size of a bin of depth"
+    )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="options of the config as KEY VALUE pairs")
     return parser
 

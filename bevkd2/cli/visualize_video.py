@@ -18,7 +18,7 @@ from bevkd2.cli.paths import path_to_write
 from bevkd2.cli.stored_detections import add_options, open_split, read_detections
 from bevkd2.data.stored import Scene, StoredFrames
 from bevkd2.engine.defaults import load_args
-from bevkd2.engine.options import ConfigArgumentParser
+from bevkd2.engine.options import ConfigArgumentParser, finite_number
 from bevkd2.visualization.comparison_view import comparison_figure, detection_panel
 from bevkd2.visualization.objects import Image
 from bevkd2.visualization.video import write_video
@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--fps",
-        type=float,
+        type=finite_number,
         default=None,
         metavar="RATE",
         help=f"frames per second; by default those of the scene's key frames, or {DEFAULT_RATE:g}",
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> list[Path]:
     """Writes the videos; returns the files."""
     if args.width < 100:
         raise ValueError(f"--width is {args.width}, expected at least 100")
-    if args.fps is not None and not args.fps > 0:
+    if args.fps is not None and args.fps <= 0:
         raise ValueError(f"--fps is {args.fps}, expected frames per second above 0")
     cfg = load_args(args)
     frames = open_split(cfg)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,21 @@ from typing import Any
 
 _KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 _OTHER_PROGRAMS = ("--opts", "--cfg-options", "--options")  # flags of theirs that come before such pairs
+
+
+def finite_number(text: str) -> float:
+    """Reads a number of the command line; for argparse's ``type``.
+
+    Raises:
+        argparse.ArgumentTypeError: it is no number, NaN or infinite: a comparison with NaN is always false.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no finite number")
+    return value
 
 
 class ConfigArgumentParser(argparse.ArgumentParser):

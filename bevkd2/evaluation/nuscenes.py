@@ -37,7 +37,8 @@ from bevkd2.nuscenes.devkit import (
 )
 from bevkd2.nuscenes.json_files import file_states
 from bevkd2.nuscenes.layout import CLASS_NAMES, TP_ERRORS
-from bevkd2.nuscenes.tables import NuScenesTables, scenes_of_split
+from bevkd2.nuscenes.splits import scenes_of_split
+from bevkd2.nuscenes.tables import NuScenesTables
 
 logger = logging.getLogger(__name__)
 

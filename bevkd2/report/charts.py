@@ -126,7 +126,7 @@ def bar_chart(
     """
     values = [v for runs in groups.values() for v in runs.values() if v is not None]
     full = largest or max(values, default=0.0) or 1.0
-    room = _WIDTH - _LABEL_WIDTH - _VALUE_WIDTH
+    widest = _WIDTH - _LABEL_WIDTH - _VALUE_WIDTH
     parts, y = [], 4.0
     for name, runs in groups.items():
         middle = y + _BAR * len(runs) / 2
@@ -138,7 +138,7 @@ def bar_chart(
             y += _BAR * len(runs) + 8
             continue
         for run, value in runs.items():
-            length = 0.0 if value is None else room * min(max(value / full, 0.0), 1.0)
+            length = 0.0 if value is None else widest * min(max(value / full, 0.0), 1.0)
             text = missing if value is None else f"{value:.{digits}f}"
             bar = Markup(
                 '<rect class="bar {}" x="{}" y="{:.1f}" width="{:.1f}" height="{}"><title>{}</title></rect>'

@@ -93,13 +93,15 @@ def test_failures_of_nuscenes_are_those_of_key_frames(nuscenes, tmp_path):
         (["teacher", "student"], ["--num", "-1"], "--num is -1"),
         (["teacher", "student"], ["--match", "1.5"], "expected an IoU"),
         (["teacher", "student"], ["--match", "0"], "--match is 0.0"),
-        (["teacher", "student"], ["--far", "nan"], "--far is nan"),
         (["teacher", "nothing"], [], "is not a folder"),
     ],
 )
 def test_a_wrong_command_line_is_an_error(kitti, tmp_path, names, extra, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         visualize.main(words(kitti, "failures", tmp_path, *names, extra=extra))
+    for option in ("--far", "--match", "--score-thresh"):
+        with pytest.raises(SystemExit):
+            visualize.main(words(kitti, "failures", tmp_path, *names, extra=[option, "nan"]))
     with pytest.raises(ValueError, match="expected NAME=FOLDER"):
         visualize.main(words(kitti, "failures", tmp_path, extra=["--detections", "teacher"]))
 

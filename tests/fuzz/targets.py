@@ -3,48 +3,48 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import math
 import random
 import re
-import shutil
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from PIL import Image
 
-from bevkd2.checkpoint import Checkpointer, save_file
 from bevkd2.cli import kitti_eval
-from bevkd2.config import CfgNode, load_config
+from bevkd2.config import load_config
 from bevkd2.data.kitti import load_kitti
 from bevkd2.data.mono.mapper import MonoMapper
 from bevkd2.data.nuscenes.dataset import load_nuscenes
 from bevkd2.data.nuscenes.mapper import NuScenesMapper
 from bevkd2.data.nuscenes_mono import NuScenesMonoIndex
 from bevkd2.data.synthetic import KittiWorldConfig, generate
-from bevkd2.engine import train
 from bevkd2.evaluation.nuscenes import NuScenesScorer
 from bevkd2.evaluation.nuscenes_results import SampleDetections
 from bevkd2.experiments.spec import read_experiment
 from bevkd2.kitti.labels import TYPES
 from bevkd2.nuscenes.layout import MONO_CLASS_NAMES
-from bevkd2.runtime import load, seal
-from bevkd2.runtime.checksum import CHECKSUM_KEY
-from bevkd2.runtime.graph import FORMAT, METADATA_KEY
 from tests.data.nuscenes_fixture import VERSION, FixtureWorld, write_can_bus
-from tests.engine.toys import ToyDetector, build_toy_loader, toy_cfg
 from tests.fuzz import mutate
+from tests.fuzz.checkpoints import (
+    mutate_run,
+    read_weights,
+    resume,
+    same_safetensors,
+    same_tensors,
+    write_run,
+    write_weights,
+)
+from tests.fuzz.exported import is_sealed, read_exported, write_exported
 from tests.fuzz.mutate import Mutation
+from tests.fuzz.validity import Result, same_shape, strict_json
 
-Result = dict[str, Any]
 CLASSES = ("Pedestrian", "Cyclist", "Car")
 
 
@@ -119,54 +119,22 @@ def _scorer(folder: Path) -> NuScenesScorer:
     return NuScenesScorer(root=folder, version=VERSION, split="both", output_dir=folder / "scores")
 
 
-def _strict_json(data: bytes) -> Any:
-    """The tree of a JSON file without a key twice or a number that is not finite; raises ValueError."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) < len(pairs):
-            raise ValueError("a key twice")
-        return dict(pairs)
-
-    def refuse(text: str) -> None:
-        raise ValueError(text)
-
-    try:
-        return json.loads(data.decode(), object_pairs_hook=unique, parse_constant=refuse)
-    except RecursionError:
-        raise ValueError("nested too deep") from None
-
-
-def _same_shape(old: Any, new: Any) -> bool:
-    """Whether two trees have the same keys, lengths and types of values: other values are other data."""
-    numbers = (int, float)
-    if type(old) is not type(new) and not (type(old) in numbers and type(new) in numbers):
-        return False
-    if isinstance(old, dict):
-        return old.keys() == new.keys() and all(_same_shape(old[key], new[key]) for key in old)
-    if isinstance(old, (list, tuple)):
-        return len(old) == len(new) and all(map(_same_shape, old, new))
-    if isinstance(old, torch.Tensor):
-        floating = old.is_floating_point() and new.is_floating_point()
-        return old.shape == new.shape and (floating or old.dtype == new.dtype)
-    return True
-
-
 def _same_records(old: bytes, new: bytes) -> bool:
     """Whether a table has other values, but all its records and fields; attributes may be more or fewer."""
     try:
-        trees = [_strict_json(content) for content in (old, new)]
+        trees = [strict_json(content) for content in (old, new)]
     except ValueError:
         return False
     for tree in trees:
         for row in tree if isinstance(tree, list) else ():
             if isinstance(row, dict) and isinstance(row.get("attribute_tokens"), list):
                 row["attribute_tokens"] = []
-    return _same_shape(*trees)
+    return same_shape(*trees)
 
 
 def _is_splits(_: bytes, new: bytes) -> bool:
     try:
-        tree = _strict_json(new)
+        tree = strict_json(new)
     except ValueError:
         return False
     return isinstance(tree, dict) and all(len(set(scenes)) == len(scenes) for scenes in tree.values())
@@ -177,7 +145,7 @@ def _is_can_bus(_: bytes, new: bytes) -> bool:
         return len(value) == length and all(type(x) in (int, float) and math.isfinite(x) for x in value)
 
     try:
-        messages = _strict_json(new)
+        messages = strict_json(new)
         vectors = [m[name] for m in messages for name in ("accel", "rotation_rate", "vel")]
         return all(numbers(v, 3) for v in vectors) and numbers([m["utime"] for m in messages], len(messages))
     except (ValueError, KeyError, TypeError):
@@ -361,187 +329,6 @@ def _read_experiment(folder: Path) -> Result:
     return {"runs": [(row.name, seed, experiment.settings(row, seed)) for row, seed in experiment.runs()]}
 
 
-# Checkpoints
-
-
-class _Net(torch.nn.Sequential):
-    def __init__(self) -> None:
-        super().__init__(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Linear(4, 2))
-
-
-def _weights(suffix: str) -> Callable[[Path], None]:
-    def prepare(folder: Path) -> None:
-        torch.manual_seed(0)
-        state = _Net().state_dict()
-        names = {"classes": ["Car", "Van"]}
-        save_file({**state, **names} if suffix == "safetensors" else {"model": state, **names, "note": 1},
-                  folder / f"weights.{suffix}")  # fmt: skip
-
-    return prepare
-
-
-def _read_weights(suffix: str) -> Callable[[Path], Result]:
-    def read(folder: Path) -> Result:
-        torch.manual_seed(1)
-        net = _Net()
-        Checkpointer(net, classes=["Car", "Van"]).load(str(folder / f"weights.{suffix}"), checkpointables=[])
-        return dict(net.state_dict())
-
-    return read
-
-
-def _same_tensors(old: bytes, new: bytes) -> bool:
-    """Whether a file of torch.save is whole, and has other values, but the same keys, shapes and types."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(new)) as archive:
-            if archive.testzip():
-                return False
-        contents = [torch.load(io.BytesIO(data), weights_only=True) for data in (old, new)]
-    except Exception:  # noqa: BLE001  (whatever torch raises)
-        return False
-    contents = [content.get("model", content) if "note" in content else content for content in contents]
-    return _same_shape(*contents)
-
-
-def _same_safetensors(old: bytes, new: bytes) -> bool:
-    """A safetensors file has no checksum: of the same header, all numbers are valid."""
-    length = int.from_bytes(old[:8], "little") + 8
-    if old[:length] == new[:length]:
-        return len(old) == len(new)
-    headers = [data[8 : int.from_bytes(data[:8], "little") + 8] for data in (old, new)]
-    try:
-        trees = [_strict_json(header) for header in headers]
-    except ValueError:
-        return False
-    for tree in trees:
-        tree.pop("__metadata__", None)
-    return sorted(map(str, trees[0].values())) == sorted(map(str, trees[1].values()))
-
-
-def _run(folder: Path) -> None:
-    """A run of the toy model that was interrupted after iteration 3 of 6."""
-
-    class InterruptionError(Exception):
-        pass
-
-    def loader(cfg: CfgNode, start_iter: int = 0) -> Iterator[Any]:
-        batches = iter(build_toy_loader(cfg, start_iter))
-        yield from (next(batches) for _ in range(4))
-        raise InterruptionError
-
-    torch.manual_seed(0)
-    cfg = _run_config(folder)
-    try:
-        train(cfg, ToyDetector(cfg), build_loader=loader, evaluate=_evaluate)
-    except InterruptionError:
-        return
-
-
-def _run_config(folder: Path) -> CfgNode:
-    return toy_cfg(folder, "SOLVER.CHECKPOINT_PERIOD", 2)
-
-
-def _evaluate(cfg: CfgNode, model: torch.nn.Module) -> Any:
-    return {"toy": {"score": float(sum(p.detach().sum() for p in model.parameters()))}}
-
-
-def _resume(folder: Path) -> Result:
-    work = folder.with_name("resumed")
-    shutil.rmtree(work, ignore_errors=True)
-    shutil.copytree(folder, work)
-    torch.manual_seed(1)
-    cfg = _run_config(work)
-    model = ToyDetector(cfg)
-    train(cfg, model, resume=True, build_loader=build_toy_loader, evaluate=_evaluate)
-    return {"weights": model.state_dict()}
-
-
-def _of_a_run(rng: random.Random, data: bytes) -> Mutation:
-    return (mutate.mutate_checkpoint if data[:2] == b"PK" else mutate.mutate_bytes)(rng, data)
-
-
-# Exported files
-
-_SIDE, _OBJECTS = 8, 4
-_PORTS = {
-    "inputs": {
-        "images": ("uint8", [3, _SIDE, _SIDE]),
-        "image_sizes": ("float32", [2]),
-        "cam2img": ("float32", [4, 4]),
-    },
-    "outputs": {"boxes": ("float32", [_OBJECTS, 7]), "scores": ("float32", [_OBJECTS, len(CLASSES)])},
-}
-
-
-def _exported(folder: Path) -> None:
-    """A monocular detector of two matrices, with all that the runtime reads of a real one."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    rng = np.random.default_rng(0)
-    pixels, node = 3 * _SIDE * _SIDE, helper.make_node
-    constants = {
-        "to_boxes": rng.normal(scale=0.01, size=(pixels, _OBJECTS * 7)).astype(np.float32),
-        "to_scores": rng.normal(scale=0.001, size=(pixels, _OBJECTS * len(CLASSES))).astype(np.float32),
-        "rows": np.array([-1, pixels]),
-        "of_boxes": np.array([-1, _OBJECTS, 7]),
-        "of_scores": np.array([-1, _OBJECTS, len(CLASSES)]),
-    }
-    nodes = [
-        node("Cast", ["images"], ["floating"], to=TensorProto.FLOAT),
-        node("Reshape", ["floating", "rows"], ["flat"]),
-        node("MatMul", ["flat", "to_boxes"], ["box_numbers"]),
-        node("Reshape", ["box_numbers", "of_boxes"], ["boxes"]),
-        node("MatMul", ["flat", "to_scores"], ["logits"]),
-        node("Reshape", ["logits", "of_scores"], ["rows_of_logits"]),
-        node("Sigmoid", ["rows_of_logits"], ["scores"]),
-    ]
-    types = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}
-    ends = [
-        [
-            helper.make_tensor_value_info(name, types[dtype], ["batch", *shape])
-            for name, (dtype, shape) in ports.items()
-        ]
-        for ports in _PORTS.values()
-    ]
-    graph = helper.make_graph(
-        nodes, "student", *ends, [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    )
-    description = {
-        "format": FORMAT,
-        "kind": "mono",
-        "bevkd2_version": "0",
-        "classes": list(CLASSES),
-        "score_threshold": 0.1,
-        "nms_threshold": 0.5,
-        "nms_inclusive": False,
-        "max_detections": 3,
-        **{
-            end: [
-                {"name": name, "dtype": dtype, "shape": shape, "meaning": name}
-                for name, (dtype, shape) in ports.items()
-            ]
-            for end, ports in _PORTS.items()
-        },
-    }
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    helper.set_model_props(model, {METADATA_KEY: json.dumps(description)})
-    onnx.save(model, folder / "student.onnx")
-    seal(folder / "student.onnx")
-
-
-def _read_exported(folder: Path) -> Result:
-    runtime = load(folder / "student.onnx", threads=1)
-    image = np.random.default_rng(1).integers(0, 256, (3, _SIDE, _SIDE), dtype=np.uint8)
-    return {"found": vars(runtime.detect(image, np.eye(4))), "classes": runtime.description["classes"]}
-
-
-def _is_sealed(_: bytes, new: bytes) -> bool:
-    """Whether the checksum at the end is right: then somebody has meant what it says."""
-    length = len(CHECKSUM_KEY) + 2 * 32
-    return hashlib.sha256(new[: -(length + 6)]).hexdigest().encode() == new[-64:]
-
-
 _TABLE_FILES = (f"{VERSION}/[!msv]*.json", f"{VERSION}/s[!p]*.json", f"{VERSION}/visibility.json")
 TARGETS = (
     Target(
@@ -591,28 +378,30 @@ TARGETS = (
         "weights.pth",
         100,
         ("*.pth",),
-        _weights("pth"),
+        write_weights("pth"),
         mutate.mutate_checkpoint,
-        _read_weights("pth"),
-        _same_tensors,
+        read_weights("pth"),
+        same_tensors,
     ),
     Target(
         "weights.safetensors",
         100,
         ("*.safetensors",),
-        _weights("safetensors"),
+        write_weights("safetensors"),
         mutate.mutate_safetensors,
-        _read_weights("safetensors"),
-        _same_safetensors,
+        read_weights("safetensors"),
+        same_safetensors,
     ),
     Target(
         "resumed run",
         100,
         ("model_*.pth", "last_checkpoint", "metrics.json"),
-        _run,
-        _of_a_run,
-        _resume,
-        _same_tensors,
+        write_run,
+        mutate_run,
+        resume,
+        same_tensors,
     ),
-    Target("exported model", 100, ("*.onnx",), _exported, mutate.mutate_exported, _read_exported, _is_sealed),
+    Target(
+        "exported model", 100, ("*.onnx",), write_exported, mutate.mutate_exported, read_exported, is_sealed
+    ),
 )

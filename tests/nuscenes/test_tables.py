@@ -3,14 +3,9 @@ import shutil
 
 import pytest
 
-from bevkd2.nuscenes.tables import (
-    DanglingTokenError,
-    NuScenesTables,
-    available_splits,
-    check_annotation,
-    custom_splits,
-    scenes_of_split,
-)
+from bevkd2.nuscenes.record_checks import check_annotation
+from bevkd2.nuscenes.splits import available_splits, custom_splits, scenes_of_split
+from bevkd2.nuscenes.tables import DanglingTokenError, NuScenesTables
 from tests.data.nuscenes_fixture import VERSION, FixtureWorld
 
 

@@ -8,9 +8,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
-from bevkd2.structures import CameraBoxes3D
+from bevkd2.structures import CameraBoxes3D, project_points
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,6 +43,42 @@ class MonoRecord:
     boxes2d: Tensor | None = None
     attributes: Tensor | None = None
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def annotated_objects(record: MonoRecord) -> tuple[CameraBoxes3D, Tensor]:
+    """Returns the boxes and labels of an annotated image.
+
+    Args:
+        record: of the image.
+
+    Returns:
+        boxes: n of them; labels: (n,) int64.
+
+    Raises:
+        ValueError: the image is not annotated.
+    """
+    if record.boxes is None or record.labels is None:
+        raise ValueError(
+            f"image {record.image_id} has no labels; name a split that is annotated, such as 'train' or 'val'"
+        )
+    return record.boxes, record.labels
+
+
+def depths_of(record: MonoRecord) -> Tensor:
+    """Returns the depths of an annotated image's objects, as the calibration projects their centres.
+
+    Args:
+        record: of the image.
+
+    Returns:
+        (n,) metres.
+
+    Raises:
+        ValueError: the image is not annotated.
+    """
+    boxes, _ = annotated_objects(record)
+    depths: Tensor = project_points(boxes.center, torch.from_numpy(record.cam2img).to(boxes.tensor))[1]
+    return depths
 
 
 class MonoIndex(Protocol):

@@ -10,10 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bevkd2.data.mono.index import MonoIndex, MonoRecord
-from bevkd2.structures import project_points, projected_boxes2d
+from bevkd2.data.mono.index import MonoIndex, MonoRecord, annotated_objects, depths_of
+from bevkd2.structures import projected_boxes2d
 
 Floats = npt.NDArray[np.float64]
+
+_MOST_BINS = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,15 +50,9 @@ def object_statistics(index: MonoIndex) -> ObjectStatistics:
     depths, areas, labels = [], [], []
     for i in range(len(index)):
         record = index.record(i)
-        if record.boxes is None or record.labels is None:
-            raise ValueError(
-                f"image {record.image_id} has no labels, so that there is nothing to measure; name an "
-                "annotated split"
-            )
-        cam2img = torch.from_numpy(record.cam2img).to(record.boxes.tensor)
-        depths.append(project_points(record.boxes.center, cam2img)[1].double().numpy())
+        depths.append(depths_of(record).double().numpy())
         areas.append(_areas(record))
-        labels.append(record.labels.numpy())
+        labels.append(annotated_objects(record)[1].numpy())
     area = np.concatenate(areas)
     seen = area > 0
     left_out = int((~seen).sum())
@@ -66,9 +62,8 @@ def object_statistics(index: MonoIndex) -> ObjectStatistics:
 def _areas(record: MonoRecord) -> Floats:
     boxes = record.boxes2d
     if boxes is None:
-        assert record.boxes is not None
         cam2img = torch.from_numpy(record.cam2img)
-        boxes = projected_boxes2d(record.boxes, cam2img, (record.height, record.width))
+        boxes = projected_boxes2d(annotated_objects(record)[0], cam2img, (record.height, record.width))
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0)
     areas: Floats = sides.double().prod(dim=1).numpy()
     return areas
@@ -88,13 +83,19 @@ def by_depth(found: ObjectStatistics, class_names: Sequence[str], bin_size: floa
         bin), and "per_class", the number of each class.
 
     Raises:
-        ValueError: there is no object, or the size of a bin cannot be.
+        ValueError: there is no object, the size of a bin cannot be, or there would be too many bins.
     """
     if not bin_size > 0:
         raise ValueError(f"the size of a bin is {bin_size:g}, expected metres above 0")
     total = len(found.depths)
     if not total:
         raise ValueError(f"the split has no object of {', '.join(class_names)}: nothing to count")
+    farthest = float(found.depths.max())
+    if farthest / bin_size >= _MOST_BINS:
+        raise ValueError(
+            f"an object is {farthest:g} m away, which needs {farthest / bin_size:.0f} bins of {bin_size:g} "
+            f"m, expected {_MOST_BINS} at most; give larger bins, or mend the label"
+        )
     places = (found.depths // bin_size).astype(np.int64)
     bins = []
     for place in range(int(places.max()) + 1):

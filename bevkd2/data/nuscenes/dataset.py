@@ -23,6 +23,7 @@ from bevkd2.nuscenes.layout import (
     check_version,
     is_below_root,
 )
+from bevkd2.nuscenes.record_checks import check_annotation, check_intrinsics, check_pose
 from bevkd2.structures import CAMERA_NAMES, GlobalBoxes, from_global, invert_pose, pose_matrix
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,8 @@ def _say_motion_source(index: NuScenesIndex) -> None:
 
 def build_index(root: str | Path, version: str, split: str, cameras: tuple[str, ...]) -> NuScenesIndex:
     """Makes the index of a split from the tables; arguments and errors as ``load_nuscenes``."""
-    from bevkd2.nuscenes.tables import NuScenesTables, scenes_of_split
+    from bevkd2.nuscenes.splits import scenes_of_split
+    from bevkd2.nuscenes.tables import NuScenesTables
 
     started = time.perf_counter()
     logger.info("reading the tables of %s in %s (minutes for the whole of nuScenes)", version, root)
@@ -158,8 +160,6 @@ def _key_frame(tables: Any, sample: dict[str, Any], channel: str) -> dict[str, A
 
 def _poses(tables: Any, record: dict[str, Any]) -> tuple[Array, Array, dict[str, Any]]:
     """sensor2ego and ego2global of a sample_data record, and its calibrated_sensor record."""
-    from bevkd2.nuscenes.tables import check_pose
-
     calibration = tables.get("calibrated_sensor", record["calibrated_sensor_token"])
     ego = tables.get("ego_pose", record["ego_pose_token"])
     check_pose("calibrated_sensor", calibration)
@@ -173,8 +173,6 @@ def _poses(tables: Any, record: dict[str, Any]) -> tuple[Array, Array, dict[str,
 
 def _frame(tables: Any, sample: dict[str, Any], cameras: tuple[str, ...]) -> dict[str, Any]:
     """Returns one row of every per-frame array but the CAN bus."""
-    from bevkd2.nuscenes.tables import check_intrinsics
-
     lidar2ego, ego2global, _ = _poses(tables, _key_frame(tables, sample, "LIDAR_TOP"))
     lidar2global = ego2global @ lidar2ego
     row: dict[str, Any] = {
@@ -226,7 +224,6 @@ def _annotation_arrays(
 ) -> dict[str, npt.NDArray[Any]]:
     """Returns the arrays of boxes, those of the ten classes, frame by frame."""
     from bevkd2.nuscenes.devkit import category_to_detection_name
-    from bevkd2.nuscenes.tables import check_annotation
 
     label_of = {name: i for i, name in enumerate(CLASS_NAMES)}
     names_of = {row["name"]: category_to_detection_name(row["name"]) for row in tables.category}

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from bevkd2.data.image_files import read_image
-from bevkd2.data.mono.index import MonoIndex
+from bevkd2.data.mono.index import MonoIndex, annotated_objects
 from bevkd2.structures.matches import FrameMatches, ground_distances, match_by_distance
 from bevkd2.visualization.comparison_view import FrameView
 from bevkd2.visualization.mono_view import fitting_extent
@@ -134,13 +134,8 @@ class MonoStoredFrames(StoredFrames):
         Raises:
             ValueError: the image is not annotated.
         """
-        record = self._index.record(i)
-        if record.boxes is None:
-            raise ValueError(
-                f"image {record.image_id} has no labels, so that nothing can be missed in it; name an "
-                "annotated split in DATASETS.TEST"
-            )
-        return DrawnObjects.from_dict({"boxes": record.boxes, "labels": record.labels})
+        boxes, labels = annotated_objects(self._index.record(i))
+        return DrawnObjects.from_dict({"boxes": boxes, "labels": labels})
 
     def extent(self, i: int) -> tuple[float, float, float, float]:
         """Returns what fits the annotations."""

@@ -48,7 +48,14 @@ def test_bins_hold_number_share_and_mean_area():
     assert found["bins"][0]["per_class"] == {"a": 1, "b": 1} and found["bins"][3]["high"] == 12
 
 
-@pytest.mark.parametrize(("depths", "size", "message"), [([], 3, "no object of a"), ([1], 0, "above 0")])
+@pytest.mark.parametrize(
+    ("depths", "size", "message"),
+    [
+        ([], 3, "no object of a"),
+        ([1], 0, "above 0"),
+        ([5, 1e6], 3, r"1e\+06 m away, which needs 333333 bins of 3 m, expected 1000"),
+    ],
+)
 def test_what_cannot_be_counted_is_an_error(depths, size, message):
     with pytest.raises(ValueError, match=message):
         by_depth(statistics(depths, [1] * len(depths), [0] * len(depths)), ("a",), size)

@@ -19,8 +19,8 @@ class KittiWorldConfig(SyntheticWorld):
         horizontal_fov: field of view in degrees, from the left to the right border of the image.
         focal_sigma: standard deviation of a frame's focal length, as a share of it; KITTI's days differ by
             about 0.01.
-        min_objects: smallest number of objects that are drawn for a frame, of all classes. An object for
-            which there is no room is left out, so a frame may have fewer.
+        min_objects: smallest number of objects that are drawn for a frame, of all classes. An object that
+            finds no free place is left out, so a frame may have fewer.
         max_objects: largest number.
         distractors: grey boxes beside the road that belong to no class and have no label.
         nearest: smallest distance in metres from the camera to an object.
