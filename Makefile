@@ -1,17 +1,20 @@
 # `make` lists the targets. Everything runs in $(VENV), which is made on first use.
 PYTHON ?= python3
 VENV ?= .venv
+TORCH ?= torch torchvision
 JOBS ?= logical
+TESTS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(shell find csrc tests/cuda_emulation -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help install build demo demo-teacher demo-mono demo-mono-teacher test fuzz reliability lint format docs wheel cuda sanitize gpu-check bench clean
+.PHONY: help install build demo demo-teacher demo-mono demo-mono-teacher test coverage fuzz reliability lint format docs wheel cuda sanitize gpu-check bench clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' Makefile
-	@echo 'Variables: PYTHON (of a new environment; default python3), VENV (default .venv), JOBS (of make test; default one per core).'
+	@echo 'Variables: PYTHON (of a new environment; default python3), VENV (default .venv), TORCH (what pip installs first;'
+	@echo 'default torch torchvision), JOBS (of make test; default one per core), TESTS (arguments of pytest; default all tests).'
 
 install: $(STAMP)  ## make the environment and build the CPU ops
 
@@ -21,7 +24,7 @@ $(STAMP): pyproject.toml setup.py $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "bevkd2 needs Python 3.10 or newer; name one with make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet torch torchvision "setuptools>=77" wheel ninja pybind11
+	$(BIN)/python -m pip install --quiet $(TORCH) "setuptools>=77" wheel ninja pybind11
 	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[dev]"
 	$(BIN)/python -m pip install --quiet --no-deps "nuscenes-devkit>=1.2"
 	touch $@
@@ -49,7 +52,13 @@ demo-mono-teacher: $(STAMP)  ## train the teacher of the monocular demo
 
 # A file's tests run in one process, the slow files first, so that no core is idle at the end.
 test: $(STAMP)  ## run all tests, in JOBS processes
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
+
+# pyproject.toml has the share of Python's lines that is required.
+coverage: $(STAMP)  ## run all tests, and print which share of the lines of Python and C++ they run
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder \
+	  --cov --cov-report=term:skip-covered --cov-report=html:build/coverage/html $(TESTS)
+	$(BIN)/python csrc/cpp_coverage.py --fail-under 90
 
 # Minutes; JOBS does not matter. The first tenth of the cases runs in `make test`.
 fuzz: $(STAMP)  ## read 2,000 mutated files of every kind, and write what survived
@@ -86,7 +95,8 @@ cuda: $(STAMP)  ## compile the CUDA sources, without a GPU
 
 # csrc/sanitize.py names what is left out, and why.
 sanitize: $(STAMP)  ## run the CPU kernels' tests under AddressSanitizer, UBSan and ThreadSanitizer
-	$(BIN)/python csrc/sanitize.py
+	$(BIN)/python -m tests.reliability sanitize
+	$(BIN)/python docs/make_reliability_table.py
 
 # Everything that needs a GPU, in one command.
 gpu-check: $(STAMP)  ## run everything that needs a GPU

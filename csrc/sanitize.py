@@ -45,24 +45,30 @@ TESTS = ["tests/ops", "tests/kitti/test_ap.py"]
 # Tests that run no kernel, or none of these: of builds, of other libraries and of torch's compiler; and those
 # of tensors at odd addresses, which C++ leaves undefined and every processor that torch runs on reads.
 LEFT_OUT = "emulated or compile or cuda or script or onnx or docs or export or library or build or misaligned"
+CAPABILITIES = ("best", "default")  # of BEVKD2_CPU_CAPABILITY: AVX2 where the processor has it, and plain C++
 SELECTED = {"address": f"not ({LEFT_OUT})", "thread": f"threads and not ({LEFT_OUT})"}
 
 
-def build(kind: str) -> Path:
-    """Builds the package in build/sanitize, libraries and Python files; returns the folder that holds it."""
-    library = FOLDER / kind / "lib"
+def build(folder: Path, flags: str) -> Path:
+    """Builds the package in a folder, libraries and Python files; returns the folder in it to import from."""
+    library = folder / "lib"
     command = [
         sys.executable,
         "setup.py",
         "build",
         "--build-base",
-        str(FOLDER / kind),
+        str(folder),
         "--build-lib",
         str(library),
     ]
-    environment = {**os.environ, "BEVKD2_CXX_FLAGS": FLAGS[kind], "FORCE_CUDA": "0"}
+    environment = {**os.environ, "BEVKD2_CXX_FLAGS": flags, "FORCE_CUDA": "0"}
     subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
     return library
+
+
+def build_sanitized(kind: str) -> Path:
+    """Builds the package with the sanitizers of ``address`` or ``thread``."""
+    return build(FOLDER / kind, FLAGS[kind])
 
 
 def preloaded(kind: str) -> str:
@@ -77,42 +83,44 @@ def preloaded(kind: str) -> str:
     return " ".join(found)
 
 
-def environment_of(kind: str, library: Path) -> dict[str, str]:
-    """Returns the environment of the tests."""
-    return {
-        **os.environ,
+def environment_of(library: Path) -> dict[str, str]:
+    """Returns the environment of tests that import the package from ``library``."""
+    return {**os.environ, "PYTHONPATH": str(library), "OMP_NUM_THREADS": "2"}
+
+
+def pytest_command(library: Path, selected: str = SELECTED["address"]) -> list[str]:
+    """Returns the command that runs the selected tests of the package in ``library``."""
+    return [
+        *(sys.executable, "-m", "pytest"),
+        *("-o", f"pythonpath={library} ."),
+        *("-p", "no:cacheprovider"),
+        "--capture=sys",  # a report goes to the file descriptor, and the process ends there
+        *("-k", selected),
+        *TESTS,
+    ]
+
+
+def run_tests(kind: str, library: Path, capability: str, results: Path | None = None) -> int:
+    """Runs the selected tests with an instruction set; returns pytest's status, and writes ``results``, a
+    JUnit file, if it is given."""
+    environment = {
+        **environment_of(library),
         **OPTIONS[kind],
         "LD_PRELOAD": preloaded(kind),
-        "PYTHONPATH": str(library),
         "PYTHONMALLOC": "malloc",  # Python's own allocator hides the bounds of small arrays
-        "OMP_NUM_THREADS": "2",
+        "BEVKD2_CPU_CAPABILITY": capability,
     }
-
-
-def run_tests(kind: str, library: Path, capability: str) -> int:
-    """Runs the selected tests with an instruction set; returns the exit status."""
-    environment = {**environment_of(kind, library), "BEVKD2_CPU_CAPABILITY": capability}
     # Without random addresses: ThreadSanitizer of older compilers does not know where newer kernels put them.
     prefix = ["setarch", platform.machine(), "-R"] if shutil.which("setarch") else []
-    where = [*prefix, sys.executable]
-    used = [*where, "-c", "from bevkd2.ops import library; print(library.CPU_LIBRARY)"]
+    used = [*prefix, sys.executable, "-c", "from bevkd2.ops import library; print(library.CPU_LIBRARY)"]
     found = subprocess.run(used, cwd=FOLDER, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     if library not in Path(found.stdout.strip()).parents:
         sys.exit(f"sanitize: Python imports {found.stdout.strip()}, not the library in {library}")
-    pytest = [
-        *where,
-        "-m",
-        "pytest",
-        "-o",
-        f"pythonpath={library} .",
-        "-p",
-        "no:cacheprovider",
-        "--capture=sys",  # a report goes to the file descriptor, and the process ends there
-        "-k",
-        SELECTED[kind],
-    ]
+    command = [*prefix, *pytest_command(library, SELECTED[kind])]
+    if results is not None:
+        command.append(f"--junitxml={results}")
     print(f"sanitize: {kind}, BEVKD2_CPU_CAPABILITY={capability}", flush=True)
-    return subprocess.run([*pytest, *TESTS], cwd=ROOT, env=environment, check=False).returncode
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 
 def main(kinds: list[str]) -> None:
@@ -122,8 +130,8 @@ def main(kinds: list[str]) -> None:
         sys.exit(f"sanitize: unknown {', '.join(sorted(unknown))}; expected {' or '.join(FLAGS)}")
     failed = []
     for kind in kinds or FLAGS:
-        library = build(kind)
-        for capability in ("best", "default"):
+        library = build_sanitized(kind)
+        for capability in CAPABILITIES:
             if run_tests(kind, library, capability):
                 failed.append(f"{kind} ({capability})")
     if failed:

@@ -10,7 +10,18 @@ from pathlib import Path
 
 from tests.reliability.report import RESULTS, write
 
-PROOFS = ("kill", "checkpoints", "signals", "resume", "processes", "frozen", "seeds", "memory", "fuzz")
+PROOFS = (
+    "kill",
+    "checkpoints",
+    "signals",
+    "resume",
+    "processes",
+    "frozen",
+    "seeds",
+    "memory",
+    "fuzz",
+    "sanitize",
+)
 
 
 def main() -> int:

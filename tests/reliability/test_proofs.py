@@ -12,6 +12,8 @@ import pytest
 
 from tests.limits import PROGRAM_SECONDS
 from tests.reliability.families import ROOT
+from tests.reliability.report import Row
+from tests.reliability.sanitize import count_tests
 
 # One program, whose trainings are forked from it: what takes long is the import.
 PROGRAM = """
@@ -45,3 +47,24 @@ def test_kills_and_signals(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     rows = json.loads((tmp_path / "small.json").read_text())["rows"]
     assert [(row["cases"], row["failures"]) for row in rows] == [(2, []), (2, [])]
+
+
+JUNIT = """<testsuites><testsuite>
+<testcase name="good"/><testcase name="absent"><skipped/></testcase>
+<testcase name="bad"><failure/></testcase><testcase name="broken"><error/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_sanitizers_tests_are_counted(tmp_path: Path) -> None:
+    """Skipped ones are no cases; a process that a report has ended leaves no file, and is one that failed."""
+    row = Row("sanitize")
+    count_tests(row, "best", 66, tmp_path / "absent.xml")
+    assert (row.cases, row.survived) == (1, 0) and "66" in row.failures[0]
+    results = tmp_path / "results.xml"
+    results.write_text(JUNIT)
+    count_tests(row, "default", 1, results)
+    assert (row.cases, row.survived) == (4, 1)
+    assert row.failures[1:] == ["default: bad", "default: broken"]
+    results.write_text("<testsuite><testcase name='good'/></testsuite>")
+    count_tests(row, "default", 1, results)  # every test passed, and the process failed behind them
+    assert (row.cases, row.survived) == (6, 2) and "exit status 1" in row.failures[-1]
