@@ -2,7 +2,10 @@
 // formulas and fake kernels are Python, in bevkd2/ops.
 #include <torch/csrc/stable/library.h>
 
-STABLE_TORCH_LIBRARY(bevkd2, m) {
+// One more expansion than torch 2.10's macro makes of its argument: tests/cuda_emulation renames bevkd2.
+#define BEVKD2_SCHEMAS(name, m) STABLE_TORCH_LIBRARY(name, m)
+
+BEVKD2_SCHEMAS(bevkd2, m) {
   // spatial_shapes is h0, w0, h1, w1, ...; level_start_index the first row of each level in value.
   // A gradient that is not wanted is returned as an empty tensor of one dimension. `deterministic` makes
   // value's gradient bitwise the same in every run; on the CPU it always is.

@@ -104,7 +104,8 @@ def _check_references(references: Tensor, logits: Tensor, mode: str) -> None:
         raise ValueError(
             f"{_OP}: reference_points is {shape}; expected {tuple(logits.shape[:2])} + (R, 2 or 4)"
         )
-    if mode == "level" and shape[2] not in (1, logits.shape[3]):
+    # Not `not in (1, ...)`: torch.compile of torch 2.10 does not compare sizes that vary that way.
+    if mode == "level" and shape[2] != 1 and shape[2] != logits.shape[3]:
         raise ValueError(
             f"{_OP}: reference_points is {shape}; with reference_mode='level' expected 1 or "
             f"{logits.shape[3]} references, one per level"

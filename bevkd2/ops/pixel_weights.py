@@ -184,7 +184,7 @@ def draw_weights(
         packed = torch.cat([occlusion.boxes.float(), occlusion.depths[:, None].float()], 1)
         masks.append((packed, occlusion.splits, _OCCLUSION, occlusion.near_depth))
     like = masks[0][1] if image_sizes is None else image_sizes
-    batch = len(like) - (image_sizes is None)
+    batch = len(like) - 1 if image_sizes is None else len(like)
     check_device(_OP, "image_sizes" if image_sizes is not None else "boxes", like)
     numbers = [] if perspective is None else [perspective.amplitude, *perspective.sigma, *perspective.center]
     maps, sums, cells = torch.ops.bevkd2.draw_weights(

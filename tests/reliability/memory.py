@@ -1,10 +1,11 @@
-"""A long training: resident memory and open files stay as they are."""
+"""A long training: resident memory and open files stay as they are, on the means of the first and last tenth."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from tests.reliability.families import FAMILIES
 from tests.reliability.jobs import Job
@@ -13,6 +14,7 @@ from tests.reliability.report import Row
 
 FAMILY = FAMILIES["PGD"]
 SHARE = 0.02  # by which memory may grow
+FILES = 1.0  # by which the mean number of open files may grow: batches on their way from workers have some
 
 
 def prove(
@@ -20,7 +22,7 @@ def prove(
 ) -> list[Row]:
     """Trains that long with each number of workers, and looks at every process ten times a second."""
     FAMILY.prepare(place)
-    row = Row(f"{iterations} iterations: resident memory within 2 % from {since} on, no more open files")
+    row = Row(f"{iterations} iterations: resident memory within 2 %, no more open files, from {since} on")
     for number in workers:
         output = place / f"long_{number}"
         options = ("SOLVER.MAX_ITER", iterations, "SOLVER.CHECKPOINT_PERIOD", 10**6, "TEST.EVAL_PERIOD", 0)
@@ -36,12 +38,13 @@ def prove(
         status = job.wait()
         tenth = max(1, len(samples) // 10)
         memory, files = zip(*samples, strict=True)
-        begin, end = sum(memory[:tenth]) / tenth, sum(memory[-tenth:]) / tenth
+        begin, end = fmean(memory[:tenth]), fmean(memory[-tenth:])
+        opened, open_at_end = fmean(files[:tenth]), fmean(files[-tenth:])
         growth = end / begin - 1
         problems = [] if status == 0 else [f"exit status {status}: {job.text()[-500:]}"]
         problems += [] if growth <= SHARE else [f"memory grows by {100 * growth:.1f} %"]
-        problems += [] if max(files) <= max(files[:tenth]) else [f"open files {files[0]} to {max(files)}"]
-        size = f"{begin / 2**10:.0f} to {end / 2**10:.0f} MiB, {max(files)} files"
+        problems += [] if open_at_end <= opened + FILES else ["more files are open at the end"]
+        size = f"{begin / 2**10:.0f} to {end / 2**10:.0f} MiB, {opened:.1f} to {open_at_end:.1f} open files"
         row.check(f"{number} workers, {size}", problems)
     return [row]
 
