@@ -1,4 +1,4 @@
-"""A long training: resident memory and open files stay as they are, on the means of the first and last tenth."""
+"""A long training: resident memory and open files stay as they are, by means over tenths of the samples."""
 
 from __future__ import annotations
 
