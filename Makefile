@@ -13,8 +13,8 @@ SOURCES := $(shell find csrc tests/cuda_emulation -name '*.cpp' -o -name '*.h' -
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' Makefile
-	@echo 'Variables: PYTHON (of a new environment; default python3), VENV (default .venv), TORCH (what pip installs first;'
-	@echo 'default torch torchvision), JOBS (of make test; default one per core), TESTS (arguments of pytest; default all tests).'
+	@echo 'Variables of a new environment: PYTHON (default python3), VENV (.venv), TORCH (what pip installs first: torch torchvision).'
+	@echo 'Variables of the tests: JOBS (processes; default one per core), TESTS (arguments of pytest; default all tests).'
 
 install: $(STAMP)  ## make the environment and build the CPU ops
 

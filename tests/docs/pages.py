@@ -69,10 +69,14 @@ def commands(page: Path) -> list[Command]:
 
 
 def make_recipes() -> dict[str, list[list[str]]]:
-    """Target -> the commands that the Makefile runs for it, with the environment's python as ``python``."""
+    """Target -> the commands that the Makefile runs for it, with the environment's python as ``python``, and
+    the default of every variable that the user may set."""
     recipes: dict[str, list[list[str]]] = {}
     current: list[list[str]] = []
-    for line in (ROOT / "Makefile").read_text().splitlines():
+    text = (ROOT / "Makefile").read_text().replace("\\\n", "")
+    for name, default in re.findall(r"^(\w+) \?= *(.*)$", text, re.MULTILINE):
+        text = text.replace(f"$({name})", default)
+    for line in text.splitlines():
         rule = re.match(r"([\w$()-]+):(?!=)", line)
         if rule:
             current = recipes.setdefault(rule.group(1), [])
