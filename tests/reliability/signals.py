@@ -25,8 +25,10 @@ def prove(
     numbers: Sequence[int] = STOP_SIGNALS,
     processes: Sequence[int] = (1, 2),
     phases: Sequence[str] = ("step", "evaluation"),
+    seconds: float = EXIT_SECONDS,
 ) -> list[Row]:
-    """Signals each family's distillation in each phase, the first process alone and all of the session."""
+    """Signals each family's distillation in each phase, the first process alone and all of the session; each
+    is to end within ``seconds``."""
     found, rng = [], random.Random("signals")
     for count in processes:
         word = "1 process" if count == 1 else f"{count} processes"
@@ -44,7 +46,7 @@ def prove(
                         job = Job(family.words(place, output, flags=several(count)), output)
                         moment = moments.wait(phase, job, rng)
                         case = f"{name}, {signal.Signals(number).name} to {whom}, {moment}"
-                        problems = _stop(job, number, whom == "all processes")
+                        problems = _stop(job, number, whom == "all processes", seconds)
                         resumed = run(
                             family.words(place, output, flags=("--resume", *several(count))), output
                         )
@@ -57,7 +59,7 @@ def prove(
     return found
 
 
-def _stop(job: Job, number: int, everyone: bool) -> list[str]:
+def _stop(job: Job, number: int, everyone: bool, limit: float) -> list[str]:
     """Sends the signal; returns what is wrong with how the job ends."""
     start = time.monotonic()
     (job.kill_all if everyone else job.kill)(number)
@@ -72,7 +74,7 @@ def _stop(job: Job, number: int, everyone: bool) -> list[str]:
         return problems
     if status != 128 + number:
         problems.append(f"exit status {status}, not {128 + number}: {job.text()[-500:]}")
-    if seconds > EXIT_SECONDS:
+    if seconds > limit:
         problems.append(f"took {seconds:.1f} s")
     if not job.alone_after(1.0):
         problems.append(f"{len(job.session())} processes are left")
