@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import mmap
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -179,6 +182,7 @@ class _Loader(DataLoader[dict[str, Any]]):
         """Starts the workers; signals that come meanwhile are dealt with afterwards."""
         if not (self.num_workers and hasattr(signal, "sigtimedwait")):  # see _init_worker
             return super().__iter__()
+        _ending(os.getpid())  # workers inherit it
         held = {*_IGNORED, signal.SIGTERM}
         received: list[int] = []
         in_main = threading.current_thread() is threading.main_thread()  # others cannot set handlers
@@ -223,12 +227,25 @@ def _print_unless_parent_ended(
         sys.__excepthook__(kind, error, trace)
 
 
-def _end_with_parent(parent: int) -> None:
-    """Ends this process on a SIGTERM of its parent, which multiprocessing sends, or when the parent is gone.
+@functools.cache
+def _ending(process: int) -> mmap.mmap:
+    """Returns a byte that a process shares with its workers; it is 1 once the process ends.
 
-    torch's workers look for their parent every 5 s, in the main thread alone.
+    Args:
+        process: its number. The first call is the process's own, before there are workers.
     """
-    while os.getppid() == parent:
+    byte = mmap.mmap(-1, 1)
+    multiprocessing.util.Finalize(None, byte.write_byte, args=(1,), exitpriority=0)
+    return byte
+
+
+def _end_with_parent(parent: int) -> None:
+    """Ends this process on a SIGTERM of its parent, which multiprocessing sends, or when the parent ends.
+
+    The SIGTERM alone does not do: one that comes while another process's is pending is lost, and the parent
+    would wait for ever. torch's workers look for their parent every 5 s, in the main thread alone.
+    """
+    while os.getppid() == parent and not _ending(parent)[0]:
         received = signal.sigtimedwait({signal.SIGTERM}, _PARENT_CHECK)
         if received is not None and received.si_pid == parent:
             break

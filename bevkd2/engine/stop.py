@@ -35,7 +35,8 @@ class Stopped(SystemExit):
 class StopSignals:
     """Context manager that notes the first of ``STOP_SIGNALS`` and lets the process go on.
 
-    A SIGINT after the first signal ends the process at once.
+    A second SIGINT ends the process at once. One after another signal does not: a Ctrl-C reaches a
+    launcher's processes, too, perhaps behind the SIGTERM that the launcher passes on.
 
     Attributes:
         received: the number of the first signal; 0: none yet.
@@ -64,7 +65,8 @@ class StopSignals:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         if self.received:
             return
         self.received = number

@@ -1,6 +1,8 @@
 import itertools
+import multiprocessing.util
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -146,6 +148,34 @@ def test_a_worker_ends_soon_after_its_parent():
     while running(worker) and time.monotonic() < end:
         time.sleep(0.05)
     assert not running(worker)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks for processes in /proc")
+def test_a_parent_ends_though_its_signal_to_a_worker_is_lost():
+    """One SIGTERM to all processes of a job, pending in a worker when multiprocessing sends it another."""
+    parent = os.fork()
+    if parent == 0:
+        try:
+            sampler = loader_module.SceneSampler([range(2)])
+            iterator = iter(loader_module._loader(SignalsItself(), sampler, 1, num_workers=1))
+            assert len(list(iterator)) == 2
+            iterator = iter(loader_module._loader(SignalsItself(), sampler, 1, num_workers=1))
+            worker = iterator._workers[0].pid
+            next(iterator)
+            os.kill(worker, signal.SIGSTOP)
+            subprocess.run(["kill", str(worker)], check=True)  # it stays pending, and the next one is lost
+            subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -CONT {worker}"])
+            multiprocessing.util._exit_function()
+            os._exit(7)
+        finally:
+            os._exit(1)
+    end = time.monotonic() + 20
+    while (ended := os.waitpid(parent, os.WNOHANG))[0] == 0 and time.monotonic() < end:
+        time.sleep(0.05)
+    if not ended[0]:
+        os.kill(parent, signal.SIGKILL)
+        os.waitpid(parent, 0)
+    assert ended[0] and os.waitstatus_to_exitcode(ended[1]) == 7
 
 
 def test_workers_fill_one_cache(cfg):

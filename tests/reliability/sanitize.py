@@ -36,8 +36,7 @@ def count_tests(row: Row, capability: str, status: int, results: Path) -> None:
         row.check(capability, [f"exit status {status} before the last test; the report is above"])
         return
     tests = [test for test in ElementTree.parse(results).iter("testcase") if test.find("skipped") is None]
-    bad = {test for kind in ("failure", "error") for test in tests if test.find(kind) is not None}
-    failed = [test.get("name", "") for test in tests if test in bad]
+    failed = [test.get("name", "") for test in tests if {"failure", "error"} & {child.tag for child in test}]
     row.cases += len(tests)
     row.survived += len(tests) - len(failed)
     row.failures += [f"{capability}: {name}" for name in failed]

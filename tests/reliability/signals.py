@@ -25,10 +25,8 @@ def prove(
     numbers: Sequence[int] = STOP_SIGNALS,
     processes: Sequence[int] = (1, 2),
     phases: Sequence[str] = ("step", "evaluation"),
-    seconds: float = EXIT_SECONDS,
 ) -> list[Row]:
-    """Signals each family's distillation in each phase, the first process alone and all of the session; each
-    is to end within ``seconds``."""
+    """Signals each family's distillation in each phase, the first process alone and all of the session."""
     found, rng = [], random.Random("signals")
     for count in processes:
         word = "1 process" if count == 1 else f"{count} processes"
@@ -46,7 +44,7 @@ def prove(
                         job = Job(family.words(place, output, flags=several(count)), output)
                         moment = moments.wait(phase, job, rng)
                         case = f"{name}, {signal.Signals(number).name} to {whom}, {moment}"
-                        problems = _stop(job, number, whom == "all processes", seconds)
+                        problems = _stop(job, number, whom == "all processes")
                         resumed = run(
                             family.words(place, output, flags=("--resume", *several(count))), output
                         )
@@ -59,7 +57,7 @@ def prove(
     return found
 
 
-def _stop(job: Job, number: int, everyone: bool, limit: float) -> list[str]:
+def _stop(job: Job, number: int, everyone: bool) -> list[str]:
     """Sends the signal; returns what is wrong with how the job ends."""
     start = time.monotonic()
     (job.kill_all if everyone else job.kill)(number)
@@ -74,7 +72,7 @@ def _stop(job: Job, number: int, everyone: bool, limit: float) -> list[str]:
         return problems
     if status != 128 + number:
         problems.append(f"exit status {status}, not {128 + number}: {job.text()[-500:]}")
-    if seconds > limit:
+    if seconds > EXIT_SECONDS:
         problems.append(f"took {seconds:.1f} s")
     if not job.alone_after(1.0):
         problems.append(f"{len(job.session())} processes are left")
