@@ -38,7 +38,7 @@ _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def is_of_the_disk(error: BaseException | None) -> bool:
-    """Returns whether a write failed for the disk's sake: it is full or read-only."""
+    """Returns whether a write failed because the disk is full or read-only."""
     return isinstance(error, OSError) and error.errno in _OF_THE_DISK
 
 

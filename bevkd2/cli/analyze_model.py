@@ -170,7 +170,7 @@ def noise(cfg: CfgNode, file_size: tuple[int, int] | None = None) -> dict[str, A
     cam2img[0, 0] = cam2img[1, 1] = 0.58 * size[1]  # KITTI: 721 px of 1242
     cam2img[0, 2], cam2img[1, 2] = size[1] / 2, size[0] / 2
     image = torch.randint(256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return {"image": image, "cam2img": cam2img, "image_id": "noise"}
+    return {"image": image, "cam2img": cam2img, "sample_id": "noise"}
 
 
 class Extraction(nn.Module):

@@ -30,8 +30,8 @@ class MultiViewDemo(Demo):
 
     name = "demo"
     summary = (
-        "The whole story on a synthetic world: make it, train a student plainly, by the paper's method and "
-        "as recommended, score all."
+        "Make a synthetic world; train a student plainly, by the paper's method and as recommended; score "
+        "all."
     )
     world = WorldConfig
     world_title = "the synthetic world"
@@ -81,7 +81,7 @@ class MultiViewDemo(Demo):
                 matrices,
                 truth,
                 found[TITLES[name]],
-                title=f"{TITLES[name]}, {sample['sample_token']}",
+                title=f"{TITLES[name]}, {sample['sample_id']}",
                 class_names=class_names(cfg),
                 extent=extent,
                 score_threshold=_SCORE,

@@ -13,12 +13,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from bevkd2.cli.paths import path_to_write
+from bevkd2.config import import_plugin, load_installed_plugins
 from bevkd2.data import DATA_FORMAT_REGISTRY, DataFormat
 from bevkd2.data.synthetic import SyntheticWorld, generate
+from bevkd2.engine.defaults import add_import_option
 
 
 def worlds() -> dict[str, type[SyntheticWorld]]:
-    """Returns the settings class of each data format that has a generator, by the name of the format."""
+    """Returns the settings class of each data format that has a generator, by the name of the format.
+
+    Formats of plugins count if they are installed or were imported before.
+    """
+    load_installed_plugins()
     found = {form.name: cast(DataFormat, form).synthetic_world() for form in DATA_FORMAT_REGISTRY}
     return {name: world for name, world in found.items() if world is not None}
 
@@ -56,15 +62,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a synthetic world of other settings"
     )
+    add_import_option(parser)
     every = parser.add_argument_group("all formats")
     every.add_argument("--seed", type=int, help="default: 0")
     every.add_argument("--image-size", type=parse_size, metavar="WxH", help="default: the format's")
     every.add_argument("--distractors", type=int, help="default: the difficulty's")
     every.add_argument("--hue-sigma", type=float, help="default: the difficulty's")
-    for name, world in by_format.items():
-        group = parser.add_argument_group(f"--format {name}")
+    for world in dict.fromkeys(by_format.values()):
+        names = [name for name, other in by_format.items() if other is world]
+        group = parser.add_argument_group(f"--format {' or '.join(names)}")
         for flag, (field, meaning) in world.options.items():
-            default = getattr(easy[name], field)
+            default = getattr(easy[names[0]], field)
             shown = "the difficulty's" if field in world.presets["easy"] else default
             group.add_argument(flag, type=type(default), dest=field, help=f"{meaning}; default: {shown}")
     return parser
@@ -82,8 +90,9 @@ def make_config(name: str, difficulty: str, fields: Mapping[str, Any]) -> Synthe
         ValueError: a field is of another format, or out of its range.
     """
     by_format = worlds()
+    own = {field for field, _ in by_format[name].options.values()}
     for other, world in by_format.items():
-        foreign = [flag for flag, (field, _) in world.options.items() if field in fields and other != name]
+        foreign = [flag for flag, (field, _) in world.options.items() if field in fields and field not in own]
         if foreign:
             raise ValueError(
                 f"{', '.join(foreign)} given with --format {name}, expected with --format {other} only; "
@@ -106,7 +115,12 @@ def main(argv: Sequence[str] | None = None, *, progress: bool = True) -> int:
         ValueError: a setting out of its range, or of another format.
         FileExistsError: the folder holds other files, or a world of other settings.
     """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_import_option(first)
+    for package in first.parse_known_args(argv)[0].plugins:  # they may bring formats, which are options
+        import_plugin(package)
     fields = {key: value for key, value in vars(build_parser().parse_args(argv)).items() if value is not None}
+    del fields["plugins"]
     out, workers = fields.pop("out"), fields.pop("workers")
     overwrite, difficulty = fields.pop("overwrite"), fields.pop("difficulty")
     name = fields.pop("format")

@@ -20,6 +20,8 @@ from typing import Any
 
 from bevkd2.cli import make_synthetic
 from bevkd2.cli.paths import path_to_write
+from bevkd2.config import import_plugin
+from bevkd2.engine.defaults import add_import_option
 from bevkd2.engine.launch import usable_cores
 from bevkd2.experiments.report import markdown, write_pictures
 from bevkd2.experiments.results import RESULTS, changed, finished, read_results
@@ -46,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--results", type=path_to_write, default=RESULTS, help="of all experiments")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes that draw a world")
+    add_import_option(parser)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # one run, in this process
     return parser
 
@@ -55,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if args.jobs < 1:
         raise ValueError(f"--jobs is {args.jobs}, expected at least 1")
+    for package in args.plugins:
+        import_plugin(package)
     experiment = read_experiment(args.experiment)
     runs = chosen(experiment, args)
     if args.one:
@@ -65,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.tables:
         for world in dict.fromkeys((experiment.train, experiment.scored)):
             words = [*world.arguments, "--out", world.root, "--workers", str(args.workers)]
-            make_synthetic.main(words, progress=False)
+            make_synthetic.main([*words, *_imports(args)], progress=False)
         experiment.check()
         failed = train(experiment, runs, args)
     report(experiment, args)
@@ -112,6 +117,7 @@ def train(experiment: Experiment, runs: Sequence[tuple[Row, int]], args: argpars
     def command(row: Row, seed: int) -> list[str]:
         words: list[Any] = [sys.executable, "-m", "bevkd2.cli", "experiment", experiment.path, "--one"]
         words += ["--rows", row.name, "--seeds", seed, "--output", args.output, "--results", args.results]
+        words += _imports(args)
         return list(map(str, words))
 
     before = signal.signal(signal.SIGTERM, _end)  # so that the runs are ended too
@@ -136,6 +142,11 @@ def report(experiment: Experiment, args: argparse.Namespace) -> None:
     print(f"\n{experiment.title}\n\n{table.read_text()}")
     for path in [table, *(write_pictures(experiment, results, folder) if results else ())]:
         print(f"  {path}")
+
+
+def _imports(args: argparse.Namespace) -> list[str]:
+    """Returns the --import options that were given, for another command line."""
+    return [word for package in args.plugins for word in ("--import", package)]
 
 
 def say(line: str) -> None:

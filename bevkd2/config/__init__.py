@@ -3,7 +3,7 @@
 from bevkd2.config.data_formats import class_names, default_classes, stored_classes
 from bevkd2.config.defaults import add_bevkd2_config, auto_device, get_cfg, load_config, read_config
 from bevkd2.config.node import CfgNode, add_removed_key, check_rules
-from bevkd2.config.plugins import add_config_extension, import_plugin
+from bevkd2.config.plugins import add_config_extension, import_plugin, load_installed_plugins
 from bevkd2.config.shipped import find_file
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "get_cfg",
     "import_plugin",
     "load_config",
+    "load_installed_plugins",
     "read_config",
     "stored_classes",
 ]

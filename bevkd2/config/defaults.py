@@ -228,7 +228,7 @@ def _add_distill(cfg: fvcore_config.CfgNode) -> None:
     # True: the teacher's samples have its own INPUT.IMAGE_SCALE, RESIZE_* and QUEUE_LENGTH, and the student's
     # augmentation | False: both get the same sample
     teacher.OWN_INPUT = False
-    # Folder that keeps what the teacher says of each sample, so that its forward pass runs once per sample;
+    # Folder that keeps the teacher's outputs for each sample, so that its forward pass runs once per sample;
     # "": it runs in every step. Samples must be the same in every epoch: no random augmentation
     teacher.CACHE = ""
     teacher.CACHE_DTYPE = "float32"  # | "float16" | "bfloat16": of the numbers in CACHE

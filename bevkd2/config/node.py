@@ -120,7 +120,7 @@ class CfgNode(fvcore_config.CfgNode):
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """yaml's SafeLoader, which would keep the last of two equal keys and drop the first without a word.
+    """yaml's SafeLoader, which would keep the last of two equal keys and drop the first silently.
 
     Aliases (``*name``) are read, but a few lines of them may stand for billions of values; that is refused.
     """

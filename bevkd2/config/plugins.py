@@ -42,7 +42,7 @@ def extend_config(cfg: CfgNode) -> None:
     Raises:
         ImportError: one of them cannot be imported.
     """
-    _load_installed_plugins()
+    load_installed_plugins()
     for extend in _EXTENSIONS:
         extend(cfg)
 
@@ -65,7 +65,12 @@ def import_plugin(package: str) -> None:
 
 
 @functools.cache
-def _load_installed_plugins() -> None:
+def load_installed_plugins() -> None:
+    """Imports the built-in and the installed plugins, once.
+
+    Raises:
+        ImportError: one of them cannot be imported.
+    """
     for module in _BUILT_IN:
         importlib.import_module(module)
     for point in entry_points(group=ENTRY_POINT_GROUP):

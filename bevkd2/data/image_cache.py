@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class ImageCache:
-    """Images of a small dataset, filled by whoever reads a frame first.
+    """Images of a small dataset, filled by the process that reads a frame first.
 
     The memory is an anonymous shared mapping, so workers must be forked after the cache is made. Two workers
     that read the same frame at once write the same bytes; the flag is set after the bytes are there.

@@ -217,7 +217,7 @@ class Distiller(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the student's parameters are."""
+        """Returns the device of the student."""
         return next(self.student.parameters()).device
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:

@@ -114,7 +114,7 @@ def round_boxes(boxes: Tensor, stride: int, rounding: Rounding) -> Tensor:
     Args:
         boxes: (n, 4) x1, y1, x2, y2 in pixels.
         stride: pixels per cell.
-        rounding: see there.
+        rounding: as in :func:`draw_masks`.
 
     Returns:
         (n, 4) in pixels.

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bevkd2.distill.layers import map_layers
-from bevkd2.distill.sources import Check
+from bevkd2.distill.layers import Check, map_layers
 from bevkd2.modeling.bev.criterion import HungarianMatcher
 from bevkd2.modeling.bev.decoder import CODE_SIZE, DecoderOutput
 from bevkd2.modeling.bev.detector import MultiViewDetector
@@ -72,11 +71,7 @@ def decoder_layers(
     Raises:
         ValueError: a pair that names a layer that is not there.
     """
-    try:
-        pairs = map_layers(ours.layers, theirs.layers, layer_map)
-    except ValueError as error:
-        check(False, key, str(error).removeprefix("LAYER_MAP: "))
-        raise
+    pairs = map_layers(ours.layers, theirs.layers, layer_map, check, key)
     return [i for i, _ in pairs], [j for _, j in pairs]
 
 

@@ -3,26 +3,23 @@
 - ``backbone.<name>``: one stage of the image backbone, such as ``backbone.res4``.
 - ``fpn``, ``fpn.<i>``: all levels of the neck, or one, 0 the finest.
 - ``bev``: the bird's-eye view as it leaves the encoder.
-- ``bev.layers``, ``bev.temporal``, ``bev.spatial``: what every encoder layer, its temporal or its spatial
-  attention puts out; with ``.<i>``, the student's layer i alone. Teacher's layers are found by
+- ``bev.layers``, ``bev.temporal``, ``bev.spatial``: the outputs of every encoder layer, of its temporal or
+  its spatial attention; with ``.<i>``, the student's layer i alone. Teacher's layers are found by
   :func:`bevkd2.distill.layers.map_layers`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from bevkd2.distill.layers import map_layers
+from bevkd2.distill.layers import Check, map_layers
 from bevkd2.modeling.detector import FeatureShapes
 from bevkd2.modeling.knowledge import BEVKnowledge, Knowledge
-
-Check = Callable[[bool, str, str], None]
-"""Takes a condition, a key and what was found; raises a ValueError unless the condition is true."""
 
 _LAYERS = {"layers": "layer_outputs", "temporal": "temporal_outputs", "spatial": "spatial_outputs"}
 
@@ -215,7 +212,7 @@ def _of_bev(
     )
     for role, shape in (("student", ours), ("teacher", theirs)):
         check(shape.layers > 0, "SOURCES", f"{name!r}; the {role} has no encoder layers")
-    pairs = map_layers(ours.layers, theirs.layers, layer_map)
+    pairs = map_layers(ours.layers, theirs.layers, layer_map, check)
     return [
         FeatureSource(f"bev.{kind}.{i}", _LAYERS[kind], i, j, *channels, None, ours.shape)
         for i, j in pairs

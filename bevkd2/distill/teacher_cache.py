@@ -155,7 +155,7 @@ class TeacherCache:
         if tuple(part.shape) != layout.shape:
             raise ValueError(
                 f"DISTILL.TEACHER.CACHE: {path} of one sample is {tuple(part.shape)}, of another one "
-                f"{layout.shape}; images differ in size, so that what the teacher says depends on the batch: "
+                f"{layout.shape}; images differ in size, so that the teacher's outputs depend on the batch: "
                 "bring them to one size, or leave DISTILL.TEACHER.CACHE empty"
             )
 
@@ -167,7 +167,7 @@ class TeacherCache:
             same = found.shape == expected.shape
             if not same or not torch.allclose(found, expected, rtol=0, atol=bound, equal_nan=True):
                 raise ValueError(
-                    f"DISTILL.TEACHER.CACHE: {path} differs from what the teacher says now ({name}); another "
+                    f"DISTILL.TEACHER.CACHE: {path} differs from the teacher's outputs now ({name}); another "
                     f"version of the code wrote it: remove {self._folder}"
                 )
 

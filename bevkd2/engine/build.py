@@ -280,8 +280,8 @@ def _prepare_caches(cfg: CfgNode, model: nn.Module) -> None:
         random += model.student.random_settings()
     if random:
         raise ValueError(
-            f"DISTILL.TEACHER.CACHE keeps what the teacher says of a sample, but {', '.join(random)} changes "
-            "samples from one epoch to the next; switch that off, or leave DISTILL.TEACHER.CACHE empty"
+            f"DISTILL.TEACHER.CACHE keeps the teacher's outputs for a sample, but {', '.join(random)} "
+            "changes samples from one epoch to the next; switch that off, or leave the key empty"
         )
     for cache in model.caches:
         cache.num_samples = count_training_samples(cfg)
@@ -303,7 +303,7 @@ def _check_numbers(cfg: CfgNode) -> None:
         ("TEST", "PRINT_PERIOD", 1),
         ("TEST", "EVAL_PERIOD", 0),
     ):
-        if not cfg[section][key] >= least:  # NaN is not
+        if not cfg[section][key] >= least:  # "not >=" also refuses NaN
             raise ValueError(f"{section}.{key}: {cfg[section][key]} is too small; expected at least {least}")
     batch, parts, processes = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS, comm.get_world_size()
     if batch % (parts * processes):
@@ -318,7 +318,7 @@ def _check_numbers(cfg: CfgNode) -> None:
     clip = cfg.SOLVER.CLIP_GRADIENTS
     for name, value in (("BASE_LR", cfg.SOLVER.BASE_LR), ("CLIP_GRADIENTS.CLIP_VALUE", clip.CLIP_VALUE)):
         if not value > 0:
-            raise ValueError(f"SOLVER.{name}: {value} would train nothing; expected a positive number")
+            raise ValueError(f"SOLVER.{name}: {value} is not positive; expected a number above 0")
 
 
 def _count_earlier_checkpoints(trainer: DistillTrainer, folder: Path) -> None:

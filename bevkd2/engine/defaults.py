@@ -85,7 +85,7 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
 
 
 def add_import_option(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--import PACKAGE``, which :func:`load_args` reads, to a parser with --config-file and opts."""
+    """Adds ``--import PACKAGE``, which :func:`load_args` reads."""
     parser.add_argument(
         "--import",
         dest="plugins",

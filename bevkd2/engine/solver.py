@@ -101,7 +101,7 @@ def fit_optimizer_state(
         saved_names: its parameters, in the order of their groups; None where the checkpoint is of a version
             that did not store them, and the groups must then be the same.
         optimizer: as :func:`build_optimizer` returns it.
-        names: its parameters, likewise.
+        names: the names of its parameters, in the same order.
 
     Returns:
         A state dict of ``optimizer``.

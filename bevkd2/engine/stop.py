@@ -18,7 +18,7 @@ _logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""What ends a training: of schedulers and ``kill``, of Ctrl-C, of Slurm before a time limit."""
+"""The signals that end a training: of schedulers and ``kill``, of Ctrl-C, of Slurm before a time limit."""
 
 INTERRUPTED = "model_interrupted"
 """Name of the checkpoint, without suffix; a later periodic checkpoint replaces it."""

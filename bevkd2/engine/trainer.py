@@ -21,6 +21,7 @@ from bevkd2.engine.hooks import Evaluate
 from bevkd2.engine.metrics import MetricsHistory
 from bevkd2.engine.solver import fit_optimizer_state
 from bevkd2.engine.stop import StopOnSignal, StopSignals
+from bevkd2.modeling.sample import sample_name
 
 _logger = logging.getLogger(__name__)
 _Sample = TypeVar("_Sample")
@@ -248,7 +249,7 @@ class DistillTrainer(SimpleTrainer):
     def _check_losses(self, losses: Mapping[str, Tensor], batch: Sequence[Mapping[str, Any]]) -> None:
         bad = [f"{name}={value.item():g}" for name, value in losses.items() if not value.isfinite()]
         if bad:
-            tokens = ", ".join(str(sample.get("sample_id", "without a sample_id")) for sample in batch)
+            tokens = ", ".join(sample_name(sample) for sample in batch)
             raise NonFiniteLossError(
                 f"iteration {self.iter}: {', '.join(bad)} on the samples {tokens}. The weights were not "
                 "updated and the last checkpoint is unchanged. Look at these samples; if they are sound, "

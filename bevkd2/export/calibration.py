@@ -15,7 +15,7 @@ from bevkd2.runtime.graph import Array, runtime_of
 
 
 class RecordingGraph(Graph):
-    """A graph that keeps what it was fed last.
+    """A graph that keeps its last inputs.
 
     Attributes:
         fed: every input of the last run by name.
@@ -24,7 +24,7 @@ class RecordingGraph(Graph):
     fed: dict[str, Array]
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Runs a batch and keeps it; see the base."""
+        """Runs a batch, and keeps it."""
         self.fed = dict(feeds)
         return super().run(feeds)
 

@@ -20,7 +20,6 @@ from bevkd2.modeling.detector import (
     DecoderShape,
     Detector,
     FeatureShapes,
-    Sample,
     detector_arguments,
 )
 from bevkd2.modeling.heatmaps import HeatmapHead, draw_heatmap, gaussian_radius, heatmap_loss

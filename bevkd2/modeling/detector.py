@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -16,12 +16,10 @@ from bevkd2.modeling.backbones.pre_activation import PreActivationBackbone
 from bevkd2.modeling.knowledge import Knowledge
 from bevkd2.modeling.necks import FPN, Neck
 from bevkd2.modeling.pixels import PixelNormalizer
+from bevkd2.modeling.sample import Sample
 
 if TYPE_CHECKING:
     from bevkd2.modeling.deployable import DeployableDetector
-
-Sample = Mapping[str, Any]
-"""One sample as the mapper emits it."""
 
 InputsT = TypeVar("InputsT")
 TargetsT = TypeVar("TargetsT")
@@ -278,6 +276,19 @@ class Detector(nn.Module, ABC, Generic[InputsT, TargetsT, KnowledgeT]):
             image_sizes=image_sizes,
         )
         return levels, knowledge
+
+    def filled_fields(self) -> frozenset[str]:
+        """Returns the fields of the knowledge that ``extract`` can fill.
+
+        A distillation method that requires another one is refused when the model is built. The base counts
+        the fields that are not costly and the features of backbone and neck; a detector that fills more
+        costly fields, or leaves out some of the others, overrides it.
+        """
+        shared = {"backbone", "fpn"}
+        if isinstance(self.image_backbone, PreActivationBackbone):
+            shared.add("pre_activation")
+        names = frozenset(field.name for field in dataclasses.fields(self.knowledge))
+        return names - self.knowledge.costly_fields() | shared
 
     @property
     def device(self) -> torch.device:

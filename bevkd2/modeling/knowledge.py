@@ -23,9 +23,9 @@ class PreActivation:
     features: Tensor
     """(R, C, H, W)."""
     mean: Tensor
-    """(C,) the normalisation's bias: the mean of what it puts out."""
+    """(C,) the normalisation's bias: the mean of its output."""
     std: Tensor
-    """(C,) the absolute value of the normalisation's weight: the deviation of what it puts out."""
+    """(C,) the absolute value of the normalisation's weight: the standard deviation of its output."""
 
 
 @dataclasses.dataclass
@@ -143,7 +143,7 @@ class BEVKnowledge(Knowledge):
     """For every encoder layer, (B, H*W, C): the queries after the spatial attention, its residual and its
     normalisation."""
     layer_outputs: list[Tensor] | None = dataclasses.field(default=None, metadata=COSTLY)
-    """For every encoder layer, (B, H*W, C): what the layer puts out; the last is ``bev_embed``."""
+    """For every encoder layer, (B, H*W, C): the output of the layer; the last is ``bev_embed``."""
     reference_points: Tensor | None = dataclasses.field(default=None, metadata=COSTLY)
     """(B, N, H*W, Z, 2) the Z points of every cell's pillar in every camera: x, y as fractions of the padded
     image; meaningless behind the camera."""

@@ -29,7 +29,7 @@ class PixelNormalizer(nn.Module):
 
         Args:
             mean: three numbers in the order of ``pixel_format``, 0..255.
-            std: likewise, above 0.
+            std: of the same length, above 0.
             pixel_format: "RGB" | "BGR", the order that the backbone was trained on.
             size_divisibility: images are padded to a multiple of it (pixels).
 

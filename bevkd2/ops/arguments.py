@@ -93,7 +93,7 @@ def refuse_forward_mode(op: str, *tensors: Tensor) -> None:
 
 
 def integer(op: str, name: str, value: Any) -> int:
-    """Returns an integer argument; Python would truncate a float without a word.
+    """Returns an integer argument; Python would truncate a float silently.
 
     Args:
         op: the function that the user called.

@@ -69,7 +69,7 @@ class Arguments(NamedTuple):
     pixel_weights: list[Tensor]
     """(B, P) of each level; an absent one is empty."""
     channel_weights: list[Tensor]
-    """(B, C), likewise."""
+    """(B, C), the same."""
     scale: Tensor
     """(L, B)."""
 

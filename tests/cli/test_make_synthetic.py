@@ -1,11 +1,15 @@
 import contextlib
 import io
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from bevkd2.cli import make_synthetic
 from bevkd2.cli.console import run_cli
+from tests.limits import PROGRAM_SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +83,32 @@ def test_a_bad_image_size_is_named(size, tool, tmp_path, capsys):
     with pytest.raises(SystemExit):
         tool.main(["--out", str(tmp_path / "world"), f"--image-size={size}"])
     assert "expected WIDTHxHEIGHT" in capsys.readouterr().err
+
+
+def test_a_plugin_brings_a_format_with_a_generator(tmp_path):
+    """In a process of its own: a registered format stays for the rest of the process."""
+    (tmp_path / "photo_world.py").write_text(
+        "from bevkd2.data import DATA_FORMAT_REGISTRY\n"
+        "from bevkd2.data.kitti import KittiFormat\n\n"
+        "@DATA_FORMAT_REGISTRY.register()\n"
+        "class PhotoWorld(KittiFormat):\n"
+        "    name = 'photo_world'\n"
+    )
+    command = [sys.executable, "-m", "bevkd2.cli", "make-synthetic"]
+    words = (
+        f"--format photo_world --out {tmp_path / 'made'} --train-frames 1 --val-frames 1 --workers 1".split()
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    result = {}
+    for imports in ([], ["--import", "photo_world"]):
+        result[len(imports)] = subprocess.run(
+            [*command, *words, *imports],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            timeout=PROGRAM_SECONDS,
+        )
+    assert result[0].returncode == 2, result[0].stderr
+    assert "invalid choice: 'photo_world'" in result[0].stderr
+    assert result[2].returncode == 0, result[2].stderr
+    assert (tmp_path / "made" / "training" / "calib").is_dir()

@@ -219,7 +219,7 @@ def test_absent_file_and_absent_base(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "\n", "null", "# SEED: 3"])
 def test_an_empty_file_is_refused(tmp_path: Path, text: str) -> None:
-    """It may have been cut off, and would change the values of a config without a word."""
+    """It may have been cut off, and would change the values of a config silently."""
     write(tmp_path, "base.yaml", text)
     path = write(tmp_path, "run.yaml", "_BASE_: base.yaml\nSEED: 3")
     with pytest.raises(ValueError, match=r"config file .*base\.yaml is empty"):

@@ -54,7 +54,7 @@ def make_frame(seed: int, time: int) -> dict[str, Any]:
     can_bus[0] = 3.0 * time
     can_bus[3] = 1.0
     return {
-        "sample_token": f"sample-{seed}-{time}",
+        "sample_id": f"sample-{seed}-{time}",
         "scene_token": f"scene-{seed}",
         "timestamp": 500_000 * time,
         "images": torch.randint(0, 256, (CAMERAS, 3, *SIZE), dtype=torch.uint8, generator=generator),

@@ -92,9 +92,30 @@ def test_a_method_on_a_detector_that_it_cannot_read_is_named_at_build_time(teach
         build(teacher_files("DISTILL.METHODS", ["DepthGuidedPrediction"]))
 
 
-def test_a_required_field_that_is_empty_is_named(teacher_files, samples):
+def test_a_required_field_that_a_detector_does_not_fill_is_named_at_build_time(teacher_files):
     built = build(teacher_files("DISTILL.METHODS", []))
     methods = {"ReadsHeatmap": ReadsHeatmap("x")}
+    with pytest.raises(
+        ValueError,
+        match="ReadsHeatmap requires bev_heatmap, which the student, a BEVFormer, does not fill; leave",
+    ):
+        Distiller(
+            student=built.student, teacher=built.teacher, methods=methods, weights={"ReadsHeatmap": 1.0}
+        )
+
+
+def test_a_layer_that_is_not_there_is_named_at_build_time(teacher_files):
+    options = ("DISTILL.METHODS", ["SpatialAttention"], "DISTILL.SPATIAL_ATTENTION.LAYER_MAP", [[0, 7]])
+    with pytest.raises(
+        ValueError, match=r"DISTILL\.SPATIAL_ATTENTION\.LAYER_MAP: \[0, 7\] does not name a student layer"
+    ):
+        build(teacher_files(*options))
+
+
+def test_a_required_field_that_is_left_empty_is_named(teacher_files, samples, monkeypatch):
+    built = build(teacher_files("DISTILL.METHODS", []))
+    methods = {"ReadsHeatmap": ReadsHeatmap("x")}
+    monkeypatch.setattr(type(built.student), "filled_fields", lambda self: frozenset({"bev_heatmap"}))
     model = Distiller(
         student=built.student, teacher=built.teacher, methods=methods, weights={"ReadsHeatmap": 1.0}
     )

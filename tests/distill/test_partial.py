@@ -80,6 +80,16 @@ def test_costly_fields_are_filled_on_request_only():
     assert "fpn" in filled and "logits" in filled and "backbone" not in filled
 
 
+@pytest.mark.parametrize("detector", ["BEVFormer", "PGD", "SMOKE"])
+def test_a_detector_fills_the_fields_that_it_names_and_no_others(detector):
+    model = build_detector(detector, 8, 0).eval()
+    with torch.no_grad():
+        inputs = model.preprocess(make_batch(detector, 1, 2))
+        knowledge = model.extract(inputs, type(model).knowledge.costly_fields())
+    filled = {f.name for f in dataclasses.fields(knowledge) if getattr(knowledge, f.name) is not None}
+    assert filled == model.filled_fields()
+
+
 def test_the_decoder_runs_on_given_queries_and_reference_points():
     model = build_detector("BEVFormer", 8, 0).eval()
     with torch.no_grad():

@@ -105,7 +105,7 @@ def test_damaged_and_foreign_files_are_named(tmp_path):
     with torch.no_grad():
         for parameter in cached.teacher.parameters():
             parameter.mul_(1.1)  # another teacher of the same name
-    with pytest.raises(ValueError, match=r"differs from what the teacher says now .*: remove .*teacher"):
+    with pytest.raises(ValueError, match=r"differs from the teacher's outputs now .*: remove .*teacher"):
         losses_of(cached, batch)
     file = next(tmp_path.glob("teacher/*"))
     file.write_bytes(file.read_bytes()[:100])

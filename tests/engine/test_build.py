@@ -233,9 +233,9 @@ def test_wrong_period_is_named_before_the_first_step(tmp_path: Path, key: str, v
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("SOLVER.BASE_LR", 0.0, "would train nothing; expected a positive number"),
-        ("SOLVER.BASE_LR", float("nan"), "would train nothing"),
-        ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.0, "would train nothing"),
+        ("SOLVER.BASE_LR", 0.0, "is not positive; expected a number above 0"),
+        ("SOLVER.BASE_LR", float("nan"), "is not positive; expected a number above 0"),
+        ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.0, "is not positive; expected a number above 0"),
         ("SOLVER.BACKBONE_MULTIPLIER", -0.1, "is too small; expected at least 0"),
         ("SOLVER.WARMUP_ITERS", -1, "is too small; expected at least 0"),
     ],

@@ -28,7 +28,7 @@ from tests.limits import PROGRAM_SECONDS
 
 ROOT = Path(__file__).parents[2]
 ROWS = [{"name": "plain"}, {"name": "broken", "overrides": {"SOLVER.BASE_LR": 1e38}}]
-# Ends the process without a word before an iteration, as a power cut does.
+# Ends the process silently before an iteration, as a power cut does.
 KILLED = """
 import os, sys
 from bevkd2.engine.trainer import DistillTrainer

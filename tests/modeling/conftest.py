@@ -55,7 +55,7 @@ def make_frame() -> Callable[..., dict[str, Any]]:
         yaw = 0.3 + 0.2 * step
         can_bus[16], can_bus[17] = yaw, math.degrees(yaw)
         return {
-            "sample_token": f"sample-{scene}-{step}-{seed}",
+            "sample_id": f"sample-{scene}-{step}-{seed}",
             "scene_token": scene,
             "timestamp": 1_000_000 + 500_000 * step,
             "images": torch.randint(0, 256, (2, 3, HEIGHT, WIDTH), generator=generator, dtype=torch.uint8),

@@ -11,7 +11,7 @@ from torch import Tensor
 from bevkd2.distill.layers import map_layers
 from bevkd2.distill.methods.base import register_method
 from bevkd2.distill.methods.structured import StructuredMethod
-from bevkd2.modeling.detector import FeatureShapes
+from bevkd2.modeling.detector import Detector, FeatureShapes
 from bevkd2.modeling.knowledge import BEVKnowledge
 from bevkd2.ops import attention_l2, masked_l2, pixel_wise_kl
 
@@ -44,8 +44,26 @@ class _AttentionDistillation(StructuredMethod):
     def add_config(cls, node: FvcoreNode) -> None:
         """Adds the keys of structured distillation, LAYER_MAP and OFFSETS."""
         super().add_config(node)
-        node.LAYER_MAP = []  # [[student layer, teacher layer], ...]; []: spread evenly, last meets last
+        node.LAYER_MAP = []  # [[student layer, teacher layer], ...]; []: spread evenly
         node.OFFSETS = 0.0  # weight of the distance of the sampling offsets, beside that of the weights
+
+    def attach(self, student: Detector[Any, Any, Any], teacher: Detector[Any, Any, Any]) -> None:
+        """Checks what is known of the encoders before the first step: the BEV grids, and LAYER_MAP.
+
+        Raises:
+            ValueError: other grids, or a pair of LAYER_MAP that names a layer that is not there.
+        """
+        super().attach(student, teacher)
+        ours, theirs = student.feature_shapes().bev, teacher.feature_shapes().bev
+        if ours is None or theirs is None:
+            return
+        self.check(
+            ours.shape == theirs.shape,
+            "",
+            f"the BEV grid has {ours.shape} rows and columns in the student and {theirs.shape} in the "
+            f"teacher; use the same grid, or leave {type(self).__name__} out of DISTILL.METHODS",
+        )
+        map_layers(ours.layers, theirs.layers, self.layer_map, self.check)
 
     def forward(
         self, student: BEVKnowledge, teacher: BEVKnowledge, targets: Any
@@ -73,7 +91,7 @@ class _AttentionDistillation(StructuredMethod):
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Returns what the paired layers of student and teacher have in a field."""
         students, teachers = student.filled(field), teacher.filled(field)
-        pairs = map_layers(len(students), len(teachers), self.layer_map)
+        pairs = map_layers(len(students), len(teachers), self.layer_map, self.check)
         for i, j in pairs:
             if students[i].shape != teachers[j].shape:
                 raise ValueError(

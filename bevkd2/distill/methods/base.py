@@ -40,7 +40,8 @@ class DistillMethod(nn.Module, ABC, Generic[KnowledgeT]):
     knowledge: type[Knowledge] = Knowledge
     """What student and teacher must both return; checked when the model is built."""
     requires: frozenset[str] = frozenset()
-    """Fields of ``knowledge`` that both must fill. A teacher computes nothing but what methods require."""
+    """Fields of ``knowledge`` that both must fill; checked when the model is built. A teacher computes only
+    what methods require."""
     progress: Progress = Progress()
     """Where in training the step is; the Distiller sets it before each forward pass."""
 
@@ -80,6 +81,13 @@ class DistillMethod(nn.Module, ABC, Generic[KnowledgeT]):
                     f"use a detector that returns {self.knowledge.__name__}"
                 )
         _check_fields(name, self.knowledge, self.requires)
+        for role, detector in (("student", student), ("teacher", teacher)):
+            if missing := sorted(self.requires - detector.filled_fields()):
+                raise ValueError(
+                    f"DISTILL.METHODS: {name} requires {', '.join(missing)}, which the {role}, a "
+                    f"{type(detector).__name__}, does not fill; leave {name} out, or use a detector that "
+                    "names it in filled_fields()"
+                )
 
     @classmethod
     def one_of(cls, cfg: FvcoreNode, key: str, legal: Iterable[str]) -> Any:

@@ -40,7 +40,7 @@ class BEVFeature(FeatureMethod):
     - none: the mean over all cells.
     - adaptive: DistillBEV's, Eq. 1 to 6, in the form of its code. The sum of A (a F + b B + c P) d^2: F is
       1 / sqrt(area of the box in cells) in the boxes; P is 1 / (number of cells) in the boxes that the
-      teacher predicts where nothing is annotated, its false positives; B likewise in the rest. A is the
+      teacher predicts where nothing is annotated, its false positives; B is the same in the rest. A is the
       teacher's spatial attention, (number of cells) * softmax(mean over channels of its absolute features /
       T). A second loss, ``bev_feature_attention``, is the sum over the cells of the absolute distance of the
       features' means over channels, the student's after a 3x3 convolution of its own. The weights a, b, c, T

@@ -53,7 +53,7 @@ class BEVResponse(StructuredMethod):
         super().add_config(node)
         # "bev" (Eq. 7) | "bev.layers" | "bev.temporal" | "bev.spatial", also of one layer: "bev.layers.0"
         node.SOURCES = ["bev"]
-        node.LAYER_MAP = []  # [[student layer, teacher layer], ...]; []: spread evenly, last meets last
+        node.LAYER_MAP = []  # [[student layer, teacher layer], ...]; []: spread evenly
 
     def forward(self, student: BEVKnowledge, teacher: BEVKnowledge, targets: Any) -> Tensor:
         """Returns the loss."""

@@ -89,7 +89,7 @@ class D3ETR(DistillMethod[BEVKnowledge]):
         node.MATCHED = True  # optimal pairs of the student's and the teacher's queries
         node.FIXED = True  # the teacher's queries through the student's decoder
         node.QUERIES = 0  # how many of the teacher's queries, its most confident, are matched; 0: all
-        node.LAYER_MAP = []  # [[student layer, teacher layer], ...]; []: spread evenly, last meets last
+        node.LAYER_MAP = []  # [[student layer, teacher layer], ...]; []: spread evenly
         node.CLS_WEIGHT = 2.0  # weight of the classes, in the cost too
         node.BOX_WEIGHT = 0.25  # weight of the box codes, in the cost too
         node.CODE_WEIGHTS = list(CODE_WEIGHTS)  # ten factors of the L1 terms; the cost has no velocity

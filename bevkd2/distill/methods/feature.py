@@ -61,7 +61,7 @@ class FeatureMethod(DistillMethod[Knowledge]):
         # Feature maps: backbone.<name> | fpn | fpn.<level> | bev | bev.layers | bev.temporal | bev.spatial,
         # the last three also of one encoder layer: bev.layers.<i>
         node.SOURCES = list(cls.sources_default)
-        node.LAYER_MAP = []  # [[student layer, teacher layer], ...]; []: spread evenly, last meets last
+        node.LAYER_MAP = []  # [[student layer, teacher layer], ...]; []: spread evenly
         if cls.adapter_default is not None:
             # From the student's channels to the teacher's: "conv1x1" | "conv3x3" | "none" | "auto": conv1x1
             # where they differ

@@ -150,7 +150,7 @@ class GID(FeatureMethod):
 
         Args:
             student: with ``logits`` and ``boxes2d``.
-            teacher: likewise.
+            teacher: the teacher's.
             content: (B, Q) bool: locations that are not padding.
         """
         ours, theirs = student.filled("logits").float().sigmoid(), teacher.filled("logits").float().sigmoid()

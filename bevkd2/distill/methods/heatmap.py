@@ -80,7 +80,6 @@ class Heatmap(DistillMethod[Knowledge]):
 
     def attach(self, student: Detector[Any, Any, Any], teacher: Detector[Any, Any, Any]) -> None:
         """Checks that both detectors have the maps."""
-        super().attach(student, teacher)
         for role, detector in (("student", student), ("teacher", teacher)):
             for name in self.maps:
                 if name == "dense":
@@ -93,11 +92,12 @@ class Heatmap(DistillMethod[Knowledge]):
                     )
                 else:
                     self.check(
-                        getattr(detector, f"{_FIELDS[name]}_head", None) is not None,
+                        _FIELDS[name] in detector.filled_fields(),
                         "MAPS",
                         f"{name}, but the {role} has no such head; set MODEL.BEVFORMER.AUX.{_KEYS[name]} "
                         "above 0 in its config (and train it so), or name other MAPS",
                     )
+        super().attach(student, teacher)
 
     def forward(self, student: Knowledge, teacher: Knowledge, targets: Any) -> Tensor:
         """Returns the loss.

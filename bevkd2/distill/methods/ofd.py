@@ -70,7 +70,6 @@ class OFD(FeatureMethod):
 
     def attach(self, student: Detector[Any, Any, Any], teacher: Detector[Any, Any, Any]) -> None:
         """Checks that both backbones can tell their features before the ReLU."""
-        super().attach(student, teacher)
         for role, detector in (("student", student), ("teacher", teacher)):
             backbone = detector.image_backbone
             name = type(backbone).__name__
@@ -84,6 +83,7 @@ class OFD(FeatureMethod):
             for source in self.sources:
                 reason = backbone.lacks_pre_activation(str(source.student_key))
                 self.check(not reason, "SOURCES", f"{source.name} of the {role}'s backbone, {name}, {reason}")
+        super().attach(student, teacher)
 
     def forward(self, student: Knowledge, teacher: Knowledge, targets: Any) -> Tensor:
         """Returns the loss."""

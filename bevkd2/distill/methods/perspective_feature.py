@@ -63,7 +63,7 @@ class PerspectiveWeights:
             strides: stride of each level in pixels.
             image_sizes: (B, 2) height and width in pixels before padding.
             boxes2d: B tensors (n, 4) x1, y1, x2, y2 in pixels; read where there is a ``near_depth``.
-            depths: B tensors (n,) in metres; likewise.
+            depths: B tensors (n,) in metres, in the same order.
         """
         occlusion = None
         if self.near_depth is not None:

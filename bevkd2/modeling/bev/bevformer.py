@@ -33,9 +33,10 @@ from bevkd2.modeling.bev.heatmaps import HeatmapWeights, bev_heatmap_loss, image
 from bevkd2.modeling.bev.inputs import MASK_KEY, BEVInputs, BEVTargets, Frames
 from bevkd2.modeling.bev.layers import BEVPosition, can_bus_embedding
 from bevkd2.modeling.bev.memory import evaluating, rows_with_history, select_rows, update_rows
-from bevkd2.modeling.detector import BEVShape, DecoderShape, Detector, FeatureShapes, Sample
+from bevkd2.modeling.detector import BEVShape, DecoderShape, Detector, FeatureShapes
 from bevkd2.modeling.heatmaps import HeatmapHead
 from bevkd2.modeling.knowledge import BEVKnowledge, TemporalState
+from bevkd2.modeling.sample import Sample
 
 # Fields that need neither the history nor the encoder, and those that need the decoder.
 _BEFORE_ENCODER = frozenset(
@@ -52,6 +53,8 @@ class BEVFormer(MultiViewDetector):
     Every sample of a batch has its own calibration, camera visibility and history; outputs do not depend on
     what else is in the batch.
     """
+
+    bev_shape: tuple[int, int]
 
     @configurable
     def __init__(
@@ -88,7 +91,7 @@ class BEVFormer(MultiViewDetector):
             dense_velocity: the decoder's velocities are added to those of the BEV head among them.
             **shared: of :class:`MultiViewDetector`; the channels of the neck are those of all queries (C).
         """
-        super().__init__(**shared)
+        super().__init__(bev_shape=geometry.bev_shape, **shared)
         self.encoder, self.decoder = encoder, decoder
         self.criterion, self.geometry, self.grid_mask = criterion, geometry, grid_mask
         embed_dim = self.neck.out_channels
@@ -110,11 +113,6 @@ class BEVFormer(MultiViewDetector):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Translates the config into constructor arguments."""
         return bevformer_arguments(cfg)
-
-    @property
-    def bev_shape(self) -> tuple[int, int]:
-        """Returns rows (y) and columns (x) of the grid."""
-        return self.geometry.bev_shape
 
     def inheritable(self) -> dict[str, nn.Parameter]:
         """Returns parameters that a student can take over from a teacher, by the name that configs use."""
@@ -192,6 +190,17 @@ class BEVFormer(MultiViewDetector):
             bev=BEVShape(channels, self.bev_shape, len(self.encoder.layers)),
             decoder=DecoderShape(channels, len(self.decoder.layers), len(self.object_queries)),
         )
+
+    def filled_fields(self) -> frozenset[str]:
+        """Returns all fields but those of auxiliary heads that the model does not have."""
+        heads = {
+            "bev_heatmap": self.bev_heatmap_head,
+            "image_heatmap": self.image_heatmap_head,
+            "bev_boxes": self.bev_box_head,
+            "image_boxes": self.image_box_head,
+        }
+        absent = {name for name, head in heads.items() if head is None}
+        return super().filled_fields() | self.knowledge.costly_fields() - {"pre_activation"} - absent
 
     def extract(
         self,

@@ -105,7 +105,7 @@ def decode_detections(class_logits: Tensor, box_codes: Tensor, options: DecodeOp
     Args:
         class_logits: (Q, K).
         box_codes: (Q, 10).
-        options: see there.
+        options: score threshold, range and number of detections.
 
     Returns:
         ``boxes`` (Boxes3D), ``scores`` (k,) in descending order and ``labels`` (k,) int64.

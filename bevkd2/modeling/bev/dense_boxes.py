@@ -105,7 +105,8 @@ def image_box_targets(
     corners, corner_depth = project_points(boxes.corners()[objects], lidar2img[cameras])
     inside = ((center[:, None] >= corners.amin(1)) & (center[:, None] <= corners.amax(1))).all(2)
     nearer = (depth < depth[:, None]) & (corner_depth.amin(1) > MIN_DEPTH)
-    seen = ~(inside & nearer & (cameras == cameras[:, None])).any(1)
+    hidden = (inside & nearer & (cameras == cameras[:, None])).any(1)
+    seen = hidden.logical_not().nonzero()[:, 0]
     boxes, cameras, center, depth = boxes[objects[seen]], cameras[seen], center[seen], depth[seen]
     x, y = (boxes.center - _camera_centers(lidar2img)[cameras])[:, :2].unbind(1)
     local = boxes.yaw - torch.atan2(y, x)

@@ -18,8 +18,9 @@ from bevkd2.modeling.bev.inputs import (
     collate_targets,
 )
 from bevkd2.modeling.bev.memory import SceneMemory, split_by_time
-from bevkd2.modeling.detector import BEVShape, Detector, FeatureShapes, Sample
+from bevkd2.modeling.detector import BEVShape, Detector, FeatureShapes
 from bevkd2.modeling.knowledge import BEVKnowledge
+from bevkd2.modeling.sample import Sample
 
 
 class MultiViewDetector(Detector[BEVInputs, BEVTargets, BEVKnowledge]):
@@ -38,18 +39,25 @@ class MultiViewDetector(Detector[BEVInputs, BEVTargets, BEVKnowledge]):
     knowledge = BEVKnowledge
 
     def __init__(
-        self, *, num_cameras: int, num_classes: int, clear_memory: bool = False, **shared: Any
+        self,
+        *,
+        num_cameras: int,
+        num_classes: int,
+        bev_shape: tuple[int, int] | None = None,
+        clear_memory: bool = False,
+        **shared: Any,
     ) -> None:
         """Keeps the shared parts.
 
         Args:
             num_cameras: N.
             num_classes: K.
+            bev_shape: rows and columns of ``bev_embed``; None for a detector without a bird's-eye view.
             clear_memory: in eval mode, drop the states before every frame; may be changed at any time.
             **shared: of :class:`Detector`.
         """
         super().__init__(**shared)
-        self.num_cameras, self.num_classes = num_cameras, num_classes
+        self.num_cameras, self.num_classes, self.bev_shape = num_cameras, num_classes, bev_shape
         self.clear_memory = clear_memory
         self._memory = SceneMemory()
 
@@ -101,11 +109,10 @@ class MultiViewDetector(Detector[BEVInputs, BEVTargets, BEVKnowledge]):
     def feature_shapes(self) -> FeatureShapes:
         """Returns the shapes of backbone, neck and bird's-eye view.
 
-        ``bev_embed`` is taken to have the neck's channels and the rows and columns of the attribute
-        ``bev_shape``; a detector where that is otherwise overrides this method.
+        ``bev_embed`` is taken to have the neck's channels; a detector where that is otherwise overrides this
+        method.
         """
-        shape = getattr(self, "bev_shape", None)
-        bev = None if shape is None else BEVShape(self.neck.out_channels, tuple(shape))
+        bev = None if self.bev_shape is None else BEVShape(self.neck.out_channels, self.bev_shape)
         return dataclasses.replace(super().feature_shapes(), bev=bev)
 
     def decode(

@@ -17,7 +17,7 @@ from bevkd2.structures.cameras import without_autocast
 NUM_QUEUES = 2  # previous, current
 
 Exists = Sequence[bool] | Tensor
-"""Which samples have a past; a bool tensor (B,) of an exported graph, in which no branch can read it."""
+"""Which samples have a past. In an exported graph it is a bool tensor (B,): a graph cannot branch on it."""
 
 
 @dataclasses.dataclass
@@ -125,7 +125,7 @@ class BEVGeometry:
         return History(queue, exists, self.temporal_reference_points(motion, exists))
 
     def align(self, previous_bev: Tensor, motion: Tensor) -> Tensor:
-        """Returns the previous grid in the present's pose (unless bilinear, without the shift)."""
+        """Returns the previous grid, aligned with the current pose (unless bilinear, without the shift)."""
         if self.bilinear:
             return sample_cells(previous_bev, self._source_points(motion), self.bev_shape)
         if not self.rotate_previous:

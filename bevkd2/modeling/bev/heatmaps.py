@@ -40,10 +40,10 @@ def bev_heatmap_targets(
     size = boxes.tensor.new_tensor([shape[1], shape[0]])
     cells_per_metre = size / (high - low)
     centers = (boxes.center[:, :2] - low) * cells_per_metre
-    keep = ((centers >= 0) & (centers < size)).all(1)
+    keep = ((centers >= 0) & (centers < size)).all(1).nonzero()[:, 0]  # waits for the device, once
     extent = boxes.size[keep, :2] * cells_per_metre.mean()
     radii = gaussian_radius(extent[:, 0], extent[:, 1], BEV_OVERLAP)
-    return draw_heatmap(centers[keep], radii, labels[keep], num_classes, shape), int(keep.sum())
+    return draw_heatmap(centers[keep], radii, labels[keep], num_classes, shape), len(keep)
 
 
 def image_heatmap_targets(

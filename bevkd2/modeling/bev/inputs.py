@@ -12,6 +12,7 @@ from torch import Tensor
 from bevkd2.modeling.bev.box_coder import encode_boxes
 from bevkd2.modeling.bev.grid_mask import apply_masks
 from bevkd2.modeling.pixels import PixelNormalizer
+from bevkd2.modeling.sample import sample_name
 from bevkd2.structures import Boxes3D, project_points
 
 MASK_KEY = "grid_mask"
@@ -189,7 +190,7 @@ def collate_targets(samples: Sequence[Mapping[str, Any]], frames: Frames, num_cl
 
 
 def _codes(sample: Mapping[str, Any], num_classes: int) -> Tensor:
-    name = f"sample {sample.get('sample_token', '(no sample_token)')}"
+    name = f"sample {sample_name(sample)}"
     if "boxes" not in sample or "labels" not in sample:
         raise KeyError(f"{name}: no boxes or labels; training needs an annotated split")
     labels = sample["labels"]
@@ -205,7 +206,7 @@ def _codes(sample: Mapping[str, Any], num_classes: int) -> Tensor:
 
 
 def _check_frame(frame: Mapping[str, Any], num_cameras: int) -> None:
-    name = frame.get("sample_token", "(no sample_token)")
+    name = sample_name(frame)
     missing = [key for key in FRAME_KEYS if key not in frame]
     if missing:
         raise KeyError(f"sample {name}: keys {missing} are missing, expected {list(FRAME_KEYS)}")

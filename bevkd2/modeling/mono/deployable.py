@@ -63,7 +63,6 @@ class DeployableMono(DeployableDetector):
             images=pixels,
             image_sizes=image_sizes,
             cam2img=cam2img,
-            image_ids=[],
             grid=DenseGrid.of_image((height, width), self.detector.neck.strides, images.device),
         )
 

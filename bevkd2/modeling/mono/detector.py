@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from bevkd2.config import CfgNode, class_names, default_classes
-from bevkd2.modeling.detector import Detector, Sample
+from bevkd2.modeling.detector import Detector
 from bevkd2.modeling.knowledge import MonoKnowledge
 from bevkd2.modeling.mono.head import HeadPredictions
 from bevkd2.modeling.mono.inputs import MonoInputs, MonoTargets, collate_images, collate_targets
+from bevkd2.modeling.sample import Sample
 
 
 class MonoDetector(Detector[MonoInputs, MonoTargets, MonoKnowledge]):
@@ -19,7 +20,7 @@ class MonoDetector(Detector[MonoInputs, MonoTargets, MonoKnowledge]):
 
     A subclass implements ``extract``, ``losses`` and ``inference``, and ``assign`` where its assignment of
     objects to locations does not depend on predictions. Samples have the keys ``image`` (3, H,
-    W) uint8 RGB, ``cam2img`` (4, 4), ``image_id``, and in training ``boxes``, ``labels``, ``boxes2d`` and,
+    W) uint8 RGB, ``cam2img`` (4, 4), ``sample_id``, and in training ``boxes``, ``labels``, ``boxes2d`` and,
     where the data has them, ``attributes``.
     """
 

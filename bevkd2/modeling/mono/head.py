@@ -42,7 +42,7 @@ class ConvGroupNorm(nn.Module):
 
 @dataclasses.dataclass
 class TowerFeatures:
-    """What the convolutions of a head's two towers put out, before their ReLU.
+    """Outputs of the convolutions of a head's two towers, before their ReLU.
 
     ``classes[level][layer]``, finest level first, is (B, C, h, w).
     """
@@ -110,7 +110,7 @@ class Branch(nn.Module):
         return self.predict(self.convs(x))
 
     def predict(self, features: Tensor) -> Tensor:
-        """Maps what the convolutions put out to (B, out_channels, h, w)."""
+        """Maps the outputs of the convolutions to (B, out_channels, h, w)."""
         out: Tensor = self.out(features)
         return out if out.dtype == torch.float64 else out.float()
 

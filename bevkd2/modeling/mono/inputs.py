@@ -11,9 +11,10 @@ from torch import Tensor
 
 from bevkd2.modeling.mono.grid import DenseGrid
 from bevkd2.modeling.pixels import PixelNormalizer
+from bevkd2.modeling.sample import sample_name
 from bevkd2.structures import CameraBoxes3D, project_points
 
-IMAGE_KEYS = ("image", "cam2img", "image_id")
+IMAGE_KEYS = ("image", "cam2img")
 
 
 @dataclasses.dataclass
@@ -26,7 +27,6 @@ class MonoInputs:
     """(B, 2) float32: height and width in pixels before padding."""
     cam2img: Tensor
     """(B, 4, 4) float32: metres in the camera frame to pixels of ``images``."""
-    image_ids: list[str]
     grid: DenseGrid
     """Of the detector's levels on ``images``."""
 
@@ -128,7 +128,6 @@ def collate_images(
         images=images,
         image_sizes=torch.tensor(sizes, dtype=torch.float32, device=device),
         cam2img=torch.stack([torch.as_tensor(sample["cam2img"]) for sample in samples]).float().to(device),
-        image_ids=[sample["image_id"] for sample in samples],
         grid=DenseGrid.of_image((images.shape[-2], images.shape[-1]), strides, device),
     )
 
@@ -153,7 +152,6 @@ def collate_targets(
         _check_annotations(sample, num_classes)
     boxes = [sample["boxes"].to(device) for sample in samples]
     projected = [project_points(b.center, m) for b, m in zip(boxes, inputs.cam2img, strict=True)]
-    _check_depths(samples, [depth for _, depth in projected])
     with_attributes = all("attributes" in sample for sample in samples)
     return MonoTargets(
         boxes=boxes,
@@ -172,7 +170,7 @@ def collate_targets(
 
 
 def _check_image(sample: Mapping[str, Any]) -> None:
-    name = sample.get("image_id", "(no image_id)")
+    name = sample_name(sample)
     missing = [key for key in IMAGE_KEYS if key not in sample]
     if missing:
         raise KeyError(f"image {name}: keys {missing} are missing, expected {list(IMAGE_KEYS)}")
@@ -189,7 +187,7 @@ def _check_image(sample: Mapping[str, Any]) -> None:
 
 
 def _check_annotations(sample: Mapping[str, Any], num_classes: int) -> None:
-    name = f"image {sample['image_id']}"
+    name = f"image {sample_name(sample)}"
     missing = [key for key in ("boxes", "labels", "boxes2d") if key not in sample]
     if missing:
         raise KeyError(f"{name}: keys {missing} are missing; training needs an annotated split")
@@ -200,14 +198,10 @@ def _check_annotations(sample: Mapping[str, Any], num_classes: int) -> None:
             f"{name}: labels are {labels.tolist()} with entries {lengths}, expected as many of each and "
             f"labels in 0..{num_classes - 1} (DATASETS.CLASSES)"
         )
-
-
-def _check_depths(samples: Sequence[Mapping[str, Any]], depths: Sequence[Tensor]) -> None:
-    if bool((torch.cat(list(depths)) > 0).all()):  # one wait for the device instead of one per image
-        return
-    for sample, depth in zip(samples, depths, strict=True):
-        if not bool((depth > 0).all()):
-            raise ValueError(
-                f"image {sample['image_id']}: an object's centre has depth {float(depth.min()):.2f} m, "
-                "expected above 0; objects behind the camera must be left out by the mapper"
-            )
+    # Here, on the CPU, so that no step waits for the device.
+    _, depth = project_points(sample["boxes"].center, torch.as_tensor(sample["cam2img"]).float())
+    if not bool((depth > 0).all()):
+        raise ValueError(
+            f"{name}: an object's centre has depth {float(depth.min()):.2f} m, expected above 0; objects "
+            "behind the camera must be left out by the mapper"
+        )

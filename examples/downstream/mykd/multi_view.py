@@ -1,4 +1,3 @@
-import dataclasses
 from typing import Any
 
 import torch
@@ -10,9 +9,7 @@ from bevkd2.d2 import META_ARCH_REGISTRY, configurable
 from bevkd2.modeling import (
     BEVInputs,
     BEVKnowledge,
-    BEVShape,
     BEVTargets,
-    FeatureShapes,
     MultiViewDetector,
     average_over_ranks,
     detector_arguments,
@@ -38,8 +35,8 @@ class CellBEV(MultiViewDetector):
     def __init__(
         self, *, bev_shape: tuple[int, int], point_range: list[float], max_detections: int, **shared: Any
     ) -> None:
-        super().__init__(**shared)
-        self.bev_shape, self.point_range, self.max_detections = bev_shape, point_range, max_detections
+        super().__init__(bev_shape=bev_shape, **shared)
+        self.point_range, self.max_detections = point_range, max_detections
         channels = self.neck.out_channels
         self.mix = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU())
         self.head = nn.Conv2d(channels, self.num_classes + 10, 1)
@@ -56,17 +53,8 @@ class CellBEV(MultiViewDetector):
             "max_detections": cfg.MODEL.CELLBEV.MAX_DETECTIONS,
         }
 
-    def feature_shapes(self) -> FeatureShapes:
-        bev = BEVShape(self.neck.out_channels, self.bev_shape)
-        return dataclasses.replace(super().feature_shapes(), bev=bev)
-
     def extract(
-        self,
-        inputs: BEVInputs,
-        wants: frozenset[str] = frozenset(),
-        state: Any = None,
-        *,
-        partial: bool = False,
+        self, inputs: BEVInputs, wants: frozenset[str] = frozenset(), state: Any = None
     ) -> BEVKnowledge:
         frames = inputs.current
         levels, knowledge = self.features(frames, wants)  # each (B, N, C, h, w)

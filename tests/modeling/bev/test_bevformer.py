@@ -334,7 +334,7 @@ def test_bgr_models_get_bgr_pixels(tiny_cfg: CfgNode, make_sample: Make):
 def test_bad_samples_are_named(tiny_cfg: CfgNode, make_sample: Make):
     model = build_model(tiny_cfg).train()
     sample = make_sample(1)
-    name = sample["sample_token"]
+    name = sample["sample_id"]
     with pytest.raises(KeyError, match=rf"{name}.*can_bus"):
         model([{key: value for key, value in sample.items() if key != "can_bus"}])
     with pytest.raises(ValueError, match=rf"{name}.*\(1, 3, 60, 96\).*INPUT.CAMERAS"):

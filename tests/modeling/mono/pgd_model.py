@@ -45,7 +45,7 @@ def make_image(seed: int, objects: int = 3, nuscenes: bool = False) -> dict[str,
         columns += [draws[:, 7], draws[:, 8]]
     boxes = CameraBoxes3D(torch.stack(columns, dim=1))
     sample = {
-        "image_id": f"{seed:06d}",
+        "sample_id": f"{seed:06d}",
         "image": torch.randint(0, 256, (3, HEIGHT, WIDTH), generator=generator, dtype=torch.uint8),
         "cam2img": cam2img,
         "boxes": boxes,

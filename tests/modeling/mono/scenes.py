@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -85,10 +86,16 @@ def random_outputs(
     )
 
 
+def maps_of(outputs: DenseOutputs) -> dict[str, list[Tensor]]:
+    """The lists of maps that there are, by name."""
+    fields = {field.name: getattr(outputs, field.name) for field in dataclasses.fields(outputs)}
+    return {name: maps for name, maps in fields.items() if maps is not None}
+
+
 def leaves(outputs: DenseOutputs) -> dict[str, Tensor]:
     """All maps by name and level."""
     return {
         f"{name}/{level}": tensor
-        for name, levels in vars(outputs).items()
-        for level, tensor in enumerate(levels or ())
+        for name, levels in maps_of(outputs).items()
+        for level, tensor in enumerate(levels)
     }

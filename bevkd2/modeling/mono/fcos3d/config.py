@@ -68,7 +68,7 @@ def _add_shared(head: CfgNode) -> None:
     head.DEPTH_PRIORS = [[28.01, 16.32]]
     # Length, height, width (m) of every class, multiplied by an exponential; []: the exponential alone.
     head.SIZE_PRIORS = [[0.8, 1.73, 0.6], [1.76, 1.73, 0.6], [3.9, 1.56, 1.6]]
-    # Classes of the rows; needed for other classes than the format's default ones, but as many.
+    # Classes of the rows; required if DATASETS.CLASSES has other classes than the default, but as many.
     head.PRIOR_CLASSES = []
     head.DIRECTION_OFFSET = 0.7854  # where the first half of local yaws begins (rad; published: rounded pi/4)
     # Branches whose 3x3 convolutions, before the 1x1 convolution that predicts the numbers, are not one of
@@ -242,7 +242,7 @@ def _criterion(node: CfgNode, strides: list[int], pgd: dict[str, Any]) -> DenseC
 
 
 def _refuse_random_windows(cfg: CfgNode) -> None:
-    """These heads learn depths from every image, and a shift or scale changes what a depth looks like."""
+    """Refuses random shifts and scales: these heads learn depths from every image, and both change depths."""
     affine = cfg.INPUT.AFFINE
     if affine.ENABLED and affine.PROB > 0:
         raise ValueError(

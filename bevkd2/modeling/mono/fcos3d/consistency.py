@@ -25,7 +25,7 @@ def consistency_loss(
         found: the head's outputs at P locations, with ``boxes2d``.
         wanted: of the same locations.
         depth: (P,) metres: places the 3D box sideways.
-        direction_offset: where the first half turn begins, radians.
+        direction_offset: where the first direction bin begins, radians.
 
     Returns:
         A scalar.
@@ -43,7 +43,7 @@ def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
 
     Args:
         a: (P, 4) x1, y1, x2, y2, x1 <= x2, y1 <= y2.
-        b: likewise.
+        b: the same.
 
     Returns:
         (P,) in [-1, 1].
@@ -79,7 +79,7 @@ def projected_extent(
         wanted: of the same locations.
         depth: (P,) metres: makes x and y of the predicted centre; its z is the annotated one, so that the
             rectangle teaches everything but the depth.
-        direction_offset: where the first half turn begins, radians.
+        direction_offset: where the first direction bin begins, radians.
 
     Returns:
         extent: (P, 4) x1, y1, x2, y2 in pixels, not clipped to the image.

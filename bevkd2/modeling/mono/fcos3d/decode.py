@@ -84,11 +84,11 @@ def class_scores(outputs: DenseOutputs) -> Tensor:
     Returns:
         (B, Q, K).
     """
-    scores = flatten_levels(outputs.logits).sigmoid() * flatten_levels(outputs.centerness).sigmoid()
+    scores = outputs.flat("logits").sigmoid() * outputs.flat("centerness").sigmoid()
     if outputs.depth_bins is not None:
-        scores = scores * depth_confidence(flatten_levels(outputs.depth_bins))[..., None]
+        scores = scores * depth_confidence(outputs.flat("depth_bins"))[..., None]
     if outputs.uncertainty is not None:
-        scores = scores * (-flatten_levels(outputs.uncertainty)).exp()
+        scores = scores * (-outputs.flat("uncertainty")).exp()
     return scores
 
 
@@ -109,7 +109,7 @@ def candidates_of(
         cam2img: (B, 4, 4).
         image_sizes: (B, 2) height and width in pixels before padding.
         grid: of the levels.
-        options: see there.
+        options: scores, suppression and geometry of the decoding.
 
     Returns:
         One entry per image.
@@ -140,9 +140,9 @@ def best_locations(
 ) -> CandidateTensors:
     """Does what :func:`candidates_of` does, with the same arguments, for all images together."""
     scores = class_scores(outputs)
-    boxes, direction = flatten_levels(outputs.boxes), flatten_levels(outputs.direction).argmax(dim=-1)
-    sides = None if outputs.boxes2d is None else flatten_levels(outputs.boxes2d)
-    attributes = None if outputs.attributes is None else flatten_levels(outputs.attributes).argmax(dim=-1)
+    boxes, direction = outputs.flat("boxes"), outputs.flat("direction").argmax(dim=-1)
+    sides = None if outputs.boxes2d is None else outputs.flat("boxes2d")
+    attributes = None if outputs.attributes is None else outputs.flat("attributes").argmax(dim=-1)
     kept = _best_of_levels(scores.amax(dim=-1), grid.shapes, options.candidates_per_level)
     at, stride = grid.locations[kept], grid.location_strides[kept][..., None]
     raw, half = _pick(boxes, kept), direction.gather(1, kept)
@@ -185,12 +185,12 @@ def boxes_of_all(
         depth: (B, Q) metres.
         cam2img: (B, 4, 4).
         grid: of the levels.
-        options: see there.
+        options: scores, suppression and geometry of the decoding.
 
     Returns:
         (B, Q, 7) in the layout of CameraBoxes3D, differentiable.
     """
-    boxes, direction = flatten_levels(outputs.boxes), flatten_levels(outputs.direction).argmax(dim=-1)
+    boxes, direction = outputs.flat("boxes"), outputs.flat("direction").argmax(dim=-1)
     stride = grid.location_strides[:, None]
     return torch.stack(
         [
@@ -218,7 +218,7 @@ def boxes2d_of_all(outputs: DenseOutputs, image_sizes: Tensor, grid: DenseGrid) 
     """
     if outputs.boxes2d is None:
         return None
-    sides = flatten_levels(outputs.boxes2d) * grid.location_strides[:, None]
+    sides = outputs.flat("boxes2d") * grid.location_strides[:, None]
     pairs = zip(sides, image_sizes, strict=True)
     return torch.stack([_boxes2d(grid.locations, row, size) for row, size in pairs])
 
@@ -245,7 +245,7 @@ def select_detections(candidates: Candidates, options: DecodeOptions) -> dict[st
 
     Args:
         candidates: of one image.
-        options: see there.
+        options: scores, suppression and geometry of the decoding.
 
     Returns:
         ``boxes`` (k of them), ``scores`` (k,) in descending order, ``labels`` (k,), and where there are any

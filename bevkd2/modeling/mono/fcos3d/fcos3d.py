@@ -87,11 +87,18 @@ class FCOS3D(MonoDetector):
     ) -> HeadPredictions:
         """Runs the head from its towers' convolution ``layer`` on; boxes are :attr:`DenseOutputs.boxes`."""
         outputs = self.head.resume(class_features, box_features, layer)
-        return HeadPredictions(flatten_levels(outputs.logits), flatten_levels(outputs.boxes))
+        return HeadPredictions(outputs.flat("logits"), outputs.flat("boxes"))
 
     def assign(self, targets: MonoTargets) -> Tensor:
         """Returns (B, Q) int64: the object near whose projected centre each location is."""
         return assign_locations(targets, self.regress_ranges, self.center_radius)
+
+    def filled_fields(self) -> frozenset[str]:
+        """Returns also the boxes, the towers, and the depths that the head has branches for."""
+        branches = self.head.extra_branches
+        absent = set() if "depth_bins" in branches else {"probabilistic_depth"}
+        uncertainty = {"depth_uncertainty"} if "uncertainty" in branches else set()
+        return super().filled_fields() - absent | {"boxes", "boxes2d", "towers"} | uncertainty
 
     def extract(
         self, inputs: MonoInputs, wants: frozenset[str] = frozenset(), state: Any = None
@@ -131,7 +138,7 @@ class FCOS3D(MonoDetector):
             maps = self.head.class_and_depth(levels, with_depth=not fills.isdisjoint(_DEPTHS))
         else:
             return knowledge
-        knowledge.logits = flatten_levels(maps.logits)
+        knowledge.logits = flatten_levels(maps.logits) if outputs is None else outputs.flat("logits")
         if maps.depth is not None:
             knowledge.depth, knowledge.direct_depth, knowledge.probabilistic_depth = fused_depth(
                 maps.depth, maps.depth_bins, self.head.fuse_lambda, self.decoding.depth_unit
@@ -145,7 +152,7 @@ class FCOS3D(MonoDetector):
     ) -> None:
         """Fills what is asked for of the boxes of all locations."""
         if "depth_uncertainty" in fills and outputs.uncertainty is not None:
-            knowledge.depth_uncertainty = flatten_levels(outputs.uncertainty)[..., 0]
+            knowledge.depth_uncertainty = outputs.flat("uncertainty")[..., 0]
         if fills.isdisjoint({"boxes", "boxes2d"}):
             return
         boxes = boxes_of_all(

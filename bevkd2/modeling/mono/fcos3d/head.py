@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bevkd2.modeling.mono.fcos3d.priors import BoxPrior
+from bevkd2.modeling.mono.grid import flatten_levels
 from bevkd2.modeling.mono.head import Branch, ConvGroupNorm, TowerFeatures, run_towers
 
 # The probability that the initial biases of classifiers predict.
@@ -85,10 +86,10 @@ class DenseOutputs:
     """(B, K, h, w) before the sigmoid."""
     boxes: list[Tensor]
     """(B, 7 or 9, h, w): dx, dy (location minus projected centre), direct depth (m), length, height, width
-    (m: the published order), local yaw (rad, modulo pi: ``direction`` is the half turn), then vx, vz
+    (m: the published order), local yaw (rad, modulo pi: ``direction`` is the bin), then vx, vz
     (m/s)."""
     direction: list[Tensor]
-    """(B, 2, h, w) logits of the half turn that the yaw lies in."""
+    """(B, 2, h, w) logits of the direction bin (half turn) that the yaw lies in."""
     centerness: list[Tensor]
     """(B, 1, h, w) logits."""
     depth_bins: list[Tensor] | None = None
@@ -102,6 +103,24 @@ class DenseOutputs:
     """(B, 4, h, w) distances to left, top, right, bottom of the 2D box, not negative (PGD)."""
     attributes: list[Tensor] | None = None
     """(B, 9, h, w) logits (nuScenes)."""
+
+    def __post_init__(self) -> None:
+        self._flat = dict[str, tuple[list[Tensor], Tensor]]()
+
+    def flat(self, name: str) -> Tensor:
+        """Returns the maps of a field as (B, Q, C), in the order of :class:`DenseGrid`.
+
+        A list of maps is flattened once.
+
+        Raises:
+            ValueError: the head has no such maps.
+        """
+        maps = getattr(self, name)
+        if maps is None:
+            raise ValueError(f"DenseOutputs.{name} is None: the head has no branch for it")
+        if name not in self._flat or self._flat[name][0] is not maps:
+            self._flat[name] = maps, flatten_levels(maps)
+        return self._flat[name][1]
 
 
 @dataclasses.dataclass

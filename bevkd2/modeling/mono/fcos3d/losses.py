@@ -21,7 +21,6 @@ from bevkd2.modeling.mono.fcos3d.targets import (
     full_precision,
     outputs_at,
 )
-from bevkd2.modeling.mono.grid import flatten_levels
 from bevkd2.modeling.mono.inputs import MonoTargets
 
 LOSS_NAMES = (
@@ -51,7 +50,7 @@ class DenseLossOptions:
     box_code_weights: Sequence[float]
     """Seven or nine factors: dx, dy, depth, length, height, width, yaw[, vx, vz]."""
     direction_offset: float = 0.7854
-    """Where the first half turn begins, radians."""
+    """Where the first direction bin begins, radians."""
     center_radius: float = 1.5
     """Of the assignment, in strides."""
     box_beta: float = 1 / 9
@@ -139,7 +138,7 @@ class DenseCriterion(nn.Module):
             return {f"loss_{name}": weights.get(name, 1.0) * loss for name, loss in losses.items()}
 
     def _class_loss(self, outputs: DenseOutputs, wanted: DenseTargets) -> Tensor:
-        logits = full_precision(flatten_levels(outputs.logits))
+        logits = full_precision(outputs.flat("logits"))
         target = torch.zeros_like(logits)
         target[wanted.images, wanted.locations, wanted.labels] = 1
         alpha, gamma = self.options.focal_alpha, self.options.focal_gamma

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +10,6 @@ from torch import Tensor
 from bevkd2.modeling.mono.assign import distances_to_sides
 from bevkd2.modeling.mono.depth import predicted_depth
 from bevkd2.modeling.mono.fcos3d.head import DenseOutputs
-from bevkd2.modeling.mono.grid import flatten_levels
 from bevkd2.modeling.mono.inputs import MonoTargets
 from bevkd2.modeling.mono.lift import direction_of, lift_boxes
 from bevkd2.structures import CameraBoxes3D, project_points
@@ -90,7 +88,7 @@ def dense_targets(targets: MonoTargets, direction_offset: float, center_radius: 
 
     Args:
         targets: annotations of B images, with ``assigned``.
-        direction_offset: where the first half turn begins, radians.
+        direction_offset: where the first direction bin begins, radians.
         center_radius: of the assignment, in strides.
 
     Returns:
@@ -179,22 +177,22 @@ def outputs_at(
         ValueError: depth bins without ``fuse_lambda``.
     """
 
-    def pick(maps: Sequence[Tensor]) -> Tensor:
-        return full_precision(flatten_levels(maps)[targets.images, targets.locations])
+    def pick(name: str) -> Tensor:
+        return full_precision(outputs.flat(name)[targets.images, targets.locations])
 
-    def pick_optional(maps: Sequence[Tensor] | None) -> Tensor | None:
-        return None if maps is None else pick(maps)
+    def pick_optional(name: str) -> Tensor | None:
+        return None if getattr(outputs, name) is None else pick(name)
 
-    boxes = pick(outputs.boxes)
-    depth, _ = predicted_depth(boxes[:, 2], pick_optional(outputs.depth_bins), fuse_lambda, depth_bin_size)
-    uncertainty = pick_optional(outputs.uncertainty)
+    boxes = pick("boxes")
+    depth, _ = predicted_depth(boxes[:, 2], pick_optional("depth_bins"), fuse_lambda, depth_bin_size)
+    uncertainty = pick_optional("uncertainty")
     return PositiveOutputs(
         boxes=boxes,
         depth=depth,
-        direction=pick(outputs.direction),
-        centerness=pick(outputs.centerness)[:, 0],
+        direction=pick("direction"),
+        centerness=pick("centerness")[:, 0],
         uncertainty=None if uncertainty is None else uncertainty[:, 0],
-        keypoints=pick_optional(outputs.keypoints),
-        boxes2d=pick_optional(outputs.boxes2d),
-        attributes=pick_optional(outputs.attributes),
+        keypoints=pick_optional("keypoints"),
+        boxes2d=pick_optional("boxes2d"),
+        attributes=pick_optional("attributes"),
     )

@@ -27,7 +27,7 @@ def add_smoke_config(cfg: CfgNode) -> None:
     # Length, height, width (metres) of every class of DATASETS.CLASSES in its order: those that the published
     # code measured on KITTI's pedestrians, cyclists and cars.
     smoke.SIZE_PRIORS = [[0.88, 1.73, 0.67], [1.78, 1.70, 0.58], [3.88, 1.63, 1.53]]
-    # Classes of the rows; needed for other classes than the format's default ones, but as many.
+    # Classes of the rows; required if DATASETS.CLASSES has other classes than the default, but as many.
     smoke.PRIOR_CLASSES = []
     smoke.MIN_OVERLAP = 0.7  # of a 2D box with itself, its corners moved by the radius of its Gaussian
     smoke.MAX_DETECTIONS = 100  # peaks per image

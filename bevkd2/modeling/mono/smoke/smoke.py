@@ -88,6 +88,10 @@ class SMOKE(MonoDetector):
         targets.objects = objects_of(targets, self.coder.stride)
         return assign_cells(targets.objects, len(targets.boxes), shape)
 
+    def filled_fields(self) -> frozenset[str]:
+        """Returns also the boxes and the towers; the head has one depth."""
+        return super().filled_fields() - {"probabilistic_depth"} | {"boxes", "boxes2d", "towers"}
+
     def extract(
         self, inputs: MonoInputs, wants: frozenset[str] = frozenset(), state: None = None
     ) -> MonoKnowledge:

@@ -178,8 +178,8 @@ def test_gradients_in_double(kitti: bool):
 
     def value(sign: float) -> float:
         moved = {k: v.detach() + sign * d for (k, v), d in zip(leaves.items(), directions[:-1], strict=True)}
-        maps = {name: [moved[f"{name}/{i}"] for i in range(2)] for name, m in vars(outputs).items() if m}
-        shifted = DenseOutputs(**{name: maps.get(name) for name in vars(outputs)})
+        maps = {name: [moved[f"{name}/{i}"] for i in range(2)] for name in scenes.maps_of(outputs)}
+        shifted = DenseOutputs(**maps)
         return sum(criterion(shifted, targets, FUSE.double() + sign * directions[-1]).values()).item()
 
     assert len(wanted.images)
@@ -216,7 +216,7 @@ def test_a_batch_of_two_is_two_images_but_for_the_normalisers(kitti: bool):
     sums: dict[str, float] = {}
     for i, image in enumerate(images):
         one = DenseOutputs(
-            **{name: maps and [level[i : i + 1] for level in maps] for name, maps in vars(outputs).items()}
+            **{name: [level[i : i + 1] for level in maps] for name, maps in scenes.maps_of(outputs).items()}
         )
         for name, loss in criterion(one, _targets(kitti, [image]), FUSE).items():
             count = int(positives[i]) + (name == "loss_cls")

@@ -50,7 +50,7 @@ def sample(seed: int = 0, boxes: list[list[float]] | None = None, **more: Any) -
     objects = CameraBoxes3D(torch.tensor([NEAR, FAR] if boxes is None else boxes).reshape(-1, 7))
     return {
         "image": torch.randint(0, 256, (3, HEIGHT, WIDTH), generator=generator, dtype=torch.uint8),
-        "image_id": f"{seed:06}",
+        "sample_id": f"{seed:06}",
         "cam2img": cam2img,
         "boxes": objects,
         "labels": torch.tensor([2, 0])[: len(objects)],
