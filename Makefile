@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(shell find csrc tests/cuda_emulation -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: help install build demo demo-teacher demo-mono demo-mono-teacher test coverage fuzz reliability lint format docs wheel cuda sanitize gpu-check bench clean
+.PHONY: help install build demo demo-teacher demo-mono demo-mono-teacher test coverage fuzz reliability lint format tables docs wheel cuda sanitize gpu-check bench clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -80,6 +80,10 @@ format: $(STAMP)  ## fix what ruff and clang-format can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(SOURCES)
+
+# A test fails where a page and the results differ.
+tables: $(STAMP)  ## write the tables of the docs, from benchmarks/results and the code
+	for script in docs/make_*.py; do $(BIN)/python $$script || exit 1; done
 
 docs: $(STAMP)  ## build the docs and the API reference in build/docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs

@@ -4,7 +4,7 @@
     python -m benchmarks.bench_latency --files output/latency --prepare
     python -m benchmarks.bench_latency --files output/latency --threads 1 --json latency.json
     python -m benchmarks.bench_latency --files output/latency --threads 2 --json latency.json
-    python docs/make_deployment_tables.py
+    make tables
 
 The first line exports the models and calibrates int8 with training frames; the others time the files. All
 contestants compute the same, from uint8 images to boxes: the deployable form of the detector, of one frame

@@ -2,7 +2,7 @@
 """Exports the students of the shipped configs at full size to ONNX, and records what each export takes.
 
     python -m benchmarks.export_sizes --json benchmarks/results/deployment/export_sizes.json
-    python docs/make_deployment_tables.py
+    make tables
 
 Weights are random, since sizes and graphs do not depend on them. Every model has a process of its own, which
 is ended after ``--limit`` seconds or by the machine's memory; the result then says why. Configs whose models

@@ -6,7 +6,7 @@
     bevkd2 make-synthetic --out data/quant --train-scenes 8 --val-scenes 10 --seed 3
     python -m benchmarks.lower_precision --groups --config-file configs/demo/teacher.yaml \
         --weights assets/demo_teacher.safetensors --json groups_demo_teacher.json DATASETS.ROOT data/quant
-    python docs/make_deployment_tables.py
+    make tables
 
 The first command scores float32 and what ``bevkd2 export`` writes with --dtype float16 and --int8. The second
 quantises one group of modules at a time, those of ``GROUPS``; a small world is enough, since all rows see the

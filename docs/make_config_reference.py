@@ -26,7 +26,7 @@ PAGE = Path(__file__).with_name("config_reference.md")
 HEADER = """# Config keys
 
 Every key of `bevkd2.config.get_cfg()`, by node, with its default and the comment beside it in the
-source. `python docs/make_config_reference.py` writes this page; a test fails where it is not
+source. `make tables` writes this page; a test fails where it is not
 current. Keys of a package of your own are added by that package ([extending.md](extending.md)).
 """
 

@@ -2,24 +2,21 @@
 
 python docs/make_deployment_tables.py
 
-A place is what lies between ``<!-- deployment NAME -->`` and ``<!-- end of deployment NAME -->``, NAME one of
-``TABLES``.
+The name of a place (page_tables.py) is one of ``TABLES``.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
+import page_tables
+from page_tables import Places, markdown_table
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "deployment.md"
-RESULTS = ROOT / "benchmarks" / "results" / "deployment"
-PLACE = re.compile(r"(<!-- deployment (\w+) -->\n).*?(<!-- end of deployment \2 -->)", re.DOTALL)
+RESULTS = page_tables.RESULTS / "deployment"
+PLACES = Places("deployment")
 TEACHERS = {"demo_teacher": "BEVFormer, 24 scenes", "demo_mono_teacher": "PGD, KITTI layout"}
 """Names of result files -> what the tables call them."""
 
@@ -46,7 +43,7 @@ def verification(results: Path) -> str:
                 *(f"{difference:.1e}" for difference in differences),
             ]
         )
-    return _table(rows, header)
+    return markdown_table(rows, header)
 
 
 def precision(results: Path) -> str:
@@ -55,7 +52,7 @@ def precision(results: Path) -> str:
     for path, title in _of_teachers("files", results):
         for row in json.loads(path.read_text())["rows"]:
             rows.append([title, row["name"], f"{row['megabytes']:.1f} MB", *_scores(row)])
-    return _table(rows, ["model", "precision", "file", "metrics", "lost", "shift", "score"])
+    return markdown_table(rows, ["model", "precision", "file", "metrics", "lost", "shift", "score"])
 
 
 def groups(results: Path) -> str:
@@ -65,7 +62,9 @@ def groups(results: Path) -> str:
         for row in json.loads(path.read_text())["rows"]:
             in_int8 = "nothing" if row["name"] == "float32" else row["name"]
             rows.append([title, in_int8, row["operators"], f"{row['megabytes']:.1f} MB", *_scores(row)])
-    return _table(rows, ["model", "in int8", "operators", "file", "metrics", "lost", "shift", "score"])
+    return markdown_table(
+        rows, ["model", "in int8", "operators", "file", "metrics", "lost", "shift", "score"]
+    )
 
 
 def _of_teachers(kind: str, results: Path) -> list[tuple[Path, str]]:
@@ -98,7 +97,7 @@ def sizes(results: Path) -> str:
                 f"{found['peak_mib'] / 1024:.1f} GiB",
             ]
         )
-    return _table(rows, header)
+    return markdown_table(rows, header)
 
 
 def latency(results: Path) -> str:
@@ -111,7 +110,7 @@ def latency(results: Path) -> str:
         text = row["failed"] if "failed" in row else f"{row['median_ms']:.1f} ({row['p95_ms']:.1f})"
         cells.setdefault(key, {})[row["threads"]] = text
     header = ["model", "run by", *(f"{count} thread{'s' * (count > 1)}" for count in threads)]
-    return _table(
+    return markdown_table(
         [[*key, *(found.get(count, "") for count in threads)] for key, found in cells.items()], header
     )
 
@@ -123,11 +122,6 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "sizes": sizes,
     "latency": latency,
 }
-
-
-def filled(text: str, results: Path = RESULTS) -> str:
-    """Returns the text of the page with the current tables."""
-    return PLACE.sub(lambda found: f"{found[1]}\n{table(found[2], results)}\n\n{found[3]}", text)
 
 
 def table(name: str, results: Path = RESULTS) -> str:
@@ -151,9 +145,5 @@ def _metrics(metrics: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" if value <= 1 else f"{name} {value:.2f}" for name, value in shown)
 
 
-def _table(rows: list[list[Any]], header: list[str]) -> str:
-    return tabulate(rows, header, tablefmt="github", disable_numparse=True)
-
-
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text()))
+    PLACES.write(table)

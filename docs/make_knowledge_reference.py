@@ -20,7 +20,7 @@ HEADER = """# Knowledge fields
 What a detector's `extract` returns, and distillation methods and figures read: the fields of the
 dataclasses in `bevkd2/modeling/knowledge.py`. A costly field is filled only where `wants` names it,
 which a method does in `requires`. How a method uses them: [extending.md](extending.md).
-`python docs/make_knowledge_reference.py` writes this page; a test fails where it is not current.
+`make tables` writes this page; a test fails where it is not current.
 """
 
 

@@ -11,15 +11,16 @@ from __future__ import annotations
 import json
 import re
 import sys
-from pathlib import Path
 from typing import Any
+
+import page_tables
+from page_tables import Places
 
 from bevkd2.config import get_cfg
 from bevkd2.distill import DISTILL_REGISTRY
 
-PAGE = Path(__file__).with_name("methods.md")
-RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "methods.json"
-BEGIN, END = "<!-- table of methods -->", "<!-- end of the table -->"
+RESULTS = page_tables.RESULTS / "methods.json"
+PLACES = Places("methods")
 PAIRS = {"bevformer": "BEVFormer", "pgd": "PGD"}
 HEADER = [
     "method",
@@ -83,12 +84,5 @@ def teachers(costs: dict[str, Any]) -> str:
     )
 
 
-def page() -> str:
-    """Returns the page with the current table."""
-    text = PAGE.read_text()
-    start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
-    return f"{text[:start]}\n\n{table()}\n\n{text[end:]}"
-
-
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    PLACES.write(lambda name: table())

@@ -2,21 +2,19 @@
 
 python docs/make_reliability_table.py
 
-The place is what lies between ``<!-- reliability -->`` and ``<!-- end of reliability -->``.
+The page has one place, without a name (page_tables.py).
 """
 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
-from tabulate import tabulate
+import page_tables
+from page_tables import Places, markdown_table
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "reliability.md"
-RESULTS = ROOT / "benchmarks" / "results" / "reliability"
-PLACE = re.compile(r"(<!-- reliability -->\n).*?(<!-- end of reliability -->)", re.DOTALL)
+RESULTS = page_tables.RESULTS / "reliability"
+PLACES = Places("reliability")
 
 
 def table(results: Path = RESULTS) -> str:
@@ -26,13 +24,8 @@ def table(results: Path = RESULTS) -> str:
         for content in (json.loads(path.read_text()) for path in sorted(results.glob("*.json")))
         for row in content["rows"]
     ]
-    return tabulate(rows, headers=("test", "cases", "survived", "command"), tablefmt="github")
-
-
-def filled(text: str, results: Path = RESULTS) -> str:
-    """Returns the text of the page with the current table."""
-    return PLACE.sub(lambda found: f"{found[1]}\n{table(results)}\n\n{found[2]}", text)
+    return markdown_table(rows, ("test", "cases", "survived", "command"))
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text()))
+    PLACES.write(lambda name: table())

@@ -2,27 +2,23 @@
 
 python docs/make_results_tables.py
 
-A place is what lies between ``<!-- experiment NAME -->`` and ``<!-- end of experiment NAME -->``, of
-experiments/NAME.yaml. The numbers come from benchmarks/results/experiments/NAME (tools/run_experiment.py).
+The name of a place (page_tables.py) is that of a file in experiments/. The numbers come from
+benchmarks/results/experiments/NAME (tools/run_experiment.py).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import page_tables
+from page_tables import DOCS, ROOT, Places
+
 from bevkd2.experiments import Experiment, Result, markdown, read_experiment, read_results, write_pictures
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "experiments"
+RESULTS = page_tables.RESULTS / "experiments"
 PICTURES = "experiments"  # a folder beside the pages
-PLACE = re.compile(r"(<!-- experiment (\S+) -->\n).*?(<!-- end of experiment \2 -->)", re.DOTALL)
-
-
-def pages() -> list[Path]:
-    """Returns the pages that have a place for an experiment."""
-    return [page for page in sorted((ROOT / "docs").glob("*.md")) if PLACE.search(page.read_text())]
+PLACES = Places("experiment")
 
 
 def load(name: str, root: Path = ROOT) -> tuple[Experiment, Mapping[tuple[str, int], Result]]:
@@ -31,30 +27,25 @@ def load(name: str, root: Path = ROOT) -> tuple[Experiment, Mapping[tuple[str, i
     return experiment, read_results(root / "benchmarks" / "results" / "experiments", experiment)
 
 
-def filled(text: str, root: Path = ROOT) -> str:
-    """Returns the text of a page with the current tables."""
-
-    def fill(found: re.Match[str]) -> str:
-        experiment, results = load(found[2], root)
-        body = markdown(experiment, results)
-        if results:
-            name = f"{PICTURES}/{experiment.name}"
-            body += f"\n\n![Differences to the baseline by row]({name}_intervals.png)"
-            body += f"\n\n![Scores during training]({name}_curves.png)"
-        return f"{found[1]}\n{body}\n\n{found[3]}"
-
-    return PLACE.sub(fill, text)
+def body(name: str, root: Path = ROOT) -> str:
+    """Returns the tables of an experiment, and links to its pictures."""
+    experiment, results = load(name, root)
+    text = markdown(experiment, results)
+    if results:
+        picture = f"{PICTURES}/{experiment.name}"
+        text += f"\n\n![Differences to the baseline by row]({picture}_intervals.png)"
+        text += f"\n\n![Scores during training]({picture}_curves.png)"
+    return text
 
 
 def main() -> None:
     """Writes all pages and pictures."""
-    for page in pages():
-        text = page.read_text()
-        for _, name, _ in PLACE.findall(text):
+    for page in PLACES.pages():
+        for name in PLACES.names(page.read_text()):
             experiment, results = load(name)
             if results:
-                write_pictures(experiment, results, page.parent / PICTURES)
-        page.write_text(filled(text))
+                write_pictures(experiment, results, DOCS / PICTURES)
+    PLACES.write(body)
 
 
 if __name__ == "__main__":

@@ -19,13 +19,13 @@ TESTED_TARGETS = {
     "gpu-check": "tests/benchmarks/test_gpu_check.py",
     "reliability": "tests/reliability/test_proofs.py",
     "fuzz": "tests/fuzz/test_fuzz.py",
+    "tables": "tests/docs/test_benchmark_tables.py",
 }
 # Scripts that are long however small the data are, or need recorded numbers, and the tests that run them.
 TESTED_SCRIPTS = {
     "tools/demo.py": "tests/cli/test_demo.py",
     "tools/demo_mono.py": "tests/cli/test_demo.py",
     "tools/run_experiment.py": "tests/experiments/test_run.py",
-    "docs/make_results_tables.py": "tests/docs/test_results_tables.py",
     "docs/make_reliability_table.py": "tests/docs/test_reliability_table.py",
     "tests.reliability": "tests/reliability/test_proofs.py",
     "tools/verify_golden.py": "tests/golden/test_verify.py",

@@ -25,7 +25,7 @@ SCRIPT = runpy.run_path(str(ROOT / "docs" / "make_config_reference.py"))
 
 
 def test_page_is_current() -> None:
-    assert SCRIPT["PAGE"].read_text() == SCRIPT["page"](), "run: python docs/make_config_reference.py"
+    assert SCRIPT["PAGE"].read_text() == SCRIPT["page"](), "run make tables"
 
 
 def test_every_key_has_a_comment() -> None:

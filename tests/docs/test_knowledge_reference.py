@@ -14,7 +14,7 @@ SCRIPT = runpy.run_path(str(ROOT / "docs" / "make_knowledge_reference.py"))
 
 
 def test_page_is_current() -> None:
-    assert SCRIPT["PAGE"].read_text() == SCRIPT["page"](), "run: python docs/make_knowledge_reference.py"
+    assert SCRIPT["PAGE"].read_text() == SCRIPT["page"](), "run make tables"
 
 
 @pytest.mark.parametrize("cls", SCRIPT["CLASSES"], ids=lambda cls: cls.__name__)

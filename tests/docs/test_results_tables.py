@@ -15,14 +15,19 @@ SCRIPT = runpy.run_path(str(ROOT / "docs" / "make_results_tables.py"))
 
 
 def names_in_pages() -> set[str]:
-    return {name for page in SCRIPT["pages"]() for _, name, _ in SCRIPT["PLACE"].findall(page.read_text())}
+    places = SCRIPT["PLACES"]
+    return {name for page in places.pages() for name in places.names(page.read_text())}
+
+
+def filled(text: str, root: Path = ROOT) -> str:
+    """The text of a page with the current tables."""
+    current: str = SCRIPT["PLACES"].filled(text, lambda name: SCRIPT["body"](name, root))
+    return current
 
 
 def test_pages_are_current() -> None:
-    for page in SCRIPT["pages"]():
-        assert page.read_text() == SCRIPT["filled"](page.read_text()), (
-            "run python docs/make_results_tables.py"
-        )
+    for page in SCRIPT["PLACES"].pages():
+        assert page.read_text() == filled(page.read_text()), "run make tables"
 
 
 def test_every_experiment_with_results_is_in_a_page() -> None:
@@ -40,18 +45,18 @@ def test_a_page_that_differs_from_the_results_is_found(tmp_path: Path) -> None:
     experiment = read_experiment(path)
     results = tmp_path / "benchmarks" / "results" / "experiments"
     page = "before\n<!-- experiment tiny -->\nold\n<!-- end of experiment tiny -->\nafter\n"
-    empty = SCRIPT["filled"](page, tmp_path)
+    empty = filled(page, tmp_path)
     assert "No run of `tiny.yaml` is finished." in empty and "old" not in empty and ".png" not in empty
     tiny.invent(experiment, results, {"plain": {0: 0.2, 1: 0.3}, "better": {0: 0.3, 1: 0.5}})
-    current = SCRIPT["filled"](empty, tmp_path)
+    current = filled(empty, tmp_path)
     assert markdown(experiment, read_results(results, experiment)) in current
     assert current.startswith("before\n") and current.endswith("<!-- end of experiment tiny -->\nafter\n")
-    assert "(experiments/tiny_intervals.png)" in current and SCRIPT["filled"](current, tmp_path) == current
+    assert "(experiments/tiny_intervals.png)" in current and filled(current, tmp_path) == current
     tiny.invent(experiment, results, {"better": {1: 0.6}})
-    assert SCRIPT["filled"](current, tmp_path) != current
+    assert filled(current, tmp_path) != current
 
 
 def test_a_place_without_experiment_is_named(tmp_path: Path) -> None:
     page = "<!-- experiment gone -->\n<!-- end of experiment gone -->\n"
     with pytest.raises(FileNotFoundError, match=r"gone\.yaml does not exist"):
-        SCRIPT["filled"](page, tmp_path)
+        filled(page, tmp_path)
