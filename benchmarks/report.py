@@ -16,6 +16,7 @@ HEADER = (
 STEP_PARTS = {
     "student_step": "student step",
     "teacher_forward": "teacher forward",
+    "teacher_needed": "teacher forward, what the methods read",
     "distillation_step_plain": "distillation step, plain torch",
     "distillation_step": "distillation step, with the ops",
 }

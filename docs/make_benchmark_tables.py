@@ -3,7 +3,8 @@
 python docs/make_benchmark_tables.py
 
 The name of a place (page_tables.py) is ``TABLE FILE``: one of ``TABLES``, and the result file in
-benchmarks/results, without its suffix. Several machines are several places.
+benchmarks/results, without its suffix. Several machines are several places; a table of several files, such as
+``overhead``, has one in each row.
 """
 
 from __future__ import annotations
@@ -125,6 +126,20 @@ def kitti(found: Row) -> str:
         *(f"{found[f'{part} seconds']:.2f} s" for part in ("reading", "scoring", "total")),
     ]
     return markdown_table([cells], ["frames", "detections of each", "reading", "scoring", "together"])
+
+
+def overhead(*files: Row) -> str:
+    """Returns what a distillation step costs beside its parts, and how much of the teacher is skipped."""
+    cells = []
+    for found in files:
+        low, high = found["distillation_over_parts_quartiles"]
+        parts = ("student_step", "teacher_forward", "teacher_needed", "distillation_step")
+        student, whole, needed, step = (f"{found[part]['seconds']:.1f}" for part in parts)
+        skipped = percent(found["teacher_skipped"])
+        ratio = f"{found['distillation_over_parts']:.2f} ({low:.2f} to {high:.2f})"
+        cells.append([f"`{found['config']}`", student, whole, needed, skipped, step, ratio])
+    header = ["config", "student's step", "whole teacher", "what is read", "skipped", "distillation step"]
+    return markdown_table(cells, [*header, "over student and what is read"])
 
 
 def bfloat16_losses(found: Row) -> str:
@@ -257,10 +272,10 @@ def detectors(found: Row) -> str:
     return table(found)
 
 
-TABLES: dict[str, Callable[[Row], str]] = {
+TABLES: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
-        *(attention, threads, ragged, losses, boxes, steps, kitti),
+        *(attention, threads, ragged, losses, boxes, steps, kitti, overhead),
         *(bfloat16_losses, options, shares, decoding, loader, index, workers),
         *(depth_guided_means, depth_guided_seeds, depth_guided_differences, detectors),
     )
@@ -268,16 +283,16 @@ TABLES: dict[str, Callable[[Row], str]] = {
 
 
 def body(name: str, results: Path = RESULTS) -> str:
-    """Returns the table of a place.
+    """Returns the table of a place by its name.
 
     Raises:
         KeyError: the table is not one of ``TABLES``.
         FileNotFoundError: there is no such result file.
     """
-    table, _, file = name.partition(" ")
+    table, *files = name.split()
     if table not in TABLES:
         raise KeyError(f"<!-- measured {name} -->: no table {table!r}; expected one of {', '.join(TABLES)}")
-    return TABLES[table](json.loads((results / f"{file}.json").read_text()))
+    return TABLES[table](*(json.loads((results / f"{file}.json").read_text()) for file in files))
 
 
 def _rows(found: Row, family: str, **where: str) -> list[Row]:

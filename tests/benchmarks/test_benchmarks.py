@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import runpy
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import pytest
 import torch
 
 from benchmarks import bench_train_step
+from bevkd2.config import load_config
+from bevkd2.distill import resolve_teacher
 from tests.docs.pages import PAGES, ROOT, commands
 
 STEP = "benchmarks.bench_train_step"
-PARTS = ("student_step", "teacher_forward", "distillation_step", "distillation_step_plain")
+PARTS = bench_train_step.PARTS
 
 
 def run(script: str, *options: str) -> dict[str, Any]:
@@ -69,11 +72,44 @@ def test_training_step_has_seconds_and_memory(training_step: dict[str, Any]) -> 
 def test_training_step_says_what_distillation_costs(training_step: dict[str, Any]) -> None:
     ratio = training_step["distillation_step"]["seconds"] / training_step["student_step"]["seconds"]
     assert training_step["distillation_over_student"] == pytest.approx(ratio)
+    skipped = 1 - training_step["teacher_needed"]["seconds"] / training_step["teacher_forward"]["seconds"]
+    assert training_step["teacher_skipped"] == pytest.approx(skipped)
+
+
+def test_overhead_is_a_ratio_of_medians_with_quartiles_of_rounds() -> None:
+    rounds = {"student_step": [2.0, 4.0, 3.0], "teacher_needed": [1.0, 1.0, 1.0]}
+    rounds |= {"distillation_step": [3.0, 6.0, 4.4], "teacher_forward": [1.25, 1.25, 1.25]}
+    medians = {part: statistics.median(times) for part, times in rounds.items()}
+    found = bench_train_step.overhead(rounds, medians)
+    assert found["distillation_over_parts"] == pytest.approx(1.1)
+    assert found["distillation_over_parts_quartiles"] == pytest.approx((1.05, 1.15))
+    assert found["teacher_skipped"] == pytest.approx(0.2)
+
+
+@pytest.mark.slow
+def test_overhead_alone_on_a_monocular_pair() -> None:
+    config = str(ROOT / "configs" / "demo_mono" / "distill.yaml")
+    options = ("--overhead", "--config-file", config, "--image-size", "96x32", "--iterations", "1")
+    found = run("bench_train_step", *options, "MODEL.DEVICE", "cpu")
+    assert found["rounds"] == 1 and found["image_size"] == "96x32" and found["machine"]["threads"] == 1
+    assert all(found[part]["seconds"] > 0 for part in PARTS[:-1])
+    assert found["distillation_over_parts"] > 0 and not {"share_of_ops", PARTS[-1]} & set(found)
+
+
+@pytest.mark.parametrize("size", bench_train_step.SIZES)
+def test_a_size_names_a_config_that_loads(size: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sys.argv", ["bench_train_step", "--size", size])
+    args = bench_train_step.parse_arguments()
+    if args.config_file is None:
+        bench_train_step.make_tiny(args, tmp_path)
+    cfg = load_config(args.config_file, args.opts)
+    resolve_teacher(cfg)
+    assert cfg.DISTILL.METHODS and cfg.SOLVER.IMS_PER_BATCH <= 2
 
 
 @pytest.mark.slow
 def test_training_step_says_what_the_ops_take(training_step: dict[str, Any]) -> None:
-    step, plain = (training_step[part]["seconds"] for part in PARTS[2:])
+    step, plain = (training_step[part]["seconds"] for part in PARTS[-2:])
     share = training_step["share_of_ops"]
     assert 0 < share < 1 and training_step["plain_over_ops"] == pytest.approx(plain / step)
     assert training_step["share_of_plain_forms"] == pytest.approx(1 - (1 - share) * step / plain)
