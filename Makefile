@@ -4,6 +4,7 @@ VENV ?= .venv
 TORCH ?= torch torchvision
 JOBS ?= logical
 TESTS ?=
+ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(shell find csrc tests/cuda_emulation -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
@@ -15,6 +16,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' Makefile
 	@echo 'Variables of a new environment: PYTHON (default python3), VENV (.venv), TORCH (what pip installs first: torch torchvision).'
 	@echo 'Variables of the tests: JOBS (processes; default one per core), TESTS (arguments of pytest; default all tests).'
+	@echo 'Variables of gpu-check: ARGS (its arguments, such as --resume).'
 
 install: $(STAMP)  ## make the environment and build the CPU ops
 
@@ -102,9 +104,9 @@ sanitize: $(STAMP)  ## run the CPU kernels' tests under AddressSanitizer, UBSan 
 	$(BIN)/python -m tests.reliability sanitize
 	$(BIN)/python docs/make_reliability_table.py
 
-# Everything that needs a GPU, in one command.
-gpu-check: $(STAMP)  ## run everything that needs a GPU
-	$(BIN)/python -m benchmarks.gpu_check
+# Without pip and the network: in $(VENV) if there is one, else in PYTHON and the packages that it has.
+gpu-check:  ## run everything that needs a GPU, first results first
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_check $(ARGS)
 
 # Two of the baselines are optional: `pip install --no-build-isolation -e ".[bench]"` builds them here.
 bench: $(STAMP)  ## time the ops

@@ -196,7 +196,7 @@ def compare(contest: Contest, options: Options, budget: float) -> dict[str, dict
     contestants = contest.make()
     watches = {contestant.name: Watch(options.device) for contestant in contestants}
     results = {c.name: _warm_up(c, watches[c.name], options) for c in contestants}
-    _check_equal(contest, results)
+    check_equal(contest, results)
     seconds = {name: watch.settle() for name, watch in watches.items()}
     passes = {name: min(5, max(1, int(max(seconds.values()) / (5 * own)))) for name, own in seconds.items()}
     one_round = sum(passes[name] * own for name, own in seconds.items())
@@ -223,7 +223,12 @@ def _warm_up(contestant: Contestant, watch: Watch, options: Options) -> Tensor:
     return result.detach()
 
 
-def _check_equal(contest: Contest, results: dict[str, Tensor]) -> None:
+def check_equal(contest: Contest, results: dict[str, Tensor]) -> None:
+    """Compares the results of the contestants, ours first, within the tolerance of the contest.
+
+    Raises:
+        RuntimeError: the results of two contestants differ.
+    """
     (ours, first), *others = results.items()
     largest = first.abs().max().item()
     for name, result in others:
