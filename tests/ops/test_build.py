@@ -1,6 +1,7 @@
 """Decisions of setup.py, and the script that compiles the CUDA sources."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -92,18 +93,53 @@ def test_compile_script_leaves_out_what_is_built_without_torch() -> None:
 PTXAS = (
     "ptxas info    : Compiling entry function 'some_kernel' for 'sm_90'\n"
     "    16 bytes stack frame, {stores} bytes spill stores, {loads} bytes spill loads\n"
-    "ptxas info    : Used 64 registers, used 0 barriers\n"
+    "ptxas info    : Used 64 registers, used 0 barriers, 96 bytes smem, 400 bytes cmem[0]\n"
 )
 
 
 def test_compile_script_reads_what_ptxas_prints(capsys: pytest.CaptureFixture[str]) -> None:
     script = load(ROOT / "csrc" / "compile_cuda.py")
-    spilling = script.report_kernels(PTXAS.format(stores=24, loads=16))
+    kernels = script.read_kernels(PTXAS.format(stores=24, loads=16))
+    assert kernels == [script.Kernel("some_kernel", "90", 64, 96, 40)]
+    spilling = script.report_kernels(kernels)
     assert [" ".join(line.split()) for line in spilling] == [
-        "sm_90 64 registers, 40 bytes spilled some_kernel"
+        "sm_90 64 registers, 96 bytes shared, 40 bytes spilled some_kernel"
     ]
-    assert script.report_kernels(PTXAS.format(stores=0, loads=0)) == []
+    none = PTXAS.format(stores=0, loads=0).replace("96 bytes smem, ", "")
+    assert script.report_kernels(script.read_kernels(none)) == []
+    assert script.read_kernels(none)[0].shared == 0
     assert capsys.readouterr().out.count("some_kernel") == 2
+
+
+@pytest.mark.parametrize(
+    ("version", "registers", "changed"),
+    [("13.0.88", 64, []), ("13.0.88", 63, ["    csrc/a.cu: some_kernel, sm_90"]), ("13.1.0", 63, [])],
+)
+def test_compile_script_compares_with_a_record_of_the_same_compiler(
+    tmp_path: Path, version: str, registers: int, changed: list[str]
+) -> None:
+    script = load(ROOT / "csrc" / "compile_cuda.py")
+    on = {"registers": registers, "static_shared": 96, "spilled": 0}
+    row = {"source": "csrc/a.cu", "kernel": "some_kernel", "sm": {"90": on}}
+    record = tmp_path / "record.json"
+    record.write_text(json.dumps({"nvcc": version, "torch": "2.14.1", "kernels": [row]}))
+    found = {"csrc/a.cu": script.read_kernels(PTXAS.format(stores=0, loads=0))}
+    assert script.changed_since(record, "13.0.88", "2.14.1", found) == changed
+    missing = [] if version != "13.0.88" else ["    csrc/a.cu: some_kernel, sm_90"]
+    assert script.changed_since(record, "13.0.88", "2.14.1", {}) == missing
+
+
+def test_compile_script_without_a_version_of_nvcc_exits_with_a_message(tmp_path: Path) -> None:
+    script = load(ROOT / "csrc" / "compile_cuda.py")
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho Cuda compilation tools, $ANSWER\n")
+    nvcc.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANSWER", "release 13.0, V13.0.88")
+        assert script.nvcc_version(nvcc) == "13.0.88"
+        patch.setenv("ANSWER", "of a later form")
+        with pytest.raises(SystemExit, match="prints no version such as"):
+            script.nvcc_version(nvcc)
 
 
 def test_compile_script_names_kernels_with_what_they_are_made_for() -> None:
@@ -114,15 +150,20 @@ def test_compile_script_names_kernels_with_what_they_are_made_for() -> None:
     assert script.demangle(name) == "forward_kernel<BFloat16, true>"
 
 
-@pytest.mark.parametrize(("spilled", "code"), [(0, None), (8, "less to hold")])
-def test_compile_script_fails_where_a_kernel_spills(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spilled: int, code: str | None
+@pytest.mark.parametrize(
+    ("spilled", "changed", "code"),
+    [(0, [], None), (8, [], "less to hold"), (0, ["    a.cu: some_kernel"], r"(?s)cuda_kernels.*a\.cu")],
+)
+def test_compile_script_fails_where_a_kernel_spills_or_has_changed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spilled: int, changed: list[str], code: str | None
 ) -> None:
     script = load(ROOT / "csrc" / "compile_cuda.py")
     for name in ("find_nvcc", "installed_headers", "oldest_headers"):
         monkeypatch.setattr(script, name, lambda: tmp_path)
     log = PTXAS.format(stores=spilled, loads=0)
     monkeypatch.setattr(script, "compile_one", lambda command, source, headers: log)
+    monkeypatch.setattr(script, "nvcc_version", lambda nvcc: "13.0.88")
+    monkeypatch.setattr(script, "changed_since", lambda record, version, torch, kernels: changed)
     if code is None:
         script.main()
     else:
