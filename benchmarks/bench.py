@@ -31,9 +31,9 @@ FOLDER = Path(__file__).resolve().parent
 FAMILIES = ("bench_ms_deform_attn", "bench_ragged", "bench_distill_loss", "bench_box3d")
 
 
-def main(families: tuple[str, ...] = FAMILIES) -> int:
-    """Runs the families and writes the results; returns the exit status."""
-    args = _arguments(families)
+def main(families: tuple[str, ...] = FAMILIES, out: Path = FOLDER / "results") -> int:
+    """Runs the families and writes the results, by default into ``out``; returns the exit status."""
+    args = _arguments(families, out)
     torch.set_num_threads(args.threads)
     options = Options(args.device, args.quick, args.threads, tuple(args.cases))
     on, limits = machine(), measure_limits(args.device, quick=args.quick)
@@ -57,7 +57,7 @@ def main(families: tuple[str, ...] = FAMILIES) -> int:
     return 1 if missed else 0
 
 
-def _arguments(families: tuple[str, ...]) -> argparse.Namespace:
+def _arguments(families: tuple[str, ...], out: Path) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -70,7 +70,7 @@ def _arguments(families: tuple[str, ...]) -> argparse.Namespace:
         "--quick", action="store_true", help="tiny shapes, nothing required: tests the scripts"
     )
     parser.add_argument("--steps", action="store_true", help="bench_train_step.py, too, in both sizes")
-    parser.add_argument("--out", type=Path, default=FOLDER / "results", help="folder of the two files")
+    parser.add_argument("--out", type=Path, default=out, help="folder of the two files")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: no GPU is visible to torch here")

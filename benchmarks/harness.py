@@ -72,8 +72,8 @@ class Contest:
     """The least ratio by baseline and part."""
     tolerance: float = 1e-4
     """The largest difference of results, as a share of ours' largest."""
-    missing: tuple[str, ...] = ()
-    """Baselines that are not installed."""
+    missing: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Baselines that cannot run -> "what: why", such as "not installed: pip install NAME"."""
     work: dict[Part, Work] = dataclasses.field(default_factory=dict)
     memory: bool = True
     """Whether peak memory is measured."""

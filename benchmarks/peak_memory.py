@@ -46,7 +46,9 @@ def measure_family(family: str, options: Options) -> dict[str, dict[str, float]]
     """Returns the peak memory of one family."""
     contests = importlib.import_module(f"benchmarks.{family}").contests
     small = dataclasses.replace(options, quick=True)
-    warm_up = {(_key(contest), c.name): c for contest in contests(small) for c in contest.make()}
+    warm_up = {
+        (_key(contest), c.name): c for contest in contests(small) if contest.memory for c in contest.make()
+    }
     return {
         _key(contest): {
             contestant.name: _peak_mib(contestant, warm_up.get((_key(contest), contestant.name)), options)

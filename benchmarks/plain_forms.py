@@ -1,6 +1,7 @@
 """A model's ops in plain torch, as published code computes them where it has no kernels."""
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
@@ -21,6 +22,25 @@ from bevkd2.ops import ReferenceMode
 
 Levels = list[tuple[int, int]]
 Maps = Tensor | list[Tensor]
+Sample = Callable[[Tensor, tuple[tuple[int, int], ...], Tensor, Tensor], Tensor]
+"""Computes deformable attention from value, levels, locations and weights."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CameraLists:
+    """What every camera sees."""
+
+    rows: list[Tensor]
+    """Per camera, the indices of its (camera, cell) pairs."""
+    queries: list[Tensor]
+    """Per camera, the cells of these pairs."""
+
+
+def camera_lists(row_splits: Tensor, row_value: Tensor, cameras: int) -> CameraLists:
+    """Returns the lists of all cameras; the arguments are those of bevkd2.ops.ms_deform_attn_ragged."""
+    query = torch.repeat_interleave(row_splits.diff())  # of each row
+    rows = [(row_value == camera).nonzero()[:, 0] for camera in range(cameras)]
+    return CameraLists(rows, [query[index] for index in rows])
 
 
 def fused(
@@ -33,13 +53,14 @@ def fused(
     reference_mode: ReferenceMode = "level",
     num_queues: int = 1,
     return_weights: bool = False,
+    sample: Sample = grid_sample_form,
 ) -> tuple[Tensor, Tensor | None]:
-    """bevkd2.ops.ms_deform_attn_fused by one grid_sample per level."""
+    """bevkd2.ops.ms_deform_attn_fused by an op for locations and weights: one grid_sample per level."""
     locations = sampling_locations_reference(
         spatial_shapes, reference_points, sampling_offsets.float(), reference_mode
     )
     weights = attention_logits.float().flatten(-2).softmax(-1).view_as(attention_logits)
-    out = grid_sample_form(value, tuple(spatial_shapes), locations.to(value.dtype), weights.to(value.dtype))
+    out = sample(value, tuple(spatial_shapes), locations.to(value.dtype), weights.to(value.dtype))
     out = out.unflatten(0, (-1, num_queues)).mean(1)
     return out, weights if return_weights else None
 
@@ -54,26 +75,30 @@ def ragged(
     row_value: Tensor,
     *,
     return_weights: bool = False,
+    sample: Sample = grid_sample_form,
+    lists: CameraLists | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """bevkd2.ops.ms_deform_attn_ragged by BEVFormer's rebatching: padded copies for every camera."""
+    """bevkd2.ops.ms_deform_attn_ragged by BEVFormer's rebatching: padded copies for every camera.
+
+    ``lists`` are those of ``camera_lists``, if they were made before.
+    """
     counts = row_splits.diff()
-    query = torch.repeat_interleave(counts)  # of each row
-    rows = [(row_value == entry).nonzero()[:, 0] for entry in range(len(value))]
+    lists = lists or camera_lists(row_splits, row_value, len(value))
 
     def rebatch(tensor: Tensor, index: list[Tensor]) -> Tensor:
         return pad_sequence([tensor[i] for i in index], batch_first=True)
 
-    queries = [query[index] for index in rows]
     padded, _ = fused(
         value,
         spatial_shapes,
-        rebatch(reference_points, rows),
-        rebatch(sampling_offsets, queries),
-        rebatch(attention_logits, queries),
+        rebatch(reference_points, lists.rows),
+        rebatch(sampling_offsets, lists.queries),
+        rebatch(attention_logits, lists.queries),
         reference_mode="pillar",
+        sample=sample,
     )
     slots = padded.new_zeros(len(counts), padded.shape[2])
-    for out, index in zip(padded, queries, strict=True):
+    for out, index in zip(padded, lists.queries, strict=True):
         slots = slots.index_add(0, index, out[: len(index)])
     slots = slots / counts.clamp(min=1)[:, None]
     weights = attention_logits.float().flatten(-2).softmax(-1).view_as(attention_logits)

@@ -36,7 +36,7 @@ class Row:
     """Distance of the quartiles as a share of the median."""
     rounds: int
     baseline_ms: float | None = None
-    """None: the baseline is not installed."""
+    """None: the baseline cannot run."""
     baseline_spread: float | None = None
     ratio: float | None = None
     """The baseline's median over ours."""
@@ -51,6 +51,8 @@ class Row:
     """Peak above the inputs, of all parts of the case together."""
     baseline_memory_mib: float | None = None
     memory_limit_mib: float | None = None
+    reason: str = ""
+    """Why there are no numbers of the baseline: "what: why"."""
 
     @property
     def missed(self) -> list[str]:
@@ -72,7 +74,7 @@ class Row:
 def make_rows(
     contest: Contest, times: dict[str, dict[Part, Times]], memory: dict[str, float], limits: Limits | None
 ) -> list[Row]:
-    """Returns one row per part and baseline; rows of baselines that are not installed have no numbers."""
+    """Returns one row per part and baseline; rows of baselines that cannot run have a reason."""
     ours, *baselines = times
     rows = []
     for part, own in times[ours].items():
@@ -80,9 +82,9 @@ def make_rows(
         for name in baselines:
             if part in times[name]:
                 rows.append(_against(contest, common, name, own, times[name][part], memory.get(name)))
-        missing = [name for name in contest.missing if name not in times]
-        required = contest.required
-        rows += [Row(**common, baseline=name, required=required.get((name, part))) for name in missing]
+        for name, reason in contest.missing.items():
+            required = contest.required.get((name, part))
+            rows.append(Row(**common, baseline=name, required=required, reason=reason))
     return rows
 
 
@@ -178,7 +180,7 @@ def _line(row: Row) -> str:
 
 def _measured(row: Row) -> list[str]:
     if row.ratio is None or row.ratio_quartiles is None:
-        return ["not installed", ""]
+        return [row.reason.partition(":")[0], ""]
     ratio = "{:.2f} ({:.2f} to {:.2f})".format(row.ratio, *row.ratio_quartiles)
     below = row.required is not None and row.ratio < row.required
     seconds = f"{_number(row.baseline_ms)} ± {50 * (row.baseline_spread or 0):.0f} %"

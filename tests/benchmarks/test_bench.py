@@ -120,9 +120,12 @@ def test_more_memory_than_the_baseline_is_marked_if_limited() -> None:
 
 
 def test_a_missing_baseline_has_a_row_that_says_so() -> None:
-    case, times = contest(1.0, 2.0, missing=("absent",), required={("absent", "forward"): 2.0})
+    case, times = contest(
+        1.0, 2.0, missing={"absent": "not installed: no wheel"}, required={("absent", "forward"): 2.0}
+    )
     _, row = report.make_rows(case, times, {}, None)
     assert row.baseline == "absent" and row.ratio is None and not row.missed
+    assert row.reason == "not installed: no wheel"
     assert "| absent | not installed |" in report.table([row])
 
 
