@@ -58,7 +58,12 @@ class Graph:
     """
 
     def __init__(
-        self, path: str | Path, *, providers: Sequence[str] = ("CPUExecutionProvider",), threads: int = 0
+        self,
+        path: str | Path,
+        *,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        threads: int = 0,
+        spinning: bool = True,
     ) -> None:
         """Opens the file.
 
@@ -66,6 +71,8 @@ class Graph:
             path: an ``.onnx`` file of ``bevkd2 export``.
             providers: of ONNX Runtime, in order of preference.
             threads: within an operator; 0: as many as there are cores.
+            spinning: threads wait for work in a loop, which is faster and keeps their cores busy for a while
+                after each run; False where other work shares the cores.
 
         Raises:
             ImportError: onnxruntime is not installed.
@@ -76,7 +83,7 @@ class Graph:
         if not self.path.is_file():
             raise FileNotFoundError(f"{path} does not exist; `bevkd2 export` writes such a file")
         check(self.path)
-        self._session = _open(self.path, providers, threads)
+        self._session = _open(self.path, providers, threads, spinning)
         text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if text is None:
             raise ValueError(
@@ -188,7 +195,7 @@ def check_scores(scores: Array, path: Path) -> None:
         raise ValueError(f"{path}: scores contain NaN; the weights, or what was fed, are wrong")
 
 
-def _open(path: Path, providers: Sequence[str], threads: int) -> Any:
+def _open(path: Path, providers: Sequence[str], threads: int, spinning: bool) -> Any:
     """Opens a session of ONNX Runtime."""
     try:
         import onnxruntime
@@ -196,6 +203,7 @@ def _open(path: Path, providers: Sequence[str], threads: int) -> Any:
         raise ImportError("onnxruntime is not installed: pip install onnxruntime") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     options.log_severity_level = 3
     absent = [name for name in providers if name not in onnxruntime.get_available_providers()]
     if absent:

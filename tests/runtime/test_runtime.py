@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from bevkd2.config import CfgNode, load_config
 from bevkd2.d2 import build_model
 from bevkd2.modeling import Detector
 from bevkd2.runtime import Detections, MonoRuntime, MultiViewRuntime, load
+from tests.fuzz.exported import write_exported
 from tests.modeling.conftest import HEIGHT, WIDTH, make_frame, tiny_cfg
 from tests.runtime.graphs import TorchGraph
 
@@ -123,6 +125,17 @@ def test_pose_or_vector(tiny_cfg: CfgNode, make_frame: MakeFrame) -> None:
     frame = make_frame(0)
     with pytest.raises(ValueError, match="either ego2global or can_bus"):
         runtime.detect(frame["images"].numpy(), frame["lidar2img"].numpy(), timestamp=1)
+
+
+@pytest.mark.parametrize("spinning", [True, False])
+def test_threads_wait_as_asked(spinning: bool, tmp_path: Path) -> None:
+    for package in ("onnx", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is not installed: pip install bevkd2[export]")
+    write_exported(tmp_path)
+    graph = load(tmp_path / "student.onnx", threads=2, spinning=spinning).graph
+    options = graph._session.get_session_options()
+    assert options.intra_op_num_threads == 2
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == str(int(spinning))
 
 
 def test_a_file_that_is_not_there() -> None:
