@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import multiprocessing
+import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ import pytest
 from benchmarks import bench_latency, export_sizes, lower_precision
 from bevkd2.runtime import Detections
 from tests.configs.shipped import CONFIGS, DISTILLATIONS, built, name_of
+from tests.limits import PROGRAM_SECONDS
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "deployment"
 FILE = RESULTS / "export_sizes.json"
@@ -78,21 +83,98 @@ def test_an_export_that_does_not_end_well_says_why(monkeypatch: pytest.MonkeyPat
 
 def test_contestants_take_turns() -> None:
     calls: list[tuple[str, int]] = []
-    runs = {name: lambda fed, name=name: calls.append((name, int(fed["frame"]))) for name in ("a", "b")}
-    feeds = [{"frame": np.array(i)} for i in range(3)]
-    times = bench_latency.time_in_turns(runs, feeds, 0.0)
-    assert {name: len(values) for name, values in times.items()} == {"a": 20, "b": 20}
+
+    def contestant(name: str, frame: int) -> float:
+        calls.append((name, frame))
+        return 7.0
+
+    runs = {name: functools.partial(contestant, name) for name in ("a", "b")}
+    times = bench_latency.time_in_turns(runs, seconds=0.0, pause=0.0)
+    assert times == {"a": [7.0] * 20, "b": [7.0] * 20}
     assert calls[:6] == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2)]
-    assert all(value > 0 for values in times.values() for value in values)
 
 
-def test_a_contestant_that_fails_is_taken_out() -> None:
+def test_a_contestant_times_the_frames_that_it_is_asked_for() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    frames: list[int] = []
+    for frame in (5, 6, None):
+        ours.send(frame)
+    bench_latency.serve(
+        theirs, lambda: (lambda fed: frames.append(int(fed["i"])), [{"i": np.array(i)} for i in range(6)])
+    )
+    assert frames == [0, 1, 2, 3, 5, 0]  # the warm-up, then the frames, which repeat
+    assert ours.recv()["seconds"] > 0 and ours.recv() > 0 and ours.recv() > 0
+
+
+def test_a_contestant_that_fails_says_why() -> None:
     def fail(fed: Any) -> None:
         raise RuntimeError("no compiler\nhere")
 
-    runs = {"a": lambda fed: fed, "b": fail}
-    assert bench_latency.warm_up(runs, [{}]) == {"b": "RuntimeError: no compiler"}
-    assert list(runs) == ["a"]
+    ours, theirs = multiprocessing.Pipe()
+    bench_latency.serve(theirs, lambda: (fail, [{}]))
+    assert ours.recv() == {"failed": "RuntimeError: no compiler"}
+
+
+def fast() -> tuple[bench_latency.Run, bench_latency.Feeds]:
+    return lambda fed: fed, [{}]
+
+
+def exiting() -> tuple[bench_latency.Run, bench_latency.Feeds]:
+    os._exit(3)
+
+
+def hanging() -> tuple[bench_latency.Run, bench_latency.Feeds]:
+    time.sleep(PROGRAM_SECONDS)
+    return fast()
+
+
+@pytest.mark.slow
+def test_contestants_of_one_model(capsys: pytest.CaptureFixture[str]) -> None:
+    makes = {"eager": fast, "ONNX Runtime int8": exiting, "torch.compile": hanging}
+    rows = bench_latency.measure("m", makes, threads=2, seconds=0.0, limits=(0.1, PROGRAM_SECONDS))
+    died, late, measured = rows
+    common = {"model": "m", "threads": 2}
+    assert died == {**common, "run by": "ONNX Runtime int8", "failed": "its process ended with exit status 3"}
+    assert late == {**common, "run by": "torch.compile", "failed": "not ready after 0 s"}
+    assert measured.items() >= {**common, "run by": "eager", "rounds": 20}.items()
+    assert 0 <= measured["median_ms"] <= measured["p95_ms"] and measured["warm_up_s"] >= 0
+    assert "m, eager" in capsys.readouterr().err
+
+
+def test_rows_are_written_model_by_model_and_not_measured_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured: list[tuple[str, int]] = []
+
+    def measure(name: str, makes: Any, threads: int, *rest: Any) -> list[dict[str, Any]]:
+        if name == "monocular student" and len(measured) == 1:
+            raise KeyboardInterrupt
+        measured.append((name, threads))
+        return [{"model": name, "run by": by, "threads": threads, "median_ms": len(measured)} for by in makes]
+
+    monkeypatch.setattr(bench_latency, "measure", measure)
+    path = tmp_path / "latency.json"
+    command = ["--files", "f", "--json", str(path), "--threads", "2", "1"]
+    command += ["--models", "multi-view student", "monocular student"]
+    with pytest.raises(KeyboardInterrupt):
+        bench_latency.main(command)
+    assert {row["model"] for row in json.loads(path.read_text())["rows"]} == {"multi-view student"}
+    measured.append(("the interrupted one", 0))
+    assert bench_latency.main(command) == 0
+    students = ("multi-view student", "monocular student")
+    assert measured[2:] == [(students[1], 2), (students[0], 1), (students[1], 1)]
+    rows = json.loads(path.read_text())["rows"]
+    order = [(row["threads"], row["model"]) for row in rows if row["run by"] == "eager"]
+    assert order == [(threads, name) for threads in (1, 2) for name in students]
+    assert bench_latency.main([*command, "--again", "--without", "torch.compile"]) == 0
+    values = {(row["model"], row["threads"], row["run by"]): row["median_ms"] for row in rows}
+    again = {
+        (row["model"], row["threads"], row["run by"]): row["median_ms"]
+        for row in json.loads(path.read_text())["rows"]
+    }
+    changed = {key for key in values if values[key] != again[key]}
+    assert changed == {key for key in values if key[2] != "torch.compile"}
+    capsys.readouterr()
 
 
 def found(rows: list[tuple[float, int, float]]) -> Detections:
