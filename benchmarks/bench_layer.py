@@ -9,8 +9,7 @@ and inputs are the same. The others' ops take locations, and weights after softm
 them; spatial attention gives them a padded copy of each camera's visible cells, as BEVFormer does, from lists
 that are made before. torch.compile is given the whole layer, with one grid_sample per level inside.
 
-mmcv's op has kernels for GPUs only. On the CPU its PyTorch form is run, which mmcv.ops'
-MultiScaleDeformableAttention calls there.
+mmcv's op has no kernel for the CPU. There its PyTorch form is run, as mmcv's own module does.
 
 "forward" records the graph; "forward + backward" also computes the gradients of inputs and parameters. Before
 they are timed, outputs and all gradients are compared with those of our op. Gradients are compared in the

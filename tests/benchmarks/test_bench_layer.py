@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Callable
 
 import pytest
@@ -55,6 +57,24 @@ def test_ours_is_back_afterwards() -> None:
         attention.ms_deform_attn_fused,
         decoder.ms_deform_attn_fused,
     )
+
+
+def test_mmcv_on_the_cpu_is_its_form_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    mmcv = types.ModuleType("mmcv")
+    mmcv.ops = types.ModuleType("mmcv.ops")
+    mmcv.ops.multi_scale_deform_attn = types.ModuleType("mmcv.ops.multi_scale_deform_attn")
+
+    def in_torch(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        return grid_sample_form(value, tuple(map(tuple, shapes.tolist())), locations, weights)
+
+    mmcv.ops.multi_scale_deform_attn.multi_scale_deformable_attn_pytorch = in_torch
+    monkeypatch.setitem(sys.modules, "mmcv", mmcv)
+    monkeypatch.setitem(sys.modules, "mmcv.ops", mmcv.ops)
+    layer = bench_layer.spatial(QUICK, "cpu")
+    expected = bench_layer.gradients(layer, layer.module)
+    with bench_layer.swapped(bench_layer.mmcv_form("cpu"), layer.lists):
+        found = bench_layer.gradients(layer, layer.module)
+    bench_layer.check_gradients("mmcv", found, expected)
 
 
 def test_ops_that_are_not_installed_have_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
