@@ -38,6 +38,8 @@ TESTED_SCRIPTS = {
     "benchmarks.bench": "tests/benchmarks/test_bench.py",
     "benchmarks.bench_train_step": "tests/benchmarks/test_benchmarks.py",
     "benchmarks.gpu_check": "tests/benchmarks/test_gpu_check.py",
+    "benchmarks.bench_layer": "tests/benchmarks/test_bench_layer.py",
+    "benchmarks.bench_latency": "tests/benchmarks/test_deployment.py",
 }
 # Pages whose commands load packages of the user's own, read what evaluations left, or need several machines,
 # and the tests that run every one of them.
