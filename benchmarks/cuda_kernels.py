@@ -2,7 +2,7 @@
 """Writes results/cuda_kernels.json: what the compiler says about the CUDA kernels, and what follows on paper.
 
     python -m benchmarks.cuda_kernels
-    python docs/make_cuda_tables.py
+    make tables
 
 No GPU is needed, and nothing runs on one. nvcc compiles every .cu as `make cuda` does, against the installed
 torch, and ptxas reports the registers and the static shared memory of every kernel. With the launch code's

@@ -248,7 +248,7 @@ def main() -> None:
     if changed:
         sys.exit(
             f"compile_cuda: {RECORD.relative_to(ROOT)} has other numbers of these kernels. Run `python -m "
-            "benchmarks.cuda_kernels` and `python docs/make_cuda_tables.py`:\n" + "\n".join(changed)
+            "benchmarks.cuda_kernels` and `make tables`:\n" + "\n".join(changed)
         )
 
 

@@ -2,7 +2,7 @@
 
 python docs/make_cuda_tables.py
 
-A place is what lies between ``<!-- cuda NAME -->`` and ``<!-- end of cuda NAME -->``, NAME one of ``TABLES``.
+The name of a place (page_tables.py) is one of ``TABLES``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "benchmarks.md"
-RESULT = ROOT / "benchmarks" / "results" / "cuda_kernels.json"
-PLACE = re.compile(r"(<!-- cuda (\w+) -->\n).*?(<!-- end of cuda \2 -->)", re.DOTALL)
+from page_tables import RESULTS, Places, markdown_table
+
+RESULT = RESULTS / "cuda_kernels.json"
+PLACES = Places("cuda")
 
 
 def summary(content: dict[str, Any]) -> str:
@@ -42,15 +42,15 @@ def kernels(content: dict[str, Any]) -> str:
             f"`{row['kernel']}`",
             row["threads"],
             f"{row['dynamic_shared'] + max(on['static_shared'] for on in row['sm'].values()):,}",
-            *(_each(row, key) for key in ("registers", "blocks")),
-            _each(row, "occupancy", "{:.0%}"),
-            _each(row, "limit", "{}"),
+            *(each(row, key) for key in ("registers", "blocks")),
+            each(row, "occupancy", "{:.0%}"),
+            each(row, "limit", "{}"),
         ]
         for row in content["kernels"]
         if not re.search(r"double|Half|false|, 1>", row["kernel"])
     ]
     header = ["file", "kernel", "threads", "shared (bytes)", "registers", "blocks", "occupancy", "limited by"]
-    return _table(rows, header)
+    return markdown_table(rows, header)
 
 
 def points(content: dict[str, Any]) -> str:
@@ -69,7 +69,9 @@ def points(content: dict[str, Any]) -> str:
         for row in content["paper"]
     ]
     sizes = [f"{name} (bytes)" for name in ("memory", "L1", "reductions")]
-    return _table(rows, ["case", "points", *sizes, "operations", "per byte of memory", "per byte of L1"])
+    return markdown_table(
+        rows, ["case", "points", *sizes, "operations", "per byte of memory", "per byte of L1"]
+    )
 
 
 def roofline(content: dict[str, Any]) -> str:
@@ -83,7 +85,7 @@ def roofline(content: dict[str, Any]) -> str:
             memory = "" if limit == "memory" else f", memory {times['memory']:.0f}"
             cells.append(f"{times[limit]:.0f} ({limit}){memory}")
         rows.append([f"{row['case']}, {row['dtype']}, {row['part']}", *cells])
-    return _table(rows, ["microseconds at least, on paper", *gpus])
+    return markdown_table(rows, ["microseconds at least, on paper", *gpus])
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -94,26 +96,16 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-def filled(text: str, result: Path = RESULT) -> str:
-    """Returns the text of the page with the current tables."""
-    content = json.loads(result.read_text())
-    return PLACE.sub(lambda found: f"{found[1]}\n{TABLES[found[2]](content)}\n\n{found[3]}", text)
+def body(name: str, result: Path = RESULT) -> str:
+    """Returns one of ``TABLES``."""
+    return TABLES[name](json.loads(result.read_text()))
 
 
-def _each(row: dict[str, Any], key: str, form: str = "{:,}") -> str:
+def each(row: dict[str, Any], key: str, form: str = "{:,}") -> str:
     """Returns a number of each architecture, or the number once if it is the same on all."""
     cells = [form.format(on[key]) for on in row["sm"].values()]
     return cells[0] if len(set(cells)) == 1 else ", ".join(cells)
 
 
-def _table(rows: list[list[Any]], header: list[str]) -> str:
-    """Returns a table as mdformat writes it, so that it may format the rest of the page."""
-    lines = [[str(cell) for cell in line] for line in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
-
-
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text()))
+    PLACES.write(body)

@@ -2,22 +2,20 @@
 
 python docs/make_layer_tables.py
 
-The place, between ``<!-- layers -->`` and ``<!-- end of layers -->``, has one table per machine.
+The place (page_tables.py) has one table per machine.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
+import page_tables
+from page_tables import Places, markdown_table, three_digits
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "benchmarks.md"
-RESULTS = ROOT / "benchmarks" / "results" / "layers"
-PLACE = re.compile(r"(<!-- layers -->\n).*?(<!-- end of layers -->)", re.DOTALL)
+RESULTS = page_tables.RESULTS / "layers"
+PLACES = Places("layers")
 PARTS = ("forward", "forward + backward")
 
 
@@ -37,30 +35,21 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Returns the table of one machine: ms, and how many times as long as ours, by layer, op and part."""
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
-        cells.setdefault((row["case"], "bevkd2"), {})[row["part"]] = _milliseconds(row["ours_ms"])
+        cells.setdefault((row["case"], "bevkd2"), {})[row["part"]] = three_digits(row["ours_ms"])
     for row in rows:
         cells.setdefault((row["case"], row["baseline"]), {})[row["part"]] = _baseline(row)
     layers = list(dict.fromkeys(row["case"] for row in rows))
     ordered = sorted(cells, key=lambda key: layers.index(key[0]))
     lines = [[*key, *(cells[key].get(part, "") for part in PARTS)] for key in ordered]
     header = ["layer", "op", *(f"{part} (ms)" for part in PARTS)]
-    return tabulate(lines, header, tablefmt="github", disable_numparse=True)
-
-
-def filled(text: str, results: Path = RESULTS) -> str:
-    """Returns the text of the page with the current tables."""
-    return PLACE.sub(lambda found: f"{found[1]}\n{tables(results)}\n\n{found[2]}", text)
+    return markdown_table(lines, header)
 
 
 def _baseline(row: dict[str, Any]) -> str:
     if row["ratio"] is None:
         return str(row["reason"].partition(":")[0])
-    return f"{_milliseconds(row['baseline_ms'])}, {row['ratio']:.2f} x"
-
-
-def _milliseconds(value: float) -> str:
-    return f"{value:,.0f}" if value >= 99.5 else f"{value:.3g}"
+    return f"{three_digits(row['baseline_ms'])}, {row['ratio']:.2f} x"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text()))
+    PLACES.write(lambda _: tables())

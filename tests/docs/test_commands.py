@@ -27,7 +27,6 @@ TESTED_SCRIPTS = {
     "tools/demo_mono.py": "tests/cli/test_demo.py",
     "tools/run_experiment.py": "tests/experiments/test_run.py",
     "docs/make_reliability_table.py": "tests/docs/test_reliability_table.py",
-    "docs/make_cuda_tables.py": "tests/docs/test_cuda_tables.py",
     "benchmarks.cuda_kernels": "tests/benchmarks/test_cuda_kernels.py",
     "tests.reliability": "tests/reliability/test_proofs.py",
     "tools/verify_golden.py": "tests/golden/test_verify.py",

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
 from typing import Any
 
-from tests.docs.pages import ROOT
-
-SCRIPT = runpy.run_path(str(ROOT / "docs" / "make_layer_tables.py"))
+from make_layer_tables import PLACES, tables
 
 
 def test_page_is_current() -> None:
-    text = SCRIPT["PAGE"].read_text()
-    assert SCRIPT["PLACE"].search(text)
-    assert text == SCRIPT["filled"](text), "run python docs/make_layer_tables.py"
+    (page,) = PLACES.pages()
+    text = page.read_text()
+    assert text == PLACES.filled(text, lambda _: tables()), "run make tables"
 
 
 def test_a_place_without_results_says_so(tmp_path: Path) -> None:
-    assert SCRIPT["tables"](tmp_path) == "Not measured yet."
+    assert tables(tmp_path) == "Not measured yet."
 
 
 def row(baseline: str, part: str, ratio: float | None, reason: str = "") -> dict[str, Any]:
@@ -35,8 +32,8 @@ def test_a_machine_has_a_table(tmp_path: Path) -> None:
     ]
     machine = {"gpu": "none", "processor": "P", "threads": 2, "torch": "2"}
     (tmp_path / "p.json").write_text(json.dumps({"machine": machine, "rows": rows}))
-    page = SCRIPT["filled"]("x\n<!-- layers -->\nold\n<!-- end of layers -->\ny\n", tmp_path)
-    assert "P, 2 threads, torch 2:" in page and "old" not in page and page.endswith("layers -->\ny\n")
+    page = tables(tmp_path)
+    assert "P, 2 threads, torch 2:" in page
     cells = [
         [cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line[:1] == "|"
     ]
