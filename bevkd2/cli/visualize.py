@@ -1,7 +1,7 @@
 """Draws what models see: detections beside the ground truth, and what is behind them.
 
-Of multi-view models: BEV responses and spatial attention; of monocular ones: FPN features and the perspective
-matrix of feature imitation. Three further commands have options of their own (add --help):
+Of multi-view models: BEV responses, attention and FPN features; of monocular ones: FPN features and the
+perspective matrix of feature imitation. Three further commands have options of their own (add --help):
 
     failures    frames in which a student loses most against its teacher, from detections on disk
     video       scenes as MP4, models side by side, from detections on disk

@@ -20,7 +20,7 @@ from bevkd2.distill import is_distillation, teacher_config
 from bevkd2.errors import USER_ERRORS, message_of
 from bevkd2.modeling import Detector
 from bevkd2.report.runs import Run
-from bevkd2.visualization.frame_figures import SHARED_PICTURE
+from bevkd2.visualization.frame_figures import SHARED_PICTURES
 from bevkd2.visualization.objects import Image
 
 LoadModel = Callable[[CfgNode, str], Detector[Any, Any, Any]]
@@ -100,7 +100,7 @@ def draw_frames(
     try:
         for frame, pictures in _frames(cfg, models, num, score_threshold):
             for title, picture in pictures.items():
-                model = "" if title == SHARED_PICTURE else _model_of(title, models)
+                model = "" if title in SHARED_PICTURES else _model_of(title, models)
                 kind = title.removesuffix(f"_{model}") if model else title
                 caption = model or ", ".join(models)
                 drawn.kinds.setdefault(kind, {}).setdefault(frame, []).append(_inlined(picture, caption))

@@ -10,7 +10,7 @@ from bevkd2.visualization.bev_response import bev_response, draw_bev_responses, 
 from bevkd2.visualization.bev_view import BEVFrame, draw_bev
 from bevkd2.visualization.camera_view import draw_boxes, mosaic, project_edges
 from bevkd2.visualization.canvas import save_image
-from bevkd2.visualization.feature_view import draw_feature_maps, feature_response
+from bevkd2.visualization.feature_view import draw_camera_features, draw_feature_maps, feature_response
 from bevkd2.visualization.figure import camera_images, detection_figure
 from bevkd2.visualization.found_view import draw_found, found_objects
 from bevkd2.visualization.frame_figures import choose_frames, frame_figures
@@ -38,6 +38,7 @@ __all__ = [
     "draw_bev",
     "draw_bev_responses",
     "draw_boxes",
+    "draw_camera_features",
     "draw_cell_attention",
     "draw_cells",
     "draw_feature_maps",

@@ -10,12 +10,13 @@ import numpy as np
 from bevkd2.visualization.bev_response import draw_bev_responses, draw_cells
 from bevkd2.visualization.bev_view import BEVFrame, draw_bev, draw_outlines
 from bevkd2.visualization.canvas import put_text, stack, with_title
+from bevkd2.visualization.feature_view import draw_camera_features
 from bevkd2.visualization.figure import TILE_WIDTH, camera_images, detection_figure
 from bevkd2.visualization.model_view import ModelView
 from bevkd2.visualization.objects import DrawnObjects, Image
 
-SHARED_PICTURE = "bev_response"
-"""Name of the picture that shows all models; the names of others end in that of a model."""
+SHARED_PICTURES = ("bev_response", "features")
+"""Names of the pictures that show all models; the names of others end in that of a model."""
 
 
 def choose_frames(scenes: Sequence[Sequence[int]], num: int) -> list[list[int]]:
@@ -142,7 +143,8 @@ def frame_figures(
 
     Returns:
         Name of the picture -> image: "detections_<model>", "attention_<model>" and "temporal_<model>" for
-        models with spatial and temporal attention, and "bev_response" if a model has one.
+        models with spatial and temporal attention, "bev_response" and "features" (of the FPN) if a model has
+        them.
 
     Raises:
         ValueError: a label is not the index of a class.
@@ -174,5 +176,14 @@ def frame_figures(
     frame = BEVFrame(next(iter(views.values())).extent, 480)
     responses = {name: view.response for name, view in views.items() if view.response is not None}
     if responses:
-        pictures[SHARED_PICTURE] = with_title(draw_bev_responses(responses, frame, truth), "BEV response")
+        pictures["bev_response"] = with_title(draw_bev_responses(responses, frame, truth), "BEV response")
+    features = {
+        name: dict(zip(cameras, view.features, strict=True))
+        for name, view in views.items()
+        if view.features is not None
+    }
+    if features:
+        drawn = draw_camera_features(images, features, lidar2img, truth)
+        title = f"mean absolute FPN features, sample {sample['sample_id']}"
+        pictures["features"] = with_title(drawn, title, height=14)
     return pictures

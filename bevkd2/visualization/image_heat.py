@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import cv2
@@ -19,6 +19,7 @@ Levels = Mapping[int, Map]
 TILE_WIDTH = 400
 """Pixels: width of one heat map."""
 _BAR_HEIGHT, _TEXT_HEIGHT = 10, 9
+_WIDEST_COLUMN, _GRID_WIDTH = 2 * TILE_WIDTH, 5 * TILE_WIDTH
 
 
 def content_cells(cells: Map, stride: int, image_size: tuple[int, int]) -> Map:
@@ -60,6 +61,44 @@ def over_image(cells: Map, stride: int, image_size: tuple[int, int], smooth: boo
     size = (kept.shape[1] * stride, kept.shape[0] * stride)
     how = cv2.INTER_LINEAR if smooth else cv2.INTER_NEAREST
     return np.asarray(cv2.resize(kept, size, interpolation=how)[: image_size[0], : image_size[1]])
+
+
+def column_width(rows: Iterable[Levels]) -> int:
+    """Returns the width of a level's column in pixels: the fewer levels, the wider."""
+    return min(_WIDEST_COLUMN, _GRID_WIDTH // max(1, len(set[int]().union(*rows))))
+
+
+def heat_tile(
+    small: Image,
+    cells: Map,
+    stride: int,
+    image_size: tuple[int, int],
+    scale: tuple[float, float],
+    *,
+    smooth: bool,
+    opacity: float,
+) -> Image:
+    """Draws one level over its image.
+
+    Args:
+        small: (h, w, 3) RGB, the image as large as the tile.
+        cells: the level, see ``content_cells``.
+        stride: pixels of the image per cell.
+        image_size: height and width of the image, before padding.
+        scale: values of the darkest and of the brightest colour.
+        smooth: see ``over_image``.
+        opacity: of the heat map over the grey image.
+
+    Returns:
+        An image like ``small``.
+
+    Raises:
+        ValueError: the level does not cover the image.
+    """
+    values = over_image(cells, stride, image_size, smooth)
+    colors = heat_map(_resize(values, small, smooth), *scale)
+    grey = cv2.cvtColor(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return np.asarray(cv2.addWeighted(colors, opacity, grey, 1 - opacity, 0), dtype=np.uint8)
 
 
 def color_bar(low: float, high: float, width: int) -> Image:
@@ -107,19 +146,17 @@ def draw_heat_grid(
             f"levels of strides {sorted(strides)} with colour scales for {sorted(scales)}; expected at "
             "least one level, and a scale for each"
         )
+    size = (image.shape[0], image.shape[1])
     small = resize(image, tile_width / image.shape[1])
     outlined = small.copy()
     _outline(outlined, boxes2d, tile_width / image.shape[1])
-    grey = cv2.cvtColor(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     columns = []
     for stride, scale in scales.items():
         tiles = [outlined] if opacity == 1 else []
         for name, levels in rows.items():
             tile = np.full_like(small, 255)
             if stride in levels:
-                values = over_image(levels[stride], stride, (image.shape[0], image.shape[1]), smooth)
-                colors = heat_map(_resize(values, small, smooth), *scale)
-                tile = np.asarray(cv2.addWeighted(colors, opacity, grey, 1 - opacity, 0), dtype=np.uint8)
+                tile = heat_tile(small, levels[stride], stride, size, scale, smooth=smooth, opacity=opacity)
                 _outline(tile, boxes2d, tile_width / image.shape[1])
             put_text(tile, f"{name}, stride {stride}", (0, 0), height=10)
             tiles.append(tile)

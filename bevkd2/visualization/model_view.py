@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ import torch
 from bevkd2.modeling import BEVKnowledge, Detector, TemporalState
 from bevkd2.visualization.attention import attention_entropy, draw_cell_attention, sampling_pixels
 from bevkd2.visualization.bev_response import bev_response
+from bevkd2.visualization.feature_view import feature_response
+from bevkd2.visualization.image_heat import Levels
 from bevkd2.visualization.objects import Array, DrawnObjects, Image
 from bevkd2.visualization.temporal_view import TemporalAttentionView
 
@@ -78,6 +80,7 @@ class ModelView:
         response: (H, W) BEV response.
         attention: spatial attention of the BEV cells.
         temporal: temporal attention of the BEV cells.
+        features: of each camera, stride -> (h, w) mean absolute FPN feature, padding included.
     """
 
     detections: DrawnObjects
@@ -86,6 +89,7 @@ class ModelView:
     response: Array | None = None
     attention: SpatialAttentionView | None = None
     temporal: TemporalAttentionView | None = None
+    features: Sequence[Levels] | None = None
 
     def cell_at(self, x: float, y: float) -> int | None:
         """Returns the index of the cell at a position in metres; None outside the grid."""
@@ -143,6 +147,7 @@ class ModelStream:
             response=response,
             attention=_attention(knowledge, inputs.current.padded_size),
             temporal=_temporal(knowledge, before),
+            features=_features(knowledge),
         )
 
 
@@ -175,6 +180,20 @@ def _temporal(knowledge: BEVKnowledge, before: TemporalState | None) -> Temporal
         and before.scene_tokens == now.scene_tokens
         and before.timestamps[0] < now.timestamps[0],
     )
+
+
+def _features(knowledge: BEVKnowledge) -> list[Levels] | None:
+    """Returns None where the detector has no FPN, or does not tell the strides of its levels."""
+    if knowledge.fpn is None or knowledge.fpn_strides is None:
+        return None
+    levels = [_to_numpy(level) for level in knowledge.fpn]
+    return [
+        {
+            stride: feature_response(level[camera])
+            for stride, level in zip(knowledge.fpn_strides, levels, strict=True)
+        }
+        for camera in range(len(levels[0]))
+    ]
 
 
 def _to_numpy(tensor: torch.Tensor) -> Array:

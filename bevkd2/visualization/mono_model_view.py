@@ -15,7 +15,7 @@ from bevkd2.modeling import Detector
 from bevkd2.structures import project_points
 from bevkd2.visualization.canvas import with_title
 from bevkd2.visualization.feature_view import draw_feature_maps, feature_response
-from bevkd2.visualization.image_heat import TILE_WIDTH, Levels, Map
+from bevkd2.visualization.image_heat import Levels, Map, column_width
 from bevkd2.visualization.mono_figure import mono_figure
 from bevkd2.visualization.objects import DrawnObjects, Image
 from bevkd2.visualization.perspective_view import draw_perspective, perspective_maps
@@ -92,7 +92,7 @@ def mono_figures(
         for name, view in views.items()
     }
     responses = {name: view.responses for name, view in views.items()}
-    features = draw_feature_maps(image, responses, boxes2d, _tile_width(responses))
+    features = draw_feature_maps(image, responses, boxes2d, column_width(responses.values()))
     title = f"mean absolute FPN features, image {sample['image_id']}"
     pictures["features"] = with_title(features, title, height=14)
     weights = None if perspective is None else PerspectiveWeights.from_config(perspective)
@@ -100,11 +100,6 @@ def mono_figures(
         levels = next(iter(responses.values()))
         pictures["perspective"] = _perspective_figure(sample, image, levels, weights, boxes2d)
     return pictures
-
-
-def _tile_width(rows: Mapping[str, Levels]) -> int:
-    """Returns the width of a heat map in pixels: the fewer levels, the wider."""
-    return min(800, 5 * TILE_WIDTH // len(set[int]().union(*rows.values())))
 
 
 def _perspective_figure(
@@ -120,5 +115,6 @@ def _perspective_figure(
         name = f"occlusion: near_boxes, {weights.near_depth:g} m"
         rows[name] = perspective_maps(weights, size, shapes, sample["boxes2d"], depths)
     title = f"perspective matrix, image {sample['image_id']}"
-    drawn = draw_perspective(image, rows, weights.perspective.amplitude, boxes2d, _tile_width(rows))
+    width = column_width(rows.values())
+    drawn = draw_perspective(image, rows, weights.perspective.amplitude, boxes2d, width)
     return with_title(drawn, title, height=14)

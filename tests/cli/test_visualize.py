@@ -72,6 +72,7 @@ def test_pictures_of_two_models_are_written(tool, work, tmp_path):
         for kind in (
             *(f"{picture}_{name}" for picture in _PICTURES for name in ("student", "teacher")),
             "bev_response",
+            "features",
         )
     )
     for path in written:

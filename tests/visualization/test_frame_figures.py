@@ -106,9 +106,11 @@ def test_every_model_gets_its_pictures(annotated):
     if annotated:
         sample |= {"boxes": SURE.boxes, "labels": torch.tensor([0])}
     views = {"teacher": make_view(SURE), "student": make_view(SURE)}
+    views["student"] = dataclasses.replace(views["student"], features=[{16: np.ones((4, 11))}] * 6)
     pictures = frame_figures(sample, views, CAMERA_NAMES, NAMES)
     assert set(pictures) == {
         "bev_response",
+        "features",
         *(f"{kind}_{name}" for kind in ("detections", "attention") for name in views),
     }
     assert all(p.dtype == np.uint8 and p.ndim == 3 for p in pictures.values())

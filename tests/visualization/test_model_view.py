@@ -44,6 +44,18 @@ def test_a_view_holds_what_the_model_computes(model, frames):
     assert view.attention.offsets.shape == (*view.attention.weights.shape, 2)
 
 
+def test_features_are_those_of_every_camera_and_level(model, frames):
+    view = ModelStream(model).see(frames[0])
+    with torch.no_grad():
+        knowledge = model.extract(model.preprocess([frames[0]]), frozenset({"fpn"}))
+    assert len(view.features) == 6
+    for levels in view.features:
+        assert list(levels) == knowledge.fpn_strides and len(levels) == len(knowledge.fpn)
+    for stride, level in zip(knowledge.fpn_strides, knowledge.fpn, strict=True):
+        responses = np.stack([levels[stride] for levels in view.features])
+        np.testing.assert_allclose(responses, level.abs().mean(dim=1).numpy(), atol=1e-5)
+
+
 def test_temporal_attention_is_that_of_the_last_layer_and_says_whether_there_was_a_past(model, frames):
     stream = ModelStream(model)
     views = [stream.see(frame) for frame in frames[:4]]
