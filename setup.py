@@ -162,7 +162,7 @@ def main() -> None:
         package_dir=SHIPPED,
         package_data={
             "bevkd2": ["py.typed", "*.pyi"],
-            "bevkd2.report": ["page.*"],
+            "bevkd2.report": ["*.html", "*.css", "*.js"],
             "bevkd2.configs": ["**/*.yaml"],
             "bevkd2.assets": ["*.safetensors"],
         },

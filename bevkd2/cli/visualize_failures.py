@@ -1,5 +1,7 @@
 """Lists and draws the frames in which models lose most against a reference, from detections on disk.
 
+Open index.html in the folder of --output to sort and filter the frames; failures.json has its numbers.
+
 The first model of --detections is the reference (a teacher). An object that it finds and another model does
 not is missed by that one, or far, where a detection of its class is near; detections that find nothing are
 false. A match is that of the data set's evaluation: nuScenes' true positives (centres within 2 m), KITTI's
@@ -24,6 +26,7 @@ from bevkd2.data.stored import StoredFrames
 from bevkd2.engine.defaults import load_args
 from bevkd2.engine.options import ConfigArgumentParser, finite_number
 from bevkd2.evaluation.failures import SORT_KEYS, failure_table, rank_frames, summary
+from bevkd2.report.failures import render_failures
 from bevkd2.structures.matches import FOUND, FrameMatches
 from bevkd2.visualization import save_image
 from bevkd2.visualization.comparison_view import comparison_figure, match_panel
@@ -48,7 +51,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_options(parser, least=2)
     parser.add_argument(
-        "--output", type=path_to_write, required=True, metavar="DIR", help="gets failures.json and pictures"
+        "--output",
+        type=path_to_write,
+        required=True,
+        metavar="DIR",
+        help="gets failures.json, pictures, and index.html with both",
     )
     parser.add_argument("--num", type=int, default=8, help="frames to draw")
     parser.add_argument(
@@ -112,7 +119,7 @@ def draw_frame(
 
 
 def run(args: argparse.Namespace) -> list[Path]:
-    """Compares the models; returns the files that were written, the table first."""
+    """Compares the models; returns the files that were written: the page, the table, the pictures."""
     for name, value, least in (("--num", args.num, 0), ("--width", args.width, 100), ("--far", args.far, 0)):
         if value < least:
             raise ValueError(f"{name} is {value}, expected at least {least}")
@@ -133,7 +140,8 @@ def run(args: argparse.Namespace) -> list[Path]:
         **{"split": cfg.DATASETS.TEST[0], "compared": compared, "sorted_by": args.sort},
         **{"score_threshold": args.score_thresh, "match": args.match, "far": args.far},
     }
-    written = [args.output / "failures.json"]
+    written = [args.output / "index.html", args.output / "failures.json"]
+    sizes: dict[str, tuple[int, int]] = {}
     for rank, entry in enumerate(tqdm(table["frames"][: args.num], desc="pictures")):
         loss = entry["losses"][compared]
         title = (
@@ -144,8 +152,10 @@ def run(args: argparse.Namespace) -> list[Path]:
         written.append(args.output / f"{rank:03d}_{entry['frame'].replace('/', '_')}.png")
         save_image(written[-1], picture)
         entry["picture"] = written[-1].name
-    written[0].parent.mkdir(parents=True, exist_ok=True)
-    written[0].write_text(json.dumps({**head, **table}, indent=1, allow_nan=False) + "\n")
+        sizes[written[-1].name] = (picture.shape[1], picture.shape[0])
+    args.output.mkdir(parents=True, exist_ok=True)
+    written[1].write_text(json.dumps({**head, **table}, indent=1, allow_nan=False) + "\n")
+    written[0].write_text(render_failures({**head, **table}, sizes), encoding="utf-8")
     print(_text_of(table, compared))
     return written
 

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
-from markupsafe import Markup
-
-import bevkd2
 from bevkd2.experiments.report import Results, Table
 from bevkd2.experiments.spec import Experiment
 from bevkd2.report.charts import color_class
@@ -19,11 +13,10 @@ from bevkd2.report.pictures import Pictures
 from bevkd2.report.runs import Run
 from bevkd2.report.scores import number, read_json
 from bevkd2.report.sections import Section, experiment_sections, run_sections
+from bevkd2.report.template import fill
 
 SUMMARY = "summary.json"
 """What a demo writes beside its runs."""
-
-_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -60,24 +53,13 @@ def render(source: Source, draw: Callable[[Sequence[Run]], Pictures], *, title: 
         sections += experiment_sections(experiment, results)
     if source.runs:
         sections += run_sections(source.runs, draw(source.runs), [_gains(path) for path in source.summaries])
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    script = (_HERE / "page.js").read_text()
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("page.html").render(
+    return fill(
+        "page.html",
+        "page.js",
         title=title,
         sections=sections,
         legend=[run.name for run in source.runs],
         color_class=color_class,
-        version=bevkd2.__version__,
-        style=Markup((_HERE / "page.css").read_text()),
-        script=Markup(script),
-        digest=digest,
     )
 
 

@@ -1,14 +1,17 @@
 """bevkd2 visualize failures, video and statistics, from their command lines."""
 
 import json
+import re
 
 import cv2
 import numpy as np
 import pytest
 
 from bevkd2.cli import visualize
+from bevkd2.cli import visualize_failures as visualize_failures_tool
 from bevkd2.config import load_config
 from bevkd2.data.kitti import load_kitti
+from tests.cli.pages import WINDOWS, background, overflow, show
 from tests.data.kitti_fixture import VAL
 from tests.data.stored_fixture import (
     kitti_config,
@@ -64,6 +67,113 @@ def test_failures_of_kitti_are_listed_and_drawn(kitti, tmp_path, capsys):
         assert cv2.imread(str(tmp_path / entry["picture"])).shape[1] > 3 * 720
     printed = capsys.readouterr().out
     assert "What student loses against teacher" in printed and str(tmp_path / "failures.json") in printed
+
+
+def test_the_page_of_failures_has_what_the_table_has(kitti, tmp_path):
+    written = visualize_failures(kitti, tmp_path, "--num", "2", "--sort", "missed", "--compare", "moved")
+    table, text = read(tmp_path), (tmp_path / "index.html").read_text()
+    assert written[0] == str(tmp_path / "index.html")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
+    chosen = [data[key] for key in ("reference", "compared", "sorted_by", "models")]
+    assert chosen == ["teacher", "moved", "missed", ["student", "moved"]]
+    assert [f["losses"] for f in data["frames"]] == [f["losses"] for f in table["frames"]]
+    assert [f.get("picture") for f in data["frames"]] == [f.get("picture") for f in table["frames"]]
+    for frame in data["frames"][:2]:
+        picture = cv2.imread(str(tmp_path / frame["picture"]))
+        assert picture.shape[:2] == (frame["height"], frame["width"])
+    assert "picture" not in data["frames"][2]
+    assert not re.search(r'(src|href)="(?!data:|failures\.json)', text)  # pictures: by the script
+
+
+def visualize_failures(kitti, output, *extra):
+    """Returns the printed paths."""
+    args = words(kitti, "failures", output, "teacher", "student", "moved", extra=extra)
+    tool = visualize_failures_tool
+    return [str(path) for path in tool.run(tool.build_parser().parse_args(args[1:]))]
+
+
+def cards(browser):
+    """What is listed: the frame and its counts, from top to bottom."""
+    found = []
+    for card in browser.find_elements("css selector", "#list li"):
+        names = [cell.text for cell in card.find_elements("css selector", "dt")]
+        values = [cell.text for cell in card.find_elements("css selector", "dd")]
+        title = card.find_element("css selector", "h3").text
+        found.append((title.partition(". ")[2], dict(zip(names, values, strict=True))))
+    return found
+
+
+def expected(table, model, key, label=""):
+    """The same from failures.json, sorted by a key; with a class, frames in which it is."""
+    rows = []
+    for entry in table["frames"]:
+        loss = entry["losses"][model]
+        loss = loss["per_class"].get(label) if label else loss
+        if loss is not None:
+            rows.append(
+                (tuple(-loss[k] for k in (key, "loss", "error")), entry["place"], entry["frame"], loss)
+            )
+    texts = []
+    for _, _, frame, loss in sorted(rows, key=lambda row: row[:2]):
+        counts = {name: str(loss[name]) for name in ("loss", "missed", "far", "false", "gained")}
+        error = f"{loss['error']:.2f} m"
+        texts.append((frame, {**counts, "error": f"+{error}" if loss["error"] > 0 else error}))
+    return texts
+
+
+def choose(browser, name, value):
+    from selenium.webdriver.support.ui import Select
+
+    Select(browser.find_element("id", name)).select_by_visible_text(value)
+
+
+@pytest.mark.slow
+def test_the_page_of_failures_in_a_browser(browser, kitti, tmp_path):
+    visualize_failures(kitti, tmp_path, "--num", "2")
+    table, backgrounds = read(tmp_path), set()
+    browser.get_log("browser")
+    for scheme, width in WINDOWS:
+        show(browser, tmp_path / "index.html", scheme, width)
+        backgrounds.add((scheme, background(browser)))
+        assert overflow(browser) <= 0
+        assert cards(browser) == expected(table, "student", "loss")
+        picture = browser.find_element("css selector", "#list img")
+        loaded = "return arguments[0].decode().then(() => arguments[0].naturalWidth)"
+        assert browser.execute_script(loaded, picture) > 3 * 720
+        assert picture.get_attribute("src").endswith(table["frames"][0]["picture"])
+    assert len(backgrounds) == 2
+    count = browser.find_element("id", "count")
+    assert count.text.startswith(f"{len(VAL)} of {len(VAL)} frames: ")
+    # Another model, other orders.
+    choose(browser, "model", "moved")
+    choose(browser, "sort", "far")
+    assert cards(browser) == expected(table, "moved", "far") != expected(table, "student", "loss")
+    choose(browser, "sort", "order in the split")
+    assert [frame for frame, _ in cards(browser)] == list(VAL)
+    # Filters.
+    choose(browser, "sort", "missed")
+    choose(browser, "model", "student")
+    choose(browser, "class", "Car")
+    of_cars = expected(table, "student", "missed", "Car")
+    assert cards(browser) == of_cars and len(of_cars) > 0
+    choose(browser, "kind", "with missed")
+    lost = [row for row in of_cars if row[1]["missed"] != "0"]
+    assert cards(browser) == lost
+    total = sum(int(counts["missed"]) for _, counts in lost)
+    assert count.text.startswith(f"{len(lost)} of {len(VAL)} frames: {total} missed, 0 far")
+    choose(browser, "kind", "with far")
+    assert cards(browser) == [] and count.text.startswith("0 of ")
+    choose(browser, "kind", "all")
+    choose(browser, "class", "all")
+    browser.find_element("id", "drawn").click()
+    assert [frame for frame, _ in cards(browser)] == [
+        frame for frame, _ in expected(table, "student", "missed") if frame in drawn_frames(table)
+    ]
+    assert browser.get_log("browser") == []
+
+
+def drawn_frames(table):
+    return {entry["frame"] for entry in table["frames"] if "picture" in entry}
 
 
 def test_failures_are_compared_and_sorted_by_choice(kitti, tmp_path):
