@@ -68,7 +68,7 @@ def compare(experiment: Experiment, results: Results, metric: str) -> dict[str, 
     Args:
         experiment: its rows.
         results: finished runs.
-        metric: one of ``experiment.primary``.
+        metric: one of ``experiment.primary`` or ``experiment.secondary``.
 
     Returns:
         By row, without the baseline.
@@ -86,7 +86,7 @@ def compare_pairs(
     Args:
         experiment: its rows.
         results: finished runs.
-        metric: one of ``experiment.primary``.
+        metric: one of ``experiment.primary`` or ``experiment.secondary``.
         pairs: each the first row less the second; Holm's method adjusts over all of them.
     """
     seeds: dict[tuple[str, str], dict[int, float]] = {}

@@ -127,6 +127,18 @@ def experiment_sections(experiment: Experiment, results: Results) -> list[Sectio
             curves.charts.append(line_chart(metric, lines, places))
         else:
             curves.lacks.append(f"{metric}: no evaluation during training")
+    others = Section(
+        f"{name}-others",
+        f"Experiment {name}: other scores",
+        "Differences to the baseline, as above. Of errors (nuScenes' mATE to mAAE) smaller is better: a "
+        "difference below 0 is a gain.",
+    )
+    for metric in experiment.secondary:
+        others.charts += _spreads(experiment, results, metric)
+    others.lacks.append(
+        "no AP and no errors per class, and no precision over recall: results of an experiment do not hold "
+        f"them; where the run folders are kept, bevkd2 report output/experiments/{name} shows them"
+    )
     machines = Section(f"{name}-environment", f"Experiment {name}: environment")
     cells = []
     for (row_name, seed), result in results.items():
@@ -136,7 +148,7 @@ def experiment_sections(experiment: Experiment, results: Results) -> list[Sectio
         cells.append([experiment.rows[row_name].label, str(seed), *versions, where])
     header = ["", "seed", "bevkd2", "commit", "PyTorch", "seconds", "machine"]
     machines.tables = [Table("Where the runs were made", header, cells)]
-    return [scores, curves, machines]
+    return [scores, others, curves, machines]
 
 
 def _spreads(experiment: Experiment, results: Results, metric: str) -> list[Chart]:
@@ -362,7 +374,10 @@ def _pictures(pictures: Pictures) -> list[Section]:
             "Where the same cell samples the previous and the current BEV (Fig. 5).",
         ),
         "bev_response": ("BEV response", "The mean absolute BEV feature (structured distillation, Fig. 6)."),
-        "features": ("Features", "The mean absolute FPN feature (depth-guided distillation, Fig. 8)."),
+        "features": (
+            "Features",
+            "The mean absolute FPN feature (depth-guided distillation, Fig. 8): models share a colour scale.",
+        ),
     }
     sections = [
         Section(kind, titles.get(kind, (kind.capitalize(), ""))[0], titles.get(kind, ("", ""))[1])
@@ -375,7 +390,7 @@ def _pictures(pictures: Pictures) -> list[Section]:
                 section.sliders.append(Sliders(frame, drawn))
             else:
                 section.figures[f"frame {frame}"] = drawn
-    absent = [title.lower() for kind, (title, _) in titles.items() if kind not in pictures.kinds]
+    absent = [title for kind, (title, _) in titles.items() if kind not in pictures.kinds]
     if absent and pictures.kinds:
         sections[0].lacks.append(
             f"these models and this data format have no pictures of: {', '.join(absent)}"

@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,23 @@ import yaml
 
 from bevkd2.cli import analyze_distillation, report, train
 from bevkd2.cli.console import run_cli
-from bevkd2.data.synthetic import WorldConfig, generate
+from bevkd2.data.synthetic import KittiWorldConfig, WorldConfig, generate
 from bevkd2.engine import default_argument_parser
-from tests.cli.test_train import distillation, words
+from tests.cli.pages import WINDOWS, background, overflow, show
+from tests.cli.test_train import ROOT, distillation, words
 from tests.experiments import tiny
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
-CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
+
+
+def train_all(lines: Iterable[list[str]]) -> None:
+    """Trains each command line; their logs are closed."""
+    handlers = list(logging.getLogger().handlers)
+    for line in lines:
+        train.run(default_argument_parser().parse_args(line))
+    for handler in [h for h in logging.getLogger().handlers if h not in handlers]:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
 
 
 @pytest.fixture(scope="module")
@@ -30,18 +40,19 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three runs of two iterations: a teacher, a student and a distilled one with its gradients."""
     folder = tmp_path_factory.mktemp("report")
     config = WorldConfig(num_train_scenes=1, num_val_scenes=1, frames_per_scene=2, image_size=(88, 32))
-    world, output = generate(config, folder / "world", progress=False), folder / "demo"
-    length, handlers = ("SOLVER.MAX_ITER", 2), list(logging.getLogger().handlers)
-    for name, file, options in (
-        ("teacher", "teacher", ()),
-        ("student", "student", ()),
-        ("distilled", "distill", distillation(output / "teacher")),
-    ):
-        line = words(f"{file}.yaml", world, output / name, *length, *options)
-        train.run(default_argument_parser().parse_args(line))
-    for handler in [h for h in logging.getLogger().handlers if h not in handlers]:
-        logging.getLogger().removeHandler(handler)  # of the trainings' own logs
-        handler.close()
+    world, output, length = (
+        generate(config, folder / "world", progress=False),
+        folder / "demo",
+        ("SOLVER.MAX_ITER", 2),
+    )
+    train_all(
+        words(f"{file}.yaml", world, output / name, *length, *options)
+        for name, file, options in (
+            ("teacher", "teacher", ()),
+            ("student", "student", ()),
+            ("distilled", "distill", distillation(output / "teacher")),
+        )
+    )
     run = output / "distilled"
     line = [
         "--config-file",
@@ -114,8 +125,9 @@ def test_every_picture_is_inlined_and_named(page: Path) -> None:
     for name in ("teacher", "student", "distilled"):
         for kind in ("Predictions", "Spatial attention", "Temporal attention"):
             assert any(alt.startswith(f"{kind} of {name} in frame") for alt in alts), (kind, name)
-    assert any(alt.startswith("BEV response of teacher, student, distilled") for alt in alts)
-    assert "these models and this data format have no pictures of: features" in text
+    for kind in ("BEV response", "Features"):
+        assert any(alt.startswith(f"{kind} of teacher, student, distilled in frame") for alt in alts), kind
+    assert "have no pictures of" not in text
     assert not re.search(r'(src|href)="(?!data:|#)', text)  # nothing is loaded from elsewhere
 
 
@@ -205,6 +217,10 @@ def test_an_experiment_has_its_tables_and_says_what_was_not_run(
     assert f"{experiment.primary[0]}, one run, so no interval: single" in text
     assert "Not run: none; single (seeds 1)." in text
     assert re.search(r'class="line s1"[^>]*/></svg>better</li>', text)  # the legend of the curves
+    others = text.partition('id="tiny-others"')[2].partition("</section>")[0]
+    # The other metric is ten times the first: so are the difference and its interval.
+    assert "Car_2D_moderate_R40. better: +2.500, -3.853 to +8.853; single: one run, no interval" in others
+    assert "no AP and no errors per class" in others
     assert "better: +0.250, -0.385 to +0.885" in text and "single: one run, no interval" in text
     # The folder of the results, where the YAML file is in experiments/.
     (tmp_path / "experiments").mkdir()
@@ -242,59 +258,37 @@ def test_outputs_that_are_no_runs_are_errors(tmp_path: Path, capsys: pytest.Capt
     assert rows(write(tmp_path / "kitti", tmp_path=tmp_path), "Final scores")["kitti"][2] == "12.50"
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("no chromium with its driver; apt-get install chromium chromium-driver")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (the extra dev)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
-
-
-def show(browser: Any, page: Path, scheme: str, width: int) -> None:
-    feature = {"name": "prefers-color-scheme", "value": scheme}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    browser.get(page.as_uri())
-
-
 @pytest.mark.slow
 def test_the_page_in_a_browser(browser: Any, page: Path, demo: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 
+    wanted = []
+    for name in ("teacher", "student", "distilled"):
+        official = json.loads((demo / name / "inference" / "metrics_summary.json").read_text())
+        wanted.append([name, "one", "run", f"{official['mean_ap']:.3f}", f"{official['nd_score']:.3f}"])
     backgrounds = set()
-    for scheme in ("light", "dark"):
-        for width in (1280, 390):
-            show(browser, page, scheme, width)
-            for details in browser.find_elements("css selector", "details"):
-                browser.execute_script("arguments[0].open = true", details)
-            assert overflow(browser) <= 0
-            body = browser.find_element("css selector", "body")
-            backgrounds.add((scheme, body.value_of_css_property("background-color")))
-            cells = [row.text.split() for row in browser.find_elements("css selector", "#scores tbody tr")]
-            for name in ("teacher", "student", "distilled"):
-                official = json.loads((demo / name / "inference" / "metrics_summary.json").read_text())
-                wanted = [name, "one", "run", f"{official['mean_ap']:.3f}", f"{official['nd_score']:.3f}"]
-                assert wanted in [line[:5] for line in cells]
-            move_slider(browser, Keys)
+    for scheme, width in WINDOWS:
+        open_all(browser, page, scheme, width)
+        backgrounds.add((scheme, background(browser)))
+        assert all(cells in [line[:5] for line in score_cells(browser)] for cells in wanted)
+        move_slider(browser, Keys, "teacher", "student")
     assert len(backgrounds) == 2
     assert browser.get_log("browser") == []
 
 
-def overflow(browser: Any) -> int:
-    """By how many pixels the page is wider than the window, without its scroll bar."""
-    root = "document.documentElement"
-    return int(browser.execute_script(f"return {root}.scrollWidth - {root}.clientWidth"))
+def open_all(browser: Any, page: Path, scheme: str, width: int) -> None:
+    """Opens a page and all that it shows on request; it fits the window."""
+    show(browser, page, scheme, width)
+    for details in browser.find_elements("css selector", "details"):
+        browser.execute_script("arguments[0].open = true", details)
+    assert overflow(browser) <= 0
 
 
-def move_slider(browser: Any, keys: Any) -> None:
+def score_cells(browser: Any) -> list[list[str]]:
+    return [row.text.split() for row in browser.find_elements("css selector", "#scores tbody tr")]
+
+
+def move_slider(browser: Any, keys: Any, first: str, other: str, last: str = "distilled") -> None:
     """Moves the divider and chooses models; what is seen follows."""
     compare = browser.find_element("css selector", ".compare")
     slider, output = (compare.find_element("css selector", name) for name in ("input", "output"))
@@ -306,9 +300,63 @@ def move_slider(browser: Any, keys: Any) -> None:
     assert output.text == "100 %" and "0%" in shown[0].value_of_css_property("clip-path")
     slider.send_keys(keys.ARROW_LEFT)
     assert output.text == "99 %" and slider.get_attribute("value") == "99"
-    assert slider.get_attribute("aria-valuetext") == "99 % teacher, the rest distilled"
-    compare.find_element("css selector", "select").send_keys("student")
-    assert slider.get_attribute("aria-valuetext") == "99 % student, the rest distilled"
+    assert slider.get_attribute("aria-valuetext") == f"99 % {first}, the rest {last}"
+    compare.find_element("css selector", "select").send_keys(other)
+    assert slider.get_attribute("aria-valuetext") == f"99 % {other}, the rest {last}"
+
+
+@pytest.fixture(scope="module")
+def kitti(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student of two iterations, and one that is distilled from the demo's teacher."""
+    folder = tmp_path_factory.mktemp("report_kitti")
+    config = KittiWorldConfig(num_train_frames=2, num_val_frames=2, image_size=(208, 64))
+    world = generate(config, folder / "world", progress=False)
+    common = (
+        "MODEL.DEVICE",
+        "cpu",
+        "SOLVER.MAX_ITER",
+        2,
+        "SOLVER.IMS_PER_BATCH",
+        1,
+        "DATALOADER.NUM_WORKERS",
+        0,
+    )
+    train_all(
+        [
+            *("--config-file", str(ROOT / "configs" / "demo_mono" / f"{file}.yaml")),
+            *("DATASETS.ROOT", str(world), "OUTPUT_DIR", str(folder / "runs" / name), *map(str, common)),
+        ]
+        for name, file in (("student", "student"), ("distilled", "distill"))
+    )
+    return folder / "runs"
+
+
+@pytest.mark.slow
+def test_a_page_of_kitti_with_pictures_in_a_browser(browser: Any, kitti: Path, tmp_path: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    page = tmp_path / "kitti.html"
+    assert report.main([str(kitti), "--output", str(page), "--frames", "1", "--device", "cpu"]) == 0
+    teacher = "teacher of distilled"
+    for scheme, width in WINDOWS:
+        open_all(browser, page, scheme, width)
+        headers = [cell.text for cell in browser.find_elements("css selector", "#scores thead th")]
+        column = headers.index("car 3D moderate")
+        for name in ("student", "distilled"):
+            scores = json.loads((kitti / name / "inference" / "kitti_scores.json").read_text())
+            cells = next(line for line in score_cells(browser) if line[0] == name)
+            value = scores["AP_R40"]["car/3d/moderate"]
+            assert cells[column + 1] == ("-" if value is None else f"{value:.2f}")  # "one run" is two words
+        move_slider(browser, Keys, teacher, "student")
+        images = browser.find_elements("css selector", "#features img")
+        assert [image.get_attribute("alt").split(" in frame")[0] for image in images] == [
+            f"Features of {teacher}, student, distilled"
+        ]
+        loaded = "return [...document.images].every((image) => image.complete && image.naturalWidth > 300)"
+        assert browser.execute_script(loaded)
+        lacks = browser.find_element("css selector", "#detections .lacks").text
+        assert lacks.endswith("no pictures of: Spatial attention, Temporal attention, BEV response")
+    assert browser.get_log("browser") == []
 
 
 @pytest.mark.slow
