@@ -3,7 +3,8 @@
     python csrc/cpp_coverage.py [--fail-under 90]
 
 What is built lies in build/coverage; the normal libraries stay as they are. The CUDA sources are not among
-them: nothing runs them here but their emulation. Needs gcc, and gcovr (in bevkd2's extra ``dev``).
+them: nothing runs them here but their emulation. Lines for AVX-512 alone (csrc/core/vec_avx512.h) count as
+not run where the processor has none. Needs gcc, and gcovr (in bevkd2's extra ``dev``).
 """
 
 import argparse

@@ -3,9 +3,9 @@
     python csrc/sanitize.py [address] [thread]
 
 ``address``: AddressSanitizer and UndefinedBehaviorSanitizer over the tests of the ops and of KITTI's score,
-with AVX2 and without. ``thread``: ThreadSanitizer over those that compute in several threads. Without an
-argument both run. What is built lies in build/sanitize; the normal libraries stay as they are. The exit
-status is 1 where a sanitizer reports anything or a test fails. Needs Linux and gcc.
+with AVX-512, AVX2 and plain C++. ``thread``: ThreadSanitizer over those that compute in several threads.
+Without an argument both run. What is built lies in build/sanitize; the normal libraries stay as they are. The
+exit status is 1 where a sanitizer reports anything or a test fails. Needs Linux and gcc.
 """
 
 import os
@@ -45,7 +45,7 @@ TESTS = ["tests/ops", "tests/kitti/test_ap.py"]
 # Tests that run no kernel, or none of these: of builds, of other libraries and of torch's compiler; and those
 # of tensors at odd addresses, which C++ leaves undefined and every processor that torch runs on reads.
 LEFT_OUT = "emulated or compile or cuda or script or onnx or docs or export or library or build or misaligned"
-CAPABILITIES = ("best", "default")  # of BEVKD2_CPU_CAPABILITY: AVX2 where the processor has it, and plain C++
+CAPABILITIES = ("avx512", "avx2", "default")  # of BEVKD2_CPU_CAPABILITY; at most what the processor has
 SELECTED = {"address": f"not ({LEFT_OUT})", "thread": f"threads and not ({LEFT_OUT})"}
 
 

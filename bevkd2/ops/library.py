@@ -1,5 +1,6 @@
 """Loads the compiled ops. Importing this module defines ``torch.ops.bevkd2``."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -7,6 +8,8 @@ import torch
 _PACKAGE = Path(__file__).resolve().parent.parent
 CPU_LIBRARY = _PACKAGE / "_C.abi3.so"
 CUDA_LIBRARY = _PACKAGE / "_C_cuda.abi3.so"
+# Values of BEVKD2_CPU_CAPABILITY, which csrc/core/cpu_dispatch.h reads.
+CPU_CAPABILITIES = ("default", "avx2", "avx512")
 
 
 def load(cpu_library: Path, cuda_library: Path) -> bool:
@@ -21,7 +24,14 @@ def load(cpu_library: Path, cuda_library: Path) -> bool:
 
     Raises:
         ImportError: the CPU library is missing or does not load; the message says how to build it.
+        ValueError: ``BEVKD2_CPU_CAPABILITY`` in the environment is none of ``CPU_CAPABILITIES``.
     """
+    capability = os.environ.get("BEVKD2_CPU_CAPABILITY")
+    if capability not in (None, *CPU_CAPABILITIES):
+        raise ValueError(
+            f"BEVKD2_CPU_CAPABILITY is '{capability}'; expected {', '.join(CPU_CAPABILITIES)}, or unset it "
+            "for the best that this processor has"
+        )
     if not cpu_library.exists():
         raise ImportError(
             f"bevkd2's compiled ops are missing: {cpu_library} does not exist. Build them in the source tree "

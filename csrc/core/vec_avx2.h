@@ -44,6 +44,18 @@ struct Vec<float> {
     const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(upper, upper), 0x88);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
   }
+  template <typename T>
+  static Vec load_part(const T* p, int n) {
+    float part[8] = {};
+    for (int i = 0; i < n; ++i) part[i] = static_cast<float>(p[i]);
+    return load(part);
+  }
+  template <typename T>
+  void store_part(T* p, int n) const {
+    float part[8];
+    store(part);
+    for (int i = 0; i < n; ++i) p[i] = static_cast<T>(part[i]);
+  }
   Vec operator+(const Vec& o) const { return {_mm256_add_ps(v, o.v)}; }
   Vec operator-(const Vec& o) const { return {_mm256_sub_ps(v, o.v)}; }
   Vec operator*(const Vec& o) const { return {_mm256_mul_ps(v, o.v)}; }

@@ -42,6 +42,15 @@ struct Vec {
   void store(T* p) const {
     for (int i = 0; i < 8; ++i) p[i] = static_cast<T>(v[i]);
   }
+  // The first n numbers at p; the rest zero.
+  template <typename T>
+  static Vec load_part(const T* p, int n) {
+    return make([&](int i) { return i < n ? static_cast<A>(p[i]) : A(0); });
+  }
+  template <typename T>
+  void store_part(T* p, int n) const {
+    for (int i = 0; i < n; ++i) p[i] = static_cast<T>(v[i]);
+  }
   Vec operator+(const Vec& o) const {
     return make([&](int i) { return v[i] + o.v[i]; });
   }

@@ -25,7 +25,11 @@ namespace bevkd2::msda {
 namespace {
 
 #define BEVKD2_CPU_KERNELS "../ms_deform_attn/ms_deform_attn_cpu_kernels.h"
+#define BEVKD2_CPU_KERNELS_AVX512
 #include "../core/cpu_kernels.h"
+
+// Narrower heads leave a part of each register empty; width 8 is up to 1.3 times as fast with AVX2.
+constexpr int kLeastAvx512Width = 16;
 
 template <typename T>
 void check_rows(const Problem<T>& p) {
@@ -69,7 +73,9 @@ template <typename T>
 void run_backward(const Problem<T>& p, const Level* levels, const Gradients<T>& g, bool sampling, bool value,
                   const Plan& plan, int64_t threads) {
   run_tasks(plan.tasks(), threads, [&](Tasks& tasks) {
-    BEVKD2_CALL(T, backward_tasks, p, levels, g, sampling, value, plan, tasks);
+    if (p.width < kLeastAvx512Width)
+      BEVKD2_CALL(T, backward_tasks, p, levels, g, sampling, value, plan, tasks);
+    BEVKD2_CALL_AVX512(T, backward_tasks, p, levels, g, sampling, value, plan, tasks);
   });
 }
 
@@ -109,7 +115,9 @@ struct Cpu {
         order_by_cell(p, a.levels, outputs, [&](int64_t output) { return p.query_of(output, 0); });
     const Plan plan = plan_queries(order, p.heads, threads);
     run_tasks(plan.tasks(), threads, [&](Tasks& tasks) {
-      BEVKD2_CALL(T, forward_tasks, p, a.levels.data(), out, weights, plan, tasks);
+      if (p.width < kLeastAvx512Width)
+        BEVKD2_CALL(T, forward_tasks, p, a.levels.data(), out, weights, plan, tasks);
+      BEVKD2_CALL_AVX512(T, forward_tasks, p, a.levels.data(), out, weights, plan, tasks);
     });
   }
 

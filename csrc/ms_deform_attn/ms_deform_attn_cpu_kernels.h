@@ -4,17 +4,19 @@
 
 // ---- forward ----
 
-// out[0 .. kVecs * 8) += sum over points [begin, end) of the weighted corners. `last` is how many channels
-// the last vector has (8 unless it is the ragged end of a head whose width is not a multiple of eight).
+// out[0 .. kVecs * size) += sum over points [begin, end) of the weighted corners. kPart: the last vector has
+// only `last` channels, the ragged end of a head whose width is not a multiple of the vectors' size.
 template <int kVecs, bool kPart, typename T, typename A>
 inline void gather(const T* map, int64_t stride, const Scratch<A>& s, int begin, int end, int last, A* out) {
   using V = Vec<A>;
   V even[kVecs], odd[kVecs];
   for (int k = 0; k < kVecs; ++k) {
-    even[k] = V::load(out + 8 * k);
+    even[k] = V::load(out + V::size * k);
     odd[k] = V::set1(A(0));
   }
-  const auto load = [last](const T* p) { return kPart ? load_part<A>(p, last) : V::load(p); };
+  const auto load = [last](const T* p, int k) {
+    return kPart && k == kVecs - 1 ? V::load_part(p + V::size * k, last) : V::load(p + V::size * k);
+  };
   for (int i = begin; i < end; ++i) {
     if (!s.valid[i]) continue;
     const T* p00 = map + s.pixel00[i] * stride;
@@ -24,23 +26,31 @@ inline void gather(const T* map, int64_t stride, const Scratch<A>& s, int begin,
     const V w00 = V::set1(s.weight00[i]), w01 = V::set1(s.weight01[i]);
     const V w10 = V::set1(s.weight10[i]), w11 = V::set1(s.weight11[i]);
     for (int k = 0; k < kVecs; ++k) {
-      even[k] = V::fma(w00, load(p00 + 8 * k), even[k]);
-      odd[k] = V::fma(w01, load(p01 + 8 * k), odd[k]);
-      even[k] = V::fma(w10, load(p10 + 8 * k), even[k]);
-      odd[k] = V::fma(w11, load(p11 + 8 * k), odd[k]);
+      even[k] = V::fma(w00, load(p00, k), even[k]);
+      odd[k] = V::fma(w01, load(p01, k), odd[k]);
+      even[k] = V::fma(w10, load(p10, k), even[k]);
+      odd[k] = V::fma(w11, load(p11, k), odd[k]);
     }
   }
-  for (int k = 0; k < kVecs; ++k) (even[k] + odd[k]).store(out + 8 * k);
+  for (int k = 0; k < kVecs; ++k) (even[k] + odd[k]).store(out + V::size * k);
 }
 
 template <typename T, typename A>
 inline void gather_head(const Problem<T>& p, const T* map, const Scratch<A>& s, int begin, int end, A* out) {
+  constexpr int kSize = Vec<A>::size;
   const int64_t stride = p.pixel_stride();
   int c = 0;
-  for (; c + 32 <= p.width; c += 32) gather<4, false>(map + c, stride, s, begin, end, 8, out + c);
-  for (; c + 16 <= p.width; c += 16) gather<2, false>(map + c, stride, s, begin, end, 8, out + c);
-  for (; c + 8 <= p.width; c += 8) gather<1, false>(map + c, stride, s, begin, end, 8, out + c);
-  if (c < p.width) gather<1, true>(map + c, stride, s, begin, end, p.width - c, out + c);
+  for (; c + 4 * kSize <= p.width; c += 4 * kSize)
+    gather<4, false>(map + c, stride, s, begin, end, kSize, out + c);
+  for (; c + 2 * kSize <= p.width; c += 2 * kSize)
+    gather<2, false>(map + c, stride, s, begin, end, kSize, out + c);
+  const int rest = p.width - c;
+  if (rest > kSize)
+    gather<2, true>(map + c, stride, s, begin, end, rest - kSize, out + c);
+  else if (rest == kSize)
+    gather<1, false>(map + c, stride, s, begin, end, kSize, out + c);
+  else if (rest > 0)
+    gather<1, true>(map + c, stride, s, begin, end, rest, out + c);
 }
 
 // Output `output` of heads [first, first + s.heads).
@@ -66,7 +76,7 @@ inline void forward_output(const Problem<T>& p, int64_t output, int first, T* ou
   for (int h = 0; h < s.heads; ++h) {
     T* to = out + (output * p.heads + first + h) * p.width;
     const A* channels = s.head_channels(h);
-    for (int c = 0; c < p.width; c += 8)
+    for (int c = 0; c < p.width; c += Vec<A>::size)
       store_channels(Vec<A>::load(channels + c) * share, to + c, p.width - c);
   }
 }
@@ -96,7 +106,7 @@ inline void set_grad(const Problem<T>& p, const T* grad, int64_t query, int firs
   const int64_t output = p.output_of(query);
   for (int h = 0; h < s.heads; ++h) {
     const T* from = grad + (output * p.heads + first + h) * p.width;
-    for (int c = 0; c < p.width; c += 8)
+    for (int c = 0; c < p.width; c += Vec<A>::size)
       (load_channels<A>(from + c, p.width - c) * share).store(s.head_channels(h) + c);
   }
 }
@@ -115,7 +125,7 @@ inline void dot_head(const Problem<T>& p, const T* map, const A* grad, Scratch<A
       const T* p01 = map + s.pixel01[i] * stride;
       const T* p10 = map + s.pixel10[i] * stride;
       const T* p11 = map + s.pixel11[i] * stride;
-      for (int c = 0; c < width; c += 8) {
+      for (int c = 0; c < width; c += V::size) {
         const V g = V::load(grad + c);
         d00 = V::fma(g, load_channels<A>(p00 + c, width - c), d00);
         d01 = V::fma(g, load_channels<A>(p01 + c, width - c), d01);
@@ -136,7 +146,7 @@ inline void scatter_head(const Problem<T>& p, A* map, const A* grad, const Scrat
   const int width = kWidth ? kWidth : p.width;
   const auto add = [&](A* to, A weight) {
     const V w = V::set1(weight);
-    for (int c = 0; c < width; c += 8)
+    for (int c = 0; c < width; c += V::size)
       store_channels(V::fma(w, V::load(grad + c), load_channels<A>(to + c, width - c)), to + c, width - c);
   };
   for (int i = begin; i < end; ++i) {
@@ -154,7 +164,7 @@ template <typename A>
 inline void add_sample_grads(Scratch<A>& s) {
   using V = Vec<A>;
   int t = 0;
-  for (int i = 0; i < s.count; i += 8) {
+  for (int i = 0; i < s.count; i += V::size) {
     V t00, t01, t10, t11;
     V::load_quads(&s.dots[4 * i], t00, t01, t10, t11);
     const V weight_x0 = V::load(&s.weight_x0[i]), weight_x1 = V::load(&s.weight_x1[i]);
@@ -174,7 +184,7 @@ inline void add_sample_grads(Scratch<A>& s) {
     V::load_pairs(&s.grad_offsets[2 * i], offset_x, offset_y);
     V::store_pairs(V::fma(x, V::load(&s.scale_x[t]), offset_x), V::fma(y, V::load(&s.scale_y[t]), offset_y),
                    &s.grad_offsets[2 * i]);
-    t += 8;
+    t += V::size;
     if (t == s.period) t = 0;
   }
 }

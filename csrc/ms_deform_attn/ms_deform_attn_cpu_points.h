@@ -2,14 +2,16 @@
 // ms_deform_attn_cpu.cpp, once for each instruction set.
 //
 // A task works on a fixed number of heads; the points of all of them (flat index: head * samples +
-// level * points + point) are set up eight at a time.
+// level * points + point) are set up Vec<A>::size at a time.
 
 template <typename A>
 struct Scratch {
+  static constexpr int kSize = Vec<A>::size;
+
   int heads, samples;
   int count;   // points
-  int period;  // the tables repeat after so many points: a multiple of eight and of `samples`
-  int padded;  // channels of a head, rounded up to eight
+  int period;  // the tables repeat after so many points: a multiple of kSize and of `samples`
+  int padded;  // channels of a head, rounded up to kSize
 
   std::vector<A> width, height, last_x, last_y;  // tables, fixed for the call
   std::vector<int32_t> start, row_width, reference;
@@ -24,10 +26,10 @@ struct Scratch {
   template <typename T>
   Scratch(const Problem<T>& p, const Level* levels, int task_heads)
       : heads(task_heads), samples(p.samples()), count(task_heads * p.samples()) {
-    const int points = (count + 7) / 8 * 8;
+    const int points = (count + kSize - 1) / kSize * kSize;
     period = samples;
-    while (period % 8 != 0) period += samples;
-    padded = (p.width + 7) / 8 * 8;
+    while (period % kSize != 0) period += samples;
+    padded = (p.width + kSize - 1) / kSize * kSize;
     for (auto* v : {&width, &height, &last_x, &last_y, &base_x, &base_y, &scale_x, &scale_y})
       v->assign(period, A(0));
     for (auto* v : {&start, &row_width, &reference}) v->assign(period, 0);
@@ -68,7 +70,7 @@ struct Scratch {
     if (p.rule.dims == 0) return;
     const A* from = p.references_of(row);
     const V half = V::set1(A(0.5)), box = V::set1(A(0.5) / A(p.points));
-    for (int i = 0; i < period; i += 8) {
+    for (int i = 0; i < period; i += kSize) {
       const V w = V::load(&width[i]), h = V::load(&height[i]);
       (V::gather(from, &reference[i]) * w - half).store(&base_x[i]);
       (V::gather(from + 1, &reference[i]) * h - half).store(&base_y[i]);
@@ -84,10 +86,11 @@ struct Scratch {
 template <typename A>
 inline A run_highest(const A* p, int n) {
   A highest = -std::numeric_limits<A>::infinity();
+  constexpr int kSize = Vec<A>::size;
   int i = 0;
-  if (n >= 8) {
+  if (n >= kSize) {
     Vec<A> v = Vec<A>::load(p);
-    for (i = 8; i + 8 <= n; i += 8) v = Vec<A>::max(v, Vec<A>::load(p + i));
+    for (i = kSize; i + kSize <= n; i += kSize) v = Vec<A>::max(v, Vec<A>::load(p + i));
     highest = v.highest();
   }
   for (; i < n; ++i) highest = p[i] > highest ? p[i] : highest;
@@ -97,24 +100,25 @@ inline A run_highest(const A* p, int n) {
 template <typename A>
 inline A run_sum(const A* p, int n) {
   A sum = 0;
+  constexpr int kSize = Vec<A>::size;
   int i = 0;
-  if (n >= 8) {
+  if (n >= kSize) {
     Vec<A> v = Vec<A>::load(p);
-    for (i = 8; i + 8 <= n; i += 8) v = v + Vec<A>::load(p + i);
+    for (i = kSize; i + kSize <= n; i += kSize) v = v + Vec<A>::load(p + i);
     sum = v.sum();
   }
   for (; i < n; ++i) sum += p[i];
   return sum;
 }
 
-// Softmax of each run of `samples`, in place; `s` is padded to a multiple of eight.
+// Softmax of each run of `samples`, in place; `s` is padded to a multiple of Vec<A>::size.
 template <typename A>
 inline void softmax_runs(A* s, int count, int samples) {
   for (int begin = 0; begin < count; begin += samples) {
     const A highest = run_highest(s + begin, samples);
     for (int i = begin; i < begin + samples; ++i) s[i] -= highest;
   }
-  for (int i = 0; i < count; i += 8) Vec<A>::load(s + i).exp().store(s + i);
+  for (int i = 0; i < count; i += Vec<A>::size) Vec<A>::load(s + i).exp().store(s + i);
   for (int begin = 0; begin < count; begin += samples) {
     const A inverse = A(1) / run_sum(s + begin, samples);
     for (int i = begin; i < begin + samples; ++i) s[i] *= inverse;
@@ -137,7 +141,7 @@ inline void set_corners(Scratch<A>& s) {
   using V = Vec<A>;
   const V zero = V::set1(A(0)), one = V::set1(A(1)), minus_one = V::set1(A(-1));
   int t = 0;
-  for (int i = 0; i < s.count; i += 8) {
+  for (int i = 0; i < s.count; i += V::size) {
     V offset_x, offset_y;
     V::load_pairs(&s.offsets[2 * i], offset_x, offset_y);
     const V x = V::fma(offset_x, V::load(&s.scale_x[t]), V::load(&s.base_x[t]));
@@ -177,7 +181,7 @@ inline void set_corners(Scratch<A>& s) {
       (row1 * weight_x0).store(&s.weight10[i]);
       (row1 * weight_x1).store(&s.weight11[i]);
     }
-    t += 8;
+    t += V::size;
     if (t == s.period) t = 0;
   }
 }
@@ -205,23 +209,13 @@ BEVKD2_ALWAYS_INLINE void prefetch_corners(const Problem<T>& p, const M* map, co
   }
 }
 
-// The first n < 8 channels at p; the rest zero.
-template <typename A, typename T>
-inline Vec<A> load_part(const T* p, int n) {
-  A part[8] = {};
-  for (int i = 0; i < n; ++i) part[i] = static_cast<A>(p[i]);
-  return Vec<A>::load(part);
-}
-
+// The first n channels at p; the rest zero.
 template <typename A, typename T>
 inline Vec<A> load_channels(const T* p, int n) {
-  return n >= 8 ? Vec<A>::load(p) : load_part<A>(p, n);
+  return n >= Vec<A>::size ? Vec<A>::load(p) : Vec<A>::load_part(p, n);
 }
 
 template <typename A, typename T>
 inline void store_channels(const Vec<A>& v, T* p, int n) {
-  if (n >= 8) return v.store(p);
-  A part[8];
-  v.store(part);
-  for (int i = 0; i < n; ++i) p[i] = static_cast<T>(part[i]);
+  n >= Vec<A>::size ? v.store(p) : v.store_part(p, n);
 }

@@ -52,30 +52,38 @@ def test_cuda_tensors_without_the_cuda_library_are_refused(monkeypatch: pytest.M
             ms_deform_attn(value, [(2, 2)], None, locations, locations[..., 0])
 
 
-def test_plain_and_avx2_kernels_agree(tmp_path: Path) -> None:
-    """Runs the plain kernels in another process and those of this CPU here."""
+def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BEVKD2_CPU_CAPABILITY", "AVX2")
+    expected = "BEVKD2_CPU_CAPABILITY is 'AVX2'; expected default, avx2, avx512, or unset it"
+    with pytest.raises(ValueError, match=expected):
+        library.load(library.CPU_LIBRARY, library.CUDA_LIBRARY)
+
+
+@pytest.mark.parametrize("capability", ["avx2", "avx512"])  # at most what the processor has
+def test_kernels_of_an_instruction_set_agree_with_plain_ones(capability: str, tmp_path: Path) -> None:
+    """Runs each in a process of its own."""
     script = (
         "import sys, torch\n"
         "from tests.ops.test_library import fused_cases\n"
         "torch.save(fused_cases(), sys.argv[1])\n"
     )
-    saved = tmp_path / "plain.pt"
     root = str(PACKAGE.parent)
-    subprocess.run(
-        [sys.executable, "-c", script, str(saved)],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": root, "BEVKD2_CPU_CAPABILITY": "default"},
-        check=True,
-    )
-    plain, here = torch.load(saved, weights_only=True), fused_cases()
+    found = []
+    for name in ("default", capability):
+        saved = tmp_path / f"{name}.pt"
+        environment = {**os.environ, "PYTHONPATH": root, "BEVKD2_CPU_CAPABILITY": name}
+        subprocess.run([sys.executable, "-c", script, str(saved)], cwd=root, env=environment, check=True)
+        found.append(torch.load(saved, weights_only=True))
+    plain, others = found
     for dtype in plain:
-        for one, other in zip(plain[dtype], here[dtype], strict=True):
+        for one, other in zip(plain[dtype], others[dtype], strict=True):
             assert_close(one, other, 3e-5 if dtype == "torch.float32" else 1e-2)
 
 
 def fused_cases() -> dict[str, list[dict[str, torch.Tensor]]]:
     """Returns results of the fused op by the dtype of value."""
     cases: list[Case] = [SIZES["wide"], SIZES["odd"], SIZES["long"]]
+    cases += [Case(width=width) for width in (15, 16, 23, 33, 64, 77)]  # whole vectors, and rests of them
     results = {}
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         results[str(dtype)] = []

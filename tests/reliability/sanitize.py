@@ -10,8 +10,8 @@ from tests.reliability.families import ROOT
 from tests.reliability.report import Row
 
 NAMES = {
-    "address": "AddressSanitizer and UBSan over the tests of the ops and of KITTI's score, AVX2 and plain",
-    "thread": "ThreadSanitizer over those that compute in several threads, AVX2 and plain",
+    "address": "AddressSanitizer and UBSan over the tests of ops and KITTI's score, every instruction set",
+    "thread": "ThreadSanitizer over those that compute in several threads, every instruction set",
 }
 
 
