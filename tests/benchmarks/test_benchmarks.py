@@ -165,6 +165,15 @@ def test_index_of_generated_tables(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_instruction_sets_are_compared_in_turns() -> None:
+    found = run("bench_capabilities", "--quick", "--rounds", "2", "--cases", "decoder")
+    assert found["rounds"] == 2
+    for part in ("forward", "backward"):
+        row = found["cases"]["decoder"][part]
+        assert row["speedup"] == pytest.approx(row["avx2_ms"] / row["avx512_ms"], rel=0.05)
+
+
+@pytest.mark.slow
 def test_images_per_second_of_a_loader_worker() -> None:
     found = run("bench_loader", "--rounds", "1")
     assert found["images"] == "generated"

@@ -35,6 +35,7 @@ TESTED_SCRIPTS = {
     "examples/deploy/nuscenes_scene.py": "tests/export/test_demo_world.py",
     "benchmarks.verify_deployment": "tests/export/test_demo_world.py",
     "benchmarks.bench": "tests/benchmarks/test_bench.py",
+    "benchmarks.bench_capabilities": "tests/benchmarks/test_benchmarks.py",
     "benchmarks.bench_train_step": "tests/benchmarks/test_benchmarks.py",
     "benchmarks.gpu_check": "tests/benchmarks/test_gpu_check.py",
     "benchmarks.bench_layer": "tests/benchmarks/test_bench_layer.py",
