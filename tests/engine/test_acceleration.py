@@ -18,7 +18,7 @@ from bevkd2.engine import build_trainer, train
 from bevkd2.engine.acceleration import prepare_model
 from bevkd2.modeling.backbones.layers import FrozenStatsBatchNorm2d
 from bevkd2.modeling.bev.encoder import EncoderLayer
-from tests.distill.methods.harness import build_pair, make_batch
+from tests.distill.methods.harness import DETECTORS, build_pair, make_batch
 from tests.engine.toys import ToyDetector, build_toy_loader, flat, toy_cfg
 from tests.tolerance import as_float64, float64_twin
 
@@ -72,6 +72,27 @@ def test_student_and_teacher_are_compiled_by_key() -> None:
             one.image_backbone._compiled_call_impl is not None for one in (model.student, model.teacher)
         ]
         assert compiled == [student, teacher] and list(model.state_dict()) == keys
+
+
+METHODS = {"BEVFormer": "SpatialAttention", "PGD": "DepthGuidedPrediction", "SMOKE": "DepthGuidedPrediction"}
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_compiled_detectors_have_the_same_losses_and_no_graph_break(detector: str) -> None:
+    both = ("SOLVER.COMPILE.MODEL", True, "SOLVER.COMPILE.TEACHER", True)
+    found = []
+    for cfg in (solver(), solver(*both, "SOLVER.COMPILE.BACKEND", "eager")):
+        model = build_pair(detector, METHODS[detector], student_width=16)
+        prepare_model(cfg, model)
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        found.append(losses_and_gradient(model, detector))
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] >= 4  # backbone and neck, of student and teacher
+    assert not counters["graph_break"]
+    (losses, gradient), (same_losses, same_gradient) = found
+    assert same_losses == losses and "loss_distill" in "".join(losses)
+    assert torch.equal(same_gradient, gradient)
 
 
 def test_an_unknown_backend_is_named() -> None:
