@@ -6,9 +6,13 @@ import math
 import re
 from collections.abc import Callable
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 from bevkd2.nuscenes.json_files import is_vector, shortened
+
+LENGTH_TOLERANCE = 0.01
+"""By how much the length of a quaternion may differ from 1: that of one rounded to two decimals."""
 
 _UNREADABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, halves of pairs
 _Test = Callable[[Any], bool]
@@ -138,8 +142,8 @@ def check_annotation(annotation: dict[str, Any]) -> None:
         annotation: the record.
 
     Raises:
-        ValueError: a number is not finite, a size not positive, a number of points not whole, or there are
-            several attributes; names the token and the field.
+        ValueError: a number is not finite, a size not positive, a rotation no quaternion of length 1, a
+            number of points not whole, or there are several attributes; names the token and the field.
     """
     tokens = annotation["attribute_tokens"]
     expected = {
@@ -148,7 +152,7 @@ def check_annotation(annotation: dict[str, Any]) -> None:
             is_vector(annotation["size"], 3) and min(annotation["size"]) > 0,
             "positive width, length and height in metres",
         ),
-        "rotation": (_is_rotation(annotation["rotation"]), "a quaternion of length 1"),
+        "rotation": (_is_rotation(annotation["rotation"]), "a quaternion w, x, y, z of length 1"),
         "num_lidar_pts": (is_count(annotation["num_lidar_pts"]), "a whole number"),
         "num_radar_pts": (is_count(annotation["num_radar_pts"]), "a whole number"),
         "attribute_tokens": (
@@ -164,23 +168,27 @@ def check_annotation(annotation: dict[str, Any]) -> None:
             )
 
 
-def check_pose(table: str, record: dict[str, Any]) -> None:
+def check_pose(table: str, record: dict[str, Any], folder: str | Path) -> None:
     """Checks the numbers of a record of ego_pose or calibrated_sensor.
 
     Args:
         table: name of the table.
         record: the record.
+        folder: of the tables, for the error.
 
     Raises:
-        ValueError: a number is not finite or the quaternion of length zero; names table, token and field.
+        ValueError: a number is not finite, or the length of the quaternion not 1 (``LENGTH_TOLERANCE``);
+            names file, token and field.
     """
-    fits = {"translation": is_vector(record["translation"], 3), "rotation": _is_rotation(record["rotation"])}
-    for field, fit in fits.items():
-        if not fit:
+    expected = {
+        "translation": (is_vector(record["translation"], 3), "three finite numbers"),
+        "rotation": (_is_rotation(record["rotation"]), "a quaternion w, x, y, z of length 1"),
+    }
+    for field, (fits, what) in expected.items():
+        if not fits:
             raise ValueError(
-                f"{table} {record['token']!r}: {field} is {shortened(record[field])}, expected "
-                "finite numbers, of a rotation a quaternion of length 1; the metadata are damaged, unpack "
-                "them again"
+                f"{folder}/{table}.json, {table} {record['token']!r}: {field} is {shortened(record[field])}, "
+                f"expected {what}; the metadata are damaged, unpack them again"
             )
 
 
@@ -205,4 +213,4 @@ def check_intrinsics(calibration: dict[str, Any], camera: str) -> None:
 
 
 def _is_rotation(value: Any) -> bool:
-    return is_vector(value, 4) and math.hypot(*value) > 1e-6
+    return is_vector(value, 4) and abs(math.hypot(*value) - 1) <= LENGTH_TOLERANCE

@@ -257,6 +257,7 @@ def test_a_table_that_is_no_list_of_records_is_named(tmp_path, content):
         ("rotation", [float("inf"), 0, 0, 0]),
         ("rotation", [0, 0, 0, 0]),
         ("rotation", [1e-300, 0, 0, 0]),
+        ("rotation", [2, 0, 0, 0]),
         ("size", [1, 0, 1]),
         ("size", [1, 1]),
         ("size", [1, 1, 10**400]),

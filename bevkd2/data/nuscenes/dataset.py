@@ -162,8 +162,8 @@ def _poses(tables: Any, record: dict[str, Any]) -> tuple[Array, Array, dict[str,
     """sensor2ego and ego2global of a sample_data record, and its calibrated_sensor record."""
     calibration = tables.get("calibrated_sensor", record["calibrated_sensor_token"])
     ego = tables.get("ego_pose", record["ego_pose_token"])
-    check_pose("calibrated_sensor", calibration)
-    check_pose("ego_pose", ego)
+    check_pose("calibrated_sensor", calibration, tables.table_root)
+    check_pose("ego_pose", ego, tables.table_root)
     return (
         pose_matrix(calibration["translation"], calibration["rotation"]),
         pose_matrix(ego["translation"], ego["rotation"]),

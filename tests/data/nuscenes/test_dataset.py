@@ -1,6 +1,7 @@
 import json
 import logging
 import math
+import re
 
 import numpy as np
 import pytest
@@ -221,6 +222,9 @@ def test_nan_box_names_the_annotation(tmp_path):
         ("ego_pose", "translation", [0.0, float("nan"), 0.0]),
         ("ego_pose", "rotation", [float("nan"), 0.0, 0.0, 1.0]),
         ("ego_pose", "rotation", [0.0, 0.0, 0.0, 0.0]),
+        ("ego_pose", "rotation", [2.0, 0.0, 0.0, 0.0]),
+        ("ego_pose", "rotation", [0.98, 0.0, 0.0, 0.0]),
+        ("calibrated_sensor", "rotation", [0.7, 0.7, 0.7, 0.7]),
         ("calibrated_sensor", "translation", [float("inf"), 0.0, 0.0]),
         ("calibrated_sensor", "camera_intrinsic", [[1.0, 0.0, 0.0]]),
         ("calibrated_sensor", "camera_intrinsic", [[0.0, 0.0, 9.0], [0.0, 8.0, 9.0], [0, 0, 1]]),
@@ -232,8 +236,19 @@ def test_impossible_calibration_or_pose_names_the_record(tmp_path, table, field,
     record = world.record(table, world.record("sample_data", "s0f1-CAM_BACK")[f"{table}_token"])
     record[field] = value
     world.write()
-    with pytest.raises(ValueError, match=rf"{table} '{record['token']}'.*{field} is"):
+    with pytest.raises(ValueError, match=rf"{table} '{record['token']}'.*{field} is {re.escape(str(value))}"):
         load_nuscenes(world.root, VERSION, "first")
+
+
+def test_rounded_quaternions_are_read(tmp_path):
+    world = FixtureWorld(tmp_path, scenes=1, frames=2)
+    for table in ("ego_pose", "calibrated_sensor", "sample_annotation"):
+        for record in world.tables[table]:
+            record["rotation"] = [round(number, 2) for number in record["rotation"]]
+    world.write()
+    index = load_nuscenes(world.root, VERSION, "first")
+    np.testing.assert_allclose(np.linalg.norm(index.can_bus[:, 3:7], axis=1), 1, atol=0.01)
+    np.testing.assert_allclose(np.linalg.det(index.ego2global[:, :3, :3]), 1, atol=1e-12)
 
 
 @pytest.mark.parametrize(
