@@ -4,6 +4,7 @@ from bevkd2.checkpoint import import_bevformer, import_fcos3d, import_smoke
 from bevkd2.checkpoint.checkpointer import Checkpointer, HasCheckpointParts
 from bevkd2.checkpoint.io import CheckpointFileError, load_file, load_state, model_state, save_file
 from bevkd2.checkpoint.key_rules import IMPORTER_REGISTRY, ImportReport, KeyRules, register_importer
+from bevkd2.checkpoint.published import check_stated_classes
 from bevkd2.checkpoint.strict import StateDictMismatchError, check_classes, load_strict
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "KeyRules",
     "StateDictMismatchError",
     "check_classes",
+    "check_stated_classes",
     "import_bevformer",
     "import_fcos3d",
     "import_smoke",

@@ -13,10 +13,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bevkd2.checkpoint.inert import ignored_names
 from bevkd2.checkpoint.io import CheckpointFileError, load_file, model_state, replace_atomically, save_file
-from bevkd2.checkpoint.strict import check_classes, load_strict
+from bevkd2.checkpoint.published import check_stated_classes
+from bevkd2.checkpoint.strict import load_strict
 from bevkd2.d2 import comm
 
 _logger = logging.getLogger(__name__)
+_TRAINER = "trainer"  # the state of the training
 _TRAINED = "trained"  # the weights that the optimizer moves, where ``model`` is an average of them
 
 PERIODIC_FILES = "model_[0-9][0-9][0-9][0-9][0-9][0-9][0-9].pth"
@@ -59,6 +61,7 @@ class Checkpointer(_FvcoreCheckpointer):
         allow_missing: Sequence[str] = (),
         tag_last: bool = True,
         classes: Sequence[str] = (),
+        fixed_classes: Sequence[str] = (),
         **checkpointables: Any,
     ) -> None:
         """Finds the parts of the model, see :class:`HasCheckpointParts`.
@@ -70,8 +73,10 @@ class Checkpointer(_FvcoreCheckpointer):
             allow_missing: prefixes of the model's keys that :meth:`load` does not insist on, but where it
                 resumes (MODEL.ALLOW_MISSING).
             tag_last: make every file that is saved the one that a resumed training starts from.
-            classes: names of the classes in the order of the model's labels, stored with it; a file that was
-                stored with others is refused. Empty: they are fixed, or unknown.
+            classes: names of the classes in the order of the model's labels, stored with it; a file that
+                states others, there or as mmdetection3d does, is refused. Empty: they are fixed, or unknown.
+            fixed_classes: names that the data format fixes: not stored, but a file that states others is
+                refused.
             checkpointables: objects with ``state_dict`` and ``load_state_dict``.
         """
         inner = model.module if isinstance(model, DistributedDataParallel) else model
@@ -79,7 +84,7 @@ class Checkpointer(_FvcoreCheckpointer):
         main = parts.pop("model")
         self.allow_missing = tuple(allow_missing)
         self.tag_last = tag_last
-        self.classes = list(classes)
+        self.classes, self.fixed_classes = list(classes), list(fixed_classes)
         super().__init__(
             main,
             save_dir,
@@ -137,7 +142,7 @@ class Checkpointer(_FvcoreCheckpointer):
             FileNotFoundError: there is no such file.
             CheckpointFileError: it is damaged, unsafe, or lacks an entry.
             StateDictMismatchError: a key of the model does not match.
-            ValueError: the file was stored with other classes, or in another order.
+            ValueError: the file states other classes, or another order of them.
         """
         if not path:
             _logger.info("no checkpoint is named; the model starts from its initialisation")
@@ -172,7 +177,14 @@ class Checkpointer(_FvcoreCheckpointer):
                 "were trained; resume with SOLVER.EMA.ENABLED True, or start a new run from the average: set "
                 "MODEL.WEIGHTS and leave out --resume"
             )
-        check_classes(content.pop("classes", []), self.classes, path)
+        check_stated_classes(
+            content,
+            self.classes or self.fixed_classes,
+            path,
+            fixed=bool(self.fixed_classes),
+            parts=[_TRAINER, _TRAINED, *self.checkpointables],
+        )
+        content.pop("classes", None)
         allowed = () if checkpointables is None else self.allow_missing
         load_strict(self.model, model_state(content, path), path, allowed)
         content.pop("model", None)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from bevkd2.checkpoint.io import CheckpointFileError
+from bevkd2.checkpoint.strict import check_classes
 
 _STATE = "state_dict"
+_STATES = (_STATE, "model")
+_STORED = "classes"  # where this package states them
 _CLASS_KEYS = ("classes", "class_names", "thing_classes")  # in any case of letters
 
 
@@ -71,6 +74,33 @@ def published_classes(content: Mapping[str, Any], source: str) -> dict[str, list
             elif isinstance(value, (list, tuple)):  # such as one entry per joined dataset
                 left += [(f"{name}[{i}].", item) for i, item in enumerate(value) if isinstance(item, dict)]
     return found
+
+
+def check_stated_classes(
+    content: Mapping[str, Any],
+    expected: Sequence[str],
+    source: str,
+    *,
+    fixed: bool = False,
+    parts: Collection[str] = (),
+) -> None:
+    """Checks every list of classes that a file states beside its weights, see :func:`published_classes`.
+
+    Args:
+        content: of the file.
+        expected: names in the order of the labels; empty where they are unknown.
+        source: the file, for the error.
+        fixed: whether the data format fixes the classes, for the error.
+        parts: keys of the content that hold state alone, and are not searched.
+
+    Raises:
+        CheckpointFileError: what should be a list of classes is none.
+        ValueError: a list differs from what is expected.
+    """
+    searched = {key: value for key, value in content.items() if key not in (*_STATES, *parts)}
+    for place, stated in published_classes(searched, source).items():
+        where = source if place == _STORED else f"{source} ({place})"
+        check_classes(stated, expected, where, fixed=fixed)
 
 
 def _names(value: Any, source: str) -> list[str]:

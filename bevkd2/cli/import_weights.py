@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import bevkd2.modeling  # noqa: F401  (registers the meta-architectures)
-from bevkd2.checkpoint import IMPORTER_REGISTRY, check_classes, load_file, save_file
-from bevkd2.checkpoint.published import published_classes, published_state
+from bevkd2.checkpoint import IMPORTER_REGISTRY, check_stated_classes, load_file, save_file
+from bevkd2.checkpoint.published import published_state
 from bevkd2.cli.paths import path_to_write
 from bevkd2.config import class_names, stored_classes
 from bevkd2.d2 import META_ARCH_REGISTRY
@@ -41,8 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cfg.MODEL.BACKBONE.WEIGHTS = ""
     model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     file, classes = load_file(args.input), list(stored_classes(cfg))
-    for place, stated in published_classes(file, args.input).items():
-        check_classes(stated, class_names(cfg), f"{args.input} ({place})", fixed=not classes)
+    check_stated_classes(file, class_names(cfg), args.input, fixed=not classes)
     published = published_state(file, args.input)
     report = known[args.arch](published).check(model.state_dict(), args.input)
     named = {"classes": classes} if classes else {}

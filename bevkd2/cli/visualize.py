@@ -19,7 +19,7 @@ from typing import Any
 
 from bevkd2.checkpoint import Checkpointer
 from bevkd2.cli.paths import path_to_write
-from bevkd2.config import CfgNode, class_names, load_config
+from bevkd2.config import CfgNode, class_names, fixed_classes, load_config, stored_classes
 from bevkd2.d2 import build_model
 from bevkd2.data import data_format
 from bevkd2.data.loader import first_test_dataset, first_test_split
@@ -117,7 +117,8 @@ def load_model(cfg: CfgNode, weights: str) -> Detector[Any, Any, Any]:
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, but pictures of DATASETS.FORMAT "
             f"{cfg.DATASETS.FORMAT!r} need a detector that gives a {kind.__name__}; use another config"
         )
-    Checkpointer(model).load(path, checkpointables=[])
+    checkpointer = Checkpointer(model, classes=stored_classes(cfg), fixed_classes=fixed_classes(cfg))
+    checkpointer.load(path, checkpointables=[])
     return model.eval()
 
 

@@ -132,3 +132,8 @@ def stored_classes(cfg: FvcoreNode) -> tuple[str, ...]:
     """Returns the class names to store with the weights of a model; none where the format fixes them."""
     fixed = DATA_FORMAT_REGISTRY.get(cfg.DATASETS.FORMAT).fixed_classes
     return () if fixed else class_names(cfg)
+
+
+def fixed_classes(cfg: FvcoreNode) -> tuple[str, ...]:
+    """Returns the class names that the format fixes; none where they are stored with the weights."""
+    return () if stored_classes(cfg) else class_names(cfg)

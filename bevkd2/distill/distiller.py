@@ -13,9 +13,9 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 import bevkd2
-from bevkd2.checkpoint import check_classes, load_file, load_strict
+from bevkd2.checkpoint import check_stated_classes, load_file, load_strict
 from bevkd2.checkpoint.io import model_state
-from bevkd2.config import find_file, stored_classes
+from bevkd2.config import class_names, find_file, fixed_classes
 from bevkd2.d2 import META_ARCH_REGISTRY, configurable
 from bevkd2.distill.config import more_distillations, student_config, teacher_config, teacher_key
 from bevkd2.distill.gradients import reaches
@@ -395,7 +395,7 @@ def build_teacher(cfg: CfgNode) -> Detector[Any, Any, Any]:
         )
     teacher = _build(config)
     content, source = load_file(path), f"DISTILL.TEACHER.WEIGHTS {path}"
-    check_classes(content.get("classes", ()), stored_classes(config), source)
+    check_stated_classes(content, class_names(config), source, fixed=bool(fixed_classes(config)))
     load_strict(teacher, model_state(content, path), source)
     count = sum(1 for _ in teacher.state_dict())
     logging.getLogger(__name__).info("teacher: all %d tensors of %s loaded", count, path)

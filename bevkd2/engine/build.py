@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bevkd2.checkpoint import Checkpointer, CheckpointFileError, load_file
 from bevkd2.checkpoint.checkpointer import PERIODIC_FILES
-from bevkd2.config import stored_classes
+from bevkd2.config import fixed_classes, stored_classes
 from bevkd2.d2 import (
     BestCheckpointer,
     CommonMetricPrinter,
@@ -164,6 +164,7 @@ def build_trainer(
         cfg.OUTPUT_DIR,
         allow_missing=cfg.MODEL.ALLOW_MISSING,
         classes=stored_classes(cfg),
+        fixed_classes=fixed_classes(cfg),
         trainer=trainer,
     )
     resuming = resume and checkpointer.has_checkpoint()

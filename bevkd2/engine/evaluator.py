@@ -13,7 +13,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from bevkd2.checkpoint import Checkpointer
-from bevkd2.config import stored_classes
+from bevkd2.config import fixed_classes, stored_classes
 from bevkd2.d2 import DatasetEvaluator, comm, inference_on_dataset, print_csv_format
 from bevkd2.data.format import data_format, load_dataset
 from bevkd2.data.loader import build_test_loader
@@ -125,7 +125,9 @@ def load_for_evaluation(cfg: CfgNode, model: nn.Module, *, resume: bool) -> None
     Raises:
         ValueError: no weights are named, there is no checkpoint to resume from, or a key does not match.
     """
-    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, classes=stored_classes(cfg))
+    checkpointer = Checkpointer(
+        model, cfg.OUTPUT_DIR, classes=stored_classes(cfg), fixed_classes=fixed_classes(cfg)
+    )
     if resume and not checkpointer.has_checkpoint():
         raise ValueError(
             f"--eval-only --resume: OUTPUT_DIR {cfg.OUTPUT_DIR} has no checkpoint; train first, or leave out "

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from bevkd2.checkpoint import load_file, load_strict
+from bevkd2.checkpoint import check_stated_classes, load_file, load_strict
 from bevkd2.checkpoint.io import model_state
-from bevkd2.config import CfgNode
+from bevkd2.config import CfgNode, class_names, fixed_classes
 from bevkd2.d2 import EventStorage, build_model
 from bevkd2.data.loader import build_train_loader
 from bevkd2.distill import Distiller, gradient_norms, is_distillation, resolve_teacher, trained_parts
@@ -50,7 +50,7 @@ def gradient_report(cfg: CfgNode, *, weights: str | Path | None = None, batches:
     seed = max(cfg.SEED, 0)
     torch.manual_seed(seed)
     model: Distiller = build_model(cfg)
-    iteration = _load_weights(model, str(weights)) if weights else 0
+    iteration = _load_weights(cfg, model, str(weights)) if weights else 0
     model.set_progress(iteration, max(cfg.SOLVER.MAX_ITER, iteration + 1))
     model.train()
     parts = trained_parts(model.student)
@@ -75,13 +75,15 @@ def gradient_report(cfg: CfgNode, *, weights: str | Path | None = None, batches:
     return {"iteration": iteration, "batches": batches, "losses": found}
 
 
-def _load_weights(model: Distiller, path: str) -> int:
+def _load_weights(cfg: CfgNode, model: Distiller, path: str) -> int:
     """Loads a checkpoint into the student, and into the methods where it has their part.
 
     Returns:
         Its iteration, counted from 0: how many were done; 0 where it does not say.
     """
     content = load_file(path)
+    parts = ("trainer", "distill")
+    check_stated_classes(content, class_names(cfg), path, fixed=bool(fixed_classes(cfg)), parts=parts)
     load_strict(model.student, model_state(content, path), path)
     if content.get("distill"):
         load_strict(model.methods, content["distill"], path)

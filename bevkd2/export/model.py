@@ -14,7 +14,7 @@ from torch.export import Dim, ExportedProgram
 
 import bevkd2
 from bevkd2.checkpoint import Checkpointer
-from bevkd2.config import CfgNode, class_names, stored_classes
+from bevkd2.config import CfgNode, class_names, fixed_classes, stored_classes
 from bevkd2.d2 import build_model
 from bevkd2.data.format import data_format, load_dataset
 from bevkd2.data.mono.transforms import fitting_size
@@ -69,7 +69,8 @@ def load_student(cfg: CfgNode, weights: str = "") -> tuple[CfgNode, Detector[Any
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, which is no "
             "bevkd2.modeling.Detector and so has no deployable form to export (docs/deployment.md)"
         )
-    Checkpointer(model, classes=stored_classes(cfg)).load(path, checkpointables=[])
+    checkpointer = Checkpointer(model, classes=stored_classes(cfg), fixed_classes=fixed_classes(cfg))
+    checkpointer.load(path, checkpointables=[])
     return cfg, model.eval()
 
 

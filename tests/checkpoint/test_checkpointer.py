@@ -266,3 +266,31 @@ def test_weights_of_other_classes_are_refused(tmp_path):
         ValueError, match=r"trained with the classes Car, Cyclist, in this order.*Cyclist, Car"
     ):
         Checkpointer(model, classes=("Cyclist", "Car")).load(path, checkpointables=[])
+
+
+@pytest.mark.parametrize(
+    ("meta", "place"),
+    [
+        ({"CLASSES": ("Car", "Cyclist")}, "meta.CLASSES"),
+        ({"dataset_meta": {"classes": ["Car", "Cyclist"]}}, ""),
+    ],
+)
+def test_classes_that_other_frameworks_state_are_compared(tmp_path: Path, meta: Any, place: str) -> None:
+    model, path = nn.Linear(2, 2), str(tmp_path / "x.pth")
+    torch.save({"model": model.state_dict(), "meta": meta}, path)
+    Checkpointer(model, classes=("Car", "Cyclist")).load(path, checkpointables=[])
+    Checkpointer(model, fixed_classes=("Car", "Cyclist")).load(path, checkpointables=[])
+    message = rf"x\.pth \({place or 'meta.dataset_meta.classes'}\) was trained with the classes Car, Cyclist"
+    with pytest.raises(ValueError, match=message):
+        Checkpointer(model, classes=("Cyclist", "Car")).load(path, checkpointables=[])
+    with pytest.raises(ValueError, match=f"{message}.* fixes its own"):
+        Checkpointer(model, fixed_classes=("Cyclist", "Car")).load(path, checkpointables=[])
+
+
+def test_what_a_trainer_keeps_under_such_a_name_is_not_compared(tmp_path: Path) -> None:
+    counter = Counter(7)
+    Checkpointer(nn.Linear(1, 1), str(tmp_path), classes=("Car",), trainer=counter).save("x", iteration=3)
+    content = load_file(tmp_path / "x.pth")
+    content["trainer"] = {"hooks": {"mine": {"class_names": 5}}}
+    save_file(content, tmp_path / "x.pth")
+    Checkpointer(nn.Linear(1, 1), classes=("Car",)).load(str(tmp_path / "x.pth"), checkpointables=[])

@@ -179,6 +179,10 @@ def test_classes_in_another_order_are_refused(make: Make, tmp_path: Path) -> Non
     cfg.DATASETS.CLASSES = []
     with pytest.raises(ValueError, match="was trained with the classes Car, Pedestrian, Cyclist"):
         build_model(cfg)
+    meta = {"dataset_meta": {"classes": ["Car", "Pedestrian", "Cyclist"]}}
+    torch.save({"model": content["model"], "meta": meta}, tmp_path / "teacher.pth")
+    with pytest.raises(ValueError, match=r"\(meta\.dataset_meta\.classes\) was trained with the classes Car"):
+        build_model(cfg)
 
 
 def test_a_dumped_config_needs_no_second_file(make: Make, tmp_path: Path) -> None:
