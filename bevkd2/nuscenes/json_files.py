@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+_ENCODING = "utf-8-sig"  # UTF-8; a byte-order mark is skipped
 _LARGEST = 1e38  # about the largest of 32 bits, which models compute with
 _SHOWN = 60  # characters of a value in a message
 _BLOCK = 2**22  # characters that are read at once
@@ -23,15 +25,23 @@ def read_json(path: Path, remedy: str) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no JSON, not in UTF-8, or has a key twice in an object.
+        ValueError: it is no JSON, not in UTF-8 (with or without a byte-order mark), or has a key twice in an
+            object.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
+        return json.loads(path.read_text(encoding=_ENCODING), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise ValueError(_damaged(path, error, remedy)) from error
 
 
 def _damaged(path: Path, what: object, remedy: str) -> str:
+    with path.open("rb") as file:
+        begin = file.read(2)
+    if begin in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return (
+            f"{path} is in UTF-16 (it begins with the bytes {begin.hex(' ')}), expected UTF-8; convert it "
+            f"(iconv -f UTF-16 -t UTF-8), or {remedy}"
+        )
     return (
         f"{path} is no valid JSON ({what}; {path.stat().st_size} bytes): it is cut off or damaged; {remedy}"
     )
@@ -49,7 +59,7 @@ def read_elements(path: Path, remedy: str) -> Iterator[Any]:
         TypeError: it is valid, but holds no list.
         ValueError: as ``read_json``, with the same message; elements before the damage are yielded first.
     """
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding=_ENCODING) as file:
         try:
             yield from _Elements(file)
         except UnicodeDecodeError:
@@ -178,6 +188,21 @@ def is_vector(value: Any, length: int) -> bool:
 
 
 def file_states(folder: Path, pattern: str) -> list[list[Any]]:
-    """Returns name, size and time of change of the files of a folder, which may be absent."""
-    stats = [(path.name, path.stat()) for path in sorted(folder.glob(pattern))]
+    """Returns name, size and time of change of the files of a folder, which may be absent.
+
+    Raises:
+        FileNotFoundError: one of them is a link to what does not exist.
+    """
+    paths = sorted(folder.glob(pattern))
+    for path in paths:
+        refuse_dangling(path)
+    stats = [(path.name, path.stat()) for path in paths]
     return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+
+
+def refuse_dangling(path: Path) -> None:
+    """Raises FileNotFoundError where a path is a link to what does not exist."""
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(
+            f"{path} is a link to {path.readlink()}, which does not exist; mend or remove the link"
+        )

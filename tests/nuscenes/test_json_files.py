@@ -87,6 +87,23 @@ def assert_same_error(path, content):
     return False
 
 
+def test_a_byte_order_mark_is_read(tmp_path, block):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(ROWS), encoding="utf-8-sig")
+    assert read_json(path, "mend it") == ROWS and list(read_elements(path, "mend it")) == ROWS
+    path.write_text(json.dumps(ROWS)[:-5], encoding="utf-8-sig")
+    assert assert_same_error(path, path.read_bytes())
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_is_named(tmp_path, block, encoding):
+    path = tmp_path / "a.json"
+    content = f"\ufeff{json.dumps(ROWS)}".encode(encoding)
+    assert assert_same_error(path, content)
+    with pytest.raises(ValueError, match=r"a\.json is in UTF-16 .*expected UTF-8; convert it"):
+        read_json(path, "mend it")
+
+
 @pytest.mark.parametrize("content", ["{}", "1", "null", ' "[]"'])
 def test_what_is_no_list_is_told(tmp_path, block, content):
     path = tmp_path / "a.json"

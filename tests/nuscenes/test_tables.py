@@ -176,7 +176,6 @@ def test_maps_are_not_needed(tmp_path, table):
     [
         ('{"first": ["scene-00', "is no valid JSON"),
         ("", r"is no valid JSON .*; 0 bytes\)"),
-        ('\ufeff{"first": []}', "is no valid JSON .*BOM"),
         ('["scene-0001"]', "holds a list, expected"),
         ('{"first": "scene-0001"}', "split 'first' is 'scene-0001', expected"),
         ('{"first": {"scene-0001": 1}}', "split 'first' is {.*}, expected"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from pathlib import Path
@@ -11,13 +12,21 @@ import numpy as np
 import numpy.typing as npt
 
 from bevkd2.nuscenes.devkit import NuScenesCanBus
-from bevkd2.nuscenes.json_files import is_finite, is_vector, read_json, shortened
+from bevkd2.nuscenes.json_files import is_finite, is_vector, read_json, refuse_dangling, shortened
 from bevkd2.runtime.ego import CAN_BUS_SIZE, rotation_vector
 from bevkd2.structures import quaternion_to_matrix, quaternion_yaw
+
+logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float64]
 
 _MOTION = slice(7, 16)  # acceleration, rotation rate, velocity: what the CAN bus knows better than poses do
+
+LONGEST_GAP = 1.0
+"""Seconds from a key frame to the next pose message; the CAN bus has 50 a second."""
+
+# Bounds that no car reaches, far above what sensors of one measure, and their units.
+_LARGEST = {"accel": (1000, "m/s^2"), "rotation_rate": (100, "rad/s"), "vel": (200, "m/s")}
 
 _REMEDY = (
     "unpack the CAN bus expansion again, or remove the file: the motion of the scene then comes from its ego "
@@ -29,15 +38,21 @@ class CanBus:
     """The CAN bus expansion of a dataset, where it is installed."""
 
     def __init__(self, root: str | Path) -> None:
-        """Looks for ``root``/can_bus; it may be absent."""
-        self._api = NuScenesCanBus(dataroot=str(root)) if (Path(root) / "can_bus").is_dir() else None
+        """Looks for ``root``/can_bus.
+
+        Raises:
+            FileNotFoundError: it is a link to what does not exist; it may be absent.
+        """
+        folder = Path(root) / "can_bus"
+        refuse_dangling(folder)
+        self._api = NuScenesCanBus(dataroot=str(root)) if folder.is_dir() else None
 
     def has_scene(self, scene_name: str) -> bool:
         """Returns whether there are pose messages of a scene.
 
         The devkit lists scenes whose messages are missing or wrong; those count as absent.
         """
-        if self._api is None or not re.fullmatch(r"scene-\d{4}", scene_name):
+        if self._api is None or not re.fullmatch(r"scene-[0-9]{4}", scene_name):
             return False
         listed = int(scene_name[-4:]) in self._api.can_blacklist
         return not listed and self._file(scene_name).is_file()
@@ -54,10 +69,13 @@ class CanBus:
             before).
 
         Raises:
-            ValueError: the file of the scene is damaged.
+            ValueError: the file of the scene is damaged, or none of its messages is within ``LONGEST_GAP`` of
+                one of the times. Where some times have none, a warning says so.
         """
-        messages = _pose_messages(self._file(scene_name))
-        times = np.array([message["utime"] for message in messages])
+        path = self._file(scene_name)
+        messages = _pose_messages(path)
+        times = np.array([message["utime"] for message in messages], dtype=np.float64)
+        _check_times(path, np.sort(times), timestamps)
         rows = np.array([[*m["accel"], *m["rotation_rate"], *m["vel"]] for m in messages], dtype=np.float64)
         order = np.argsort(times, kind="stable")
         places = np.maximum(np.searchsorted(times[order], timestamps, side="right") - 1, 0)
@@ -69,11 +87,38 @@ class CanBus:
         return Path(self._api.can_dir) / f"{scene_name}_pose.json"
 
 
+def _check_times(path: Path, times: Array, timestamps: Array) -> None:
+    """Compares the times of M messages, in order, with those of F key frames; both in microseconds."""
+    behind = np.searchsorted(times, timestamps).clip(1 - len(times), len(times) - 1)
+    gaps = np.abs(times[[behind - 1, behind]] - timestamps).min(axis=0) / 1e6
+    far = gaps > LONGEST_GAP
+    if far.all():
+        raise ValueError(
+            f"{path}: utime is {times[0]:.0f} to {times[-1]:.0f}, but the "
+            f"key frames of the scene are at {timestamps.min()} to {timestamps.max()}, expected messages "
+            f"within {LONGEST_GAP:g} s of them, in microseconds: the file is of another scene or in another "
+            f"unit; {_REMEDY}"
+        )
+    if far.any():
+        logger.warning(
+            "%s: %d of %d key frames of the scene have no pose message within %g s (timestamp %d is %.1f s "
+            "from the next), and get the motion of the last one before; %s",
+            path,
+            far.sum(),
+            len(far),
+            LONGEST_GAP,
+            timestamps[gaps.argmax()],
+            gaps.max(),
+            _REMEDY,
+        )
+
+
 def _pose_messages(path: Path) -> list[dict[str, Any]]:
     """Returns the pose messages of a scene.
 
     Raises:
-        ValueError: the file is no list of one message or more, or a message lacks a number.
+        ValueError: the file is no list of one message or more, or a message lacks a number or has one that
+            no car reaches.
     """
     messages = read_json(path, _REMEDY)
     if not isinstance(messages, list) or not messages:
@@ -85,11 +130,12 @@ def _pose_messages(path: Path) -> list[dict[str, Any]]:
                 f"{path}, message {place}: {shortened(message)} has no number utime (in microseconds); "
                 f"{_REMEDY}"
             )
-        for name in ("accel", "rotation_rate", "vel"):
-            if not is_vector(fields.get(name), 3):
+        for name, (largest, unit) in _LARGEST.items():
+            numbers = fields.get(name)
+            if not (is_vector(numbers, 3) and max(map(abs, numbers)) <= largest):
                 raise ValueError(
-                    f"{path}, message {place} (utime {fields['utime']}): {name} is "
-                    f"{shortened(fields.get(name))}, expected three finite numbers; {_REMEDY}"
+                    f"{path}, message {place} (utime {fields['utime']}): {name} is {shortened(numbers)}, "
+                    f"expected three finite numbers from -{largest} to {largest} {unit}; {_REMEDY}"
                 )
     return messages
 

@@ -157,6 +157,12 @@ def can_bus_world(tmp_path_factory):
         (json.dumps([{**POSE, "accel": [0, 1]}]), r"accel is \[0, 1\], expected three finite numbers"),
         (json.dumps([{**POSE, "vel": [math.nan, 0, 0]}]), r"vel is \[nan, 0, 0\], expected three finite"),
         (json.dumps([{k: v for k, v in POSE.items() if k != "rotation_rate"}]), "rotation_rate is None"),
+        (json.dumps([{**POSE, "vel": [1e30, 0, 0]}]), r"vel is \[1e\+30, 0, 0\], .* from -200 to 200 m/s;"),
+        (json.dumps([{**POSE, "accel": [0, -9810, 0]}]), r"accel is \[0, -9810, 0\], .* 1000 m/s\^2;"),
+        (json.dumps([{**POSE, "rotation_rate": [0, 0, 101]}]), "rotation_rate is .* 100 rad/s;"),
+        (json.dumps([{**POSE, "utime": 1_000_000_000_000}]), "utime is 1000000000000 to .* in microseconds"),
+        (json.dumps([{**POSE, "utime": 1_000}]), "utime is 1000 to 1000, but .* are at 1000000000 to"),
+        (json.dumps([{**POSE, "utime": 998_000_000}]), "expected messages within 1 s of them"),
     ],
 )
 def test_a_damaged_pose_file_is_named(can_bus_world, content, message):
@@ -173,6 +179,26 @@ def test_a_pose_file_that_was_edited_is_read_again(can_bus_world):
         assert index.can_bus[:, 13].tolist() == [speed] * 2
     path.unlink()
     assert not load_nuscenes(can_bus_world.root, VERSION, "first").from_can_bus.any()
+
+
+def test_key_frames_without_a_message_nearby_are_told(can_bus_world, caplog):
+    path = can_bus_world.root / "can_bus" / "scene-0001_pose.json"
+    path.write_text(json.dumps([{**POSE, "utime": POSE["utime"] - 900_000}]))
+    index = load_nuscenes(can_bus_world.root, VERSION, "first")
+    assert index.can_bus[:, 13].tolist() == [5, 5]
+    assert "1 of 2 key frames of the scene have no pose message within 1 s" in caplog.text
+    assert "(timestamp 1000500000 is 1.4 s from the next)" in caplog.text
+
+
+@pytest.mark.parametrize("place", ["can_bus", "can_bus/scene-0001_pose.json", f"{VERSION}/splits.json"])
+def test_a_link_to_nothing_is_named(tmp_path, place):
+    world = FixtureWorld(tmp_path, scenes=1, frames=2)
+    path = world.root / place
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to("nowhere")
+    with pytest.raises(FileNotFoundError, match=rf"{path} is a link to nowhere, which does not exist"):
+        load_nuscenes(world.root, VERSION, "first")
 
 
 def test_pose_messages_in_any_order(can_bus_world):
