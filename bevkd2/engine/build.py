@@ -48,7 +48,14 @@ from bevkd2.engine.hooks import (
     WarnOfUnreached,
 )
 from bevkd2.engine.metrics import MetricsHistory, MetricsWriter
-from bevkd2.engine.run_folder import log_changed_settings, output_folder, set_aside
+from bevkd2.engine.run_folder import (
+    claim,
+    log_changed_settings,
+    make_output_folder,
+    output_folder,
+    release,
+    set_aside,
+)
 from bevkd2.engine.schedule import count_training_samples, resolve_solver
 from bevkd2.engine.solver import build_lr_schedule, build_optimizer
 from bevkd2.engine.stop import StopOnSignal, StopSignals
@@ -111,7 +118,10 @@ def run_training(cfg: CfgNode, trainer: DistillTrainer) -> Mapping[str, Any]:
             trainer.start_iter,
             trainer.max_iter,
         )
-    trainer.train(trainer.start_iter, max(trainer.start_iter, trainer.max_iter))
+    try:
+        trainer.train(trainer.start_iter, max(trainer.start_iter, trainer.max_iter))
+    finally:
+        release(output_folder(cfg))
     if comm.is_main_process():
         verify_results(cfg, trainer.latest_results)
     return trainer.latest_results
@@ -128,7 +138,8 @@ def build_trainer(
 ) -> DistillTrainer:
     """Builds optimizer, trainer and hooks, and loads MODEL.WEIGHTS or the last checkpoint.
 
-    A training that starts anew moves the files of an earlier one in OUTPUT_DIR into a folder there; one that
+    The folder is this process's until the training ends, see :func:`bevkd2.engine.run_folder.claim`. A
+    training that starts anew moves the files of an earlier one in OUTPUT_DIR into a folder there; one that
     is resumed logs what has changed in its config.
 
     Args:
@@ -138,12 +149,15 @@ def build_trainer(
         A trainer whose ``start_iter`` and ``max_iter`` say what it has to do.
 
     Raises:
-        ValueError: a period, rate or name in SOLVER or TEST that cannot be, no output folder, frozen stages
-            of the backbone with random weights, a checkpoint of another optimizer, or a damaged config.yaml
-            of the training that is resumed.
+        OSError: the output folder cannot be made or written.
+        ValueError: a period, rate or name in SOLVER or TEST that cannot be, no output folder or one in which
+            another process trains, frozen stages of the backbone with random weights, a checkpoint of another
+            optimizer, or a damaged config.yaml of the training that is resumed.
     """
     given, cfg = cfg, resolve_solver(cfg)
     folder = output_folder(cfg)
+    if comm.is_main_process():
+        claim(make_output_folder(cfg))
     _check_numbers(cfg)
     _prepare_caches(cfg, model)
     prepare_model(cfg, model)
@@ -371,8 +385,7 @@ def _teacher_hook(
 
 
 def _writers(cfg: CfgNode) -> list[EventWriter]:
-    folder = output_folder(cfg)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_output_folder(cfg)
     return [
         CommonMetricPrinter(cfg.SOLVER.MAX_ITER),
         MetricsWriter(folder / "metrics.json"),

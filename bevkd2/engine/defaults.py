@@ -21,7 +21,7 @@ from bevkd2.config.node import load_plain_yaml
 from bevkd2.d2 import comm, seed_all_rng
 from bevkd2.distill import is_distillation, resolve_teacher, student_config
 from bevkd2.engine.options import ConfigArgumentParser
-from bevkd2.engine.run_folder import output_folder
+from bevkd2.engine.run_folder import claim, make_output_folder, output_folder
 from bevkd2.engine.run_log import log_environment, log_to, why_no_gpu
 from bevkd2.engine.schedule import resolve_solver
 
@@ -136,11 +136,15 @@ def default_setup(cfg: FvcoreNode, args: argparse.Namespace) -> None:
         args: the command line, of which ``resume`` and ``eval_only`` are read, and all is logged.
 
     Raises:
-        ValueError: no output folder, a device that is not there, or a teacher that does not fit.
+        OSError: the output folder cannot be made or written.
+        ValueError: no output folder, one in which another process trains, a device that is not there, or a
+            teacher that does not fit.
     """
     output_dir = output_folder(cfg)
     if comm.is_main_process():
-        output_dir.mkdir(parents=True, exist_ok=True)
+        make_output_folder(cfg)
+        if not args.eval_only:
+            claim(output_dir)
     comm.synchronize()
     log_to(output_dir, comm.get_rank())
     log_environment(_logger)

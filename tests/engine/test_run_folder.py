@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,14 @@ import torch
 from bevkd2.checkpoint import load_file
 from bevkd2.d2 import build_model
 from bevkd2.engine import NonFiniteLossError, build_trainer, evaluate, train
-from bevkd2.engine.run_folder import output_folder, set_aside
+from bevkd2.engine.run_folder import (
+    LOCK_FILE,
+    claim,
+    make_output_folder,
+    output_folder,
+    release,
+    set_aside,
+)
 from tests.engine.toys import ToyEvaluator, ToyLoader, build_toy_loader, build_toy_test_loader, flat, toy_cfg
 
 
@@ -55,6 +66,95 @@ def test_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"OUTPUT_DIR is '.*file', which is a file"):
         output_folder(toy_cfg(tmp_path / "file"))
+
+
+def test_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("gone")
+    with pytest.raises(ValueError, match=r"OUTPUT_DIR is '.*link', a link to gone, which does not exist"):
+        output_folder(toy_cfg(tmp_path / "link"))
+
+
+@pytest.mark.parametrize("place", ["/proc/no/such", "file/below"])
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"OUTPUT_DIR '.*' cannot be made \(.*\); name a folder"):
+        make_output_folder(toy_cfg(tmp_path / place))
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., int]]:
+    """Runs a function in a forked process, which then waits; returns its id as soon as the function ended."""
+    running = []
+
+    def begin(function: Callable[[], object]) -> int:
+        read, write = os.pipe()
+        pid = os.fork()
+        if not pid:
+            try:
+                function()
+                os.write(write, b"done")
+                signal.pause()
+            finally:
+                os._exit(1)
+        running.append(pid)
+        os.close(write)
+        assert os.read(read, 4) == b"done"
+        os.close(read)
+        return pid
+
+    yield begin
+    for pid in running:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_second_training_is_refused_while_one_runs(
+    tmp_path: Path, start: Callable[..., int], resume: bool
+) -> None:
+    cfg = toy_cfg(tmp_path)
+    run(cfg)
+
+    def build() -> None:
+        build_trainer(
+            cfg, build_model(cfg), resume=True, build_loader=build_toy_loader, evaluate=toy_evaluate
+        )
+
+    pid = start(build)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=rf"of a training that is running \(process {pid} on .*, since 20"):
+        run(cfg, resume=resume)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_killed_training_leaves_no_lock_even_if_its_workers_live(
+    tmp_path: Path, start: Callable[..., int]
+) -> None:
+    def claim_and_fork() -> None:
+        claim(tmp_path)
+        worker = os.fork()
+        if not worker:
+            time.sleep(60)
+            os._exit(0)
+        (tmp_path / "worker").write_text(str(worker))
+
+    pid = start(claim_and_fork)
+    with pytest.raises(ValueError, match="is that of a training that is running"):
+        claim(tmp_path)
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    worker = int((tmp_path / "worker").read_text())
+    os.kill(worker, 0)  # it lives
+    claim(tmp_path)
+    os.kill(worker, signal.SIGKILL)
+    assert (tmp_path / LOCK_FILE).read_text().startswith(f"process {os.getpid()} on ")
+    release(tmp_path)
+
+
+def test_a_folder_is_free_when_its_training_has_ended(tmp_path: Path, start: Callable[..., int]) -> None:
+    with pytest.raises(NonFiniteLossError):
+        run(toy_cfg(tmp_path), poison=1)
+    start(lambda: claim(tmp_path))
 
 
 def test_two_trainings_in_one_folder_never_mix(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
