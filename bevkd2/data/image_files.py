@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import stat
 import struct
 import zlib
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ _PILLOW_ERRORS = (
     zlib.error,
     DecompressionBombError,
 )
+_NOT_REGULAR = "a folder, a pipe or a device, expected a file; fetch the image again"
 _DARK = 16  # a high byte below it: 12 bits are enough for all values of the image
 
 
@@ -62,9 +64,12 @@ def read_image(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is cut off, no image or an animation, or its size is not that of the dataset.
+        ValueError: the file is cut off, no image, an animation or no regular file, or its size is not that
+            of the dataset.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"image {path} of {owner} is {_NOT_REGULAR}")
     if not path.is_file():
         raise FileNotFoundError(
             f"image {path} of {owner} does not exist; unpack the images of the split again"
@@ -187,9 +192,11 @@ def png_size(path: str | Path) -> tuple[int, int]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no PNG.
+        ValueError: it is no PNG, or no regular file: reading a pipe may never end.
     """
     path = Path(path)
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError(f"image {path} is {_NOT_REGULAR}")
     with path.open("rb") as file:
         header = file.read(_PNG_HEADER.size)
     if len(header) == _PNG_HEADER.size:

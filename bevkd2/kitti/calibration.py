@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bevkd2.kitti.labels import is_number
+from bevkd2.kitti.text import read_ascii
 
 _PROJECTION = "P2"  # of the left colour camera, which takes image_2
 # The principal point of a whole image is near its middle: KITTI's are near 0.49 of the width and 0.46 to
@@ -32,9 +33,7 @@ def read_cam2img(path: str | Path) -> npt.NDArray[np.float64]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"calibration {path} does not exist; unpack data_object_calib.zip again")
-    rows = [
-        line.partition(":") for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    ]
+    rows = [line.partition(":") for line in read_ascii(path).decode(errors="replace").splitlines()]
     found = [numbers for key, _, numbers in rows if key.strip() == _PROJECTION]
     if len(found) != 1:
         keys = ", ".join(key.strip() for key, _, _ in rows if key.strip())

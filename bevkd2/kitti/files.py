@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from bevkd2.kitti.labels import KittiObjects, read_detections, read_labels
+from bevkd2.kitti.text import read_ascii
 
 _SHOWN = 5  # names in a message
-_FRAME_ID = re.compile(r"\d{6}")
+_FRAME_ID = re.compile(r"[0-9]{6}")
 
 
 def has_labels(split: str) -> bool:
@@ -24,6 +25,24 @@ def has_labels(split: str) -> bool:
 def split_folder(root: str | Path, split: str) -> Path:
     """Returns the folder with image_2, calib and, in training, label_2 of a split; see :func:`has_labels`."""
     return Path(root) / ("training" if has_labels(split) else "testing")
+
+
+def frame_list_path(root: str | Path, split: str) -> Path:
+    """Returns the file that lists the frames of a split, which need not exist.
+
+    Args:
+        root: directory that holds ImageSets.
+        split: name of the list, such as ``val``.
+
+    Raises:
+        ValueError: the name is a path, which could lead out of ImageSets.
+    """
+    if PurePosixPath(split).name != split:
+        raise ValueError(
+            f"the split {split!r} is a path, expected the name of a list in {Path(root) / 'ImageSets'}, such "
+            "as val (DATASETS.TRAIN and DATASETS.TEST)"
+        )
+    return Path(root) / "ImageSets" / f"{split}.txt"
 
 
 def read_frame_list(path: str | Path) -> tuple[str, ...]:
@@ -46,7 +65,7 @@ def read_frame_list(path: str | Path) -> tuple[str, ...]:
             "digits a line"
         )
     frames: dict[str, int] = {}
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    lines = read_ascii(path).decode(errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):
         frame = line.strip()
         if not frame:

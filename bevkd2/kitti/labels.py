@@ -10,12 +10,13 @@ or cannot compare (NaN) is refused.
 
 from __future__ import annotations
 
-import codecs
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from bevkd2.kitti.text import read_ascii
 
 TYPES = (
     "Car",
@@ -157,7 +158,7 @@ def write_detections(path: str | Path, objects: KittiObjects) -> None:
 
 
 def _read(path: Path, columns: int) -> KittiObjects:
-    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    content = read_ascii(path)
     types: list[str] = []
     tokens: list[bytes] = []
     for number, line in enumerate(content.splitlines(), start=1):

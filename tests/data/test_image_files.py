@@ -1,4 +1,5 @@
 import logging
+import os
 import re
 import struct
 import zlib
@@ -146,6 +147,15 @@ def test_size_of_what_is_no_png(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"a\.png \({len(content)} bytes\) does not begin as a PNG does"):
         png_size(path)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, make):
+    make(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png is a folder, a pipe or a device, expected a file"):
+        png_size(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png of sample 's' is a folder, a pipe or a device"):
+        read_image(tmp_path / "a.png", "sample 's'", (8, 8), "sample_data")
 
 
 def write_jpeg(path, size, quality=95):

@@ -50,6 +50,12 @@ def test_files_that_are_not_calibrations_are_refused(tmp_path, lines, message):
         read_cam2img(write(tmp_path / "a.txt", *lines))
 
 
+def test_another_encoding_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text(row("P2", P2), encoding="utf-16")
+    with pytest.raises(ValueError, match=r"a\.txt is in UTF-16 .*expected ASCII or UTF-8"):
+        read_cam2img(tmp_path / "a.txt")
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"a\.txt does not exist; unpack"):
         read_cam2img(tmp_path / "a.txt")

@@ -24,7 +24,7 @@ def test_a_byte_order_mark_is_read_and_another_encoding_named(tmp_path: Path, en
     if encoding == "utf-8-sig":
         assert read_frame_list(path) == ("000008", "000002")
         return
-    with pytest.raises(ValueError, match=rf"{path}, line 1: .*expected a frame of six digits"):
+    with pytest.raises(ValueError, match=rf"{path} is in UTF-16 .*ff fe.*iconv -f UTF-16 -t UTF-8"):
         read_frame_list(path)
 
 
@@ -33,6 +33,7 @@ def test_a_byte_order_mark_is_read_and_another_encoding_named(tmp_path: Path, en
     [
         ("000001\n000002\n000001\n", "line 3: frame 000001 is in line 1 already"),
         ("000001\n000002.png\n", "line 2: '000002.png', expected a frame of six digits"),
+        ("\u0660\u0660\u0660\u0660\u0660\u0661\n", "line 1: '.*', expected a frame of six digits"),
         ("\n\n", "lists no frame"),
     ],
 )

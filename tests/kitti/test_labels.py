@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -121,6 +122,17 @@ def test_labels_are_no_detections(label_file):
 def test_binary_files_are_refused(label_file):
     with pytest.raises(ValueError, match="line 1: unknown type"):
         read_labels(label_file(LABEL.encode().replace(b"Car", b"\xff\xfe")))
+
+
+def test_another_encoding_is_named(label_file):
+    with pytest.raises(ValueError, match=r"is in UTF-16 .*expected ASCII or UTF-8; convert it"):
+        read_labels(label_file(f"{LABEL}\n".encode("utf-16")))
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "000000.txt")
+    with pytest.raises(ValueError, match=r"000000\.txt is a folder, a pipe or a device"):
+        read_labels(tmp_path / "000000.txt")
 
 
 numbers = st.floats(-1000, 1000).map(lambda value: round(value, 6))
