@@ -31,6 +31,12 @@ SUFFIXES = (".pth", ".safetensors")
 # Stored beside the tensors of a bare state dict; in a .safetensors file, in its metadata.
 _CLASSES = "classes"
 
+_BEGIN = 512  # bytes of a file by which text is known
+_LEAST_TEXT = 8  # bytes: fewer may be the begin of a file that was cut off
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_HTML = (b"<!doctype html", b"<html", b"<?xml", b"<head", b"<body")
+_TEXT = frozenset(b"\t\n\r" + bytes(range(32, 127)))
+
 # What torch.load(weights_only=True) reads back besides containers and tensors.
 _PLAIN_TYPES = (str, bytes, bool, int, float, type(None), torch.dtype, torch.device, torch.Size)
 
@@ -83,6 +89,7 @@ def load_file(path: str | Path) -> dict[str, Any]:
         )
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
+    _refuse_text(path)
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
     if not isinstance(content, dict):
         raise CheckpointFileError(f"{path} holds a {type(content).__name__}, expected a dict of tensors")
@@ -214,14 +221,36 @@ def _flush_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def _refuse_text(path: Path) -> None:
+    """Raises CheckpointFileError where a file is text: what it most often is, is named."""
+    with path.open("rb") as file:
+        begin = file.read(_BEGIN)
+    if begin.startswith(_LFS_POINTER):
+        what, remedy = "a pointer of git-lfs, not the weights themselves", "fetch them: git lfs pull"
+    elif begin.lstrip().lower().startswith(_HTML):
+        what, remedy = "a web page, not weights", "download the file again, by the link of the file itself"
+    elif len(begin) >= _LEAST_TEXT and all(byte in _TEXT for byte in begin):
+        what = f"a text, not weights: it begins with {begin[:40].decode('ascii')!r}"
+        remedy = "copy or download it again"
+    else:
+        return
+    raise CheckpointFileError(f"{path} ({path.stat().st_size} bytes) is {what}; {remedy}")
+
+
 def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             content: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             names = (file.metadata() or {}).get(_CLASSES)
-        return content if names is None else {**content, _CLASSES: json.loads(names)}
     except (SafetensorError, RecursionError, *_DAMAGE) as error:
         raise CheckpointFileError(f"{path} is damaged or not a safetensors file: {error}") from error
+    try:
+        return content if names is None else {**content, _CLASSES: json.loads(names)}
+    except (ValueError, RecursionError) as error:
+        raise CheckpointFileError(
+            f"{path}: {_CLASSES!r} of its metadata is {names[:40]!r}, expected a list of names as JSON, such "
+            'as ["Car", "Van"], in the order of the labels; write the file again'
+        ) from error
 
 
 def _read_pth(path: Path) -> Any:
@@ -246,13 +275,19 @@ def _check_archive(path: Path) -> None:
     """Checks that a zip file holds no more than its size, as torch writes it, and nothing that was changed.
 
     Raises:
-        CheckpointFileError: it is compressed, and may unpack to any size; or a checksum is wrong, which
-            torch's own reader does not look at.
+        CheckpointFileError: it is TorchScript; it is compressed, and may unpack to any size; or a checksum
+            is wrong, which torch's own reader does not look at.
         zipfile.BadZipFile: it is damaged.
     """
     if not zipfile.is_zipfile(path):
         return  # the format of before torch 1.6
     with zipfile.ZipFile(path) as archive:
+        if any(name.split("/")[1:] == ["constants.pkl"] for name in archive.namelist()):
+            raise CheckpointFileError(
+                f"{path} is refused: it is a TorchScript program (torch.jit.save), and loading it would load "
+                "code; save the state dict of the model that it was made of: torch.save(model.state_dict(), "
+                f"{path.name!r})"
+            )
         size = sum(entry.file_size for entry in archive.infolist())
         if size > path.stat().st_size:
             raise CheckpointFileError(
@@ -280,11 +315,12 @@ def _read_foreign(path: Path, error: pickle.UnpicklingError) -> Any:
     names = ignored_names(content)
     if not holds_tensors(content):
         raise _refused(path, ", ".join(names[:10]) or "nothing", "and no tensors")
-    _logger.warning(
-        "%s: read without its Python objects, since making those could run code from the file: %s",
-        path,
-        ", ".join(names),
-    )
+    if names:
+        _logger.warning(
+            "%s: read without its Python objects, since making those could run code from the file: %s",
+            path,
+            ", ".join(names),
+        )
     return content
 
 
@@ -311,7 +347,13 @@ def _conversion_help(path: Path) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    """Returns the first line of a message, without the escape codes that torch colours it with."""
+    """Returns the first line of a message, without the escape codes that torch colours it with.
+
+    Of torch's unpickler it is what was found, without the advice to read the file by executing it.
+    """
+    if isinstance(error, pickle.UnpicklingError):
+        found = re.search(r"WeightsUnpickler error: (.+)", str(error))
+        return found[1] if found else "it cannot be unpickled"
     return re.sub(r"\x1b\[\d*m", "", (str(error).splitlines() or ["no message"])[0])
 
 

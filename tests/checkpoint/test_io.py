@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import io
 import json
 import os
 import pickle
+import re
 import resource
 import zipfile
 from collections import OrderedDict
@@ -270,6 +272,50 @@ def test_garbage_is_a_named_error(content: bytes, tmp_path_factory: pytest.TempP
         load_file(path)
 
 
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 132735435\n"
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LFS_POINTER, "is a pointer of git-lfs, not the weights themselves; fetch them: git lfs pull"),
+        ("\n<!DOCTYPE html><html>", "is a web page, not weights; download the file again"),
+        ("<html><head>" + "\u00e9" * 999, "is a web page, not weights; download the file again"),
+        ("404: Not Found", "is a text, not weights: it begins with '404: Not Found'; copy or download"),
+    ],
+)
+def test_text_in_place_of_weights_is_named(tmp_path: Path, suffix: str, text: str, message: str) -> None:
+    path = tmp_path / f"w{suffix}"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(CheckpointFileError, match=rf"w{suffix} \({path.stat().st_size} bytes\) {message}"):
+        load_file(path)
+
+
+def test_the_advice_to_execute_a_file_is_not_passed_on(tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(b"\xff<!DOCTYPE html>")
+    with pytest.raises(CheckpointFileError, match=r"w\.pth is damaged or not a PyTorch file") as error:
+        load_file(tmp_path / "w.pth")
+    assert "weights_only" not in str(error.value) and "Re-running" not in str(error.value)
+
+
+def test_a_torchscript_program_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as archive:  # as torch.jit.save does
+        for name in ("data.pkl", "code/__torch__.py", "constants.pkl", "version"):
+            archive.writestr(f"w/{name}", "x" * 1000)
+    with pytest.raises(
+        CheckpointFileError, match=r"w\.pth is refused: it is a TorchScript program .*state_dict"
+    ):
+        load_file(tmp_path / "w.pth")
+
+
+def test_a_defaultdict_is_read_without_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    history = collections.defaultdict(list, {"loss": [1.0]})
+    torch.save({"model": {"w": torch.ones(2)}, "history": history}, tmp_path / "w.pth")
+    assert load_file(tmp_path / "w.pth")["history"] == {"loss": [1.0]}
+    assert not caplog.records
+
+
 def test_zip_that_is_no_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "photos.pth"
     with zipfile.ZipFile(path, "w") as archive:
@@ -326,6 +372,17 @@ def test_classes_that_are_no_list_of_names_are_refused(tmp_path: Path, names: st
     for path in (tmp_path / "w.safetensors", tmp_path / "w.pth"):
         with pytest.raises(CheckpointFileError, match=r"w\..*'classes' is .*expected a list of names"):
             load_file(path)
+
+
+@pytest.mark.parametrize("names", ["Car,Van", "", "[" * 100_000])
+def test_classes_that_are_no_json_are_named(tmp_path: Path, names: str) -> None:
+    path = tmp_path / "w.safetensors"
+    safetensors.torch.save_file({"w": torch.ones(2)}, path, {"classes": names})
+    message = (
+        rf"w\.safetensors: 'classes' of its metadata is '{re.escape(names[:40])}', expected a list of names"
+    )
+    with pytest.raises(CheckpointFileError, match=message):
+        load_file(path)
 
 
 def test_numpy_numbers_are_stored_as_pythons(tmp_path: Path) -> None:
