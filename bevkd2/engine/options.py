@@ -53,6 +53,8 @@ class ConfigArgumentParser(argparse.ArgumentParser):
             word = words.pop(0)
             if word in _OTHER_PROGRAMS:
                 self.error(f"{word} is not known; options of the config are pairs KEY VALUE, without a flag")
+            elif word.startswith("--") and len(word) > 2 and self._flag(word) is None:
+                self._refuse_flag(word, words)
             elif word.startswith("-"):
                 own.append(self._with_value(word, words))
             elif files:
@@ -61,6 +63,17 @@ class ConfigArgumentParser(argparse.ArgumentParser):
             else:
                 pairs += self._pair(word, words)
         return own, pairs
+
+    def _refuse_flag(self, word: str, rest: list[str]) -> None:
+        """Ends with an error that names an unknown flag; what follows it would be taken for a key."""
+        name, _, value = word.partition("=")
+        if not name[2:].partition(".")[0].isupper():
+            self.error(f"unrecognized arguments: {name}")
+        value = value or (rest[0] if rest and self._flag(rest[0]) is None else "VALUE")
+        self.error(
+            f"{name} is no flag; options of the config are pairs KEY VALUE, without dashes: "
+            f"{name[2:]} {value}"
+        )
 
     def _with_value(self, word: str, rest: list[str]) -> str:
         """Returns a flag, joined with its value where it takes one; argparse would refuse -1e-4 there."""
