@@ -13,11 +13,15 @@ import numpy.typing as npt
 
 from bevkd2.evaluation.check_detections import check_detections
 from bevkd2.nuscenes.attributes import attribute_of, predicted_attribute
-from bevkd2.nuscenes.layout import CLASS_NAMES
+from bevkd2.nuscenes.json_files import is_finite, is_vector, read_json, shortened
+from bevkd2.nuscenes.layout import ATTRIBUTE_NAMES, CLASS_NAMES
+from bevkd2.nuscenes.record_checks import is_rotation
 from bevkd2.structures import Boxes3D, to_global
 
 MAX_BOXES = 500
 """A sample may have no more boxes than this in the official evaluation; those of lowest score go."""
+
+_REMEDY = "evaluate the model again"
 
 _META = {
     "use_camera": True,
@@ -90,6 +94,57 @@ def sample_results(
             }
         )
     return results[:MAX_BOXES]
+
+
+def read_results(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Reads the results file.
+
+    Args:
+        path: ``results_nusc.json``.
+
+    Returns:
+        The detections by sample, each with the fields and the kinds of values that the format has.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no JSON, has no results, or a field of a detection is wrong; names sample, field and
+            value.
+    """
+    content = read_json(path, _REMEDY)
+    results = content.get("results") if isinstance(content, dict) else None
+    if not isinstance(results, dict):
+        raise ValueError(
+            f'{path} is no whole results file: it holds {shortened(content)}, expected {{"results": {{sample '
+            f"token: [detection, ...], ...}}}}; {_REMEDY}"
+        )
+    for token, rows in results.items():
+        if not isinstance(rows, list):
+            raise ValueError(
+                f"{path}, sample {shortened(token)}: results are {shortened(rows)}, expected a list of "
+                f"detections; {_REMEDY}"
+            )
+        for place, row in enumerate(rows):
+            _check_row(row, token, f"{path}, sample {shortened(token)}, detection {place}")
+    return results
+
+
+def _check_row(row: Any, token: str, where: str) -> None:
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is {shortened(row)}, expected an object; {_REMEDY}")
+    size = row.get("size")
+    expected = {
+        "sample_token": (row.get("sample_token") == token, "the token that it is listed under"),
+        "translation": (is_vector(row.get("translation"), 3), "three finite numbers"),
+        "size": (is_vector(size, 3) and min(size) > 0, "positive width, length and height in metres"),
+        "rotation": (is_rotation(row.get("rotation")), "a quaternion w, x, y, z of length 1"),
+        "velocity": (is_vector(row.get("velocity"), 2), "two finite numbers"),
+        "detection_name": (row.get("detection_name") in CLASS_NAMES, f"one of {', '.join(CLASS_NAMES)}"),
+        "detection_score": (is_finite(row.get("detection_score")), "a finite number"),
+        "attribute_name": (row.get("attribute_name") in ("", *ATTRIBUTE_NAMES), "an attribute, or nothing"),
+    }
+    for field, (fits, what) in expected.items():
+        if not fits:
+            raise ValueError(f"{where}: {field} is {shortened(row.get(field))}, expected {what}; {_REMEDY}")
 
 
 def _attribute_names(detections: SampleDetections, speeds: npt.NDArray[np.float64]) -> list[str]:

@@ -6,7 +6,6 @@ scene leaves out its detections and objects. The devkit would match everything a
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from bevkd2.evaluation.left_out import LeftOut
 from bevkd2.evaluation.nuscenes import UNDEFINED, filtered_boxes, named_scores, no_match, read_tables
+from bevkd2.evaluation.nuscenes_results import read_results
 from bevkd2.nuscenes.devkit import (
     TP_METRICS,
     DetectionBox,
@@ -79,7 +79,7 @@ class NuScenesScenes:
         self.check([*metrics, *plain])
         tables = read_tables(self._root, self._version, self._split)
         path = folder / "results_nusc.json"
-        samples = json.loads(path.read_text())["results"]
+        samples = read_results(path)
         scene_of = {token: tables.get("sample", token)["scene_token"] for token in samples}
         scenes = {token: tables.get("scene", token)["name"] for token in dict.fromkeys(scene_of.values())}
         if not any(samples.values()):  # the devkit fails

@@ -152,7 +152,7 @@ def check_annotation(annotation: dict[str, Any]) -> None:
             is_vector(annotation["size"], 3) and min(annotation["size"]) > 0,
             "positive width, length and height in metres",
         ),
-        "rotation": (_is_rotation(annotation["rotation"]), "a quaternion w, x, y, z of length 1"),
+        "rotation": (is_rotation(annotation["rotation"]), "a quaternion w, x, y, z of length 1"),
         "num_lidar_pts": (is_count(annotation["num_lidar_pts"]), "a whole number"),
         "num_radar_pts": (is_count(annotation["num_radar_pts"]), "a whole number"),
         "attribute_tokens": (
@@ -182,7 +182,7 @@ def check_pose(table: str, record: dict[str, Any], folder: str | Path) -> None:
     """
     expected = {
         "translation": (is_vector(record["translation"], 3), "three finite numbers"),
-        "rotation": (_is_rotation(record["rotation"]), "a quaternion w, x, y, z of length 1"),
+        "rotation": (is_rotation(record["rotation"]), "a quaternion w, x, y, z of length 1"),
     }
     for field, (fits, what) in expected.items():
         if not fits:
@@ -212,5 +212,6 @@ def check_intrinsics(calibration: dict[str, Any], camera: str) -> None:
         )
 
 
-def _is_rotation(value: Any) -> bool:
+def is_rotation(value: Any) -> bool:
+    """Returns whether a value is a quaternion of length 1, but for ``LENGTH_TOLERANCE``."""
     return is_vector(value, 4) and abs(math.hypot(*value) - 1) <= LENGTH_TOLERANCE

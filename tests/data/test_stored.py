@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -110,11 +112,46 @@ def test_nuscenes_results_of_another_split_are_an_error(nuscenes, fixture_world,
         frames.read(tmp_path)
 
 
-@pytest.mark.parametrize("text", ['{"results": {"a": [', '{"meta": {}}', "[]"])
-def test_a_nuscenes_results_file_that_is_not_whole_is_named(nuscenes, tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"results": {"a": [', "is no valid JSON"),
+        ('{"meta": {}}', "is no whole results file: it holds {'meta': {}}"),
+        ("[]", r"is no whole results file: it holds \[\]"),
+        ('{"results": [1]}', "is no whole results file"),
+        ('{"results": {"a": 5}}', "sample 'a': results are 5, expected a list"),
+        ('{"results": {"a": [5]}}', "sample 'a', detection 0 is 5, expected an object"),
+    ],
+)
+def test_a_nuscenes_results_file_that_is_not_whole_is_named(nuscenes, tmp_path, text, message):
     (tmp_path / "results_nusc.json").write_text(text)
-    with pytest.raises(ValueError, match=r"results_nusc\.json is no whole results file"):
+    with pytest.raises(ValueError, match=rf"results_nusc\.json,? {message}.*evaluate the model again"):
         nuscenes[1].read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("sample_token", "other"),
+        ("translation", [0.0, math.nan, 0.0]),
+        ("size", [1.0, 0.0, 1.0]),
+        ("rotation", [2.0, 0.0, 0.0, 0.0]),
+        ("velocity", None),
+        ("detection_name", "tram"),
+        ("detection_score", "0.5"),
+        ("attribute_name", 7),
+    ],
+)
+def test_a_nuscenes_detection_that_cannot_be_is_named(nuscenes, tmp_path, field, value):
+    cfg, frames = nuscenes
+    path = store_nuscenes(cfg, frames, tmp_path) / "inference" / "results_nusc.json"
+    content = json.loads(path.read_text())
+    token = next(token for token, rows in content["results"].items() if len(rows) > 1)
+    content["results"][token][1][field] = value
+    path.write_text(json.dumps(content))
+    message = rf"sample '{token}', detection 1: {field} is {re.escape(repr(value))}, expected"
+    with pytest.raises(ValueError, match=message):
+        frames.read(path.parent)
 
 
 def test_a_nuscenes_model_that_finds_nothing_misses_all(nuscenes, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from bevkd2.data.image_files import read_image
 from bevkd2.data.nuscenes.index import NuScenesIndex
 from bevkd2.data.stored.frames import Scene, StoredFrames, to_image
 from bevkd2.evaluation.nuscenes import annotated_boxes, boxes_that_count, read_tables
+from bevkd2.evaluation.nuscenes_results import read_results
 from bevkd2.nuscenes.devkit import DetectionBox, EvalBoxes
 from bevkd2.nuscenes.layout import CLASS_NAMES
 from bevkd2.structures import GlobalBoxes, from_global
@@ -54,18 +54,13 @@ class NuScenesStoredFrames(StoredFrames):
         return found
 
     def read(self, folder: Path) -> list[DrawnObjects]:
-        """Reads ``results_nusc.json``."""
+        """Reads ``results_nusc.json``; errors also as ``read_results``."""
         path = folder / "results_nusc.json"
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path} does not exist; `bevkd2 eval` writes it to inference in OUTPUT_DIR. Name that folder"
             )
-        try:
-            results = json.loads(path.read_text(encoding="utf-8"))["results"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(
-                f"{path} is no whole results file ({error!r}); evaluate the model again"
-            ) from error
+        results = read_results(path)
         if missing := set(self.names) ^ set(results):
             raise ValueError(
                 f"{path} has {len(results)} samples, the split {self._index.split!r} {len(self.names)}; they "
