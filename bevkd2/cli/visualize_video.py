@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bevkd2.cli.paths import path_to_write
+from bevkd2.cli.paths import file_name, path_to_write
 from bevkd2.cli.stored_detections import add_options, open_split, read_detections
 from bevkd2.data.stored import Scene, StoredFrames
 from bevkd2.engine.defaults import load_args
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> list[Path]:
         pictures = scene_pictures(
             frames, found, scene, score_threshold=args.score_thresh, width=args.width, extent=extent
         )
-        written.append(args.output / f"{scene.name}.mp4")
+        written.append(args.output / f"{file_name(scene.name)}.mp4")
         write_video(
             written[-1], tqdm(pictures, total=len(scene.frames), desc=scene.name), rate_of(scene, args.fps)
         )

@@ -24,7 +24,7 @@ from bevkd2.data.mono.format import MonoFormat
 from bevkd2.data.mono.index import MonoRecord
 from bevkd2.data.mono.targets import Labelled
 from bevkd2.kitti.calibration import check_principal_point, read_cam2img
-from bevkd2.kitti.files import has_labels, read_frame_list, split_folder
+from bevkd2.kitti.files import frame_list_path, has_labels, read_frame_list, split_folder
 from bevkd2.kitti.labels import TYPES, read_labels
 from bevkd2.structures import CameraBoxes3D
 
@@ -141,7 +141,7 @@ def _read_split(root: Path, split: str) -> tuple[str, ...]:
             "ImageSets; or make a synthetic world with `bevkd2 make-synthetic --format kitti --out "
             "DIR` and point it there"
         )
-    path = root / "ImageSets" / f"{split}.txt"
+    path = frame_list_path(root, split)
     if not path.is_file():
         present = sorted(p.stem for p in (root / "ImageSets").glob("*.txt"))
         raise FileNotFoundError(

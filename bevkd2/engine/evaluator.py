@@ -20,6 +20,7 @@ from bevkd2.data.loader import build_test_loader
 from bevkd2.data.targets import check_targets
 from bevkd2.engine.defaults import write_config
 from bevkd2.engine.run_folder import output_folder
+from bevkd2.nuscenes.layout import is_below_root
 
 _logger = logging.getLogger(__name__)
 
@@ -65,7 +66,14 @@ def check_datasets(cfg: CfgNode, *, training: bool) -> None:
 def _test_splits(cfg: CfgNode) -> list[str]:
     if not cfg.DATASETS.TEST:
         raise ValueError("DATASETS.TEST is empty; name the splits to evaluate on, such as ('val',)")
-    return list(cfg.DATASETS.TEST)
+    splits = list(cfg.DATASETS.TEST)
+    for split in splits:  # results of several splits are in folders of their names
+        if not is_below_root(split):
+            raise ValueError(
+                f"DATASETS.TEST names the split {split!r}, which is a path out of the folder of the results; "
+                "rename the split"
+            )
+    return splits
 
 
 def evaluate(

@@ -30,7 +30,7 @@ from bevkd2.kitti.ap import (
     to_table,
     why_zero,
 )
-from bevkd2.kitti.files import KittiFrames, has_labels, read_frame_list, split_folder
+from bevkd2.kitti.files import KittiFrames, frame_list_path, has_labels, read_frame_list, split_folder
 from bevkd2.kitti.labels import KittiObjects, write_detections
 from bevkd2.structures import CameraBoxes3D, projected_boxes2d, wrap_angle
 
@@ -93,7 +93,7 @@ class KittiEvaluator(DatasetEvaluator):
             return None
         started = time.perf_counter()
         detections = {image: found for part in gathered for image, found in part.items()}
-        names = read_frame_list(self._root / "ImageSets" / f"{self._split}.txt")
+        names = read_frame_list(frame_list_path(self._root, self._split))
         self._check_frames(names, set(detections))
         folder = self._output_dir / "data"
         _write(folder, detections)

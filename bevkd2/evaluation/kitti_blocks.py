@@ -10,7 +10,7 @@ import numpy as np
 
 from bevkd2.evaluation.left_out import LeftOut
 from bevkd2.kitti.ap import CLASSES, DIFFICULTIES, MIN_OVERLAPS, kitti_scores
-from bevkd2.kitti.files import KittiFrames, read_frame_list, split_folder
+from bevkd2.kitti.files import KittiFrames, frame_list_path, read_frame_list, split_folder
 from bevkd2.kitti.labels import KittiObjects
 
 _METRICS = {"2D": "bbox", "BEV": "bev", "3D": "3d"}
@@ -52,7 +52,7 @@ class KittiBlocks:
     def score(self, folder: Path, metrics: Sequence[str], plain: Sequence[str] = ()) -> LeftOut:
         """Scores the split, and without each block of images."""
         self.check([*metrics, *plain])
-        names = read_frame_list(self._root / "ImageSets" / f"{self._split}.txt")
+        names = read_frame_list(frame_list_path(self._root, self._split))
         if len(names) < 2:
             raise ValueError(f"split {self._split!r} of {self._root} has one image, expected two or more")
         labels = split_folder(self._root, self._split) / "label_2"

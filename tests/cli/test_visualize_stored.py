@@ -2,6 +2,7 @@
 
 import json
 import re
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 
 from bevkd2.cli import visualize
 from bevkd2.cli import visualize_failures as visualize_failures_tool
+from bevkd2.cli.paths import file_name
 from bevkd2.config import load_config
 from bevkd2.data.kitti import load_kitti
 from tests.cli.pages import WINDOWS, background, overflow, show
 from tests.data.kitti_fixture import VAL
+from tests.data.nuscenes_fixture import FixtureWorld
 from tests.data.stored_fixture import (
     kitti_config,
     nuscenes_config,
@@ -256,6 +259,31 @@ def test_a_video_has_the_frames_of_a_scene_at_its_rate(nuscenes, tmp_path, capsy
 
     car = class_palette(10)[0]
     assert all(colored(frame[:, :400], car) > 50 and colored(frame[:, 406:], car) > 50 for frame in frames)
+
+
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", "..", "a\\b:c"])
+def test_a_scene_whose_name_is_a_path_stays_in_the_folder(tmp_path, capsys, name):
+    pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
+    world = FixtureWorld(tmp_path / "world", scenes=1, frames=2)
+    world.tables["scene"][0]["name"] = name
+    world.splits = {"both": [name]}
+    world.write()
+    cfg = nuscenes_config(world)
+    (tmp_path / "data.yaml").write_text(cfg.dump())
+    store_nuscenes(cfg, open_frames(cfg), tmp_path / "teacher")
+    visualize.main(words(tmp_path, "video", tmp_path / "out" / "videos", "teacher"))
+    (path,) = (tmp_path / "out").rglob("*.mp4")
+    assert path.parent == tmp_path / "out" / "videos"
+    assert capsys.readouterr().out.split() == [str(path)] and unquote(path.stem) == name
+
+
+def test_names_that_are_no_path_are_kept():
+    assert [file_name(name) for name in ("scene-0001", "Straße 5.b", "a_b")] == [
+        "scene-0001",
+        "Straße 5.b",
+        "a_b",
+    ]
+    assert file_name("a/b") != file_name("a_b")
 
 
 def test_a_video_of_single_images_is_the_split_in_order(kitti, tmp_path):

@@ -181,6 +181,12 @@ def test_a_bad_frame_list_is_an_error(world, text, message):
         load_kitti(world, "train", CLASSES)
 
 
+@pytest.mark.parametrize("split", ["../../outside", "sub/val", "/tmp/val"])
+def test_a_split_that_is_a_path_is_refused(world, split):
+    with pytest.raises(ValueError, match=f"the split '{split}' is a path, expected the name of a list"):
+        load_kitti(world, split, CLASSES)
+
+
 def test_blank_lines_and_crlf_are_allowed(world):
     (world / "ImageSets" / "train.txt").write_bytes(b"000001\r\n\r\n000000\r\n\r\n")
     assert load_kitti(world, "train", CLASSES).frame_ids.tolist() == ["000001", "000000"]

@@ -42,6 +42,12 @@ def test_several_splits_are_kept_apart(tmp_path: Path) -> None:
     assert all((tmp_path / "inference" / "teacher" / split / "scores.txt").is_file() for split in results)
 
 
+@pytest.mark.parametrize("split", ["../../x", "/tmp/x"])
+def test_results_stay_in_their_folder(tmp_path: Path, split: str) -> None:
+    with pytest.raises(ValueError, match=f"names the split '{split}', which is a path out of the folder"):
+        score(toy_cfg(tmp_path, "DATASETS.TEST", ("val", split)))
+
+
 def test_model_is_left_in_its_mode(tmp_path: Path) -> None:
     cfg = toy_cfg(tmp_path)
     model = build_model(cfg).train()
