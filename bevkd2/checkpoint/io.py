@@ -244,8 +244,10 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             names = (file.metadata() or {}).get(_CLASSES)
     except (SafetensorError, RecursionError, *_DAMAGE) as error:
         raise CheckpointFileError(f"{path} is damaged or not a safetensors file: {error}") from error
+    if names is None:
+        return content
     try:
-        return content if names is None else {**content, _CLASSES: json.loads(names)}
+        return {**content, _CLASSES: json.loads(names)}
     except (ValueError, RecursionError) as error:
         raise CheckpointFileError(
             f"{path}: {_CLASSES!r} of its metadata is {names[:40]!r}, expected a list of names as JSON, such "

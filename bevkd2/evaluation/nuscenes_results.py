@@ -131,7 +131,7 @@ def read_results(path: Path) -> dict[str, list[dict[str, Any]]]:
 def _check_row(row: Any, token: str, where: str) -> None:
     if not isinstance(row, dict):
         raise ValueError(f"{where} is {shortened(row)}, expected an object; {_REMEDY}")
-    size = row.get("size")
+    size: Any = row.get("size")
     expected = {
         "sample_token": (row.get("sample_token") == token, "the token that it is listed under"),
         "translation": (is_vector(row.get("translation"), 3), "three finite numbers"),

@@ -131,7 +131,7 @@ def _pose_messages(path: Path) -> list[dict[str, Any]]:
                 f"{_REMEDY}"
             )
         for name, (largest, unit) in _LARGEST.items():
-            numbers = fields.get(name)
+            numbers: Any = fields.get(name)
             if not (is_vector(numbers, 3) and max(map(abs, numbers)) <= largest):
                 raise ValueError(
                     f"{path}, message {place} (utime {fields['utime']}): {name} is {shortened(numbers)}, "
