@@ -1,8 +1,9 @@
 """Which errors are the user's; ``bevkd2.cli.console`` reports them by one message, without a traceback.
 
 An error is the user's by its type: a wrong config, data set, weights file, option or device raises one of
-``USER_ERRORS``. Inside the training loop the same types are programming errors; ``bevkd2.cli.train`` raises
-them as RuntimeError there.
+``USER_ERRORS``. Inside the training loop the same types are programming errors, which ``bevkd2.cli.train``
+raises as RuntimeError there, but for a full disk and for losses and gradients that are not finite
+(FloatingPointError): these are of the settings or the samples, and say what to try.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class UserError(Exception):
         self.traceback = traceback
 
 
-USER_ERRORS = (ValueError, KeyError, OSError, ImportError, UserError)
+USER_ERRORS = (ValueError, KeyError, OSError, ImportError, FloatingPointError, UserError)
 
 
 _LONGEST = 2000  # characters of a message; one may quote a value of any length

@@ -42,7 +42,7 @@ def _run_training(cfg: CfgNode, trainer: DistillTrainer) -> Mapping[str, Any]:
     try:
         return run_training(cfg, trainer)
     except USER_ERRORS as error:
-        if not trainer.has_begun:
+        if not trainer.has_begun or isinstance(error, FloatingPointError):
             raise
         if not is_of_the_disk(error):  # what config, data and weights alone can show was refused before
             raise RuntimeError(f"the training failed at iteration {trainer.iter}: {error}") from error

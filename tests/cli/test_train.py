@@ -17,9 +17,10 @@ import torch
 
 from bevkd2.checkpoint import CheckpointFileError, StateDictMismatchError, load_file
 from bevkd2.cli import train as train_tool
+from bevkd2.cli.console import run_cli
 from bevkd2.config import CfgNode
 from bevkd2.data.synthetic import WorldConfig, generate
-from bevkd2.engine import NonFiniteLossError, default_argument_parser
+from bevkd2.engine import NonFiniteGradientError, NonFiniteLossError, default_argument_parser
 from tests.limits import PROGRAM_SECONDS
 
 ROOT = Path(__file__).parents[2]
@@ -194,6 +195,22 @@ def test_a_full_disk_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path
     code = errno.ENOENT  # a fault of the program
     with pytest.raises(RuntimeError, match="failed at iteration 7"):
         train_tool._run_training(CfgNode({"OUTPUT_DIR": "o"}), Stopped())
+
+
+@pytest.mark.parametrize("kind", [NonFiniteLossError, NonFiniteGradientError])
+def test_a_loss_that_is_not_finite_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: type[FloatingPointError]
+) -> None:
+    class Stopped:
+        iter, has_begun = 7, True
+
+    def fail(*_: Any) -> None:
+        raise kind("iteration 7: loss_cls=nan on the samples a. Lower SOLVER.BASE_LR")
+
+    monkeypatch.setattr(train_tool, "run_training", fail)
+    assert run_cli(lambda words: train_tool._run_training(CfgNode({}), Stopped()), []) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: iteration 7: loss_cls=nan on the samples a.") and "Traceback" not in err
 
 
 class Bomb:
