@@ -43,7 +43,7 @@ def fingerprint() -> str:
     return hashlib.sha256(b"".join(result.numpy().tobytes() for result in all_results())).hexdigest()
 
 
-def test_results_are_the_same_bits_for_every_thread_count() -> None:
+def test_results_are_bitwise_equal_for_any_number_of_threads() -> None:
     before = torch.get_num_threads()
     try:
         found = []
