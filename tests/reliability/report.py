@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 from tests.reliability.families import ROOT
@@ -29,6 +30,27 @@ class Row:
         if problems:
             self.failures.append(f"{case}: {shown}")
         print(f"{time.strftime('%H:%M:%S')} {self.test}: {case}: {shown or 'ok'}", flush=True)
+
+
+def count_tests(row: Row, what: str, status: int, results: Path) -> None:
+    """Adds the tests that pytest ran to a row; each is a case, those that were skipped are none.
+
+    Args:
+        row: of the proof.
+        what: the run, in the names of the failures.
+        status: exit status of pytest.
+        results: the JUnit file that it was to write; a process that ended early leaves none.
+    """
+    if not results.is_file():
+        row.check(what, [f"exit status {status} before the last test; the report is above"])
+        return
+    tests = [test for test in ElementTree.parse(results).iter("testcase") if test.find("skipped") is None]
+    failed = [test.get("name", "") for test in tests if {"failure", "error"} & {child.tag for child in test}]
+    row.cases += len(tests)
+    row.survived += len(tests) - len(failed)
+    row.failures += [f"{what}: {name}" for name in failed]
+    if status and not failed:
+        row.check(what, [f"exit status {status}"])
 
 
 def write(name: str, command: str, rows: list[Row], folder: Path = RESULTS) -> None:

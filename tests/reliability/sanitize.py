@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import runpy
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 from tests.reliability.families import ROOT
-from tests.reliability.report import Row
+from tests.reliability.report import Row, count_tests
 
 NAMES = {
     "address": "AddressSanitizer and UBSan over the tests of ops and KITTI's score, every instruction set",
@@ -28,17 +27,3 @@ def prove(place: Path, kinds: tuple[str, ...] = tuple(NAMES)) -> list[Row]:
             count_tests(row, capability, status, results)
         rows.append(row)
     return rows
-
-
-def count_tests(row: Row, capability: str, status: int, results: Path) -> None:
-    """Adds the tests of a JUnit file to a row; a process that a report ended leaves no such file."""
-    if not results.is_file():
-        row.check(capability, [f"exit status {status} before the last test; the report is above"])
-        return
-    tests = [test for test in ElementTree.parse(results).iter("testcase") if test.find("skipped") is None]
-    failed = [test.get("name", "") for test in tests if {"failure", "error"} & {child.tag for child in test}]
-    row.cases += len(tests)
-    row.survived += len(tests) - len(failed)
-    row.failures += [f"{capability}: {name}" for name in failed]
-    if status and not failed:
-        row.check(capability, [f"exit status {status}"])

@@ -12,8 +12,7 @@ import pytest
 
 from tests.limits import PROGRAM_SECONDS
 from tests.reliability.families import ROOT
-from tests.reliability.report import Row
-from tests.reliability.sanitize import count_tests
+from tests.reliability.report import Row, count_tests
 
 # One program, whose trainings are forked from it: what takes long is the import.
 PROGRAM = """
@@ -55,7 +54,7 @@ JUNIT = """<testsuites><testsuite>
 </testsuite></testsuites>"""
 
 
-def test_sanitizers_tests_are_counted(tmp_path: Path) -> None:
+def test_pytests_tests_are_counted(tmp_path: Path) -> None:
     """Skipped ones are no cases; a process that a report has ended leaves no file, and is one that failed."""
     row = Row("sanitize")
     count_tests(row, "best", 66, tmp_path / "absent.xml")
