@@ -128,7 +128,7 @@ def run_one(experiment: Experiment, row: Row, seed: int, *, output: Path, result
             "row": row.name,
             "seed": seed,
             "settings": settings,
-            "commit": _commit(),
+            "commit": source_commit(),
             "version": bevkd2.__version__,
             "torch": torch.__version__,
             "machine": {"processor": _processor(), "threads": torch.get_num_threads()},
@@ -279,7 +279,7 @@ def _existing(name: str, row: Row) -> Path:
     return path
 
 
-def _commit() -> str | None:
+def source_commit() -> str | None:
     """Returns the commit of the source tree, with a + where it was changed; None outside a repository."""
     place = Path(bevkd2.__file__).resolve().parent
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+from benchmarks.machine import machine
+from bevkd2.experiments.run import source_commit
 from tests.reliability.families import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results" / "reliability"
+COMMIT = source_commit()  # when the program starts: the tree may change while a proof runs
 
 
 @dataclasses.dataclass
@@ -54,7 +58,15 @@ def count_tests(row: Row, what: str, status: int, results: Path) -> None:
 
 
 def write(name: str, command: str, rows: list[Row], folder: Path = RESULTS) -> None:
-    """Writes the file of one script."""
+    """Writes the file of one script: its rows, and when, where and on which commit it was run."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"command": command, "rows": [dataclasses.asdict(row) for row in rows]}
+    described = machine()
+    content = {
+        "command": command,
+        "commit": COMMIT,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "torch": described["torch"],
+        "machine": f"{described['processor']}, {len(os.sched_getaffinity(0))} cores",
+        "rows": [dataclasses.asdict(row) for row in rows],
+    }
     (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
