@@ -27,9 +27,12 @@ class Entry:
     """The loss of a student that is the teacher is 0 (methods whose minimum is elsewhere say False)."""
     per_sample: bool = True
     """The loss of a batch of two is the mean of those of its samples."""
-    joint: bool = True
-    """Two processes with one sample each have the mean loss and gradient of one process with both; False
-    for methods that compare the samples of a process with each other, as published."""
+    divided: str = ""
+    """Why loss and gradient depend on how a batch is divided into processes; empty: the mean over two
+    processes with one sample each is that of one process with both."""
+    joint_settings: dict[str, Any] | None = None
+    """Further keys with which they do not depend on it, beside fixed statistics of the method's own batch
+    normalisations; None: there are none."""
     reaches: tuple[str, ...] = ("image_backbone", "neck")
     """Parts of the student (prefixes of parameter names) that get a gradient of the method alone."""
     images: int = 2
@@ -51,6 +54,10 @@ _HEATMAPS = (
     *("MODEL.BEVFORMER.AUX.BEV_HEATMAP_WEIGHT", 1.0),
     *("MODEL.BEVFORMER.AUX.IMAGE_HEATMAP_WEIGHT", 1.0),
 )
+_STATISTICS = "features are normalised by their mean and deviation over the batch of a process"
+_COMPARED = "the images of a process are compared with each other"
+_MASKS = "every row of a batch gets a random mask of its own"
+_NORMALISED = "batch normalisations of the method take the statistics of the batch of a process"
 
 CATALOG = [
     Entry(
@@ -76,13 +83,13 @@ CATALOG = [
         weight=100.0,
         lr=2e-3,
     ),
-    Entry("PKD", per_sample=False, joint=False),
+    Entry("PKD", per_sample=False, divided=_STATISTICS),
     Entry(
         "PKD",
         _BEV,
         {"SOURCES": ["bev"]},
         per_sample=False,
-        joint=False,
+        divided=_STATISTICS,
         reaches=("image_backbone", "neck", "encoder"),
     ),
     Entry(
@@ -90,7 +97,7 @@ CATALOG = [
         _BEV,
         {"SOURCES": ["bev.layers", "bev.spatial.1"]},
         per_sample=False,
-        joint=False,
+        divided=_STATISTICS,
         reaches=("encoder",),
     ),
     Entry("FGD"),
@@ -98,14 +105,19 @@ CATALOG = [
     Entry("DeFeat", per_sample=False),
     Entry("DeFeat", _BEV, {"SOURCES": ["backbone.res4", "bev"]}, per_sample=False, reaches=("encoder",)),
     Entry("FGFI", per_sample=False),
-    Entry("FBKD", zero=False, per_sample=False, joint=False),
+    Entry(
+        "FBKD",
+        zero=False,
+        per_sample=False,
+        divided="each norm is the root of a sum over the batch of a process",
+    ),
     Entry("TAR", per_sample=False),
     Entry(
         "GID",
         _MONO,
         {"LEAST_SIDE": 0.0},
         per_sample=False,
-        joint=False,
+        divided="relations are those between the instances of a process",
         reaches=("image_backbone", "neck", "head"),
         weight=10.0,
         lr=1e-3,
@@ -113,7 +125,7 @@ CATALOG = [
     Entry(
         "GID",
         _MONO,
-        {"LEAST_SIDE": 0.0, "RELATION_WEIGHT": 0.0},  # relations are those within a process
+        {"LEAST_SIDE": 0.0, "RELATION_WEIGHT": 0.0},
         per_sample=False,
         reaches=("image_backbone", "neck", "head"),
         weight=10.0,
@@ -121,15 +133,16 @@ CATALOG = [
     ),
     Entry("FitNet"),
     Entry("AT", weight=1000.0),
-    Entry("SP", per_sample=False, joint=False, weight=3000.0, lr=1e-4),
-    Entry("RKD", per_sample=False, joint=False, images=3, weight=10.0, lr=1e-3),
+    Entry("SP", per_sample=False, divided=_COMPARED, weight=3000.0, lr=1e-4),
+    Entry("RKD", per_sample=False, divided=_COMPARED, images=3, weight=10.0, lr=1e-3),
     Entry("VID", zero=False),
     Entry(
         "OFD",
         options=("MODEL.BACKBONE.NORM", "FrozenStatsBN"),
         zero=False,
         per_sample=False,
-        joint=False,
+        divided=_NORMALISED,
+        joint_settings={},
         reaches=("image_backbone",),
     ),
     Entry(
@@ -139,7 +152,6 @@ CATALOG = [
         student_width=16,
         zero=False,  # the student's first layers learn from the teacher's last
         per_sample=False,
-        joint=False,  # every process draws its own queries
         reaches=_DECODER,
     ),
     Entry("D3ETR", _BEV, student_width=16, per_sample=False, reaches=_DECODER),
@@ -158,27 +170,29 @@ CATALOG = [
         per_sample=False,
         reaches=_DECODER,
     ),
-    Entry("CrossKD", _MONO, per_sample=False, joint=False),
+    Entry("CrossKD", _MONO, per_sample=False, divided=_STATISTICS),
     Entry(
         "TempDistiller",
         _BEV,
         zero=False,  # the generator is no identity
         per_sample=False,
-        joint=False,  # every process draws its own masks
+        divided=_MASKS,
+        joint_settings={"MASK_RATIO": 0.0},
         reaches=("image_backbone", "neck", "encoder"),
     ),
     Entry("CWD"),
     Entry(
         "CWD", _BEV, {"SOURCES": ["bev"], "TEMPERATURE": 2.0}, reaches=("image_backbone", "neck", "encoder")
     ),
-    Entry("MGD", zero=False, per_sample=False, joint=False),
+    Entry("MGD", zero=False, per_sample=False, divided=_MASKS, joint_settings={"MASK_RATIO": 0.0}),
     Entry(
         "MGD",
         _BEV,
         {"SOURCES": ["bev"]},
         zero=False,
         per_sample=False,
-        joint=False,
+        divided=_MASKS,
+        joint_settings={"MASK_RATIO": 0.0},
         reaches=("neck", "encoder"),
     ),
     Entry("HintonKD", reaches=("image_backbone", "neck"), weight=100.0, lr=2e-3),
@@ -192,7 +206,12 @@ CATALOG = [
         lr=2e-3,
     ),
     Entry("DKD", _MONO, per_sample=False, reaches=("image_backbone", "neck", "head"), weight=100.0, lr=2e-3),
-    Entry("DIST", per_sample=False, joint=False),
+    Entry(
+        "DIST",
+        per_sample=False,
+        divided="L_intra correlates the locations of the batch of a process",
+        joint_settings={"INTRA_WEIGHT": 0.0},
+    ),
     Entry("BEVFeature", _BEV, reaches=("image_backbone", "neck", "encoder")),
     Entry("BEVFeature", _BEV, {"SOURCES": ["bev.layers"], "MASK": "foreground"}, reaches=("encoder",)),
     Entry("BEVFeature", _BEV, {"MASK": "adaptive"}, reaches=("image_backbone", "neck", "encoder")),
@@ -215,14 +234,23 @@ CATALOG = [
         weight=100.0,
         lr=2e-3,
     ),
-    Entry("ReviewKD", ("PGD",), {"MID_CHANNELS": 8}, zero=False, per_sample=False, joint=False),
+    Entry(
+        "ReviewKD",
+        ("PGD",),
+        {"MID_CHANNELS": 8},
+        zero=False,
+        per_sample=False,
+        divided=_NORMALISED,
+        joint_settings={},
+    ),
     Entry(
         "ReviewKD",
         _BEV,
         {"SOURCES": ["bev.layers"], "MID_CHANNELS": 8},
         zero=False,
         per_sample=False,
-        joint=False,
+        divided=_NORMALISED,
+        joint_settings={},
         reaches=("image_backbone", "neck", "encoder"),
     ),
     Entry(

@@ -1,17 +1,22 @@
 """Gradients of every method in several processes, each on its own sample."""
 
+import dataclasses
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
 from bevkd2.d2 import EventStorage, build_model, comm
+from bevkd2.distill import Distiller
+from bevkd2.engine import create_ddp_model
+from bevkd2.modeling.mono import SMOKE
 from tests.distill.methods.catalog import CATALOG, Entry
-from tests.distill.methods.harness import build_detector, build_pair, distill_losses, make_batch
+from tests.distill.methods.harness import build_detector, build_pair, make_batch
 from tests.limits import PROGRAM_SECONDS
 from tests.modeling.mono.pgd_model import make_image, small_cfg
 from tests.tolerance import as_float64, float64_twin
@@ -19,59 +24,119 @@ from tests.tolerance import as_float64, float64_twin
 NUSCENES = "PGD with velocities and attributes"
 RELATIVE = 1e-9
 """Far above the rounding of float64, and far below what a wrong count makes."""
+WRAPPED = {"BEVFormer": "DeFeat", "PGD": "DKD", "SMOKE": "DKD"}
+"""The method of each detector that runs through DistributedDataParallel; its loss is divided by a count."""
 
 
-def joint_cases() -> list[tuple[Entry | None, str]]:
-    """The detectors' own losses (None), and the methods that do not depend on how a batch is divided.
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is computed in one process and in several."""
 
-    SMOKE's box loss is a sum over the images of a process, as published, and so depends on it.
+    detector: str
+    """Of ``harness.DETECTORS``, or ``NUSCENES``."""
+    entry: Entry | None = None
+    """The method; None: the detector's own losses."""
+    wrapped: bool = False
+    """All losses of the distillation, the detector's too, and gradients that DistributedDataParallel
+    averages. Else the losses of ``entry`` alone, and gradients that are averaged here."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keys of the method's node that differ from the defaults."""
+        if self.entry is None:
+            return {}
+        return {**self.entry.settings, **(self.entry.joint_settings or {})}
+
+    def __str__(self) -> str:
+        """Returns the test's identifier."""
+        if self.entry is None:
+            return f"detection losses, {self.detector}"
+        shown = str(dataclasses.replace(self.entry, settings=self.settings))
+        return f"{shown}, {self.detector}" + (", DistributedDataParallel" if self.wrapped else "")
+
+
+def joint_cases() -> list[Case]:
+    """The detectors' own losses, every method that does not depend on how a batch is divided, or has settings
+    with which it does not, and a whole distillation of each detector.
+
+    SMOKE's box losses, published as sums over the images of a process, are multiplied by the number of
+    processes: the mean of them over the processes is then the sum of one process with the joint batch.
     """
     methods = [
-        (entry, detector)
+        Case(detector, entry)
         for entry in CATALOG
         for detector in entry.detectors
-        if entry.joint and detector in ("BEVFormer", "PGD")
+        if not entry.divided or entry.joint_settings is not None
     ]
-    return [(None, "BEVFormer"), (None, "PGD"), (None, NUSCENES), *methods]
+    wrapped = [
+        Case(detector, next(entry for entry in CATALOG if entry.method == method), wrapped=True)
+        for detector, method in WRAPPED.items()
+    ]
+    return [*(Case(name) for name in ("BEVFormer", "PGD", NUSCENES, "SMOKE")), *methods, *wrapped]
 
 
-def loss_and_gradient(entry: Entry | None, detector: str, *seeds: int) -> tuple[Tensor, Tensor]:
-    """The sum of the losses of a batch, and its gradient on all that is trained, in float64."""
-    if entry is None:
-        return _detection(detector, *seeds)
-    model = build_pair(
-        detector,
-        entry.method,
-        student_width=entry.student_width,
-        options=entry.options,
-        **entry.settings,
+def loss_and_gradient(case: Case, *seeds: int) -> tuple[Tensor, Tensor]:
+    """The sum of the losses of a batch, and its gradient on all that is trained, in float64.
+
+    Every process draws the same random numbers, those of seed 0: what a method draws once for a batch, such
+    as the queries of KDDETR, is then the same in all.
+    """
+    model = _model(case).double().train()
+    _undivided(model)
+    batch = as_float64(
+        [make_image(seed, nuscenes=True) for seed in seeds]
+        if case.detector == NUSCENES
+        else make_batch(case.detector, *seeds)
     )
-    for detector_of_pair in (model, *model.teachers):
-        detector_of_pair.double()
-    batch = as_float64(make_batch(detector, *seeds))
+    run = create_ddp_model(model) if case.wrapped else model
     torch.manual_seed(0)
-    with float64_twin():
-        loss = torch.stack(list(distill_losses(model, batch).values())).sum()
+    with float64_twin(), EventStorage():
+        losses = run(batch)
+        if case.entry is not None and not case.wrapped:
+            losses = {key: value for key, value in losses.items() if key.startswith("loss_distill_")}
+        loss = torch.stack(list(losses.values())).sum()
         loss.backward()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         gradients = [torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in trained]
         return loss.detach(), torch.cat(gradients)
 
 
-def _detection(detector: str, *seeds: int) -> tuple[Tensor, Tensor]:
-    if detector == NUSCENES:
+def _model(case: Case) -> Any:
+    """A detector, or a Distiller with the method of the case."""
+    if case.detector == NUSCENES:
         torch.manual_seed(2)
-        model = build_model(small_cfg("PGD", 8, nuscenes=True))
-        batch = [make_image(seed, nuscenes=True) for seed in seeds]
-    else:
-        model, batch = build_detector(detector, 8, 2), make_batch(detector, *seeds)
-    model, batch = model.double().train(), as_float64(batch)
-    torch.manual_seed(0)
-    with float64_twin(), EventStorage():
-        loss = torch.stack(list(model(batch).values())).sum()
-        loss.backward()
-        gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
-        return loss.detach(), torch.cat(gradients)
+        return build_model(small_cfg("PGD", 8, nuscenes=True))
+    if case.entry is None:
+        return build_detector(case.detector, 8, 2)
+    entry = case.entry
+    model = build_pair(
+        case.detector, entry.method, student_width=entry.student_width, options=entry.options, **case.settings
+    )
+    for teacher in model.teachers:
+        teacher.double()
+    return model
+
+
+def _undivided(model: Any) -> None:
+    """Fixes what depends on how a batch is divided: batch statistics of methods, and SMOKE's sums."""
+    if isinstance(model, Distiller):
+        for module in model.methods.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        model = model.student
+    if isinstance(model, SMOKE):
+        box = model.loss_weights.box * comm.get_world_size()
+        model.loss_weights = dataclasses.replace(model.loss_weights, box=box)
+
+
+def compare(folder: Path, seeds: list[int]) -> dict[str, list[str]]:
+    """How each case in several processes differs from one process."""
+    folder.mkdir(parents=True)
+    found = in_processes(folder, seeds)
+    return {
+        str(case): _differences(pair, loss_and_gradient(case, *seeds))
+        for case, pair in zip(joint_cases(), found, strict=True)
+    }
 
 
 def in_processes(folder: Path, seeds: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
@@ -82,18 +147,6 @@ def in_processes(folder: Path, seeds: Sequence[int]) -> list[tuple[Tensor, Tenso
     """
     start_processes(_forked, (folder, seeds), nprocs=len(seeds), start_method="fork")
     return torch.load(folder / "found.pt")
-
-
-def compare(folder: Path, seeds: list[int]) -> dict[str, list[str]]:
-    """How each case in several processes differs from one process."""
-    folder.mkdir(parents=True)
-    found = in_processes(folder, seeds)
-    return {
-        f"{entry or 'detection losses'}, {detector}": _differences(
-            pair, loss_and_gradient(entry, detector, *seeds)
-        )
-        for (entry, detector), pair in zip(joint_cases(), found, strict=True)
-    }
 
 
 def _differences(found: tuple[Tensor, Tensor], joint: tuple[Tensor, Tensor]) -> list[str]:
@@ -116,9 +169,9 @@ def _forked(rank: int, folder: Path, seeds: Sequence[int]) -> None:
     )
     comm.create_local_process_group(len(seeds))
     found = []
-    for entry, detector in joint_cases():
-        loss, gradient = loss_and_gradient(entry, detector, seeds[rank])
-        for tensor in (loss, gradient):
+    for case in joint_cases():
+        loss, gradient = loss_and_gradient(case, seeds[rank])
+        for tensor in (loss,) if case.wrapped else (loss, gradient):
             dist.all_reduce(tensor)
             tensor /= len(seeds)
         found.append((loss, gradient))

@@ -15,13 +15,10 @@ def two_processes(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore:In CPU autocast")  # float64_twin makes float32 look like another dtype
-@pytest.mark.parametrize(
-    "number", range(len(joint_cases())), ids=lambda i: f"{joint_cases()[i][0] or 'own'}-{joint_cases()[i][1]}"
-)
+@pytest.mark.parametrize("number", range(len(joint_cases())), ids=lambda number: str(joint_cases()[number]))
 def test_two_processes_are_one_with_the_joint_batch(two_processes, number):
     loss, gradient = two_processes[number]
-    entry, detector = joint_cases()[number]
-    joint_loss, joint_gradient = loss_and_gradient(entry, detector, *SEEDS)
+    joint_loss, joint_gradient = loss_and_gradient(joint_cases()[number], *SEEDS)
     assert loss.dtype == gradient.dtype == torch.float64
     assert loss.item() == pytest.approx(joint_loss.item(), rel=RELATIVE)
     assert (gradient - joint_gradient).norm() <= RELATIVE * joint_gradient.norm()
