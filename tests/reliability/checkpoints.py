@@ -5,44 +5,56 @@ from __future__ import annotations
 import random
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from bevkd2.checkpoint import load_file
 from tests.reliability.families import FAMILIES, Family
-from tests.reliability.jobs import Job, differences, finished, run
+from tests.reliability.jobs import Job, differences, finished, run, several
 from tests.reliability.moments import Moments
 from tests.reliability.report import Row
 from tests.reliability.rows import rows
 
-FAMILY = FAMILIES["PGD"]
 
-
-def prove(place: Path, torn: int = 10, disks: bool = True) -> list[Row]:
+def prove(
+    place: Path, torn: int = 10, disks: bool = True, names: Sequence[str] = tuple(FAMILIES)
+) -> list[Row]:
     """Damages the last checkpoint of an interrupted run in every way, and fills and locks its disk."""
-    FAMILY.prepare(place)
-    straight, stopped = finished(FAMILY, place), interrupted(FAMILY, place)
-    found = [_damaged(place, straight, stopped, torn)]
-    if disks:
-        found += [_full(place, straight), _read_only(place, stopped)]
-    return [*found, _other_run(place, straight)]
+    damaged = Row(
+        "last checkpoint torn, empty, deleted; last_checkpoint empty, deleted, wrong: the one before"
+    )
+    full = Row(
+        "disk full while saving: one message, the checkpoint before is kept, resumed where there is space"
+    )
+    read_only = Row("OUTPUT_DIR read-only, new and to be resumed: one message, nothing changed")
+    other = Row("OUTPUT_DIR of another run, without --resume: said, and nothing of that run is lost")
+    for name in names:
+        family = FAMILIES[name]
+        family.prepare(place)
+        straight, stopped = finished(family, place), interrupted(family, place)
+        _damage(damaged, family, place, straight, stopped, torn)
+        if disks:
+            _fill(full, family, place, straight)
+            _lock(read_only, family, place, stopped)
+        _take(other, family, place, straight)
+    return [damaged, *((full, read_only) if disks else ()), other]
 
 
-def interrupted(family: Family, place: Path) -> Path:
+def interrupted(family: Family, place: Path, processes: int = 1) -> Path:
     """The folder of a run that was killed when it had two periodic checkpoints."""
-    output = place / family.name / "interrupted"
-    job = Job(family.words(place, output), output)
+    output = place / family.name / f"interrupted_{processes}"
+    job = Job(family.words(place, output, flags=several(processes)), output)
     while job.running() and len(list(output.glob("model_0*.pth"))) < 2:
         Moments({"step": 0.01}).wait("step", job, random.Random(0))
-    job.kill()
+    # A rank whose launcher alone is killed would save one more checkpoint.
+    (job.kill if processes == 1 else job.kill_all)()
     job.wait()
     assert job.alone_after(10.0)
     return output
 
 
-def _damaged(place: Path, straight: Path, stopped: Path, torn: int) -> Row:
-    row = Row("last checkpoint torn, empty, deleted; last_checkpoint empty, deleted, wrong: the one before")
+def _damage(row: Row, family: Family, place: Path, straight: Path, stopped: Path, torn: int) -> None:
     rng = random.Random("damaged")
     name = (stopped / "last_checkpoint").read_text()
     size = (stopped / name).stat().st_size
@@ -59,33 +71,29 @@ def _damaged(place: Path, straight: Path, stopped: Path, torn: int) -> Row:
         "last_checkpoint names no file": lambda folder: (folder / "last_checkpoint").write_text("gone.pth"),
     }
     for case, damage in cases.items():
-        output = _copy(stopped, place, f"damaged_{row.cases}")
+        output = _copy(stopped, f"damaged_{row.cases}")
         damage(output)
-        job = run(FAMILY.words(place, output, flags=("--resume",)), output)
+        job = run(family.words(place, output, flags=("--resume",)), output)
         problems = differences(straight, output) if job.status == 0 else [job.text()[-500:]]
         said = [line for line in job.text().splitlines() if "Resuming from" in line and name in line]
         problems += [] if len(said) == 1 or "last_checkpoint" in case else ["not said in one line"]
-        row.check(case, problems + tracebacks(job))
-    output = _copy(stopped, place, "all_torn")
+        row.check(f"{family.name}, {case}", problems + tracebacks(job))
+    output = _copy(stopped, "all_torn")
     for path in output.glob("model_*.pth"):
         path.write_bytes(path.read_bytes()[:100])
     before = _contents(output)
-    job = run(FAMILY.words(place, output, flags=("--resume",)), output)
+    job = run(family.words(place, output, flags=("--resume",)), output)
     problems = refused(job, name)
     problems += [] if _contents(output) == before else ["the files changed"]
-    row.check("all checkpoints torn: refused", problems)
-    return row
+    row.check(f"{family.name}, all checkpoints torn: refused", problems)
 
 
-def _full(place: Path, straight: Path) -> Row:
-    row = Row(
-        "disk full while saving: one message, the checkpoint before is kept, resumed where there is space"
-    )
+def _fill(row: Row, family: Family, place: Path, straight: Path) -> None:
     size = (straight / "model_final.pth").stat().st_size
     for share in (1.5, 2.5, 3.5):  # of checkpoints; at most four are there at once
-        with _tmpfs(place / f"full_{share}", f"size={int(share * size) + 300_000}") as mount:
+        with _tmpfs(place / family.name / f"full_{share}", f"size={int(share * size) + 300_000}") as mount:
             output = mount / "out"
-            job = run(FAMILY.words(place, output), output)
+            job = run(family.words(place, output), output)
             problems = refused(job, "")
             problems += [] if "o space left" in job.text() else ["the message does not say it"]
             last = output / "last_checkpoint"
@@ -93,40 +101,37 @@ def _full(place: Path, straight: Path) -> Row:
                 load_file(output / last.read_text())
             problems += [f"{path.name} is left" for path in output.glob(".*.tmp")]
             subprocess.run(["mount", "-o", "remount,size=1g", str(mount)], check=True)
-            job = run(FAMILY.words(place, output, flags=("--resume",)), output)
+            job = run(family.words(place, output, flags=("--resume",)), output)
             problems += differences(straight, output) if job.status == 0 else [job.text()[-500:]]
-            row.check(f"space for {share} checkpoints", problems + tracebacks(job))
-    return row
+            row.check(f"{family.name}, space for {share} checkpoints", problems + tracebacks(job))
 
 
-def _read_only(place: Path, stopped: Path) -> Row:
-    row = Row("OUTPUT_DIR read-only, new and to be resumed: one message, nothing changed")
+def _lock(row: Row, family: Family, place: Path, stopped: Path) -> None:
     for resume in (False, True):
-        with _tmpfs(place / f"locked_{resume}", "size=100m") as mount:
+        with _tmpfs(place / family.name / f"locked_{resume}", "size=100m") as mount:
             output = mount / "out"
             if resume:
                 shutil.copytree(stopped, output)
             before = _contents(mount)
             subprocess.run(["mount", "-o", "remount,ro", str(mount)], check=True)
             job = Job(
-                FAMILY.words(place, output, flags=("--resume",) if resume else ()),
-                place / f"locked_{resume}_out",
+                family.words(place, output, flags=("--resume",) if resume else ()),
+                place / family.name / f"locked_{resume}_out",
             )
             job.wait()
             problems = refused(job, str(mount))
             problems += [] if _contents(mount) == before else ["the files changed"]
-            row.check("--resume" if resume else "new run", problems)
-    return row
+            row.check(f"{family.name}, {'--resume' if resume else 'new run'}", problems)
 
 
-def _other_run(place: Path, straight: Path) -> Row:
-    row = Row("OUTPUT_DIR of another run, without --resume: said, and nothing of that run is lost")
-    parent = place / "others"
+def _take(row: Row, family: Family, place: Path, straight: Path) -> None:
+    """Starts a run in the folder of another one."""
+    parent = place / family.name / "others"
     output = parent / "out"
     shutil.copytree(straight, output)
     before = [content for path, content in _contents(output).items() if path.endswith(".pth")]
     old_rows = rows(output)
-    job = run(FAMILY.words(place, output, "SEED", 8), output)
+    job = run(family.words(place, output, "SEED", 8), output)
     after = list(_contents(parent).values())
     problems = tracebacks(job) + [
         f"{len(content)} bytes are lost" for content in before if content not in after
@@ -134,12 +139,11 @@ def _other_run(place: Path, straight: Path) -> Row:
     kept = [path.parent for path in parent.rglob("metrics.json") if rows(path.parent) == old_rows]
     problems += [] if kept else ["the rows of metrics.json are mixed or lost"]
     problems += [] if str(output) in job.text() else ["not said"]
-    row.check(f"exit status {job.status}", problems)
-    return row
+    row.check(f"{family.name}, exit status {job.status}", problems)
 
 
-def _copy(folder: Path, place: Path, name: str) -> Path:
-    return Path(shutil.copytree(folder, place / FAMILY.name / name))
+def _copy(folder: Path, name: str) -> Path:
+    return Path(shutil.copytree(folder, folder.with_name(name)))
 
 
 def _contents(folder: Path) -> dict[str, bytes]:

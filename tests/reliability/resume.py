@@ -43,7 +43,9 @@ def prove(place: Path) -> list[Row]:
     problems += [] if rates[1] < rates[0] else [f"learning rates {rates}"]
     row.check("other BASE_LR: applied, and said", problems)
     job = resumed(processes=2)
-    row.check("2 processes: trains on", _failed(job) or _done(job.output, ITERATIONS))
+    row.check("2 processes for 1: trains on", _failed(job) or _done(job.output, ITERATIONS))
+    job = resumed(start=interrupted(FAMILY, place, processes=2))
+    row.check("1 process for 2: trains on", _failed(job) or _done(job.output, ITERATIONS))
     row.check("SGD for ADAMW: refused", refused(resumed("SOLVER.OPTIMIZER", "SGD"), "SOLVER.OPTIMIZER"))
     OTHER.prepare(place)
     row.check(
