@@ -19,6 +19,7 @@ PROOFS = (
     "frozen",
     "seeds",
     "memory",
+    "inputs",
     "fuzz",
     "sanitize",
 )
