@@ -48,7 +48,7 @@ def shipped_students() -> list[list[str]]:
             continue
         cfg = load_config(f"configs/{name}.yaml")
         if is_distillation(cfg) or name in MORE:
-            models.setdefault(_what_decides_the_graph(model_config(cfg)), []).append(name)
+            models.setdefault(what_decides_the_graph(model_config(cfg)), []).append(name)
     return list(models.values())
 
 
@@ -60,7 +60,8 @@ def model_config(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def _what_decides_the_graph(cfg: CfgNode) -> str:
+def what_decides_the_graph(cfg: CfgNode) -> str:
+    """Returns a text that is the same for configs whose exported graphs are the same but for weights."""
     inp = cfg.INPUT
     parts = [inp.IMAGE_SCALE, inp.RESIZE_TEST, inp.AFFINE.ENABLED, inp.AFFINE.SIZE, inp.CAMERAS]
     parts += [inp.POINT_RANGE, cfg.DATASETS.FORMAT, cfg.DATASETS.CLASSES]

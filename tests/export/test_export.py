@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,74 +24,73 @@ from bevkd2.export import (
     to_float16,
     to_int8,
 )
-from bevkd2.export.model import OPSET
 from bevkd2.modeling import Detector
-from bevkd2.ops.onnx_export import MODULE_KEY
 from bevkd2.runtime import Graph, MonoRuntime, MultiViewRuntime, load
-from tests.modeling.conftest import HEIGHT, WIDTH, tiny_cfg
+from tests.export.graphs import (
+    BOX_BOUND,
+    assert_graph_equals_the_form,
+    exported,
+    in_a_certain_order,
+    with_past,
+)
+from tests.modeling.conftest import HEIGHT, WIDTH, make_frame, tiny_cfg
 
-__all__ = ["tiny_cfg"]  # a fixture
+__all__ = ["make_frame", "tiny_cfg"]  # fixtures
 
 MONO = "configs/demo_mono/student.yaml"
 
 
 @pytest.fixture
-def onnx_packages() -> None:
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason=f"{package} is not installed: pip install bevkd2[export]")
+def smaller_cfg(tiny_cfg: CfgNode) -> CfgNode:
+    tiny_cfg.MODEL.BEVFORMER.ENCODER_LAYERS, tiny_cfg.MODEL.BEVFORMER.DECODER_LAYERS = 1, 1
+    return tiny_cfg
 
 
-def exported(cfg: CfgNode, size: tuple[int, int], path: Path) -> Detector[Any, Any, Any]:
-    torch.manual_seed(0)
-    model = build_model(cfg).eval()
-    export_detector(cfg, model, [path], image_size=size)
-    return model
-
-
-def assert_graph_equals_the_form(path: Path, model: Detector[Any, Any, Any], inputs: Any) -> None:
-    import onnx
-
-    written = onnx.load(path)
-    assert {node.domain for node in written.graph.node} == {""} and not written.functions
-    assert {entry.key for node in written.graph.node for entry in node.metadata_props} == {MODULE_KEY}
-    assert [(opset.domain, opset.version) for opset in written.opset_import] == [("", OPSET)]
-    form = model.deployable(tuple(Graph(path).description["inputs"][0]["shape"][-2:])).eval()
-    with torch.no_grad():
-        expected = form(*inputs)
-    names = [port.name for port in form.inputs]
-    outputs = Graph(path).run({name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)})
-    wanted = {port.name: tensor for port, tensor in zip(form.outputs, expected, strict=True)}
-    found = {name: torch.from_numpy(output) for name, output in outputs.items()}
-    torch.testing.assert_close(found["scores"], wanted["scores"], rtol=1e-4, atol=1e-6)
-    rows = in_a_certain_order(wanted["scores"])
-    assert rows.float().mean() > 0.2
-    for name in wanted.keys() - {"scores", "bev"}:
-        torch.testing.assert_close(found[name][rows], wanted[name][rows], rtol=1e-4, atol=1e-4)
-    if "bev" in wanted:
-        torch.testing.assert_close(found["bev"], wanted["bev"], rtol=1e-4, atol=1e-4)
-
-
-def in_a_certain_order(scores: torch.Tensor) -> torch.Tensor:
-    """Which rows (B, M) rounding cannot exchange: the scores before and after are not almost the same."""
-    if scores.ndim == 3:  # of all classes, in the order of the locations
-        return torch.ones(scores.shape[:2], dtype=torch.bool)
-    apart = -scores.diff(dim=1) > 1e-6
-    edge = torch.ones(len(scores), 1, dtype=torch.bool)
-    return torch.cat([edge, apart], dim=1) & torch.cat([apart, edge], dim=1)
-
-
-def test_multi_view(onnx_packages: None, tiny_cfg: CfgNode, tmp_path: Path) -> None:
-    bev = tiny_cfg.MODEL.BEVFORMER
-    bev.ENCODER_LAYERS, bev.DECODER_LAYERS = 1, 1
+def test_multi_view(onnx_packages: None, smaller_cfg: CfgNode, tmp_path: Path) -> None:
     path = tmp_path / "student.onnx"
-    model = exported(tiny_cfg, (HEIGHT, WIDTH), path)
+    model = exported(smaller_cfg, (HEIGHT, WIDTH), path)
     assert isinstance(load(path), MultiViewRuntime)
     for batch in (1, 3):
-        inputs = list(model.deployable((HEIGHT, WIDTH)).examples(batch))
-        inputs[2][:, 0], inputs[2][:, 16], inputs[2][:, 17] = 2.0, 0.3, 17.0
-        inputs[4] = torch.randn_like(inputs[4])
-        inputs[5] = torch.arange(batch) % 2 == 0
+        inputs = with_past(list(model.deployable((HEIGHT, WIDTH)).examples(batch)))
         assert_graph_equals_the_form(path, model, inputs)
+
+
+def test_a_multi_view_package_runs_a_scene(
+    smaller_cfg: CfgNode, make_frame: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """A .pt2 with its own state finds what the detector does, which keeps the state itself."""
+    path, scenes = tmp_path / "student.pt2", ("a", "b")
+    model = exported(smaller_cfg, (HEIGHT, WIDTH), path)
+    files = {"description.json": ""}
+    loaded = torch.export.load(path, extra_files=files)
+    assert json.loads(files["description.json"])["kind"] == "multi_view"
+    assert not any("bevkd2" in str(node.target) for node in loaded.graph.nodes)
+    program, form = loaded.module(), model.deployable((HEIGHT, WIDTH)).eval()
+    previous_can_bus, bev = (tensor.clone() for tensor in form.examples(len(scenes))[3:5])
+    apart = []
+    for step in range(2):
+        batch = [make_frame(seed, scene=scene, step=step) for seed, scene in enumerate(scenes)]
+        images, lidar2img, can_bus = (
+            torch.stack([frame[name] for frame in batch]) for name in ("images", "lidar2img", "can_bus")
+        )
+        has_previous = torch.full((len(scenes),), step > 0)
+        inputs = (images, lidar2img, can_bus, previous_can_bus, bev, has_previous)
+        with torch.no_grad():
+            expected, without_past = form(*inputs), form(*inputs[:-1], torch.zeros_like(has_previous))
+            boxes, scores, labels, bev = program(*inputs)
+            detected = model(batch)
+        for actual, wanted in ((scores, expected[1]), (bev, expected[3])):
+            torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
+        rows = in_a_certain_order(expected[1])
+        assert torch.equal(labels[rows], expected[2][rows])
+        torch.testing.assert_close(boxes[rows], expected[0][rows], rtol=0.0, atol=BOX_BOUND)
+        for i, found in enumerate(detected):
+            torch.testing.assert_close(scores[i], found["scores"], rtol=1e-4, atol=1e-6)
+            ours, theirs = boxes[i][rows[i]], found["boxes"].tensor[rows[i]]
+            torch.testing.assert_close(ours, theirs, rtol=0.0, atol=BOX_BOUND)
+        apart.append((bev - without_past[3]).abs().max().item())
+        previous_can_bus = can_bus
+    assert apart[0] == pytest.approx(0.0, abs=1e-4) and apart[1] > 0.01
 
 
 def mono_inputs(model: Detector[Any, Any, Any], batch: int) -> list[torch.Tensor]:

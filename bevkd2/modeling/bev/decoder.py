@@ -148,7 +148,9 @@ class ObjectDecoder(nn.Module):
             velocities: (B, 2, H, W) vx, vy of every cell (m/s), to which those of the box branches are added
                 at the predicted centres; None: the branches' are the velocities.
         """
-        position, query = (part.expand(bev.shape[0], -1, -1) for part in object_queries.chunk(2, dim=-1))
+        # Contiguous: from the stride of two halves torch.export would conclude that the batch is not 2.
+        halves = (half.contiguous() for half in object_queries.chunk(2, dim=-1))
+        position, query = (half.expand(bev.shape[0], -1, -1) for half in halves)
         if reference_points is None:
             reference_points = self.reference_points(position).float().sigmoid()
         reference = reference_points
