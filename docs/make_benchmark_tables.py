@@ -54,6 +54,21 @@ def threads(found: Row) -> str:
     )
 
 
+def capabilities(found: Row) -> str:
+    """Returns ms of deformable attention with AVX2 and with AVX-512, and the speed-up with its quartiles."""
+    cells = []
+    for case in (case for case in ATTENTION if case in found["cases"]):
+        line = [case]
+        for part in ("forward", "backward"):
+            one = found["cases"][case][part]
+            low, high = one["quartiles"]
+            line += [three_digits(one["avx2_ms"]), three_digits(one["avx512_ms"])]
+            line.append(f"{one['speedup']:.2f} ({low:.2f} to {high:.2f})")
+        cells.append(line)
+    columns = [[f"{part}, AVX2", "AVX-512", "speed-up"] for part in ("forward", "backward")]
+    return markdown_table(cells, ["ms", *columns[0], *columns[1]])
+
+
 def ragged(found: Row) -> str:
     """Returns ms and memory of spatial cross-attention over visible pairs, and those of the padded form."""
     rows = _rows(found, "Spatial cross-attention, ragged")
@@ -275,7 +290,7 @@ def detectors(found: Row) -> str:
 TABLES: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
-        *(attention, threads, ragged, losses, boxes, steps, kitti, overhead),
+        *(attention, threads, capabilities, ragged, losses, boxes, steps, kitti, overhead),
         *(bfloat16_losses, options, shares, decoding, loader, index, workers),
         *(depth_guided_means, depth_guided_seeds, depth_guided_differences, detectors),
     )
