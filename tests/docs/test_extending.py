@@ -216,7 +216,7 @@ def test_the_detector_is_distilled(folder: Path) -> None:
 @pytest.mark.slow
 def test_the_detector_is_drawn_and_counted(folder: Path) -> None:
     kinds = {path.stem.partition("_")[2] for path in (folder / "output" / "pictures").iterdir()}
-    assert kinds == {"detections_model", "bev_response"}  # it has no attention to draw
+    assert kinds == {"detections_model", "bev_response", "features"}  # it has no attention to draw
     models = json.loads((folder / "counts.json").read_text())["models"]
     assert models["student"]["architecture"] == "CellBEV"
     assert set(models["student"]["parameters"]) == {"backbone", "neck", "mix", "head", "total"}
