@@ -68,7 +68,7 @@ class ConfigArgumentParser(argparse.ArgumentParser):
         """Ends with an error that names an unknown flag; what follows it would be taken for a key."""
         name, _, value = word.partition("=")
         if not name[2:].partition(".")[0].isupper():
-            self.error(f"unrecognized arguments: {name}")
+            self.error(f"unrecognized arguments: {word}")
         value = value or (rest[0] if rest and self._flag(rest[0]) is None else "VALUE")
         self.error(
             f"{name} is no flag; options of the config are pairs KEY VALUE, without dashes: "
