@@ -41,10 +41,10 @@ def test_plugin_that_is_not_there() -> None:
 @pytest.fixture
 def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The next config is the first one of its process."""
-    plugins_module._load_installed_plugins.cache_clear()
+    plugins_module.load_installed_plugins.cache_clear()
     yield
     monkeypatch.undo()
-    plugins_module._load_installed_plugins.cache_clear()
+    plugins_module.load_installed_plugins.cache_clear()
 
 
 @pytest.mark.usefixtures("nothing_is_loaded")

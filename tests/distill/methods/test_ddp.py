@@ -14,6 +14,7 @@ def two_processes(tmp_path_factory):
     return in_processes(tmp_path_factory.mktemp("ddp"), SEEDS)
 
 
+@pytest.mark.filterwarnings("ignore:`broadcast_buffers` is deprecated:FutureWarning")  # torch 2.14, of DDP
 @pytest.mark.filterwarnings("ignore:In CPU autocast")  # float64_twin makes float32 look like another dtype
 @pytest.mark.parametrize("number", range(len(joint_cases())), ids=lambda number: str(joint_cases()[number]))
 def test_two_processes_are_one_with_the_joint_batch(two_processes, number):
