@@ -105,7 +105,7 @@ class DenseOutputs:
     """(B, 9, h, w) logits (nuScenes)."""
 
     def __post_init__(self) -> None:
-        self._flat = dict[str, tuple[list[Tensor], Tensor]]()
+        self._flat: dict[str, tuple[list[Tensor], Tensor]] = {}
 
     def flat(self, name: str) -> Tensor:
         """Returns the maps of a field as (B, Q, C), in the order of :class:`DenseGrid`.
