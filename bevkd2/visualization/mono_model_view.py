@@ -85,7 +85,7 @@ def mono_figures(
             sample["cam2img"].numpy(),
             DrawnObjects.from_dict(view.detections),
             DrawnObjects.from_dict(sample) if annotated else None,
-            title=f"{name}, image {sample['image_id']}",
+            title=f"{name}, image {sample['sample_id']}",
             class_names=class_names,
             score_threshold=score_threshold,
         )
@@ -93,7 +93,7 @@ def mono_figures(
     }
     responses = {name: view.responses for name, view in views.items()}
     features = draw_feature_maps(image, responses, boxes2d, column_width(responses.values()))
-    title = f"mean absolute FPN features, image {sample['image_id']}"
+    title = f"mean absolute FPN features, image {sample['sample_id']}"
     pictures["features"] = with_title(features, title, height=14)
     weights = None if perspective is None else PerspectiveWeights.from_config(perspective)
     if weights is not None and weights.perspective is not None:
@@ -114,7 +114,7 @@ def _perspective_figure(
         _, depths = project_points(sample["boxes"].center, sample["cam2img"])
         name = f"occlusion: near_boxes, {weights.near_depth:g} m"
         rows[name] = perspective_maps(weights, size, shapes, sample["boxes2d"], depths)
-    title = f"perspective matrix, image {sample['image_id']}"
+    title = f"perspective matrix, image {sample['sample_id']}"
     width = column_width(rows.values())
     drawn = draw_perspective(image, rows, weights.perspective.amplitude, boxes2d, width)
     return with_title(drawn, title, height=14)
