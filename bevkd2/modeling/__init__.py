@@ -46,6 +46,7 @@ from bevkd2.modeling.mono import (
 )
 from bevkd2.modeling.necks import FPN, DLAUp, Neck
 from bevkd2.modeling.pixels import PixelNormalizer
+from bevkd2.modeling.sample import Sample, sample_name
 
 __all__ = [
     "BACKGROUND",
@@ -89,4 +90,5 @@ __all__ = [
     "heatmap_loss",
     "pillar_points",
     "project_pillars",
+    "sample_name",
 ]

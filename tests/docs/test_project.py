@@ -1,5 +1,6 @@
 """The files that describe the project agree with it."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -30,6 +31,15 @@ def test_the_api_reference_has_every_package():
     packages = {f"bevkd2.{path.parent.name}" for path in (ROOT / "bevkd2").glob("*/__init__.py")}
     pages = (ROOT / "docs" / "api.md").read_text()
     assert set(re.findall(r"automodule:: (\S+)", pages)) == packages
+
+
+def test_every_public_name_exists():
+    missing = []
+    for path in sorted((ROOT / "bevkd2").glob("*/__init__.py")):
+        package = importlib.import_module(f"bevkd2.{path.parent.name}")
+        names = getattr(package, "__all__", ())
+        missing += [f"{package.__name__}.{name}" for name in names if not hasattr(package, name)]
+    assert not missing
 
 
 def test_yaml_files_of_the_project_are_valid():

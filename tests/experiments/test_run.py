@@ -322,3 +322,23 @@ def test_average_of_the_last_checkpoints(tmp_path: Path) -> None:
     assert torch.equal(content["model"]["w"], torch.full((2,), 4.0))
     with pytest.raises(ValueError, match=r"average_last is 4, but .* has 3 checkpoints"):
         average_checkpoints(tmp_path, 4)
+
+
+def test_imported_packages_are_imported_in_every_run(
+    path: Path, whole: tuple[int, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_methods.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    commands: list[list[str]] = []
+
+    def run_all_instead(experiment: Any, runs: Any, command: Any, **_: Any) -> list[Any]:
+        commands.append(command(experiment.rows["plain"], 0))
+        return []
+
+    monkeypatch.setattr(run_experiment, "run_all", run_all_instead)
+    words = [str(path), "--rows", "plain", "--import", "my_methods", *places(path)]
+    assert run_experiment.main(words) == 0
+    assert "my_methods" in sys.modules
+    assert commands[0][commands[0].index("--import") + 1] == "my_methods"
+    with pytest.raises(ImportError, match="--import no_such_package"):
+        run_experiment.main([str(path), "--import", "no_such_package", *places(path)])

@@ -105,7 +105,7 @@ def decode_detections(class_logits: Tensor, box_codes: Tensor, options: DecodeOp
     Args:
         class_logits: (Q, K).
         box_codes: (Q, 10).
-        options: score threshold, range and number of detections.
+        options: largest number of detections, range (m) and score threshold.
 
     Returns:
         ``boxes`` (Boxes3D), ``scores`` (k,) in descending order and ``labels`` (k,) int64.

@@ -109,7 +109,7 @@ def candidates_of(
         cam2img: (B, 4, 4).
         image_sizes: (B, 2) height and width in pixels before padding.
         grid: of the levels.
-        options: scores, suppression and geometry of the decoding.
+        options: direction bin, thresholds and largest number of detections.
 
     Returns:
         One entry per image.
@@ -185,7 +185,7 @@ def boxes_of_all(
         depth: (B, Q) metres.
         cam2img: (B, 4, 4).
         grid: of the levels.
-        options: scores, suppression and geometry of the decoding.
+        options: direction bin, thresholds and largest number of detections.
 
     Returns:
         (B, Q, 7) in the layout of CameraBoxes3D, differentiable.
@@ -245,7 +245,7 @@ def select_detections(candidates: Candidates, options: DecodeOptions) -> dict[st
 
     Args:
         candidates: of one image.
-        options: scores, suppression and geometry of the decoding.
+        options: direction bin, thresholds and largest number of detections.
 
     Returns:
         ``boxes`` (k of them), ``scores`` (k,) in descending order, ``labels`` (k,), and where there are any
