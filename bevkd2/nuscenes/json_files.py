@@ -93,7 +93,8 @@ class _Elements:
         bracket = self._skip_whitespace(self._at)
         if self._text[bracket : bracket + 1] == "]":
             return self._check_end(bracket + 1)
-        opened, size = "[", _BLOCK
+        yield from (records := self._records())
+        opened, size = "[0," if records else "[", _BLOCK
         while True:
             text, value, follows, end = self._text, None, "", 0
             try:
@@ -110,8 +111,29 @@ class _Elements:
                 return self._check_end(end + 1)
             elif self._read(size):
                 size *= 2  # the element goes on in the next block; if it is damaged, to the end of the file
+                if records := self._records():
+                    yield from records
+                    opened, size = "[0,", _BLOCK
             else:
                 self._fail(opened, self._at)
+
+    def _records(self) -> list[Any]:
+        """Decodes at once what was read of flat objects, and returns them; none where anything is unusual.
+
+        One by one takes longer, mostly for the search of keys that are there twice. Here, each key needs a
+        colon of its own: where there are as many colons as different keys, none is there twice.
+        """
+        end = self._text.rfind("},", self._at) + 1
+        try:
+            records = json.loads(f"[{self._text[self._at : end]}]")
+        except (ValueError, RecursionError):
+            return []  # a bracket inside of an element, or damage, which decoding one by one places
+        if not all(type(record) is dict for record in records):
+            return []
+        if sum(map(len, records)) != self._text.count(":", self._at, end):
+            return []
+        self._at = end + 1 if records else self._at
+        return list(records)
 
     def _read(self, size: int) -> bool:
         """Reads on, and forgets what was decoded; returns False at the end of the file."""

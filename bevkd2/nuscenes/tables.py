@@ -15,7 +15,7 @@ from bevkd2.nuscenes.devkit import NuScenes
 from bevkd2.nuscenes.json_files import read_elements, shortened
 from bevkd2.nuscenes.layout import check_version
 from bevkd2.nuscenes.record_checks import FIELDS, record_test, wrong_field
-from bevkd2.nuscenes.records import PackedRecords
+from bevkd2.nuscenes.records import PackedRecords, without_garbage_collection
 from bevkd2.nuscenes.splits import scenes_of_split
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class NuScenesTables(NuScenes):
     sample_data and ego_pose, those of sweeps are checked and left out.
     """
 
+    @without_garbage_collection()
     def __init__(self, root: str | Path, version: str, split: str = "") -> None:
         """Reads all tables.
 

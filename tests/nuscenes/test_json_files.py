@@ -7,6 +7,7 @@ from bevkd2.nuscenes import json_files
 from bevkd2.nuscenes.json_files import read_elements, read_json
 
 ROWS = [{"token": "ä\n", "list": [1.5, -2e3, {"a": None}], "flag": True}, {"token": "b"}, {}, 12, "x", []]
+FLAT = [{"token": f"{i}", "text": "a: b}, {", "list": [1, i]} if i % 5 else {"token": "a"} for i in range(20)]
 
 
 @pytest.fixture(params=[1, 7, 2**22])
@@ -15,7 +16,7 @@ def block(request, monkeypatch):
 
 
 @pytest.mark.parametrize("indent", [None, 0, 3])
-@pytest.mark.parametrize("rows", [[], ROWS, ROWS * 9])
+@pytest.mark.parametrize("rows", [[], ROWS, ROWS * 9, FLAT, FLAT + ROWS + FLAT])
 def test_elements_are_those_of_the_list(tmp_path, block, rows, indent):
     path = tmp_path / "a.json"
     path.write_text(f"\n {json.dumps(rows, indent=indent, ensure_ascii=False)} \r\n")
@@ -48,6 +49,8 @@ def test_elements_are_those_of_the_list(tmp_path, block, rows, indent):
             '["a',
             '["\n"]',
             '[{"a": 1, "a": 2}]',
+            '[{"a": 1, "b": 2}, {"a": 1, "b": 2, "a": 3}, {"a": 1}]',
+            '[{"a": 1}, {"a": ":", "a": 2}, {"a": 1}]',
             "[" * 100_000,
             "{",
             "x",
@@ -60,8 +63,9 @@ def test_damage_has_the_message_of_the_whole_file(tmp_path, block, content):
     assert_same_error(tmp_path / "a.json", content.encode())
 
 
-def test_any_damage_has_the_message_of_the_whole_file(tmp_path, block):
-    whole = json.dumps(ROWS, indent=1, ensure_ascii=False).encode()
+@pytest.mark.parametrize("rows", [ROWS, FLAT[:6]])
+def test_any_damage_has_the_message_of_the_whole_file(tmp_path, block, rows):
+    whole = json.dumps(rows, indent=1, ensure_ascii=False).encode()
     rng, refused = random.Random(0), 0
     for _ in range(300):
         content = bytearray(whole)

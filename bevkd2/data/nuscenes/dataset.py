@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from bevkd2.nuscenes.layout import (
     is_below_root,
 )
 from bevkd2.nuscenes.record_checks import check_annotation, check_intrinsics, check_pose
+from bevkd2.nuscenes.records import without_garbage_collection
 from bevkd2.structures import CAMERA_NAMES, GlobalBoxes, from_global, invert_pose, pose_matrix
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 # seconds, and a run that finds its index in the cache does without.
 
 Array = npt.NDArray[np.float64]
+_LONGEST_STEP = 1.5  # seconds between annotations of which the devkit makes a velocity
 
 
 def load_nuscenes(
@@ -82,6 +85,7 @@ def _say_motion_source(index: NuScenesIndex) -> None:
     )
 
 
+@without_garbage_collection()
 def build_index(root: str | Path, version: str, split: str, cameras: tuple[str, ...]) -> NuScenesIndex:
     """Makes the index of a split from the tables; arguments and errors as ``load_nuscenes``."""
     from bevkd2.nuscenes.splits import scenes_of_split
@@ -286,8 +290,11 @@ def _global_boxes(tables: Any, records: list[dict[str, Any]]) -> GlobalBoxes:
     )
 
 
-def _velocity(tables: Any, annotation: dict[str, Any]) -> Array:
-    """Returns the devkit's vx, vy in m/s, NaN where unknown.
+def _velocity(tables: Any, annotation: dict[str, Any]) -> tuple[float, float]:
+    """Returns vx, vy in m/s, as the devkit's ``box_velocity``, which takes several times as long.
+
+    It is the difference of the annotations before and behind, or of this one and the only other, over the
+    time between; NaN where there is none, or where they are more than ``_LONGEST_STEP`` apart per step.
 
     Raises:
         ValueError: the annotations before and behind are not of earlier and later samples.
@@ -304,8 +311,11 @@ def _velocity(tables: Any, annotation: dict[str, Any]) -> Array:
             f"(timestamps are {times}; sample_token says of which sample one is); the metadata are damaged, "
             "unpack them again"
         )
-    velocity: Array = tables.box_velocity(annotation["token"])[:2]
-    return velocity
+    seconds = 1e-6 * times[-1] - 1e-6 * times[0]
+    if len(chain) == 1 or seconds > _LONGEST_STEP * (len(chain) - 1):
+        return math.nan, math.nan
+    first, last = chain[0]["translation"], chain[-1]["translation"]
+    return (last[0] - first[0]) / seconds, (last[1] - first[1]) / seconds
 
 
 def _can_bus_arrays(tables: Any, scenes: list[list[dict[str, Any]]]) -> dict[str, npt.NDArray[Any]]:

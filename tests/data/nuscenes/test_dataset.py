@@ -398,3 +398,31 @@ def test_times_must_increase(tmp_path):
     world.write()
     with pytest.raises(ValueError, match="sample 's0f2' is the next of sample 's0f1'"):
         load_nuscenes(world.root, VERSION, "first")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "unknown"),
+    [
+        ((0, 0.5, 1, 1.5), 0),
+        ((0, 1.5, 3.01, 3.5), 1),  # the first two: 1.5; the second: 3.01 over two steps
+        ((0, 1.6, 3, 4.5), 1),
+        ((0,), 1),
+    ],
+)
+def test_velocities_equal_the_devkits(tmp_path, seconds, unknown):
+    """At both ends of a track and between them; NaN where the annotations are too far apart."""
+    world = FixtureWorld(tmp_path, scenes=1, frames=len(seconds))
+    for sample, time in zip(world.tables["sample"], seconds, strict=True):
+        sample["timestamp"] = 1_000_000_000 + round(time * 1e6)
+    world.write()
+    index, tables = load_nuscenes(world.root, VERSION, "first"), NuScenesTables(world.root, VERSION)
+    without = 0
+    for i in range(len(index)):
+        tokens = tables.get("sample", index[i]["sample_token"])["anns"]
+        tokens = [t for t in tokens if tables.get("sample_annotation", t)["category_name"] != "animal"]
+        devkits = np.array([tables.box_velocity(token) for token in tokens])
+        devkits[:, 2] = 0
+        found = index.boxes[index.annotations(i), 7:9]
+        np.testing.assert_allclose(found, (devkits @ index.lidar2global[i, :3, :3])[:, :2], atol=1e-5)
+        without += np.isnan(found).all()
+    assert without == unknown
