@@ -40,8 +40,8 @@ class Result:
 
 
 def result_path(folder: Path, experiment: Experiment, row: Row, seed: int) -> Path:
-    """Returns where the result of a run is: ``FOLDER/EXPERIMENT/ROW_SEED.json``."""
-    return folder / experiment.name / f"{row.name}_{seed}.json"
+    """Returns where the result of a run is: ``FOLDER/EXPERIMENT/ROW_SEED.json``, of the row's ``runs_of``."""
+    return folder / row.runs_of / f"{row.name}_{seed}.json"
 
 
 def write_result(path: Path, content: Mapping[str, Any]) -> None:
@@ -93,13 +93,13 @@ def finished(folder: Path, experiment: Experiment) -> dict[tuple[str, int], Path
     expected = {
         result_path(folder, experiment, row, seed): (row.name, seed) for row, seed in experiment.runs()
     }
-    there = sorted((folder / experiment.name).glob("*.json"))
-    if foreign := [path for path in there if path not in expected]:
+    own = sorted((folder / experiment.name).glob("*.json"))
+    if foreign := [path for path in own if path not in expected]:
         raise ValueError(
             f"{foreign[0]} is the result of no run of {experiment.path}; put its row and seed back, or "
             "remove the file"
         )
-    return {expected[path]: path for path in there}
+    return {expected[path]: path for path in sorted(expected) if path.is_file()}
 
 
 def changed(path: Path, old: Mapping[str, Any], new: Mapping[str, Any], experiment: Experiment) -> str:

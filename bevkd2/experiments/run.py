@@ -45,8 +45,8 @@ _LAST_LOSSES = 0.1  # share of the training over which losses are averaged
 
 
 def run_folder(output: Path, experiment: Experiment, row: Row, seed: int) -> Path:
-    """Returns where a run trains: ``OUTPUT/EXPERIMENT/ROW_SEED``."""
-    return output / experiment.name / f"{row.name}_{seed}"
+    """Returns where a run trains: ``OUTPUT/EXPERIMENT/ROW_SEED``, of the row's ``runs_of``."""
+    return output / row.runs_of / f"{row.name}_{seed}"
 
 
 def run_settings(experiment: Experiment, row: Row, seed: int) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def run_one(experiment: Experiment, row: Row, seed: int, *, output: Path, result
         rows = read_metrics(folder / "metrics.json").rows
         length = row.config_of(seed).SOLVER.MAX_ITER
         content = {
-            "experiment": experiment.name,
+            "experiment": row.runs_of,
             "row": row.name,
             "seed": seed,
             "settings": settings,

@@ -58,6 +58,7 @@ class Row:
         config: the YAML file.
         overrides: key of the config -> value; the experiment's, and the row's own.
         seeds: each makes a run.
+        runs_of: the experiment that has the same row; their runs are shared.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Row:
     config: str
     overrides: Mapping[str, Any]
     seeds: tuple[int, ...]
+    runs_of: str
 
     @functools.cached_property
     def changed_keys(self) -> dict[str, Any]:
@@ -188,7 +190,7 @@ def read_experiment(path: str | Path) -> Experiment:
     common, seeds = content.take("overrides", dict, {}), content.take("seeds", list)
     rows: dict[str, Row] = {}
     for number, entry in enumerate(content.take("rows", list)):
-        row = _row(entry, f"{path}, rows[{number}]", config, common, seeds)
+        row = _row(entry, f"{path}, rows[{number}]", name, config, common, seeds)
         if row.name in rows:
             raise ValueError(f"{path}: two rows have the name {row.name!r}; rename one")
         rows[row.name] = row
@@ -308,7 +310,9 @@ def _pairs(content: _Keys, rows: Mapping[str, Row]) -> tuple[tuple[str, str], ..
     return tuple((first, second) for first, second in pairs)
 
 
-def _row(entry: Any, where: str, config: str, common: Mapping[str, Any], seeds: list[Any]) -> Row:
+def _row(
+    entry: Any, where: str, experiment: str, config: str, common: Mapping[str, Any], seeds: list[Any]
+) -> Row:
     content = _Keys(entry, where)
     name = content.take("name", str)
     if not _NAME.fullmatch(name):
@@ -323,8 +327,11 @@ def _row(entry: Any, where: str, config: str, common: Mapping[str, Any], seeds: 
         config=content.take("config", str, config),
         overrides={**common, **own},
         seeds=tuple(content.take("seeds", list, seeds)),
+        runs_of=content.take("runs_of", str, experiment),
     )
     content.finish()
+    if not _NAME.fullmatch(row.runs_of):
+        raise ValueError(f"{where}: runs_of is {row.runs_of!r}, expected the name of an experiment")
     wrong = [seed for seed in row.seeds if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0]
     if wrong or not row.seeds or len(set(row.seeds)) < len(row.seeds):
         raise ValueError(f"{where}: seeds are {list(row.seeds)}, expected different integers from 0")

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from bevkd2.distill import is_distillation, teacher_config
+from bevkd2.experiments.results import finished, result_path, write_result
 from bevkd2.experiments.spec import digest, read_experiment
 from tests.docs.pages import ROOT, blocks
 from tests.experiments import tiny
@@ -53,6 +54,7 @@ def test_runs_go_seed_by_seed_and_overrides_are_merged(tmp_path: Path) -> None:
         ({"seeds": [0, 0]}, r"seeds are \[0, 0\], expected different integers"),
         ({"rows": [{"name": "a_0"}, {"name": "a_0"}]}, "two rows have the name 'a_0'"),
         ({"rows": [{"name": "a/b"}]}, "name is 'a/b', expected letters"),
+        ({"rows": [{"name": "plain", "runs_of": "../a"}]}, r"runs_of is '\.\./a', expected the name of"),
         ({"overrides": {"SEED": 1}}, "overrides set SEED, which the runner sets"),
         ({"name": "other"}, "name is 'other', expected that of the file, 'tiny'"),
         ({"average_last": -1}, "average_last is -1"),
@@ -215,3 +217,19 @@ def test_shipped_experiments_are_complete() -> None:
         experiment.check()
         assert yaml.safe_load(path.read_text())["name"] == experiment.name
         assert len(experiment.runs()) >= 4 * len(experiment.rows)
+
+
+def test_a_row_may_have_the_runs_of_another_experiment(tmp_path: Path) -> None:
+    other = read_experiment(tiny.write(tmp_path, rows=[{"name": "plain"}, {"name": "slow"}]))
+    path = tiny.write(tmp_path, rows=[{"name": "plain", "runs_of": "other"}, {"name": "slow"}])
+    experiment, results = read_experiment(path), tmp_path / "results"
+    row = experiment.rows["plain"]
+    assert result_path(results, experiment, row, 0) == results / "other" / "plain_0.json"
+    assert experiment.settings(row, 0) == other.settings(other.rows["plain"], 0)
+    assert finished(results, experiment) == {}
+    for name in ("other/plain_0", "other/other_0", "tiny/slow_0"):
+        write_result(results / f"{name}.json", {})
+    assert set(finished(results, experiment)) == {("plain", 0), ("slow", 0)}
+    write_result(results / "tiny" / "plain_0.json", {})
+    with pytest.raises(ValueError, match=r"plain_0\.json is the result of no run of .*tiny\.yaml"):
+        finished(results, experiment)
