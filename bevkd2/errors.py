@@ -39,7 +39,11 @@ _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def is_of_the_disk(error: BaseException | None) -> bool:
-    """Returns whether a write failed because the disk is full or read-only."""
+    """Returns whether a write failed because the disk is full or read-only.
+
+    Args:
+        error: what the write raised; None, and what is no ``OSError``, is not of the disk.
+    """
     return isinstance(error, OSError) and error.errno in _OF_THE_DISK
 
 
@@ -62,7 +66,14 @@ def traceback_of(error: BaseException) -> str:
 
 
 def log_traceback(error: BaseException) -> str:
-    """Writes the traceback to log.txt alone; returns the file's path, or "" where no log was opened."""
+    """Writes an error and its traceback to log.txt, and not to the terminal.
+
+    Args:
+        error: the error, of this process or of one that it started.
+
+    Returns:
+        The path of log.txt; "" where no log was opened.
+    """
     for handler in logging.getLogger().handlers:
         if handler.name == LOG_HANDLER and isinstance(handler, logging.FileHandler):
             text = f"{message_of(error)}\n{traceback_of(error)}"

@@ -123,7 +123,12 @@ class Checkpointer(_FvcoreCheckpointer):
             self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Makes a file in ``save_dir`` the one that a resumed training starts from."""
+        """Makes a file in ``save_dir`` the one that a resumed training starts from.
+
+        Args:
+            last_filename_basename: the file's name, without a folder, such as
+                ``model_0000999.pth``; whether there is such a file is not checked.
+        """
         text = last_filename_basename.encode()
         replace_atomically(Path(self.save_dir) / "last_checkpoint", lambda file: file.write(text))
 
@@ -270,7 +275,11 @@ class Checkpointer(_FvcoreCheckpointer):
         return next(map(str, self._all_files()), "")
 
     def remove(self, name: str) -> None:
-        """Removes ``<save_dir>/<name>.pth``, where it is there and this process saves."""
+        """Removes a checkpoint, where it is there and this process saves checkpoints.
+
+        Args:
+            name: of the file ``<save_dir>/<name>.pth``.
+        """
         if self.save_dir and self.save_to_disk:
             Path(self.save_dir, f"{name}.pth").unlink(missing_ok=True)
 

@@ -44,12 +44,20 @@ class Ignored:
 
 
 def ignored_names(content: Any) -> list[str]:
-    """Returns the names of what was ignored anywhere in a content, sorted, each once."""
+    """Returns the names of what was ignored anywhere in a content, sorted, each once.
+
+    Args:
+        content: what a checkpoint file held: nested mappings and sequences.
+    """
     return sorted({item.name for item in _walk(content) if isinstance(item, Ignored)})
 
 
 def holds_tensors(content: Any) -> bool:
-    """Returns whether there is a tensor anywhere in a content."""
+    """Returns whether there is a tensor anywhere in a content.
+
+    Args:
+        content: what a checkpoint file held: nested mappings and sequences.
+    """
     return any(isinstance(item, Tensor) for item in _walk(content))
 
 

@@ -26,7 +26,11 @@ class FormatTraits(Protocol):
     single_images: ClassVar[bool]
 
     def add_config(self, cfg: FvcoreNode) -> None:
-        """Adds the keys of the format."""
+        """Adds the format's keys to the default config.
+
+        Args:
+            cfg: the config with all common keys; changed in place.
+        """
 
 
 F = TypeVar("F")
@@ -124,16 +128,35 @@ def class_names(cfg: FvcoreNode, *, single_images: bool | None = None) -> tuple[
 
 
 def default_classes(cfg: FvcoreNode) -> tuple[str, ...]:
-    """Returns the classes of the format where ``DATASETS.CLASSES`` is empty, in the order of the labels."""
+    """Returns the classes that an empty ``DATASETS.CLASSES`` means, in the order of the labels.
+
+    Args:
+        cfg: the config; only ``DATASETS.FORMAT`` is read. Empty where the format has no classes of
+            its own.
+    """
     return DATA_FORMAT_REGISTRY.get(cfg.DATASETS.FORMAT).default_classes
 
 
 def stored_classes(cfg: FvcoreNode) -> tuple[str, ...]:
-    """Returns the class names to store with the weights of a model; none where the format fixes them."""
+    """Returns the class names to store with a model's weights; none where the format fixes them.
+
+    Args:
+        cfg: the model's config.
+
+    Raises:
+        ValueError: ``DATASETS.CLASSES`` does not fit the format; see :func:`class_names`.
+    """
     fixed = DATA_FORMAT_REGISTRY.get(cfg.DATASETS.FORMAT).fixed_classes
     return () if fixed else class_names(cfg)
 
 
 def fixed_classes(cfg: FvcoreNode) -> tuple[str, ...]:
-    """Returns the class names that the format fixes; none where they are stored with the weights."""
+    """Returns the class names that the format fixes; none where they are stored with the weights.
+
+    Args:
+        cfg: the model's config.
+
+    Raises:
+        ValueError: ``DATASETS.CLASSES`` does not fit the format; see :func:`class_names`.
+    """
     return () if stored_classes(cfg) else class_names(cfg)

@@ -85,7 +85,11 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
 
 
 def add_import_option(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--import PACKAGE``, which :func:`load_args` reads."""
+    """Adds ``--import PACKAGE``, which :func:`load_args` reads, and which may be repeated.
+
+    Args:
+        parser: changed in place; the packages are in the attribute ``plugins`` of what it parses.
+    """
     parser.add_argument(
         "--import",
         dest="plugins",

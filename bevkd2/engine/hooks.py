@@ -220,7 +220,12 @@ class PeakMemory(HookBase):
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Returns the peak of GPU memory in tensors, or of this process's resident set, in MiB."""
+    """Returns the largest amount of memory that was used so far, in MiB.
+
+    Args:
+        device: on a GPU, the peak of memory in tensors is counted; on the CPU, the largest resident
+            set of this process since its start.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

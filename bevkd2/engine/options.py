@@ -16,8 +16,12 @@ _OTHER_PROGRAMS = ("--opts", "--cfg-options", "--options")  # flags of theirs th
 def finite_number(text: str) -> float:
     """Reads a number of the command line; for argparse's ``type``.
 
+    Args:
+        text: what the user wrote.
+
     Raises:
-        argparse.ArgumentTypeError: it is no number, NaN or infinite: a comparison with NaN is always false.
+        argparse.ArgumentTypeError: it is no number, NaN or infinite: a comparison with NaN is
+            always false.
     """
     try:
         value = float(text)

@@ -175,7 +175,12 @@ def log_changed_settings(cfg: CfgNode, earlier: Path) -> None:
 
 
 def flat_settings(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields every setting of a config with its whole name."""
+    """Yields every setting of a config with its whole name, such as ``MODEL.DEVICE``.
+
+    Args:
+        tree: the config as nested mappings; an empty mapping yields nothing.
+        prefix: what every name begins with, its last dot included.
+    """
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from flat_settings(value, f"{prefix}{key}.")

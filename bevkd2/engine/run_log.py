@@ -91,7 +91,11 @@ def log_to(output_dir: str | Path, rank: int = 0) -> None:
 
 
 def log_environment(logger: logging.Logger) -> None:
-    """Logs :func:`environment_report`, so that :func:`read_environment` finds it."""
+    """Logs :func:`environment_report`, so that :func:`read_environment` finds it.
+
+    Args:
+        logger: one that writes to the run's ``log.txt``.
+    """
     logger.info("%s\n%s", _ENVIRONMENT, environment_report())
 
 

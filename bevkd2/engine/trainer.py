@@ -51,7 +51,12 @@ class HasProgress(Protocol):
     """A model whose losses depend on how far training is."""
 
     def set_progress(self, iteration: int, max_iter: int) -> None:
-        """Receives the number of the next iteration, counted from 0, and of one past the last one."""
+        """Receives how far training is, before each step.
+
+        Args:
+            iteration: the next iteration, counted from 0.
+            max_iter: the number of iterations of the whole training.
+        """
         ...
 
 

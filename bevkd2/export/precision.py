@@ -152,8 +152,11 @@ def to_int8(
 def check_tools(precision: str) -> None:
     """Checks that what converts files is installed.
 
+    Args:
+        precision: "int8", which needs onnxruntime's quantization, or "float16".
+
     Raises:
-        ImportError: it is not.
+        ImportError: it is not, or this onnxruntime lacks it; the message says what to install.
     """
     missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:

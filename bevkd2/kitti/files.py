@@ -23,7 +23,12 @@ def has_labels(split: str) -> bool:
 
 
 def split_folder(root: str | Path, split: str) -> Path:
-    """Returns the folder with image_2, calib and, in training, label_2 of a split; see :func:`has_labels`."""
+    """Returns the folder of a split, which has image_2, calib and, in training, label_2.
+
+    Args:
+        root: the folder with training and testing; whether they exist is not checked.
+        split: a name of ImageSets, such as "train"; see :func:`has_labels`.
+    """
     return Path(root) / ("training" if has_labels(split) else "testing")
 
 

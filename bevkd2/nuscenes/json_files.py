@@ -205,12 +205,25 @@ def is_finite(value: Any) -> bool:
 
 
 def is_vector(value: Any, length: int) -> bool:
-    """Returns whether a value is a list of that many finite numbers."""
+    """Returns whether a value is a list of a number of finite numbers.
+
+    Args:
+        value: anything that JSON can hold.
+        length: how many numbers it must have.
+    """
     return isinstance(value, list) and len(value) == length and all(map(is_finite, value))
 
 
 def file_states(folder: Path, pattern: str) -> list[list[Any]]:
-    """Returns name, size and time of change of the files of a folder, which may be absent.
+    """Lists the state of the files of a folder, by which a change of one is seen.
+
+    Args:
+        folder: the folder, which may be absent.
+        pattern: which files, as ``Path.glob`` reads it.
+
+    Returns:
+        [name, size in bytes, time of the last change in nanoseconds] of each file, in the order of
+        the paths; empty where there are none.
 
     Raises:
         FileNotFoundError: one of them is a link to what does not exist.

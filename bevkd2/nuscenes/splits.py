@@ -22,7 +22,14 @@ _SPLITS_EXPECTED = 'expected {"name of the split": ["name of a scene", ...], ...
 
 
 def custom_splits(root: str | Path, version: str) -> dict[str, list[str]]:
-    """Returns the splits of a version's ``splits.json``, name to scene names; empty without the file.
+    """Reads the splits of a version's own ``splits.json``.
+
+    Args:
+        root: the root of the data set.
+        version: the folder of the tables below it, such as "v1.0-mini".
+
+    Returns:
+        The names of the scenes of each split, by the split's name; empty without the file.
 
     Raises:
         ValueError: the file is no JSON, or not an object of lists of names.

@@ -215,7 +215,15 @@ class NuScenesTables(NuScenes):
         return sensor
 
     def get(self, table_name: str, token: str) -> dict[str, Any]:
-        """Returns a record by its token; errors as ``getind``."""
+        """Returns a record.
+
+        Args:
+            table_name: the table, such as "sample".
+            token: the record's token.
+
+        Raises:
+            DanglingTokenError: the table has no such record; names the records that refer to it.
+        """
         record: dict[str, Any] = getattr(self, table_name)[self.getind(table_name, token)]
         return record
 

@@ -113,7 +113,14 @@ def _backward(
 
 
 def contiguous(gradient: Tensor | None) -> Tensor | None:
-    """Returns a gradient of means as the kernels read it."""
+    """Returns a gradient of means in the memory layout that the kernels read.
+
+    Args:
+        gradient: of any shape, such as (B, C); None where a mean was not used.
+
+    Returns:
+        The same numbers, contiguous; None for None.
+    """
     return None if gradient is None else gradient.contiguous()
 
 

@@ -132,7 +132,11 @@ def grid_shape(op: str, name: str, shape: Sequence[int]) -> tuple[int, int]:
 
 
 def integral(tensor: Tensor) -> bool:
-    """Returns whether a tensor holds integers, and can be read."""
+    """Returns whether a tensor holds integers that can be read.
+
+    Args:
+        tensor: of any shape; bool does not count, and a meta tensor has no values to read.
+    """
     kind = tensor.dtype
     return not (kind == torch.bool or kind.is_floating_point or kind.is_complex or tensor.is_meta)
 

@@ -55,7 +55,12 @@ def scaled_by_upstream(saved: Sequence[Tensor], upstream: Tensor) -> list[Tensor
 
 
 def graph_is_kept(upstream: Tensor) -> bool:
-    """Returns whether the running backward pass has ``retain_graph``; true while torch traces it."""
+    """Returns whether the running backward pass has ``retain_graph``; true while torch traces it.
+
+    Args:
+        upstream: the gradient that the pass hands to the op, of any shape; only its class is looked
+            at.
+    """
     # torch.compile and similar tracers use subclasses of Tensor, which have no values.
     return type(upstream) is not Tensor or _keeps_graph()
 

@@ -20,7 +20,11 @@ def arithmetic_dtype(*tensors: Tensor | None) -> torch.dtype:
 
 
 def widen(tensor: Tensor) -> Tensor:
-    """Returns the tensor in its arithmetic dtype: float64 stays, everything else becomes float32."""
+    """Returns a tensor in its arithmetic dtype: float64 stays, everything else becomes float32.
+
+    Args:
+        tensor: of any shape and floating dtype; returned as it is where nothing changes.
+    """
     return tensor.to(arithmetic_dtype(tensor))
 
 

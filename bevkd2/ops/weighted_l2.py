@@ -81,7 +81,22 @@ def arguments(
     weights: Weights,
     channel_weights: Sequence[Tensor | None] | None,
 ) -> Arguments:
-    """Checks the arguments of :func:`weighted_l2`, and returns those of the compiled op."""
+    """Checks the arguments of :func:`weighted_l2`, and lays them out for the compiled op.
+
+    Args:
+        student: L levels (B, C, pixels..); a map that is neither contiguous nor channels-last is
+            copied.
+        teacher: L levels of the student's shapes; detached, and laid out like the student's.
+        scale: (L, B); detached, in the arithmetic dtype.
+        weights: of pixels: L tensors (B, pixels..) or None; or one (B, P) of all levels.
+        channel_weights: L tensors (C,) or (B, C), or None.
+
+    Returns:
+        What the compiled op reads.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, or weights that require a gradient.
+    """
     student, teacher = list(student), list(teacher)
     _check(student, teacher, scale)
     scale = scale.detach().to(arithmetic_dtype(student[0], teacher[0])).contiguous()

@@ -45,6 +45,9 @@ def seal(path: str | Path) -> None:
 def check(path: str | Path) -> None:
     """Compares a file with the checksum at its end; logs a warning where there is none.
 
+    Args:
+        path: a file that ``bevkd2 export`` wrote, or :func:`seal` has changed.
+
     Raises:
         ValueError: they differ.
         OSError: the file cannot be read.

@@ -80,7 +80,11 @@ def quaternion(pose: Array) -> Array:
 
 
 def rotation_vector(matrix: Array) -> Array:
-    """Returns axis times angle (rad) of a (3, 3) rotation of less than half a turn."""
+    """Returns the (3,) axis of a rotation times its angle in radians.
+
+    Args:
+        matrix: (3, 3) rotation by less than half a turn; for half a turn the formula gives no axis.
+    """
     skew = (matrix - matrix.T)[[2, 0, 1], [1, 2, 0]] / 2
     sine = float(np.linalg.norm(skew))
     if sine == 0.0:

@@ -48,7 +48,20 @@ class MonoRuntime:
         return self.decode(found)
 
     def feeds(self, image: Array, cam2img: Array) -> dict[str, Array]:
-        """Returns the graph's inputs, a batch of one; arguments as :meth:`detect`."""
+        """Pads an image to the graph's size.
+
+        Args:
+            image: uint8 (3, h, w), RGB, at most as large as the graph's.
+            cam2img: (4, 4) or (3, 4) projection, as for :meth:`detect`.
+
+        Returns:
+            The graph's inputs by name, a batch of one: ``images`` uint8 (1, 3, H, W), zero right of
+            and below the image; ``image_sizes`` float32 (1, 2), its height and width; ``cam2img``
+            float32 (1, 4, 4).
+
+        Raises:
+            ValueError: the image has another shape or type, or is larger than the graph's.
+        """
         if image.ndim != 3 or image.shape[0] != 3 or image.dtype != np.uint8:
             raise ValueError(f"image is {image.dtype} {image.shape}, expected uint8 (3, h, w) in RGB")
         height, width = self.graph.image_size
@@ -65,7 +78,17 @@ class MonoRuntime:
         return {"images": padded, "image_sizes": sizes, "cam2img": matrix[None]}
 
     def decode(self, found: dict[str, Array]) -> Detections:
-        """Applies threshold and suppression to the outputs of one image."""
+        """Applies the threshold of the scores, and suppression, to the outputs of one image.
+
+        Args:
+            found: the graph's outputs by name, without their batch dimension: ``boxes`` (Q, 7 or
+                9), ``scores`` (Q, K) where suppression follows, otherwise (Q,) with ``labels``
+                (Q,), and what else the model predicts, (Q, ...).
+
+        Returns:
+            The detections, in the order of falling scores where suppression ran, otherwise of the
+            graph.
+        """
         settings = self.description
         if not self._suppresses:
             above = found["scores"] > np.float32(settings["score_threshold"])

@@ -93,7 +93,15 @@ class MultiViewRuntime:
         return self.decode({name: outputs[name][0] for name in ("boxes", "scores", "labels")})
 
     def decode(self, found: dict[str, Array]) -> Detections:
-        """Drops what is out of range or below the threshold from the outputs of one frame."""
+        """Drops what is out of range or not above the threshold from the outputs of one frame.
+
+        Args:
+            found: the graph's outputs by name, without their batch dimension: ``boxes`` (n, 9),
+                ``scores`` (n,) and ``labels`` (n,).
+
+        Returns:
+            The detections that are left, in the graph's order.
+        """
         low, high = np.split(np.array(self.description["post_center_range"], dtype=np.float32), 2)
         center = found["boxes"][:, :3]
         kept = ((center >= low) & (center <= high)).all(1)

@@ -42,7 +42,12 @@ class BoxTensor:
 
     @classmethod
     def empty(cls: type[BoxesT], box_dim: int = 9, dtype: torch.dtype = torch.float32) -> BoxesT:
-        """Zero boxes with ``box_dim`` (7 or 9) columns on the CPU."""
+        """Makes zero boxes on the CPU.
+
+        Args:
+            box_dim: 7 columns, or 9 with a velocity.
+            dtype: of the coordinates.
+        """
         return cls(torch.zeros((0, box_dim), dtype=dtype))
 
     @classmethod
@@ -82,7 +87,15 @@ class BoxTensor:
         return f"{name}(num_boxes={len(self)}, columns={columns}, device={self.tensor.device})"
 
     def to(self: BoxesT, *args: torch.device | torch.dtype | str, **kwargs: bool) -> BoxesT:
-        """Moves or casts like ``Tensor.to``."""
+        """Moves or casts the boxes; nothing is copied where neither changes.
+
+        Args:
+            args: those of ``Tensor.to``: a device, a dtype, or both.
+            kwargs: the same by name, and ``non_blocking`` or ``copy``.
+
+        Returns:
+            New boxes; these are not changed.
+        """
         return type(self)(self.tensor.to(*args, **kwargs))  # type: ignore[call-overload]
 
     def clone(self: BoxesT) -> BoxesT:

@@ -55,7 +55,17 @@ def quaternion_to_matrix(rotation: Sequence[float] | Array) -> Array:
 
 
 def quaternion_yaw(rotation: Sequence[float] | Array) -> float:
-    """Heading of the rotated x axis on the xy plane, in radians in (-pi, pi], of a quaternion w, x, y, z."""
+    """Computes the heading of the rotated x axis on the xy plane.
+
+    Args:
+        rotation: (4,) quaternion w, x, y, z; need not be of length 1.
+
+    Returns:
+        Radians in (-pi, pi], counter-clockwise from x.
+
+    Raises:
+        ValueError: a quaternion of zero length or with NaN.
+    """
     matrix = quaternion_to_matrix(rotation)
     return math.atan2(matrix[1, 0], matrix[0, 0])
 
@@ -77,7 +87,14 @@ def pose_matrix(translation: Sequence[float] | Array, rotation: Sequence[float] 
 
 
 def invert_pose(pose: Array) -> Array:
-    """Inverse of a (4, 4) rigid transform, without a general matrix inversion."""
+    """Inverts a rigid transform, by the transpose of its rotation.
+
+    Args:
+        pose: (4, 4), a rotation and a translation; not checked.
+
+    Returns:
+        (4, 4) float64.
+    """
     inverse = np.eye(4)
     inverse[:3, :3] = pose[:3, :3].T
     inverse[:3, 3] = -pose[:3, :3].T @ pose[:3, 3]

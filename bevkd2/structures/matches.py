@@ -67,13 +67,30 @@ def match_in_order(distances: Floats, limit: float) -> Ints:
 
 
 def ground_distances(detections: Floats, objects: Floats) -> Floats:
-    """Returns (M, N) metres between centres (M, 2) and (N, 2) on the ground."""
+    """Computes the distances between centres on the ground.
+
+    Args:
+        detections: (M, 2) or more columns, the first two are the centre in metres.
+        objects: (N, 2) or more, the same.
+
+    Returns:
+        (M, N) metres.
+    """
     apart: Floats = np.linalg.norm(detections[:, None, :2] - objects[None, :, :2], axis=-1)
     return apart
 
 
 def same_class_distances(distances: Floats, detection_labels: Ints, labels: Ints) -> Floats:
-    """Returns the distances (M, N), infinite where the classes differ."""
+    """Makes pairs of different classes infinitely far from each other.
+
+    Args:
+        distances: (M, N) of M detections to N objects, in any unit.
+        detection_labels: (M,) classes.
+        labels: (N,) classes.
+
+    Returns:
+        (M, N), a copy.
+    """
     allowed: Floats = np.where(detection_labels[:, None] == labels[None], distances, np.inf)
     return allowed
 

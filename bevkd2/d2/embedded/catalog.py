@@ -107,7 +107,12 @@ class Metadata(SimpleNamespace):
         return self
 
     def get(self, key: str, default: Any = None) -> Any:
-        """An attribute, or the default where it is not set."""
+        """Returns an attribute, or the default where it is not set.
+
+        Args:
+            key: the attribute's name.
+            default: what an absent attribute counts as.
+        """
         return self.__dict__.get(key, default)
 
 
