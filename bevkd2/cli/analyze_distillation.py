@@ -41,7 +41,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def text(report: Mapping[str, Any]) -> str:
-    """What is printed."""
+    """Returns what is printed: the losses in a table, and those without any gradient.
+
+    Args:
+        report: as ``gradient_report`` returns it.
+    """
     losses = report["losses"]
     parts = list(losses[DETECTION]["gradients"])
     rows = []

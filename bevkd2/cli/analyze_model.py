@@ -126,7 +126,12 @@ def analyze_detector(
 
 
 def build(cfg: CfgNode, device: str) -> Detector[Any, Any, Any]:
-    """A config's model with random weights, in eval mode; on "meta" it takes no memory."""
+    """Builds a config's model with random weights, in eval mode.
+
+    Args:
+        cfg: of a detector; not changed. Its ``MODEL.DEVICE`` and initial weights are ignored.
+        device: where the model is; on "meta" it takes no memory.
+    """
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE, cfg.MODEL.BACKBONE.WEIGHTS = device, ""
@@ -136,7 +141,16 @@ def build(cfg: CfgNode, device: str) -> Detector[Any, Any, Any]:
 
 
 def adapter_parameters(cfg: CfgNode, student: CfgNode, teacher: CfgNode) -> dict[str, int]:
-    """Parameters of each of a distillation's methods, by name."""
+    """Counts the parameters of each of a distillation's methods.
+
+    Args:
+        cfg: of the distillation.
+        student: the student's own config.
+        teacher: the teacher's.
+
+    Returns:
+        Numbers by the method's name, in the order of ``DISTILL.METHODS``.
+    """
     shapes = build(student, "meta").feature_shapes(), build(teacher, "meta").feature_shapes()
     methods = {name: DISTILL_REGISTRY.get(name) for name in cfg.DISTILL.METHODS}
     with torch.device("meta"):
@@ -194,7 +208,11 @@ class Extraction(nn.Module):
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
-    """Every tensor inside nested data classes, mappings and sequences."""
+    """Yields every tensor inside nested data classes, mappings, lists and tuples.
+
+    Args:
+        value: anything; what is none of these, such as a number or None, yields nothing.
+    """
     if isinstance(value, Tensor):
         yield value
     elif dataclasses.is_dataclass(value):
@@ -208,10 +226,18 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
 
 
 def deform_conv_flops(inputs: list[Any], outputs: list[Any]) -> int:
-    """fvcore's handle of torchvision's deformable convolution, whose inputs begin with image and filters.
+    """Counts the operations of torchvision's deformable convolution; fvcore's handle of it.
 
-    Every output takes a multiply-add a weight of its filter; every column gathers C kh kw values, each four
-    multiply-adds of bilinear sampling.
+    Every output takes a multiply-add per weight of its filter; every column gathers C kh kw values,
+    each four multiply-adds of bilinear sampling.
+
+    Args:
+        inputs: of the traced node; the first two are the images (N, C, H, W) and the filters (C', C
+            / groups, kh, kw).
+        outputs: of the node; the first is (N, C', H', W').
+
+    Returns:
+        Multiply-adds.
     """
     image, weight, out = (value.type().sizes() for value in (*inputs[:2], outputs[0]))
     cells = out[0] * prod(out[2:])
@@ -248,7 +274,16 @@ def count_flops(model: MonoDetector, sample: Mapping[str, Any]) -> dict[str, Any
 
 
 def median_seconds(model: MonoDetector, sample: dict[str, Any], passes: int) -> float:
-    """Median of whole forward passes in evaluation, from the image in memory to boxes."""
+    """Times whole forward passes in evaluation, from the image in memory to boxes.
+
+    Args:
+        model: in eval mode.
+        sample: of the mapper.
+        passes: how many are timed, after :data:`WARM_UP` that are not.
+
+    Returns:
+        The median in seconds.
+    """
     seconds = []
     for _ in range(WARM_UP + passes):
         start = time.perf_counter()
@@ -260,7 +295,11 @@ def median_seconds(model: MonoDetector, sample: dict[str, Any], passes: int) -> 
 
 
 def text(report: Mapping[str, Any]) -> str:
-    """What is printed."""
+    """Returns what is printed: the parts of every model, and the methods' adapters.
+
+    Args:
+        report: as :func:`analyze` returns it.
+    """
     lines = []
     for role, model in report["models"].items():
         lines += [*_lines_of(role, model), ""]

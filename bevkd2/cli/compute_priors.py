@@ -99,6 +99,9 @@ def to_yaml(priors: BoxPriors, names: Sequence[str], architecture: str, shared_d
 def priors_of(cfg: Any) -> BoxPriors:
     """Returns the priors of a config's training splits.
 
+    Args:
+        cfg: of a monocular detector.
+
     Raises:
         ValueError: a config of another kind of model, or data that do not suffice.
     """

@@ -186,7 +186,11 @@ summary.json.
         return parser.parse_args(argv)
 
     def config_file(self, name: str) -> Path:
-        """Returns a config of this demo: "teacher", "student", "distill" or "recommended"."""
+        """Returns the path of a config of this demo.
+
+        Args:
+            name: "teacher", "student", "distill" or "recommended".
+        """
         return shipped_folder("configs") / self.name / f"{name}.yaml"
 
     def train(self, output: Path, teacher: Path, options: Sequence[str], jobs: int) -> dict[str, Path]:
@@ -240,7 +244,11 @@ summary.json.
 
     @abstractmethod
     def scores(self, folder: Path) -> dict[str, float | None]:
-        """Returns ``columns`` as the evaluation of one model wrote them to its folder."""
+        """Returns the scores of one model: ``columns``, None where one is not defined.
+
+        Args:
+            folder: the model's output folder, with the files of its evaluation.
+        """
 
     @abstractmethod
     def draw(
@@ -260,7 +268,12 @@ summary.json.
         """
 
     def report(self, summary: Mapping[str, Any], files: Sequence[Path]) -> None:
-        """Prints the table, how long it took, and where things are."""
+        """Prints the table, how long it took, and where things are.
+
+        Args:
+            summary: what ``summary.json`` holds: the scores of each model, the gains, the seconds.
+            files: those that a user may want to open.
+        """
         columns = [*self.columns, "params_m", "fps"]
         rows = [[title, *(summary[name][c] for c in columns)] for name, title in TITLES.items()]
         headers = ["", *(c.replace("_", " ") for c in self.columns), "params (M)", "FPS"]
@@ -278,12 +291,24 @@ summary.json.
 
 
 def say(step: str, text: str) -> None:
-    """Prints where the demo is."""
+    """Prints where the demo is.
+
+    Args:
+        step: number of the step, such as "1/3".
+        text: what is done.
+    """
     print(f"\n[{step}] {text}", flush=True)
 
 
 def training(output: Path, config: Path, *options: str) -> list[str]:
-    """Returns the command ``bevkd2 train``."""
+    """Returns the command line of a training by ``bevkd2 train``.
+
+    Args:
+        output: the run's OUTPUT_DIR.
+        config: the YAML file.
+        options: flags, which begin with ``--`` and have no values of their own, and KEY VALUE
+            pairs.
+    """
     flags = [o for o in options if o.startswith("--")]
     pairs = [o for o in options if not o.startswith("--")]
     command = [sys.executable, "-m", "bevkd2.cli", "train", "--config-file", str(config)]
@@ -323,7 +348,12 @@ def task(
 
 
 def show(bar: tqdm[Any], folder: Path) -> None:
-    """Moves a bar to the iteration that a training has reached."""
+    """Moves a bar to the iteration that a training has reached; does nothing before the first.
+
+    Args:
+        bar: its total is the number of iterations.
+        folder: the run's, with ``metrics.json``.
+    """
     metrics = folder / "metrics.json"
     if not bar.disable and metrics.is_file():
         bar.n = min(max(read_metrics(metrics).rows, default=0), bar.total)
@@ -332,7 +362,15 @@ def show(bar: tqdm[Any], folder: Path) -> None:
 
 @torch.no_grad()
 def run_all(models: Models, batches: Batches) -> dict[str, Outputs]:
-    """Runs all models on all batches, in turn, so that their times can be compared."""
+    """Runs all models on all batches, in turn, so that their times can be compared.
+
+    Args:
+        models: by name, in eval mode.
+        batches: each of one sample.
+
+    Returns:
+        The detections and the seconds of each batch, by the model's name.
+    """
     outputs = {name: Outputs() for name in models}
     for batch in batches:
         for name, model in models.items():
@@ -343,7 +381,16 @@ def run_all(models: Models, batches: Batches) -> dict[str, Outputs]:
 
 
 def largest_gain(batches: Batches, outputs: Mapping[str, Outputs], score_threshold: float) -> int:
-    """Returns the batch in which the recommended student finds most objects that the plain one misses."""
+    """Finds the batch in which the recommended student is most ahead of the plain one in objects found.
+
+    Args:
+        batches: each of one sample.
+        outputs: of "recommended" and "student" on these batches.
+        score_threshold: a detection with a lower score finds nothing.
+
+    Returns:
+        The batch's index; the first of several.
+    """
 
     def lead(index: int) -> int:
         truth = DrawnObjects.from_dict(batches[index][0])

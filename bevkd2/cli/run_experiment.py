@@ -150,7 +150,11 @@ def _imports(args: argparse.Namespace) -> list[str]:
 
 
 def say(line: str) -> None:
-    """Prints an event with its time."""
+    """Prints an event with its time of day.
+
+    Args:
+        line: what has happened.
+    """
     print(f"[{time.strftime('%H:%M:%S')}] {line}", flush=True)
 
 

@@ -84,7 +84,16 @@ def build_parser() -> argparse.ArgumentParser:
 def match_models(
     frames: StoredFrames, found: Mapping[str, Sequence[Any]], **settings: Any
 ) -> dict[str, list[FrameMatches]]:
-    """Matches every frame of every model; ``settings`` are those of ``StoredFrames.match``."""
+    """Matches every frame of every model with the annotations.
+
+    Args:
+        frames: the split.
+        found: model -> the detections of each frame, as ``frames.read`` returns them.
+        settings: those of ``StoredFrames.match``.
+
+    Returns:
+        Model -> the matches of each frame.
+    """
     return {
         name: [frames.match(i, there, **settings) for i, there in enumerate(tqdm(detections, desc=name))]
         for name, detections in found.items()
@@ -100,7 +109,21 @@ def draw_frame(
     title: str,
     width: int,
 ) -> Any:
-    """Draws a frame of all models; rings are about objects that the reference finds and a model does not."""
+    """Draws a frame of all models.
+
+    Rings are around objects that the reference finds and a model does not.
+
+    Args:
+        frames: the split.
+        found: model -> the detections of each frame.
+        matches: model -> the matches of each frame; the first model is the reference.
+        i: the frame.
+        title: above the picture.
+        width: of each model's panel in pixels.
+
+    Returns:
+        (H, W, 3) RGB.
+    """
     view, truth = frames.view(i), frames.truth(i)
     reference = next(iter(matches.values()))[i]
     panels = [

@@ -68,7 +68,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def choose_scenes(frames: StoredFrames, names: Sequence[str]) -> list[Scene]:
-    """Returns the named scenes, or the first.
+    """Returns the named scenes; the split's first where none is named.
+
+    Args:
+        frames: the split.
+        names: of scenes, in the order in which they are returned.
 
     Raises:
         ValueError: the split has no scene of a name.
@@ -148,7 +152,11 @@ def rate_of(scene: Scene, wanted: float | None) -> float:
 def widest_extent(
     extents: Sequence[tuple[float, float, float, float]],
 ) -> tuple[float, float, float, float]:
-    """Returns the extent that holds all of the given ones."""
+    """Returns the smallest extent that holds all of the given ones.
+
+    Args:
+        extents: x0, y0, x1, y1 in metres each; one at least.
+    """
     x0, y0, x1, y1 = zip(*extents, strict=True)
     return min(x0), min(y0), max(x1), max(y1)
 

@@ -53,7 +53,12 @@ class Mapper(Protocol):
         """
 
     def cached_shape(self, index: Any, i: int) -> tuple[int, ...]:
-        """Returns the shape of what ``cache`` holds of frame ``i``."""
+        """Returns the shape of what ``cache`` holds of a frame.
+
+        Args:
+            index: the data set.
+            i: the frame.
+        """
 
 
 class DataFormat(ABC):
@@ -85,7 +90,16 @@ class DataFormat(ABC):
         """
 
     def dataset_name(self, cfg: CfgNode, split: str) -> str:
-        """Returns the name of a split in the catalogs; equal names mean equal data."""
+        """Returns the name of a split in the catalogs; equal names mean equal data.
+
+        Args:
+            cfg: the config; what :meth:`source` reads of it is part of the name.
+            split: one of ``DATASETS.TRAIN`` or ``DATASETS.TEST``.
+
+        Raises:
+            FileNotFoundError: see :func:`dataset_root`.
+            ValueError: ``DATASETS.CLASSES`` does not fit the format.
+        """
         source = "&".join(f"{key}={value}" for key, value in self.source(cfg).items())
         return f"{self.name}/{split}?{source}"
 
@@ -120,6 +134,10 @@ class DataFormat(ABC):
     def load(self, cfg: CfgNode, split: str) -> Any:
         """Returns the index of a split.
 
+        Args:
+            cfg: the config.
+            split: one of ``DATASETS.TRAIN`` or ``DATASETS.TEST``.
+
         Raises:
             FileNotFoundError: a file does not exist.
             ValueError: a file holds what cannot be.
@@ -127,7 +145,11 @@ class DataFormat(ABC):
 
     @abstractmethod
     def join(self, indices: Sequence[Any]) -> Any:
-        """Returns one index of several training splits, one after the other."""
+        """Returns one index of several training splits, one after the other.
+
+        Args:
+            indices: of the splits, one or more, as :meth:`load` returns them.
+        """
 
     @abstractmethod
     def groups(self, index: Any) -> list[range]:
@@ -142,7 +164,12 @@ class DataFormat(ABC):
 
     @abstractmethod
     def mapper(self, cfg: CfgNode, *, is_train: bool) -> Mapper:
-        """Returns the mapper that makes samples; those of training are augmented."""
+        """Returns the mapper that makes samples.
+
+        Args:
+            cfg: the config; its INPUT says how images are resized and augmented.
+            is_train: whether the samples are for training, which are augmented.
+        """
 
     @abstractmethod
     def evaluator(self, cfg: CfgNode, split: str, output_dir: Path) -> DatasetEvaluator:

@@ -190,6 +190,9 @@ def _say_if_dark(brightest: int, path: Path) -> None:
 def png_size(path: str | Path) -> tuple[int, int]:
     """Returns (height, width) of a PNG in pixels, from its first bytes.
 
+    Args:
+        path: the file; its other bytes are not read, so that damage there is not seen.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no PNG, or no regular file: reading a pipe may never end.

@@ -255,6 +255,9 @@ def _end_with_parent(parent: int) -> None:
 def first_test_split(cfg: Any) -> str:
     """Returns the first split of DATASETS.TEST.
 
+    Args:
+        cfg: the config.
+
     Raises:
         ValueError: DATASETS.TEST is empty.
     """
@@ -266,8 +269,12 @@ def first_test_split(cfg: Any) -> str:
 def first_test_dataset(cfg: Any) -> MappedDataset:
     """Returns the samples of the first split of DATASETS.TEST, as its evaluation maps them.
 
+    Args:
+        cfg: the config.
+
     Raises:
-        ValueError: DATASETS.TEST is empty.
+        FileNotFoundError: the data set or one of its files does not exist.
+        ValueError: DATASETS.TEST is empty, or the data set is wrong.
     """
     dataset = build_test_loader(cfg, first_test_split(cfg)).dataset
     assert isinstance(dataset, MappedDataset)

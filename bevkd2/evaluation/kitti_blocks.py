@@ -45,12 +45,30 @@ class KittiBlocks:
         self._root, self._split, self._blocks = Path(root), split, blocks
 
     def check(self, metrics: Sequence[str]) -> None:
-        """Raises ValueError where a metric is unknown."""
+        """Checks names of metrics.
+
+        Args:
+            metrics: the names.
+
+        Raises:
+            ValueError: one is unknown.
+        """
         for name in metrics:
             overlaps(name)
 
     def score(self, folder: Path, metrics: Sequence[str], plain: Sequence[str] = ()) -> LeftOut:
-        """Scores the split, and without each block of images."""
+        """Scores the split, and without each block of images.
+
+        Image i is in block i modulo the number of blocks.
+
+        Args:
+            folder: where the evaluation has written ``data``, its detections in KITTI's format.
+            metrics: those that are also wanted without each block.
+            plain: those that are not.
+
+        Raises:
+            ValueError: an unknown metric, or a split of one image.
+        """
         self.check([*metrics, *plain])
         names = read_frame_list(frame_list_path(self._root, self._split))
         if len(names) < 2:

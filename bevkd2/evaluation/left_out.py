@@ -27,7 +27,14 @@ class LeftOutScorer(Protocol):
     """Scores the files that an evaluation of a split has written, and the same without a part of it."""
 
     def check(self, metrics: Sequence[str]) -> None:
-        """Raises ValueError where a metric is unknown; the message names it and the known ones."""
+        """Checks names of metrics.
+
+        Args:
+            metrics: the names.
+
+        Raises:
+            ValueError: one is unknown; the message names it and the known ones.
+        """
 
     def score(self, folder: Path, metrics: Sequence[str], plain: Sequence[str] = ()) -> LeftOut:
         """Scores the split.

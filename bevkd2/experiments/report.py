@@ -57,7 +57,13 @@ class Table:
 
 
 def values(results: Results, row: str, metric: str) -> dict[int, float]:
-    """Returns the score of a row by seed, where it is defined."""
+    """Returns the scores of a row by seed, in ascending order, those that are defined.
+
+    Args:
+        results: finished runs, by row and seed.
+        row: the row's name.
+        metric: the score's name; every result must have it.
+    """
     found = {seed: result.metrics[metric] for (name, seed), result in results.items() if name == row}
     return {seed: value for seed, value in sorted(found.items()) if value is not None}
 
@@ -105,10 +111,15 @@ def compare_pairs(
 
 
 def markdown(experiment: Experiment, results: Results) -> str:
-    """Returns the tables of an experiment.
+    """Returns the tables of an experiment in Markdown.
 
-    One for each primary metric, one of the other comparisons, one of the means of the other metrics, and one
-    of the shares of the gradients. Rows without a finished run are named below them.
+    One for each primary metric, one of the other comparisons, one of the means of the other
+    metrics, and one of the shares of the gradients. Rows without a finished run are named below
+    them.
+
+    Args:
+        experiment: names rows and metrics.
+        results: its finished runs, by row and seed; none: a sentence that says so is returned.
     """
     if not results:
         return f"No run of `{experiment.path.name}` is finished."
@@ -122,7 +133,12 @@ def markdown(experiment: Experiment, results: Results) -> str:
 
 
 def tables(experiment: Experiment, results: Results) -> list[Table]:
-    """Returns the tables of an experiment, those of :func:`markdown`; at least one run must be finished."""
+    """Returns the tables of an experiment, those of :func:`markdown`.
+
+    Args:
+        experiment: names rows and metrics.
+        results: its finished runs, by row and seed; one at least.
+    """
     found = [_primary_table(experiment, results, metric) for metric in experiment.primary]
     if (pairs := _pairs_table(experiment, results)).rows:
         found.append(pairs)
@@ -134,7 +150,13 @@ def tables(experiment: Experiment, results: Results) -> list[Table]:
 
 
 def not_run(experiment: Experiment, results: Results) -> str:
-    """Returns what has no finished run, whole rows and seeds of the others, as a sentence; "" for nothing."""
+    """Returns what has no finished run, as a sentence; "" where nothing is missing.
+
+    Args:
+        experiment: its runs.
+        results: the finished ones, by row and seed. Of a row that has some, the missing seeds are
+            named; of another, only the row is.
+    """
     found = dict(with_results(experiment, results))
     missing: defaultdict[str, list[str]] = defaultdict(list)
     for row, seed in experiment.runs():
@@ -148,7 +170,13 @@ def not_run(experiment: Experiment, results: Results) -> str:
 
 
 def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
-    """Returns a score as text; "-" where it is not defined."""
+    """Returns a score as text; "-" where it is not defined.
+
+    Args:
+        value: the score; None, NaN and infinity are not defined.
+        digits: after the point.
+        sign: whether a number above 0 begins with "+".
+    """
     if value is None or not math.isfinite(value):
         return "-"
     return f"{value:{'+' if sign else ''}.{digits}f}"
@@ -161,7 +189,12 @@ def _digits(results: Results, metric: str) -> int:
 
 
 def intervals_figure(experiment: Experiment, results: Results) -> Figure:
-    """Draws every row's difference to the baseline: the seeds, the mean, and the 95 % interval."""
+    """Draws every row's difference to the baseline: the seeds, the mean, and the 95 % interval.
+
+    Args:
+        experiment: names rows and primary metrics; one column for each metric.
+        results: its finished runs, by row and seed; rows without one are left out.
+    """
     others = [(name, row) for name, row in with_results(experiment, results) if name != experiment.baseline]
     count = len(experiment.primary)
     figure = Figure(figsize=(1.8 + 3.6 * count, 1.2 + 0.36 * len(others)), layout="constrained")
@@ -187,7 +220,15 @@ def intervals_figure(experiment: Experiment, results: Results) -> Figure:
 
 
 def curves_figure(experiment: Experiment, results: Results) -> Figure:
-    """Draws the primary metrics during training, on the training world's test split: means over the seeds."""
+    """Draws the primary metrics during training: means over the seeds.
+
+    The scores are those of the training world's own test split.
+
+    Args:
+        experiment: names rows and primary metrics; one column for each metric.
+        results: its finished runs, by row and seed; runs without evaluations in training add
+            nothing.
+    """
     metrics = list(dict.fromkeys(metric.partition("@")[0] for metric in experiment.primary))
     figure = Figure(figsize=(3.0 + 4.0 * len(metrics), 3.8), layout="constrained")
     for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
@@ -216,7 +257,13 @@ def _wrapped(row: Row) -> str:
 
 
 def write_pictures(experiment: Experiment, results: Results, folder: Path) -> list[Path]:
-    """Writes ``NAME_intervals.png`` and ``NAME_curves.png``; returns their paths."""
+    """Writes ``NAME_intervals.png`` and ``NAME_curves.png``; returns their paths.
+
+    Args:
+        experiment: NAME is its name.
+        results: its finished runs, by row and seed.
+        folder: made where it does not exist.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for kind, draw in (("intervals", intervals_figure), ("curves", curves_figure)):
@@ -323,7 +370,12 @@ def _percent(share: float) -> str:
 
 
 def with_results(experiment: Experiment, results: Results) -> list[tuple[str, Row]]:
-    """Returns the rows that have a finished run, by name."""
+    """Returns the rows that have a finished run, with their names, in the experiment's order.
+
+    Args:
+        experiment: its rows.
+        results: finished runs, by row and seed.
+    """
     found = {row for row, _ in results}
     return [(name, row) for name, row in experiment.rows.items() if name in found]
 

@@ -40,12 +40,24 @@ class Result:
 
 
 def result_path(folder: Path, experiment: Experiment, row: Row, seed: int) -> Path:
-    """Returns where the result of a run is: ``FOLDER/EXPERIMENT/ROW_SEED.json``, of the row's ``runs_of``."""
+    """Returns where the result of a run is: ``FOLDER/EXPERIMENT/ROW_SEED.json``.
+
+    Args:
+        folder: of the results of all experiments.
+        experiment: not read: EXPERIMENT is the row's ``runs_of``, whose runs may be shared.
+        row: the row.
+        seed: one of the row's.
+    """
     return folder / row.runs_of / f"{row.name}_{seed}.json"
 
 
 def write_result(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a result, whole or not at all; numbers that are not finite become null."""
+    """Writes a result, whole or not at all.
+
+    Args:
+        path: the file; its folder is made, and an earlier result is replaced.
+        content: what JSON can hold; numbers that are not finite become null.
+    """
     text = json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_atomically(path, lambda file: file.write(text.encode()))
@@ -87,6 +99,10 @@ def read_results(folder: Path, experiment: Experiment) -> dict[tuple[str, int], 
 def finished(folder: Path, experiment: Experiment) -> dict[tuple[str, int], Path]:
     """Returns the files of finished runs, by row and seed.
 
+    Args:
+        folder: of the results of all experiments.
+        experiment: its runs.
+
     Raises:
         ValueError: a file there is the result of no run.
     """
@@ -125,7 +141,11 @@ def changed(path: Path, old: Mapping[str, Any], new: Mapping[str, Any], experime
 
 
 def file_digest(path: Path) -> str:
-    """Returns the SHA-256 of a file."""
+    """Returns the SHA-256 of a file, in hexadecimal digits.
+
+    Args:
+        path: the file, which is read as a whole.
+    """
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

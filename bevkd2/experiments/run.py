@@ -45,12 +45,24 @@ _LAST_LOSSES = 0.1  # share of the training over which losses are averaged
 
 
 def run_folder(output: Path, experiment: Experiment, row: Row, seed: int) -> Path:
-    """Returns where a run trains: ``OUTPUT/EXPERIMENT/ROW_SEED``, of the row's ``runs_of``."""
+    """Returns where a run trains: ``OUTPUT/EXPERIMENT/ROW_SEED``.
+
+    Args:
+        output: of all experiments.
+        experiment: not read: EXPERIMENT is the row's ``runs_of``, whose runs may be shared.
+        row: the row.
+        seed: one of the row's.
+    """
     return output / row.runs_of / f"{row.name}_{seed}"
 
 
 def run_settings(experiment: Experiment, row: Row, seed: int) -> dict[str, Any]:
     """Returns what the result of a run depends on: settings, and digests of files.
+
+    Args:
+        experiment: names the worlds and the metrics.
+        row: the row.
+        seed: one of the row's.
 
     Raises:
         FileNotFoundError: weights or a world do not exist.
@@ -65,13 +77,24 @@ def run_settings(experiment: Experiment, row: Row, seed: int) -> dict[str, Any]:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Returns the settings that a result was made with."""
+    """Returns the settings that a result was made with.
+
+    Args:
+        path: of the result.
+    """
     settings: dict[str, Any] = json.loads(path.read_text())["settings"]
     return settings
 
 
 def discard(experiment: Experiment, row: Row, seed: int, *, output: Path, results: Path) -> bool:
-    """Removes what was made of a run with other settings.
+    """Removes what was made of a run with other settings: its result, and its folder.
+
+    Args:
+        experiment: what the YAML file says now.
+        row: the row.
+        seed: one of the row's.
+        output: where all experiments train.
+        results: of all experiments.
 
     Returns:
         Whether there was something.

@@ -74,7 +74,13 @@ class Row:
         return changed_keys(self.config_of(-1))
 
     def config_of(self, seed: int) -> CfgNode:
-        """Returns the config of a run, its teacher resolved; the runner adds OUTPUT_DIR and the root."""
+        """Returns the config of a run, its teacher resolved.
+
+        The runner adds OUTPUT_DIR and DATASETS.ROOT.
+
+        Args:
+            seed: the config's SEED.
+        """
         cfg = read_config(self.config, options(self, seed))
         if is_distillation(cfg):
             resolve_teacher(cfg)
@@ -121,9 +127,13 @@ class Experiment:
     def settings(self, row: Row, seed: int) -> dict[str, Any]:
         """Returns what the result of a run depends on.
 
+        Args:
+            row: one of the experiment's.
+            seed: one of the row's.
+
         Returns:
-            ``training`` and ``evaluation``, each a flat mapping. Of the config, those keys whose value is not
-            the default: a new key changes no earlier result.
+            ``training`` and ``evaluation``, each a flat mapping. Of the config, those keys whose
+            value is not the default: a new key changes no earlier result.
         """
         training = {**row.changed_keys, "SEED": seed, "world": list(_sorted_flags(self.train))}
         evaluation = {
@@ -219,7 +229,12 @@ def read_experiment(path: str | Path) -> Experiment:
 
 
 def options(row: Row, seed: int) -> list[Any]:
-    """Returns KEY, VALUE, ... of a run's config."""
+    """Returns the overrides of a run's config as KEY, VALUE, KEY, VALUE, ...
+
+    Args:
+        row: its overrides come first.
+        seed: the value of SEED, which comes last.
+    """
     words: list[Any] = [word for pair in row.overrides.items() for word in pair]
     return [*words, "SEED", seed]
 
@@ -245,13 +260,23 @@ def changed_keys(cfg: FvcoreNode) -> dict[str, Any]:
 
 
 def digest(settings: Any) -> str:
-    """Returns a digest of plain data that does not depend on the order of keys."""
+    """Returns 16 hexadecimal digits of plain data that do not depend on the order of keys.
+
+    Args:
+        settings: what JSON can hold.
+    """
     text = json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def explain(old: Mapping[str, Any], new: Mapping[str, Any], most: int = 3) -> str:
-    """Returns in which keys two mappings differ, in words."""
+    """Returns in which keys two mappings differ, in words; "" where they are equal.
+
+    Args:
+        old: before, flat.
+        new: now, flat.
+        most: how many keys are named; of the others, the number is.
+    """
     missing = "not set"
     keys = [key for key in sorted({*old, *new}) if old.get(key, missing) != new.get(key, missing)]
     shown = [f"{key}: {old.get(key, missing)}, now {new.get(key, missing)}" for key in keys[:most]]

@@ -90,6 +90,9 @@ def last_scores(metrics: Metrics) -> Evaluation | None:
 def read_json(path: Path) -> dict[str, Any]:
     """Returns the content of a JSON file.
 
+    Args:
+        path: the file, in UTF-8.
+
     Raises:
         ValueError: it is no JSON mapping; names it.
     """
@@ -103,7 +106,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def number(value: object) -> float | None:
-    """Returns a finite number; None for anything else."""
+    """Returns a finite number as a float; None for anything else.
+
+    Args:
+        value: of a JSON file; true and false are no numbers.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) else None

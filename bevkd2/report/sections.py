@@ -63,7 +63,12 @@ class Section:
     legend: Sequence[str] = ()
 
     def note(self, runs: Iterable[Run], *keys: str) -> None:
-        """Notes what the runs lack."""
+        """Adds to ``lacks`` what runs lack in sections.
+
+        Args:
+            runs: their own notes are read.
+            keys: names of sections, as :meth:`Run.lack` was given them.
+        """
         for run in runs:
             self.lacks += [f"{run.name}: {why}" for key in keys for why in run.lacks.get(key, ())]
 
@@ -91,7 +96,12 @@ def run_sections(runs: Sequence[Run], pictures: Pictures, gains: Sequence[Table 
 
 
 def experiment_sections(experiment: Experiment, results: Results) -> list[Section]:
-    """Returns the sections of an experiment."""
+    """Returns the sections of an experiment.
+
+    Args:
+        experiment: names rows and metrics.
+        results: its finished runs, by row and seed; where there are none, the only section says so.
+    """
     name = experiment.name
     scores = Section(
         f"{name}-scores",

@@ -47,5 +47,9 @@ def fill(template: str, script: str, styles: Sequence[str] = (), **values: Any) 
 
 
 def read_style(name: str) -> str:
-    """Returns a style sheet of this package."""
+    """Returns a style sheet of this package.
+
+    Args:
+        name: of its file, such as ``page.css``.
+    """
     return (_HERE / name).read_text()

@@ -82,7 +82,14 @@ def draw_ap_by_distance(
 
 
 def figure_image(figure: Figure) -> Image:
-    """Returns (H, W, 3) RGB of a figure."""
+    """Draws a figure into an image.
+
+    Args:
+        figure: of matplotlib, in its own size and resolution.
+
+    Returns:
+        (H, W, 3) RGB.
+    """
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

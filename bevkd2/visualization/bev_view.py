@@ -92,7 +92,14 @@ def draw_bev(
 
 
 def draw_outlines(canvas: Image, frame: BEVFrame, objects: DrawnObjects, color: tuple[int, int, int]) -> None:
-    """Draws thin outlines of one colour, in place."""
+    """Draws thin outlines of one colour, in place.
+
+    Args:
+        canvas: (H, W, 3) uint8, of the frame's shape.
+        frame: where the canvas is, in metres.
+        objects: their footprints are drawn.
+        color: RGB, 0 to 255.
+    """
     for footprint in _footprints(frame, objects):
         cv2.polylines(canvas, [footprint], True, color, 1, cv2.LINE_AA)
 
@@ -148,7 +155,13 @@ def draw_rings(canvas: Image, frame: BEVFrame, bearing: float = 0.0) -> None:
 
 
 def draw_filled(canvas: Image, frame: BEVFrame, objects: DrawnObjects) -> None:
-    """Draws footprints filled in a pale tone of the class's colour, in place; a bar marks the front."""
+    """Draws footprints filled in a pale tone of the class's colour, in place; a bar marks the front.
+
+    Args:
+        canvas: (H, W, 3) uint8, of the frame's shape.
+        frame: where the canvas is, in metres.
+        objects: those with a velocity get an arrow.
+    """
     pale = canvas.copy()
     for i, footprint in enumerate(_footprints(frame, objects)):
         cv2.fillPoly(pale, [footprint], objects.color(i), cv2.LINE_AA)
@@ -159,7 +172,13 @@ def draw_filled(canvas: Image, frame: BEVFrame, objects: DrawnObjects) -> None:
 
 
 def draw_outlined(canvas: Image, frame: BEVFrame, objects: DrawnObjects) -> None:
-    """Draws footprints as outlines in the class's colour, in place: higher scores later and thicker."""
+    """Draws footprints as outlines in the class's colour, in place; a bar marks the front.
+
+    Args:
+        canvas: (H, W, 3) uint8, of the frame's shape.
+        frame: where the canvas is, in metres.
+        objects: higher scores are drawn later, and from 0.5 on thicker, as annotations are.
+    """
     order = range(len(objects)) if objects.scores is None else np.argsort(objects.scores)
     footprints = _footprints(frame, objects)
     for i in order:

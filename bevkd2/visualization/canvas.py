@@ -17,7 +17,12 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def resize(image: Image, scale: float) -> Image:
-    """Scales both sides of an image: cubic interpolation to enlarge, averaging to shrink."""
+    """Scales both sides of an image: cubic interpolation to enlarge, averaging to shrink.
+
+    Args:
+        image: (H, W, 3).
+        scale: above 0; a side is one pixel at least.
+    """
     how = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     return np.asarray(cv2.resize(image, size, interpolation=how), dtype=np.uint8)
@@ -66,7 +71,13 @@ def stack(images: Sequence[Image], axis: int, gap: int = 6) -> Image:
 
 
 def with_title(image: Image, title: str, height: int = 18) -> Image:
-    """Adds a band with a title above an image; the image is padded if the title is wider."""
+    """Adds a band with a title above an image; the image is padded if the title is wider.
+
+    Args:
+        image: (H, W, 3) RGB.
+        title: ASCII, one line.
+        height: of capital letters in pixels; the band is twice as high.
+    """
     (width, _), _ = cv2.getTextSize(title, _FONT, height / 22, 1)
     band = np.full((2 * height, max(image.shape[1], width + 16), 3), BACKGROUND, dtype=np.uint8)
     put_text(band, title, (4, height // 3), height, box=False)

@@ -58,7 +58,11 @@ class FrameView:
     monocular: bool
 
     def box2img(self, name: str) -> Array:
-        """Returns the (4, 4) projection of boxes into a camera's image."""
+        """Returns the (4, 4) projection of boxes into a camera's image.
+
+        Args:
+            name: the camera's, a key of ``projections``.
+        """
         return upright2img(self.projections[name]) if self.monocular else self.projections[name]
 
 

@@ -91,9 +91,15 @@ def attention_figure(
 def temporal_figure(
     view: ModelView, truth: DrawnObjects, *, class_names: Sequence[str], score_threshold: float
 ) -> Image | None:
-    """Draws the points of the previous and the current BEV that the cell of the nearest object samples.
+    """Draws the points of the previous and the current BEV that the nearest object's cell samples.
 
-    Arguments and the choice of the object are those of :func:`attention_figure`.
+    The object is chosen as by :func:`attention_figure`.
+
+    Args:
+        view: what the model computed for the frame.
+        truth: annotations; if there are none, the detections are used.
+        class_names: in the order of the labels.
+        score_threshold: detections below it are not used.
 
     Returns:
         The picture; None if no object is on the grid, or if the model has no temporal attention.

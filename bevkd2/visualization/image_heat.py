@@ -64,7 +64,11 @@ def over_image(cells: Map, stride: int, image_size: tuple[int, int], smooth: boo
 
 
 def column_width(rows: Iterable[Levels]) -> int:
-    """Returns the width of a level's column in pixels: the fewer levels, the wider."""
+    """Returns the width of a level's column in pixels: the fewer levels, the wider.
+
+    Args:
+        rows: the levels of each row; a column is for a stride that any of them has.
+    """
     return min(_WIDEST_COLUMN, _GRID_WIDTH // max(1, len(set[int]().union(*rows))))
 
 
@@ -102,7 +106,13 @@ def heat_tile(
 
 
 def color_bar(low: float, high: float, width: int) -> Image:
-    """Returns a strip with the colours of ``heat_map``, and the values of both ends below it."""
+    """Draws a strip with the colours of :func:`heat_map`, and the values of both ends below it.
+
+    Args:
+        low: the value at the left end.
+        high: at the right end.
+        width: of the strip in pixels.
+    """
     strip = heat_map(np.linspace(0, 1, width)[None].repeat(_BAR_HEIGHT, axis=0), 0.0, 1.0)
     bar = np.pad(strip, ((2, _TEXT_HEIGHT + 9), (0, 0), (0, 0)), constant_values=255)
     put_text(bar, f"{low:.3g}", (0, _BAR_HEIGHT + 2), _TEXT_HEIGHT, box=False)

@@ -92,7 +92,12 @@ class ModelView:
     features: Sequence[Levels] | None = None
 
     def cell_at(self, x: float, y: float) -> int | None:
-        """Returns the index of the cell at a position in metres; None outside the grid."""
+        """Returns the row-major index of the cell at a position; None outside the grid.
+
+        Args:
+            x: metres, in [x0, x1) of the extent.
+            y: metres, in [y0, y1).
+        """
         x0, y0, x1, y1 = self.extent
         if not (x0 <= x < x1 and y0 <= y < y1):
             return None

@@ -116,10 +116,16 @@ def count_outside(frame: BEVFrame, objects: DrawnObjects) -> int:
 
 
 def fitting_extent(objects: DrawnObjects) -> tuple[float, float, float, float]:
-    """Returns x0, z0, x1, z1 in metres, so that all objects are in range.
+    """Chooses the extent of a view from above by the farthest object.
 
-    The range is that of the farthest object in steps of 10 m, at least 30 m and at most 100 m; to each
-    side it is half as far.
+    The range is that of the farthest object in steps of 10 m, at least 30 m and at most 100 m; to
+    each side it is half as far. What is beyond is outside the view.
+
+    Args:
+        objects: any number of them, also none.
+
+    Returns:
+        x0, z0, x1, z1 in metres.
     """
     farthest = float(objects.boxes.center[:, 1].max()) if len(objects) else 0.0
     far = float(np.clip(10 * np.ceil((farthest + 3) / 10), 30, 100))

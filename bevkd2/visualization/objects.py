@@ -35,7 +35,14 @@ CLASS_COLORS: Image = np.array(
 
 
 def class_palette(num_classes: int) -> Image:
-    """Returns (min(num_classes, 10), 3) RGB: colours of ``CLASS_COLORS``, as different as possible."""
+    """Chooses colours of ``CLASS_COLORS`` that are as different as possible.
+
+    Args:
+        num_classes: K; beyond ten, classes share colours.
+
+    Returns:
+        (min(K, 10), 3) RGB.
+    """
     count = min(num_classes, len(CLASS_COLORS))
     palette: Image = CLASS_COLORS[np.arange(count) * len(CLASS_COLORS) // max(count, 1)]
     return palette
@@ -94,13 +101,21 @@ class DrawnObjects:
         return len(self.boxes)
 
     def above(self, threshold: float) -> DrawnObjects:
-        """Returns those with a score of at least ``threshold``; annotations are all kept."""
+        """Returns the objects with a score of at least a threshold; annotations are all kept.
+
+        Args:
+            threshold: in [0, 1].
+        """
         if self.scores is None:
             return self
         return self.only(self.scores >= threshold)
 
     def only(self, mask: npt.NDArray[np.bool_]) -> DrawnObjects:
-        """Returns those where a mask (N,) is true."""
+        """Returns the objects of a mask.
+
+        Args:
+            mask: (N,) bool, true for those that are kept.
+        """
         keep = np.nonzero(mask)[0]
         scores = None if self.scores is None else self.scores[keep]
         return DrawnObjects(self.boxes[torch.from_numpy(keep)], self.labels[keep], scores, self.colors)
@@ -134,7 +149,11 @@ class DrawnObjects:
         return self.boxes.corners().double().numpy()
 
     def color(self, index: int) -> tuple[int, int, int]:
-        """Returns the RGB colour of an object's class."""
+        """Returns the RGB colour of an object's class, 0 to 255 each.
+
+        Args:
+            index: the object's; colours repeat where there are more classes than colours.
+        """
         r, g, b = self.colors[self.labels[index] % len(self.colors)].tolist()
         return r, g, b
 

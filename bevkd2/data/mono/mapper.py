@@ -97,7 +97,15 @@ class MonoMapper:
 
     @classmethod
     def from_config(cls, cfg: Any, *, is_train: bool) -> dict[str, Any]:
-        """Reads the settings from a config."""
+        """Returns the constructor's arguments.
+
+        Args:
+            cfg: the config; INPUT is read.
+            is_train: whether the samples are for training.
+
+        Raises:
+            ValueError: INPUT.AFFINE.SCALE is not two numbers.
+        """
         inp, affine = cfg.INPUT, cfg.INPUT.AFFINE
         if len(affine.SCALE) != 2:
             raise ValueError(f"INPUT.AFFINE.SCALE is {list(affine.SCALE)}, expected [least, largest]")
@@ -200,7 +208,15 @@ class MonoMapper:
         return objects
 
     def cached_shape(self, index: MonoIndex, i: int) -> tuple[int, ...]:
-        """Returns the shape of what an image cache holds of an image."""
+        """Returns the shape of what an image cache holds of an image.
+
+        Args:
+            index: the data set.
+            i: the image.
+
+        Returns:
+            (3, height, width) after the resize, before the augmentation.
+        """
         return (3, *fitting_size(index.image_size(i), self.resize_within))
 
     def _read(self, record: MonoRecord) -> Tensor:

@@ -68,7 +68,12 @@ def fitting_size(size: tuple[int, int], limits: tuple[int, int] | None) -> tuple
 
 
 def view_of(record: MonoRecord, image: Tensor) -> TransformedImage:
-    """Returns the view of a record and its image, which may have been resized."""
+    """Returns the view of a record and its image.
+
+    Args:
+        record: calibration and boxes in pixels of the file.
+        image: uint8 (3, H, W); where it was resized, calibration and 2D boxes are scaled to it.
+    """
     height, width = image.shape[1:]
     view = TransformedImage(
         image=image,

@@ -87,7 +87,19 @@ def _say_motion_source(index: NuScenesIndex) -> None:
 
 @without_garbage_collection()
 def build_index(root: str | Path, version: str, split: str, cameras: tuple[str, ...]) -> NuScenesIndex:
-    """Makes the index of a split from the tables; arguments and errors as ``load_nuscenes``."""
+    """Makes the index of a split from the tables; takes minutes for the whole of nuScenes.
+
+    Args:
+        root: the data set's root.
+        version: name of the tables.
+        split: an official split or one of the version's ``splits.json``.
+        cameras: channels to read, in the index's order.
+
+    Raises:
+        FileNotFoundError: root, version, a table or an image does not exist.
+        ValueError: no such split; a table, box or time that cannot be.
+        DanglingTokenError: a table refers to a record that is not there.
+    """
     from bevkd2.nuscenes.splits import scenes_of_split
     from bevkd2.nuscenes.tables import NuScenesTables
 

@@ -51,6 +51,9 @@ class CanBus:
         """Returns whether there are pose messages of a scene.
 
         The devkit lists scenes whose messages are missing or wrong; those count as absent.
+
+        Args:
+            scene_name: such as "scene-0061"; a name of another form has none.
         """
         if self._api is None or not re.fullmatch(r"scene-[0-9]{4}", scene_name):
             return False

@@ -66,7 +66,12 @@ class NuScenesMapper:
 
     @classmethod
     def from_config(cls, cfg: Any, *, is_train: bool) -> dict[str, Any]:
-        """Reads the settings from a config."""
+        """Returns the constructor's arguments.
+
+        Args:
+            cfg: the config; INPUT is read.
+            is_train: whether the samples are for training.
+        """
         return {
             "is_train": is_train,
             "image_scale": cfg.INPUT.IMAGE_SCALE,
@@ -158,19 +163,40 @@ class NuScenesMapper:
         return boxes, torch.from_numpy(index.labels[where].copy())[keep]
 
     def image_size(self, index: NuScenesIndex, i: int, camera: int) -> tuple[int, int]:
-        """Returns (height, width) of a camera's image in a sample."""
+        """Returns (height, width) of a camera's image in a sample.
+
+        Args:
+            index: the data set.
+            i: the frame.
+            camera: the camera's place in ``index.cameras``.
+        """
         height, width = index.image_sizes[i, camera].tolist()
         return scaled_size((height, width), self.image_scale)
 
     def cached_shape(self, index: NuScenesIndex, i: int) -> tuple[int, ...]:
-        """Returns the shape of what an image cache holds of a frame."""
+        """Returns the shape of what an image cache holds of a frame.
+
+        Args:
+            index: the data set.
+            i: the frame.
+
+        Returns:
+            (C, 3, height, width), all cameras in the size of the first.
+        """
         return (len(index.cameras), 3, *self.image_size(index, i, 0))
 
     def read_images(self, index: NuScenesIndex, i: int) -> Tensor:
-        """Reads, decodes and resizes the images of a frame: uint8 (C, 3, H, W).
+        """Reads, decodes and resizes the images of a frame.
+
+        Args:
+            index: the data set.
+            i: the frame.
+
+        Returns:
+            uint8 (C, 3, H, W), RGB, in the order of ``index.cameras``.
 
         Raises:
-            ValueError: the cameras' images differ in size.
+            ValueError: the cameras' images differ in size after resizing, or one cannot be decoded.
         """
         frame, images = index[i], []
         for camera, path in enumerate(frame["file_names"]):

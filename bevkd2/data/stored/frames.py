@@ -71,21 +71,37 @@ class StoredFrames(ABC):
         """
 
     def drawn(self, found: Any) -> DrawnObjects:
-        """Returns a frame's detections for drawing; by default those that :meth:`read` returned."""
+        """Returns a frame's detections for drawing; by default those that :meth:`read` returned.
+
+        Args:
+            found: what :meth:`read` returned of the frame.
+        """
         assert isinstance(found, DrawnObjects)
         return found
 
     @abstractmethod
     def truth(self, i: int) -> DrawnObjects:
-        """Returns the annotations of a frame."""
+        """Returns the annotations of a frame.
+
+        Args:
+            i: the frame's place in :attr:`names`.
+        """
 
     @abstractmethod
     def extent(self, i: int) -> tuple[float, float, float, float]:
-        """Returns what a frame's view from above shows: x0, y0, x1, y1 in metres."""
+        """Returns what a frame's view from above shows: x0, y0, x1, y1 in metres.
+
+        Args:
+            i: the frame's place in :attr:`names`.
+        """
 
     @abstractmethod
     def view(self, i: int) -> FrameView:
-        """Returns the images of a frame."""
+        """Returns the images of a frame, which are read from disk.
+
+        Args:
+            i: the frame's place in :attr:`names`.
+        """
 
     def match(
         self, i: int, found: Any, *, score_threshold: float, limit: float | None, far: float

@@ -58,7 +58,15 @@ def clip_near(polygon: Array) -> Array:
 
 
 def project(points: Array, intrinsics: Array) -> Array:
-    """Returns the pixel coordinates (k, 2) of points (k, 3) in the camera's frame, all in front of it."""
+    """Projects points into an image.
+
+    Args:
+        points: (k, 3) in the camera's frame (x right, y down, z forward), all in front of it.
+        intrinsics: (3, 3).
+
+    Returns:
+        (k, 2) x, y in pixels.
+    """
     return (points @ intrinsics.T)[:, :2] / points[:, 2:]
 
 

@@ -17,10 +17,13 @@ T = TypeVar("T")
 
 
 def check_workers(workers: int) -> None:
-    """Checks that a number of processes is positive.
+    """Checks a number of processes.
+
+    Args:
+        workers: the number.
 
     Raises:
-        ValueError: it is not one of them.
+        ValueError: it is less than 1.
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}, expected at least 1")

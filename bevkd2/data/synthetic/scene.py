@@ -199,7 +199,11 @@ class Scene:
 
 
 def draw_light(rng: np.random.Generator) -> Light:
-    """Draws random sun and haze."""
+    """Draws sun and haze at random: the sun 25 to 65 degrees high, haze of 90 to 200 metres.
+
+    Args:
+        rng: the source of randomness.
+    """
     azimuth, elevation = rng.uniform(-math.pi, math.pi), math.radians(rng.uniform(25.0, 65.0))
     level = math.cos(elevation)
     sun = np.array([level * math.cos(azimuth), level * math.sin(azimuth), math.sin(elevation)])
@@ -221,6 +225,13 @@ def draw_color(rng: np.random.Generator, hue: float, hue_sigma: float) -> Array:
 
 
 def draw_distractor(rng: np.random.Generator) -> tuple[Array, Array]:
-    """Draws the size (3,) of a distractor (length, width, height in metres) and its RGB colour (3,)."""
+    """Draws a distractor: a block of a nearly grey colour.
+
+    Args:
+        rng: the source of randomness.
+
+    Returns:
+        size: (3,) length, width, height in metres. color: (3,) RGB in 0..1.
+    """
     size = np.array([rng.uniform(0.3, 4.0), rng.uniform(0.3, 3.0), rng.uniform(0.8, 4.0)])
     return size, np.clip(rng.uniform(0.25, 0.75) + 0.02 * rng.standard_normal(3), 0.0, 1.0)

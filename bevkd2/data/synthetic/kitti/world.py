@@ -26,7 +26,14 @@ _DONT_CARE = "DontCare -1 -1 -10 {} -1 -1 -1 -1000 -1000 -1000 -10"
 
 
 def fill(config: KittiWorldConfig, workers: int, progress: bool, root: Path) -> None:
-    """Writes the world below ``root``; see ``SyntheticWorld.fill``."""
+    """Writes all files of a world but ``synthetic.json``.
+
+    Args:
+        config: what is in the world.
+        workers: number of processes, at least 1; the files do not depend on it.
+        progress: show a progress bar.
+        root: an empty folder.
+    """
     for folder in ("image_2", "label_2", "calib"):
         (root / "training" / folder).mkdir(parents=True)
     (root / "ImageSets").mkdir()

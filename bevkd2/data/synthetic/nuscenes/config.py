@@ -95,7 +95,11 @@ class WorldConfig(SyntheticWorld):
         return self.num_train_scenes + self.num_val_scenes
 
     def scene_name(self, index: int) -> str:
-        """Returns the name of a scene in the table ``scene`` and in splits.json."""
+        """Returns the name of a scene in the table ``scene`` and in splits.json.
+
+        Args:
+            index: of the scene, from 0.
+        """
         return f"synthetic-{index:04d}"
 
     def splits(self) -> dict[str, list[str]]:

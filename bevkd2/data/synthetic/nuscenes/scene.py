@@ -63,7 +63,14 @@ ATTRIBUTES = (
 
 
 def attribute_of(kind: ObjectClass, moving: bool, on_road: bool) -> str | None:
-    """Returns the nuScenes attribute; None for classes that have none."""
+    """Returns the nuScenes attribute of an object; None for classes that have none.
+
+    Args:
+        kind: the object's class.
+        moving: whether it moves.
+        on_road: whether it is on the road, so that a vehicle that does not move is stopped, not
+            parked.
+    """
     if kind.name in ("barrier", "traffic_cone"):
         return None
     if kind.name == "pedestrian":

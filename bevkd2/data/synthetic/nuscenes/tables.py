@@ -50,12 +50,24 @@ def token(*parts: object) -> str:
 
 
 def timestamp(scene_index: int, frame: int) -> int:
-    """Returns the time of a key frame in microseconds."""
+    """Returns the time of a key frame in microseconds.
+
+    Args:
+        scene_index: the scene, from 0; scenes are a thousand seconds apart.
+        frame: the key frame in its scene, from 0.
+    """
     return _FIRST_TIMESTAMP + scene_index * _SCENE_INTERVAL + round(frame * FRAME_INTERVAL * 1e6)
 
 
 def image_path(config: WorldConfig, scene_index: int, frame: int, sensor: Sensor) -> str:
-    """Returns the path of a sensor's file below the root of the data set; the lidar's file does not exist."""
+    """Returns the path of a sensor's file below the root of the data set; there is no file of the lidar.
+
+    Args:
+        config: names the scenes.
+        scene_index: the scene, from 0.
+        frame: the key frame in its scene, from 0.
+        sensor: the camera or the lidar, whose delay is part of the time in the name.
+    """
     stamp = timestamp(scene_index, frame) + sensor.delay
     suffix = "pcd.bin" if sensor.intrinsics is None else "jpg"
     name = config.scene_name(scene_index)

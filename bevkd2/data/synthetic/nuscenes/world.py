@@ -17,7 +17,14 @@ from bevkd2.structures import CAMERA_NAMES
 
 
 def fill(config: WorldConfig, workers: int, progress: bool, root: Path) -> None:
-    """Writes the world below ``root``; see ``SyntheticWorld.fill``."""
+    """Writes all files of a world but ``synthetic.json``.
+
+    Args:
+        config: what is in the world.
+        workers: number of processes, at least 1; the files do not depend on it.
+        progress: show a progress bar.
+        root: an empty folder.
+    """
     for camera in CAMERA_NAMES:
         (root / "samples" / camera).mkdir(parents=True)
     write_image(root / MAP_FILE, np.zeros((16, 16, 3), dtype=np.uint8), [])
