@@ -27,7 +27,11 @@ _OWN = ("IMAGE_SCALE", "RESIZE_TRAIN", "RESIZE_TEST", "QUEUE_LENGTH")
 
 
 def is_distillation(cfg: FvcoreNode) -> bool:
-    """Returns whether the class under MODEL.META_ARCHITECTURE is a Distiller, or a subclass of it."""
+    """Returns whether the class under MODEL.META_ARCHITECTURE is a Distiller, or a subclass of it.
+
+    Args:
+        cfg: the config; a name that is not registered is none.
+    """
     return is_distiller(cfg.MODEL.META_ARCHITECTURE)
 
 

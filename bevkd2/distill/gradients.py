@@ -49,6 +49,10 @@ def reaches(loss: Tensor, parameters: Iterable[nn.Parameter]) -> bool:
     """Returns whether the gradient of a loss is other than zero on any of the parameters; keeps the graph.
 
     The loss is enlarged, so that a small gradient does not vanish in 16-bit layers.
+
+    Args:
+        loss: (), a scalar; one without a graph reaches nothing.
+        parameters: those that are not trained are left out.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if not (loss.requires_grad and trained):

@@ -127,6 +127,12 @@ def check_together(student: nn.Module, inherited: Mapping[str, Tensor], named: S
 def verify_inherited(student: nn.Module, teacher: nn.Module, names: Sequence[str], resize: str) -> None:
     """Checks that frozen, inherited parameters still equal the teacher's.
 
+    Args:
+        student: the detector that is trained.
+        teacher: the frozen one.
+        names: of the student's parameters that were inherited.
+        resize: ``DISTILL.INHERIT.RESIZE``, by which they were fitted to the student's shapes.
+
     Raises:
         RuntimeError: one has moved; the message names it and the largest difference.
     """

@@ -78,6 +78,11 @@ def decoder_layers(
 def both_decoders(student: Any, teacher: Any, check: Check) -> tuple[MultiViewDetector, MultiViewDetector]:
     """Returns the detectors, whose decoders a method runs.
 
+    Args:
+        student: the detector that is trained.
+        teacher: the frozen one.
+        check: of the method; raises with the name of its node.
+
     Raises:
         ValueError: a detector that cannot decode given queries, or different classes.
     """
@@ -113,7 +118,11 @@ def decode_teacher_queries(
 
 
 def code_weights(cfg: Any, check: Check) -> Tensor:
-    """Returns the (10,) float32 weights of CODE_WEIGHTS.
+    """Returns the (10,) float32 weights of CODE_WEIGHTS, in the order of the box code.
+
+    Args:
+        cfg: the method's node.
+        check: of the method; raises with the name of its node.
 
     Raises:
         ValueError: not ten numbers.
@@ -124,13 +133,29 @@ def code_weights(cfg: Any, check: Check) -> Tensor:
 
 
 def foreground_scores(class_logits: Tensor) -> Tensor:
-    """Maps (..., K) logits to the (...) highest probability of any class, without gradient."""
+    """Computes the highest probability of any class, without gradient.
+
+    Args:
+        class_logits: (..., K) before the sigmoid.
+
+    Returns:
+        (...), in [0, 1].
+    """
     scores: Tensor = class_logits.detach().sigmoid().amax(-1)
     return scores
 
 
 def code_distance(ours: Tensor, theirs: Tensor, weights: Tensor) -> Tensor:
-    """Maps box codes (..., 10) to their (...) weighted L1 distance; the teacher's get no gradient."""
+    """Computes the weighted L1 distance of box codes.
+
+    Args:
+        ours: (..., 10), with gradient.
+        theirs: (..., 10), without.
+        weights: (10,).
+
+    Returns:
+        (...).
+    """
     return ((ours - theirs.detach()).abs() * weights.to(ours)).sum(-1)
 
 
@@ -162,5 +187,13 @@ def match_queries(
 
 
 def take_queries(values: Tensor, indices: Tensor) -> Tensor:
-    """Returns the (L, B, n, C) rows of (L, B, Q, C) that the (L, B, n) indices name."""
+    """Takes rows of the queries.
+
+    Args:
+        values: (L, B, Q, C) of L layers.
+        indices: (L, B, n) int64, in [0, Q).
+
+    Returns:
+        (L, B, n, C).
+    """
     return values.gather(2, indices.unsqueeze(-1).expand(-1, -1, -1, values.shape[-1]))

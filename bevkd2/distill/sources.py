@@ -89,7 +89,15 @@ class FeaturePair:
 
 
 def resized_to(teacher: Tensor, student: Tensor) -> Tensor:
-    """Returns the teacher's map (R, C', h', w') at the rows and columns of the student's, bilinearly."""
+    """Resizes the teacher's map to the rows and columns of the student's, bilinearly.
+
+    Args:
+        teacher: (R, C', h', w').
+        student: (R, C, h, w), of which only the shape is read.
+
+    Returns:
+        (R, C', h, w); the teacher's map itself where the shapes are equal.
+    """
     if teacher.shape[-2:] == student.shape[-2:]:
         return teacher
     return F.interpolate(teacher, size=student.shape[-2:], mode="bilinear", align_corners=False)

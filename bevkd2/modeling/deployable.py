@@ -49,6 +49,14 @@ class DeployableDetector(nn.Module, ABC):
 
 
 def example_images(batch: int, *shape: int) -> Tensor:
-    """Returns (batch, ...) uint8 noise, the same every time."""
+    """Returns uint8 noise on the CPU, the same every time.
+
+    Args:
+        batch: B.
+        shape: of one example, such as 3, H, W.
+
+    Returns:
+        (B, ...), 0 to 255.
+    """
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (batch, *shape), dtype=torch.uint8, generator=generator)

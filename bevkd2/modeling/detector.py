@@ -122,7 +122,11 @@ class Detector(nn.Module, ABC, Generic[InputsT, TargetsT, KnowledgeT]):
 
     @abstractmethod
     def preprocess(self, batched_inputs: Sequence[Sample]) -> InputsT:
-        """Moves samples to the device, normalises, pads and batches; geometry is kept beside the pixels."""
+        """Moves samples to the device, normalises, pads and batches; geometry is kept beside the pixels.
+
+        Args:
+            batched_inputs: of the mapper, one or more.
+        """
 
     @abstractmethod
     def targets(self, batched_inputs: Sequence[Sample], inputs: InputsT) -> TargetsT:
@@ -195,8 +199,11 @@ class Detector(nn.Module, ABC, Generic[InputsT, TargetsT, KnowledgeT]):
     def augment(self, batched_inputs: Sequence[Sample]) -> list[Sample]:
         """Draws the random numbers of the model's own augmentation of a training batch.
 
-        They go into copies of the samples, so that in distillation teacher and student get the same ones. A
-        detector without augmentation of its own returns the samples as they are.
+        They go into copies of the samples, so that in distillation teacher and student get the same
+        ones. A detector without augmentation of its own returns the samples as they are.
+
+        Args:
+            batched_inputs: of the mapper; not changed.
         """
         return list(batched_inputs)
 
@@ -225,7 +232,11 @@ class Detector(nn.Module, ABC, Generic[InputsT, TargetsT, KnowledgeT]):
         """
 
     def detect(self, batched_inputs: Sequence[Sample]) -> list[dict[str, Any]]:
-        """Returns the detections of each sample; a temporal detector overrides it to keep its state."""
+        """Returns the detections of each sample; a temporal detector overrides it to keep its state.
+
+        Args:
+            batched_inputs: of the mapper, one or more.
+        """
         inputs = self.preprocess(batched_inputs)
         return self.inference(self.extract(inputs), inputs)
 

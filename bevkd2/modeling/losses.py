@@ -10,14 +10,26 @@ from bevkd2.d2 import comm
 
 
 def average_over_ranks(count: float | Tensor, device: torch.device) -> Tensor:
-    """Returns the mean of a count over all processes, at least 1: the same divisor on every rank."""
+    """Returns the mean of a count over all processes, at least 1: the same divisor on every rank.
+
+    Args:
+        count: of this process; a tensor is a scalar ().
+        device: of the result, on which the processes exchange it.
+
+    Returns:
+        A float32 scalar.
+    """
     # non_blocking: a copy to the device would otherwise wait for what is queued there
     total = torch.as_tensor(count, dtype=torch.float32).to(device, non_blocking=True)
     return mean_over_ranks(total).clamp(min=1)
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """Returns the mean of a value over all processes, without gradient; the same on every rank."""
+    """Returns the mean of a value over all processes, without gradient; the same on every rank.
+
+    Args:
+        value: of this process, of any shape but the same in all; not changed.
+    """
     total = value.detach().clone()
     if comm.get_world_size() > 1:
         dist.all_reduce(total)
@@ -40,7 +52,12 @@ def share_of_average(count: Tensor) -> Tensor | float:
 
 
 def max_over_ranks(value: Tensor) -> Tensor:
-    """Returns the largest value of all processes."""
+    """Returns the largest value of all processes, element by element.
+
+    Args:
+        value: of this process, of any shape but the same in all; not changed. With one process it
+            is returned itself.
+    """
     if comm.get_world_size() == 1:
         return value
     largest = value.clone()

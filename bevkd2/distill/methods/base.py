@@ -137,7 +137,14 @@ def _check_fields(name: str, knowledge: type[Knowledge], requires: frozenset[str
 
 
 def register_method(cls: type[DistillMethod[Any]]) -> type[DistillMethod[Any]]:
-    """Class decorator: registers a method and lets it add its node to every config made from now on."""
+    """Registers a method and lets it add its node to every config made from now on; a class decorator.
+
+    Args:
+        cls: the method's class; its ``node`` names the node below DISTILL.
+
+    Returns:
+        The class, unchanged.
+    """
     DISTILL_REGISTRY.register(cls)
 
     def extend(cfg: FvcoreNode) -> None:

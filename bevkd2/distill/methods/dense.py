@@ -22,7 +22,12 @@ Head = Literal["auto", "on", "off"]
 
 
 def both_dense(student: FeatureShapes, teacher: FeatureShapes) -> bool:
-    """Returns whether both detectors predict at the cells of image features, not by queries or in BEV."""
+    """Returns whether both detectors predict at the cells of image features, not by queries or in BEV.
+
+    Args:
+        student: what the student can show.
+        teacher: what the teacher can.
+    """
     return all(shapes.decoder is None and shapes.bev is None for shapes in (student, teacher))
 
 
@@ -52,6 +57,11 @@ def with_head(
 
 def check_same_locations(node: str, student: MonoKnowledge, teacher: MonoKnowledge) -> None:
     """Checks that two heads predict the same classes at the same locations.
+
+    Args:
+        node: the method's node below DISTILL, for the message.
+        student: with logits (B, Q, K) and the shapes of their levels.
+        teacher: likewise.
 
     Raises:
         ValueError: they do not.

@@ -129,7 +129,14 @@ class NonLocal(nn.Module):
         self.pool = pool
 
     def added(self, x: Tensor) -> Tensor:
-        """Returns what the block adds to its input, (R, C, h, w)."""
+        """Returns what the block adds to its input: zero at first, as its last layer begins at zero.
+
+        Args:
+            x: (R, C, h, w).
+
+        Returns:
+            (R, C, h, w).
+        """
         key, value = (
             F.max_pool2d(layer(x), self.pool, ceil_mode=True).flatten(2) for layer in (self.key, self.value)
         )

@@ -68,7 +68,16 @@ class FeatureMethod(DistillMethod[Knowledge]):
             node.ADAPTER = cls.adapter_default
 
     def make_adapter(self, kind: str, source: FeatureSource) -> nn.Module:
-        """Makes the layer that maps the student's features of one source to the teacher's channels."""
+        """Makes the layer that maps the student's features of one source to the teacher's channels.
+
+        Args:
+            kind: the value of ADAPTER; "none", and "auto" where the channels are equal, is the
+                identity.
+            source: names the channels of both models.
+
+        Raises:
+            ValueError: "none" though the channels differ.
+        """
         ours, theirs = source.student_channels, source.teacher_channels
         if kind == "none" or (kind == "auto" and ours == theirs):
             self.check(
@@ -87,11 +96,26 @@ class FeatureMethod(DistillMethod[Knowledge]):
         return adapter
 
     def pairs(self, student: Knowledge, teacher: Knowledge) -> list[FeaturePair]:
-        """Returns the maps of both models, in the order of the sources, without adapters."""
+        """Reads the maps of both models, without adapters.
+
+        Args:
+            student: the student's knowledge.
+            teacher: the teacher's.
+
+        Returns:
+            A pair of each source, in their order: (R, C, h, w) and (R, C', h, w).
+        """
         return [source.read(student, teacher, self.resizes) for source in self.sources]
 
     def adapted(self, pairs: Sequence[FeaturePair]) -> list[Tensor]:
-        """Returns the student's maps after the adapters, (R, C', h, w) each."""
+        """Runs the adapters.
+
+        Args:
+            pairs: of :meth:`pairs`, one of each source.
+
+        Returns:
+            The student's maps in the teacher's channels, (R, C', h, w) each.
+        """
         return [adapter(pair.student) for adapter, pair in zip(self.adapters, pairs, strict=True)]
 
     def forward(self, student: Knowledge, teacher: Knowledge, targets: Any) -> Tensor | dict[str, Tensor]:

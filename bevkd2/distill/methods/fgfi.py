@@ -78,7 +78,18 @@ class FGFI(FeatureMethod):
         return summed_distance(self.adapted(pairs), theirs, [scale] * len(pairs), masks)
 
     def masks(self, pairs: Sequence[FeaturePair], student: Knowledge, targets: Any) -> list[Tensor]:
-        """Draws I of every map, (R, h, w) float32."""
+        """Draws I of every map.
+
+        Args:
+            pairs: of :meth:`pairs`, one of each source.
+            student: the student's knowledge, which says what is padding.
+            targets: the student's, with the boxes of the objects.
+
+        Returns:
+            (R, h, w) float32 of each pair: 1 where the features are compared, 0 elsewhere. On a BEV
+            grid the objects' turned boxes; on images the cells whose anchors overlap objects,
+            outside the padding.
+        """
         shapes = [pair.shape for pair in pairs]
         in_images = [i for i, source in enumerate(self.sources) if source.stride is not None]
         grids = [i for i, source in enumerate(self.sources) if source.stride is None]

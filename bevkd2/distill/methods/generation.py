@@ -38,9 +38,15 @@ class GenerationMethod(FeatureMethod):
         self.generators = nn.ModuleList(_make_generator(source.teacher_channels) for source in self.sources)
 
     def generated(self, pairs: Sequence[FeaturePair]) -> list[Tensor]:
-        """Returns what the generators make of the student's adapted and masked maps, (R, C', h, w) each.
+        """Runs the generators on the student's adapted and masked maps.
 
         The masks are drawn from the global random state, other ones in every step.
+
+        Args:
+            pairs: of :meth:`pairs`, one of each source.
+
+        Returns:
+            (R, C', h, w) each.
         """
         return [
             generator(self._masked(ours))

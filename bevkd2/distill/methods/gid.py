@@ -171,7 +171,16 @@ class GID(FeatureMethod):
         return Instances(torch.cat(images), torch.cat(kept_boxes))
 
     def locations_of(self, found: Instances, grid: DenseGrid, batch: int) -> Tensor:
-        """Returns (B, Q) bool: the locations of the instances."""
+        """Returns which locations are inside instances and near their centres, on the level of their size.
+
+        Args:
+            found: the G instances.
+            grid: the locations of one image, Q.
+            batch: number of images, B.
+
+        Returns:
+            (B, Q) bool.
+        """
         x, y = grid.locations.unbind(1)
         boxes = found.boxes[:, :, None]
         centers = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2

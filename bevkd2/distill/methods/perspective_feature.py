@@ -35,6 +35,9 @@ class PerspectiveWeights:
     def from_config(cls, node: FvcoreNode) -> PerspectiveWeights:
         """Builds the weights that DISTILL.PERSPECTIVE_FEATURE describes.
 
+        Args:
+            node: that node.
+
         Raises:
             ValueError: a setting that cannot be.
         """

@@ -26,6 +26,9 @@ class RelationMethod(FeatureMethod):
     def check_rows(self, pairs: Sequence[FeaturePair]) -> None:
         """Checks that the batch has enough rows.
 
+        Args:
+            pairs: of :meth:`pairs`; R is compared with ``least_rows``.
+
         Raises:
             ValueError: it has not.
         """

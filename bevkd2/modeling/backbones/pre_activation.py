@@ -14,9 +14,23 @@ class PreActivationBackbone(Protocol):
     """A backbone whose stages end in a batch normalisation, a sum and a ReLU."""
 
     def lacks_pre_activation(self, name: str) -> str:
-        """Returns why a feature has none; empty where it has."""
+        """Returns why a feature has no pre-activation; empty where it has.
+
+        Args:
+            name: of the feature.
+
+        Returns:
+            What follows the feature's name in a message.
+        """
         ...
 
     def forward_with_pre_activation(self, x: Tensor) -> tuple[dict[str, Tensor], dict[str, PreActivation]]:
-        """Maps (N, 3, H, W) to the features by name, and to those of them that have a pre-activation."""
+        """Computes the features, and what they are before their last ReLU.
+
+        Args:
+            x: (N, 3, H, W).
+
+        Returns:
+            The features by name, and the pre-activations of those of them that have one.
+        """
         ...

@@ -45,7 +45,14 @@ class BasicBlock(nn.Module):
         return self.pre_activation(x).relu()
 
     def pre_activation(self, x: Tensor) -> Tensor:
-        """Returns the same before the last ReLU."""
+        """Computes the block's output before its last ReLU.
+
+        Args:
+            x: (N, C, H, W).
+
+        Returns:
+            (N, C', H / stride, W / stride).
+        """
         out = self.bn1(self.conv1(x)).relu()
         out = self.bn2(self.conv2(out))
         features: Tensor = out + self.downsample(x)
@@ -90,7 +97,14 @@ class Bottleneck(nn.Module):
         return self.pre_activation(x).relu()
 
     def pre_activation(self, x: Tensor) -> Tensor:
-        """Returns the same before the last ReLU."""
+        """Computes the block's output before its last ReLU.
+
+        Args:
+            x: (N, C, H, W).
+
+        Returns:
+            (N, C', H / stride, W / stride).
+        """
         out = self.bn1(self.conv1(x)).relu()
         out = self.bn2(self.conv2(out)).relu()
         out = self.bn3(self.conv3(out))
@@ -178,7 +192,14 @@ class ResNet(Backbone):
         return features
 
     def lacks_pre_activation(self, name: str) -> str:
-        """Returns why a feature has no pre-activation; empty where it has."""
+        """Returns why a feature has no pre-activation; empty where it has.
+
+        Args:
+            name: one of :data:`FEATURES`.
+
+        Returns:
+            What follows the feature's name in a message.
+        """
         if name not in FEATURES[1:] or name not in self._out_features:
             return "ends in no block of a stage, so it has no features before its last ReLU"
         norm = self._stages()[FEATURES.index(name) - 1][-1].last_norm
@@ -190,7 +211,14 @@ class ResNet(Backbone):
         )
 
     def forward_with_pre_activation(self, x: Tensor) -> tuple[dict[str, Tensor], dict[str, PreActivation]]:
-        """Maps (N, 3, H, W) to the features by name, and to those of them that have a pre-activation."""
+        """Computes the features, and what they are before their last ReLU.
+
+        Args:
+            x: (N, 3, H, W).
+
+        Returns:
+            The features by name, and the pre-activations of those of them that have one.
+        """
         names = frozenset(name for name in self._out_features if not self.lacks_pre_activation(name))
         return self._run(x, names)
 

@@ -21,7 +21,11 @@ from bevkd2.modeling.backbones.layers import check_norm, freeze_batch_norms, mak
 
 @add_config_extension
 def add_timm_config(cfg: FvcoreNode) -> None:
-    """Adds MODEL.TIMM."""
+    """Adds MODEL.TIMM, which :func:`build_timm_backbone` reads.
+
+    Args:
+        cfg: the default config; changed in place.
+    """
     node = cfg.MODEL.TIMM = CfgNode()
     node.NAME = ""  # for NAME: build_timm_backbone; any timm model that has features_only
     node.OUT_INDICES = [3]  # which of its features; models differ in whether 0 has stride 2 or 4

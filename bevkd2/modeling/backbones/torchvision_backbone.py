@@ -21,7 +21,11 @@ _PROBE = 128  # pixels: a side that every stride up to 64 divides
 
 @add_config_extension
 def add_torchvision_config(cfg: FvcoreNode) -> None:
-    """Adds MODEL.TORCHVISION."""
+    """Adds MODEL.TORCHVISION, which :func:`build_torchvision_backbone` reads.
+
+    Args:
+        cfg: the default config; changed in place.
+    """
     node = cfg.MODEL.TORCHVISION = CfgNode()
     node.NAME = ""  # for NAME: build_torchvision_backbone; a classification model of torchvision
     node.NODES = []  # names of the nodes whose outputs are the features, finest first

@@ -77,7 +77,16 @@ def to_mmdet3d(boxes: Boxes3D, *, bottom: bool) -> Tensor:
 
 
 def from_mmdet3d(tensor: Tensor, *, bottom: bool) -> Boxes3D:
-    """Inverts :func:`to_mmdet3d`: (n, 9) to n boxes."""
+    """Inverts :func:`to_mmdet3d`.
+
+    Args:
+        tensor: (n, 9) x, y, z, width, length, height, yaw, vx, vy in mmdetection3d's order and
+            angle.
+        bottom: whether z is that of the bottom face, not of the gravity centre.
+
+    Returns:
+        n boxes with velocity.
+    """
     x, y, z, width, length, height, yaw, vx, vy = tensor.unbind(1)
     z = z + height / 2 if bottom else z
     yaw = wrap_angle(-yaw - math.pi / 2)

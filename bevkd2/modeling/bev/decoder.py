@@ -32,7 +32,15 @@ class DecoderOutput:
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Returns the logit of probabilities, both x and 1 - x kept at least ``eps``."""
+    """Computes the logit of probabilities.
+
+    Args:
+        x: of any shape; values outside [0, 1] are clamped to it.
+        eps: x and 1 - x are kept at least that large, so that the result is finite.
+
+    Returns:
+        Of the same shape.
+    """
     x = x.clamp(0, 1)
     return (x.clamp(min=eps) / (1 - x).clamp(min=eps)).log()
 

@@ -132,7 +132,18 @@ def _focal_lengths(lidar2img: Tensor) -> Tensor:
 def bev_box_loss(
     predicted: Tensor, targets: BEVTargets, pc_range: Sequence[float], ray_heading: bool = False
 ) -> Tensor:
-    """Computes the loss of the BEV head, (B, BEV_CHANNELS, H, W): smooth L1, summed, per object."""
+    """Computes the loss of the BEV head: smooth L1, summed, per object.
+
+    Args:
+        predicted: (B, BEV_CHANNELS, H, W).
+        targets: of the B samples.
+        pc_range: x0, y0, z0, x1, y1, z1 of the grid in metres; objects whose centre is outside do
+            not count.
+        ray_heading: yaws are relative to the ray from the origin.
+
+    Returns:
+        A float32 scalar; divided by the number of objects, averaged over the ranks and at least 1.
+    """
     shape = (predicted.shape[2], predicted.shape[3])
     found = [bev_box_targets(boxes, shape, pc_range, ray_heading) for boxes in targets.boxes]
     read = [grid[:, cells[:, 0], cells[:, 1]].T for grid, (cells, _) in zip(predicted, found, strict=True)]
@@ -140,7 +151,16 @@ def bev_box_loss(
 
 
 def image_box_loss(predicted: Tensor, targets: BEVTargets, stride: int) -> Tensor:
-    """Computes the loss of the image head, (B*N, IMAGE_CHANNELS, h, w), with ``stride`` in pixels."""
+    """Computes the loss of the image head: smooth L1, summed, per object in an image.
+
+    Args:
+        predicted: (B*N, IMAGE_CHANNELS, h, w).
+        targets: of the B samples, with their cameras.
+        stride: of the features, in pixels.
+
+    Returns:
+        A float32 scalar; divided by the number of objects, averaged over the ranks and at least 1.
+    """
     with torch.autocast(predicted.device.type, enabled=False):  # a projection in 16 bits misses by pixels
         samples = zip(targets.boxes, targets.lidar2img, targets.image_sizes, strict=True)
         found = [image_box_targets(*sample, stride) for sample in samples]

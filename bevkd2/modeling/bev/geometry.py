@@ -99,11 +99,24 @@ class BEVGeometry:
         return project_pillars(points, frames.lidar2img, sizes, frames.padded_size)
 
     def visible_pairs(self, frames: Frames) -> VisiblePairs:
-        """Returns which camera sees which cell."""
+        """Returns which camera sees which cell.
+
+        Args:
+            frames: calibrations and image sizes of the B samples.
+        """
         return find_visible_pairs(*self.project(frames))
 
     def motion(self, can_bus: Tensor, previous: Tensor | None, exists: Exists) -> Tensor:
-        """Returns the (B, 18) vector of :func:`ego_motion`."""
+        """Computes the ego motion since the previous frame, by :func:`ego_motion`.
+
+        Args:
+            can_bus: (B, 18) float64, absolute.
+            previous: (B, 18) float64 of the previous frame; None where no sample has a past.
+            exists: which samples have a past.
+
+        Returns:
+            (B, 18) float64.
+        """
         mask = torch.as_tensor(exists, device=can_bus.device)
         previous = can_bus if previous is None else previous
         return ego_motion(can_bus, previous, mask, wrap_yaw=not self.legacy.unwrapped_yaw)
@@ -125,7 +138,19 @@ class BEVGeometry:
         return History(queue, exists, self.temporal_reference_points(motion, exists))
 
     def align(self, previous_bev: Tensor, motion: Tensor) -> Tensor:
-        """Returns the previous grid, aligned with the current pose (unless bilinear, without the shift)."""
+        """Aligns the previous grid with the current pose.
+
+        With ``bilinear`` it is turned and shifted; else it is only turned, by nearest neighbour,
+        and the shift is that of :meth:`temporal_reference_points`. ``rotate_previous`` and
+        ``use_shift`` turn either off.
+
+        Args:
+            previous_bev: (B, H*W, C) in the previous frame's pose.
+            motion: (B, 18) float64 of :meth:`motion`.
+
+        Returns:
+            (B, H*W, C).
+        """
         if self.bilinear:
             return sample_cells(previous_bev, self._source_points(motion), self.bev_shape)
         if not self.rotate_previous:
@@ -135,7 +160,16 @@ class BEVGeometry:
         )
 
     def temporal_reference_points(self, motion: Tensor, exists: Exists) -> Tensor:
-        """Returns (B, 2, H*W, 2) float32 x, y in fractions of the grid: previous and current ones."""
+        """Returns where the cells look in the previous and in the current grid.
+
+        Args:
+            motion: (B, 18) float64 of :meth:`motion`.
+            exists: which samples have a past; the others are not shifted.
+
+        Returns:
+            (B, 2, H*W, 2) float32 x, y in fractions of the grid: the previous and the current
+            points.
+        """
         shift = grid_shift(motion, self.pc_range).float() * float(self.use_shift and not self.bilinear)
         shift = shift * torch.as_tensor(exists, device=shift.device)[:, None]
         current = torch.ones_like(shift) if self.legacy.aliased_shift else torch.zeros_like(shift)
@@ -178,7 +212,15 @@ class VisiblePairs:
 
 
 def bev_reference_points(shape: tuple[int, int], device: torch.device) -> Tensor:
-    """Returns (H*W, 2) float32: x, y of the cell centres as fractions of the grid, row-major."""
+    """Returns the centres of the cells as fractions of the grid, row-major.
+
+    Args:
+        shape: (H, W) of the grid.
+        device: of the result.
+
+    Returns:
+        (H*W, 2) float32 x, y in (0, 1).
+    """
     height, width = shape
     y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
     x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width

@@ -30,7 +30,15 @@ class MaskPattern:
         return MaskPattern(period, bar, row, column)
 
     def mask(self, height: int, width: int) -> Tensor:
-        """Returns (H, W) float32 on the CPU: 1 on the bars, 0 in the squares between them."""
+        """Draws the pattern on the CPU.
+
+        Args:
+            height: H in pixels.
+            width: W.
+
+        Returns:
+            (H, W) float32: 1 on the bars, 0 in the squares between them.
+        """
         rows, columns = (
             (torch.arange(length) - start) % self.period < self.bar
             for length, start in ((height, self.row), (width, self.column))

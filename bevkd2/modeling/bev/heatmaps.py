@@ -33,6 +33,13 @@ def bev_heatmap_targets(
 ) -> tuple[Tensor, int]:
     """Draws the heat map of one sample's box centres on the bird's-eye view.
 
+    Args:
+        boxes: n boxes.
+        labels: (n,) int64.
+        num_classes: K.
+        shape: (H, W) of the grid.
+        pc_range: x0, y0, z0, x1, y1, z1 in metres; boxes whose centre is outside are not drawn.
+
     Returns:
         (K, H, W), and how many centres are inside the range.
     """
@@ -84,7 +91,16 @@ def image_heatmap_targets(
 
 
 def bev_heatmap_loss(logits: Tensor, targets: BEVTargets, pc_range: Sequence[float]) -> Tensor:
-    """Computes the loss of the BEV head, (B, K, H, W)."""
+    """Computes the loss of the BEV head, by :func:`heatmap_loss`.
+
+    Args:
+        logits: (B, K, H, W) before the sigmoid.
+        targets: of the B samples.
+        pc_range: x0, y0, z0, x1, y1, z1 of the grid in metres.
+
+    Returns:
+        A float32 scalar.
+    """
     shape = (logits.shape[2], logits.shape[3])
     maps = [
         bev_heatmap_targets(boxes, labels, logits.shape[1], shape, pc_range)
@@ -94,7 +110,16 @@ def bev_heatmap_loss(logits: Tensor, targets: BEVTargets, pc_range: Sequence[flo
 
 
 def image_heatmap_loss(logits: Tensor, targets: BEVTargets, stride: int) -> Tensor:
-    """Loss of the image head, (B*N, K, h, w) with ``stride`` in pixels."""
+    """Computes the loss of the image head, by :func:`heatmap_loss`.
+
+    Args:
+        logits: (B*N, K, h, w) before the sigmoid.
+        targets: of the B samples, with their cameras.
+        stride: of the features, in pixels.
+
+    Returns:
+        A float32 scalar.
+    """
     shape = (logits.shape[2], logits.shape[3])
     with torch.autocast(logits.device.type, enabled=False):  # a projection in 16 bits misses by pixels
         samples = zip(targets.boxes, targets.labels, targets.lidar2img, targets.image_sizes, strict=True)

@@ -62,7 +62,11 @@ class BEVPosition(nn.Module):
 
 
 def can_bus_embedding(embed_dim: int) -> nn.Sequential:
-    """Returns the layers that embed the 18 numbers of ego motion, to be added to every BEV query."""
+    """Returns the layers that embed the 18 numbers of ego motion, to be added to every BEV query.
+
+    Args:
+        embed_dim: C; they map (B, 18) to (B, C).
+    """
     return nn.Sequential(
         nn.Linear(18, embed_dim // 2),
         nn.ReLU(),

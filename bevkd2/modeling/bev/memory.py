@@ -16,7 +16,13 @@ NO_SCENE = ""
 def rows_with_history(
     state: TemporalState | None, scene_tokens: Sequence[str], timestamps: Sequence[int]
 ) -> list[bool]:
-    """Returns which rows continue the scene of the state's row, strictly later in time."""
+    """Returns which rows continue the scene of the state's row, strictly later in time.
+
+    Args:
+        state: of the B previous frames, row by row; None: no row has a past.
+        scene_tokens: of the B current frames.
+        timestamps: of the same, microseconds.
+    """
     if state is None:
         return [False] * len(scene_tokens)
     past = zip(state.scene_tokens, state.timestamps, strict=True)
@@ -25,7 +31,12 @@ def rows_with_history(
 
 
 def select_rows(state: TemporalState, rows: Sequence[int]) -> TemporalState:
-    """Returns the state with the named rows, in that order."""
+    """Returns the state with the named rows, in that order.
+
+    Args:
+        state: of B frames.
+        rows: places in [0, B).
+    """
     index = list(rows)
     return TemporalState(
         bev_embed=state.bev_embed[index],
@@ -71,7 +82,11 @@ class SceneMemory:
         self._states: dict[str, TemporalState] = {}
 
     def recall(self, scene_tokens: Sequence[str]) -> TemporalState | None:
-        """Returns the state whose rows are of these scenes; rows of unknown scenes have no past."""
+        """Returns the stored states of scenes as one state; None where none is stored.
+
+        Args:
+            scene_tokens: of the rows; those of unknown scenes have no past.
+        """
         state = None
         for row, scene in enumerate(scene_tokens):
             if scene in self._states:
@@ -79,20 +94,31 @@ class SceneMemory:
         return state
 
     def store(self, state: TemporalState) -> None:
-        """Replaces the stored states of the scenes."""
+        """Replaces the stored states of the scenes of a state.
+
+        Args:
+            state: of B frames, one for each scene.
+        """
         for row, scene in enumerate(state.scene_tokens):
             self._states[scene] = select_rows(state, [row])
 
     def forget_others(self, scene_tokens: Sequence[str]) -> None:
-        """Drops the states of all other scenes."""
+        """Drops the states of all other scenes.
+
+        Args:
+            scene_tokens: of the scenes that stay.
+        """
         self._states = {scene: self._states[scene] for scene in scene_tokens if scene in self._states}
 
 
 def split_by_time(scene_tokens: Sequence[str]) -> list[list[int]]:
     """Splits a batch so that frames of one scene follow each other.
 
+    Args:
+        scene_tokens: of the batch's rows, whose order in a scene is that of time.
+
     Returns:
-        Lists of rows, each with one frame a scene, in order.
+        Lists of rows, each with one frame per scene at most, in order.
     """
     waves: list[list[int]] = []
     seen: dict[str, int] = {}

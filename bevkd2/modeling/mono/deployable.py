@@ -53,7 +53,13 @@ class DeployableMono(DeployableDetector):
         )
 
     def prepare(self, images: Tensor, image_sizes: Tensor, cam2img: Tensor) -> MonoInputs:
-        """Returns the detector's inputs: pixels normalised, and 0 outside of each image."""
+        """Returns the detector's inputs: pixels normalised, and 0 outside of each image.
+
+        Args:
+            images: uint8 (B, 3, H, W), RGB, with the image at the top left.
+            image_sizes: (B, 2) height and width of each image in pixels.
+            cam2img: (B, 4, 4) metres to pixels of ``images``.
+        """
         pixels = self.detector.pixels([images])[0]
         height, width = pixels.shape[-2:]
         rows = torch.arange(height, device=images.device) < image_sizes[:, :1]

@@ -62,7 +62,14 @@ class DenseGrid:
         return cls.of_levels(shapes, strides, device)
 
     def per_location(self, per_level: Sequence[Sequence[float]]) -> Tensor:
-        """Repeats numbers of the levels for their locations: L rows of n numbers to (Q, n) float32."""
+        """Repeats numbers of the levels for their locations.
+
+        Args:
+            per_level: n numbers of each level.
+
+        Returns:
+            (Q, n) float32 on the grid's device.
+        """
         device = self.locations.device
         cells = torch.tensor([rows * columns for rows, columns in self.shapes], device=device)
         values = torch.tensor(per_level, dtype=torch.float32, device=device)

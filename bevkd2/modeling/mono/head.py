@@ -31,7 +31,14 @@ class ConvGroupNorm(nn.Module):
         self.norm = make_norm("GN", out_channels)
 
     def pre_activation(self, x: Tensor) -> Tensor:
-        """Maps (B, C, h, w) to (B, C', h, w) before the ReLU."""
+        """Computes the output before the ReLU.
+
+        Args:
+            x: (B, C, h, w).
+
+        Returns:
+            (B, C', h, w).
+        """
         out: Tensor = self.norm(self.conv(x))
         return out
 
@@ -110,7 +117,14 @@ class Branch(nn.Module):
         return self.predict(self.convs(x))
 
     def predict(self, features: Tensor) -> Tensor:
-        """Maps the outputs of the convolutions to (B, out_channels, h, w)."""
+        """Runs the last convolution.
+
+        Args:
+            features: (B, C, h, w), the outputs of the convolutions before it.
+
+        Returns:
+            (B, out_channels, h, w), float32; float64 stays.
+        """
         out: Tensor = self.out(features)
         return out if out.dtype == torch.float64 else out.float()
 

@@ -138,7 +138,19 @@ def best_locations(
     grid: DenseGrid,
     options: DecodeOptions,
 ) -> CandidateTensors:
-    """Does what :func:`candidates_of` does, with the same arguments, for all images together."""
+    """Picks the best locations of every level of all images, and lifts them into the camera's frame.
+
+    Args:
+        outputs: of a head.
+        depth: (B, Q) metres.
+        cam2img: (B, 4, 4).
+        image_sizes: (B, 2) height and width in pixels before padding.
+        grid: of the levels.
+        options: the direction bin, and how many candidates a level has.
+
+    Returns:
+        The candidates, before thresholds and suppression.
+    """
     scores = class_scores(outputs)
     boxes, direction = outputs.flat("boxes"), outputs.flat("direction").argmax(dim=-1)
     sides = None if outputs.boxes2d is None else outputs.flat("boxes2d")

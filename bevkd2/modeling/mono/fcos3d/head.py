@@ -112,6 +112,9 @@ class DenseOutputs:
 
         A list of maps is flattened once.
 
+        Args:
+            name: of the field.
+
         Raises:
             ValueError: the head has no such maps.
         """
@@ -205,7 +208,15 @@ class DenseHead(nn.Module):
         return self._predict([self.run_towers(x, kept) for x in levels])
 
     def run_towers(self, x: Tensor, kept: TowerFeatures | None = None) -> tuple[Tensor, Tensor]:
-        """Maps one level (B, C, h, w) to what the branches of classes and of boxes read."""
+        """Maps one level to what the branches of classes and of boxes read.
+
+        Args:
+            x: (B, C, h, w).
+            kept: gets the features of all layers; None: they are not kept.
+
+        Returns:
+            (B, C', h, w) of the tower of classes, and of that of boxes.
+        """
         return run_towers(self.class_tower, self.box_tower, x, kept)
 
     def resume(

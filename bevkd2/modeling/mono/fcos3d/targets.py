@@ -152,7 +152,11 @@ class PositiveOutputs:
 
 
 def full_precision(values: Tensor) -> Tensor:
-    """Returns values as float32, or as float64 where they are."""
+    """Returns values as float32; float64 stays.
+
+    Args:
+        values: of any shape and dtype.
+    """
     return values if values.dtype == torch.float64 else values.float()
 
 

@@ -26,7 +26,14 @@ class SmokeCoder:
     """Stride of the map in pixels."""
 
     def depth(self, code: Tensor) -> Tensor:
-        """Returns the depth in metres, as the projection defines it, of the codes' first numbers (Eq. 1)."""
+        """Decodes depths (Eq. 1).
+
+        Args:
+            code: of any shape, the first numbers of box codes.
+
+        Returns:
+            Metres, as the projection defines depth, of the same shape.
+        """
         mean, deviation = self.depth_prior
         return mean + deviation * code
 

@@ -52,7 +52,15 @@ class SmokeHead(nn.Module):
         return self._predict(*self.run_towers(x, kept))
 
     def run_towers(self, x: Tensor, kept: TowerFeatures | None = None) -> tuple[Tensor, Tensor]:
-        """Maps (B, C, h, w) to what the last convolutions of the branches read."""
+        """Maps features to what the last convolutions of the branches read.
+
+        Args:
+            x: (B, C, h, w).
+            kept: gets the features of all layers; None: they are not kept.
+
+        Returns:
+            (B, C', h, w) of the branch of classes, and of that of boxes.
+        """
         return run_towers(self.class_branch.convs, self.box_branch.convs, x, kept)
 
     def resume(self, class_features: Tensor, box_features: Tensor, layer: int) -> SmokeOutputs:
