@@ -169,7 +169,7 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
 
 
 def noise(cfg: CfgNode, file_size: tuple[int, int] | None = None) -> dict[str, Any]:
-    """A sample as the mapper makes them in evaluation: noise, seen by a camera much like the data's.
+    """Returns a sample as the mapper makes them in evaluation: noise, seen by a camera much like the data's.
 
     Args:
         cfg: the config; reads DATASETS.FORMAT and INPUT.
@@ -201,7 +201,7 @@ class Extraction(nn.Module):
         self.model, self.inputs = model, inputs
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) -> everything that comes of them: what leads to no output is not in a trace."""
+        """Maps (B, 3, H, W) to everything that comes of them: what leads to no output is not in a trace."""
         knowledge = self.model.extract(dataclasses.replace(self.inputs, images=images))
         # These two depend on no pixel, and a trace refuses such outputs.
         return tuple(tensors_of(dataclasses.replace(knowledge, image_sizes=None, grid=None)))

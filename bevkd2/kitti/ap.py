@@ -139,15 +139,15 @@ class KittiScores:
     objects: Mapping[str, ObjectCount] = dataclasses.field(default_factory=dict)
 
     def ap_r40(self) -> dict[str, float]:
-        """AP|R40 in percent of what was evaluated."""
+        """Returns AP|R40 in percent of what was evaluated."""
         return {key: curve.ap_r40 for key, curve in self.curves.items()}
 
     def ap_r11(self) -> dict[str, float]:
-        """AP|R11 in percent of what was evaluated."""
+        """Returns AP|R11 in percent of what was evaluated."""
         return {key: curve.ap_r11 for key, curve in self.curves.items()}
 
     def aos_r40(self) -> dict[str, float]:
-        """AOS|R40 in percent of what was evaluated, keys of the metric "bbox" only."""
+        """Returns AOS|R40 in percent of what was evaluated, keys of the metric "bbox" only."""
         return {key: curve.aos_r40 for key, curve in self.curves.items() if curve.aos_r40 is not None}
 
 

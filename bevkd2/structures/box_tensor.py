@@ -99,7 +99,7 @@ class BoxTensor:
         return type(self)(self.tensor.to(*args, **kwargs))  # type: ignore[call-overload]
 
     def clone(self: BoxesT) -> BoxesT:
-        """A copy with its own memory."""
+        """Returns a copy with its own memory."""
         return type(self)(self.tensor.clone())
 
     @property

@@ -65,7 +65,7 @@ class Boxes3D(BoxTensor):
         return self.tensor[:, 6]
 
     def corners(self) -> Tensor:
-        """The eight corners, in nuscenes-devkit's order.
+        """Returns the eight corners, in nuscenes-devkit's order.
 
         Returns:
             (N, 8, 3) in metres. Seen along the heading, 0 to 3 are the front face: left top, right top, right
@@ -79,7 +79,7 @@ class Boxes3D(BoxTensor):
         return torch.stack([x, y, offsets[..., 2]], dim=-1) + self.center[:, None, :]
 
     def in_range(self, limits: Sequence[float]) -> Tensor:
-        """Which gravity centres lie strictly within an axis-aligned range.
+        """Returns which gravity centres lie strictly within an axis-aligned range.
 
         Args:
             limits: (x_min, y_min, x_max, y_max) in metres, or with z (x_min, y_min, z_min, x_max, y_max,

@@ -68,11 +68,14 @@ class CameraBoxes3D(BoxTensor):
         return self.tensor[:, 2]
 
     def alpha(self) -> Tensor:
-        """(N,) observation angle: rotation_y less the azimuth of the centre's ray, not wrapped."""
+        """Returns the (N,) observation angle in radians.
+
+        It is rotation_y less the azimuth of the centre's ray, not wrapped.
+        """
         return self.rotation_y - torch.atan2(self.tensor[:, 0], self.tensor[:, 2])
 
     def corners(self) -> Tensor:
-        """The eight corners, in the order of mmdetection3d's camera boxes.
+        """Returns the eight corners, in the order of mmdetection3d's camera boxes.
 
         Returns:
             (N, 8, 3) in metres. 0 to 3 are the rear face, 4 to 7 the front one; seen along the heading, each
@@ -86,7 +89,7 @@ class CameraBoxes3D(BoxTensor):
         return torch.stack([x, down, z], dim=-1) + self.center[:, None, :]
 
     def bev(self) -> Tensor:
-        """(N, 5) footprints x, z, length, width, -rotation_y: what ``bevkd2.ops.box3d`` reads."""
+        """Returns (N, 5) footprints x, z, length, width, -rotation_y: what ``bevkd2.ops.box3d`` reads."""
         t = self.tensor
         return torch.stack([t[:, 0], t[:, 2], t[:, 3], t[:, 4], -t[:, 6]], dim=1)
 
@@ -100,7 +103,7 @@ class CameraBoxes3D(BoxTensor):
         return CameraBoxes3D(out)
 
     def upright(self) -> Boxes3D:
-        """The same boxes with axes x right, y forward, z up: Boxes3D's convention."""
+        """Returns the same boxes with axes x right, y forward, z up: Boxes3D's convention."""
         t = self.tensor
         columns = [t[:, 0], t[:, 2], -t[:, 1], t[:, 3], t[:, 4], t[:, 5], -t[:, 6]]
         return Boxes3D(torch.stack([*columns, *t[:, 7:].unbind(dim=1)], dim=1))
@@ -133,7 +136,12 @@ class CameraBoxes3D(BoxTensor):
         )
 
     def to_bottom(self) -> Tensor:
-        """(N, 7) or (N, 9) x, y of the bottom centre, z, length, height, width, rotation_y[, vx, vz]."""
+        """Returns boxes by the centre of their bottom face.
+
+        Returns:
+            (N, 7) or (N, 9) x, y, z of the bottom centre, length, height, width,
+            rotation_y[, vx, vz].
+        """
         return torch.cat([self.bottom_center, self.tensor[:, [3, 5, 4]], self.tensor[:, 6:]], dim=1)
 
 
@@ -152,7 +160,7 @@ def project_boxes(boxes: CameraBoxes3D, cam2img: Tensor) -> tuple[Tensor, Tensor
 
 
 def projected_boxes2d(boxes: CameraBoxes3D, cam2img: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Image-plane boxes around the projected corners.
+    """Returns image-plane boxes around the projected corners.
 
     A box that reaches behind the camera is cut at the near plane first (0.01 m), so its image-plane box
     reaches the border that the object leaves the image by. One that lies behind the camera as a whole, or

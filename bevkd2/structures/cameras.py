@@ -29,7 +29,7 @@ CAMERA_NAMES = (
 
 
 def quaternion_to_matrix(rotation: Sequence[float] | Array) -> Array:
-    """Rotation matrix of a quaternion.
+    """Returns the rotation matrix of a quaternion.
 
     Args:
         rotation: (4,) w, x, y, z; normalised here, as nuScenes stores rounded numbers.
@@ -71,7 +71,7 @@ def quaternion_yaw(rotation: Sequence[float] | Array) -> float:
 
 
 def pose_matrix(translation: Sequence[float] | Array, rotation: Sequence[float] | Array) -> Array:
-    """Rigid transform from a sensor's (or the ego's) frame to its parent.
+    """Returns the rigid transform from a sensor's (or the ego's) frame to its parent.
 
     Args:
         translation: (3,) metres.
@@ -117,7 +117,7 @@ def scale_intrinsics(intrinsics: Array, scale_x: float, scale_y: float) -> Array
 
 
 def lidar2img_matrix(intrinsics: Array, cam2lidar: Array) -> Array:
-    """Projection from LIDAR_TOP to pixels.
+    """Returns the projection from LIDAR_TOP to pixels.
 
     Args:
         intrinsics: (3, 3) pinhole matrix in pixels.

@@ -90,7 +90,7 @@ class Metadata(SimpleNamespace):
         super().__setattr__(key, val)
 
     def as_dict(self) -> dict[str, Any]:
-        """All attributes, as a shallow copy."""
+        """Returns all attributes, as a shallow copy."""
         return copy.copy(self.__dict__)
 
     def set(self, **kwargs: Any) -> "Metadata":
@@ -120,7 +120,7 @@ class _MetadataCatalog(UserDict[str, Metadata]):
     """Maps a dataset's name to its one Metadata object, made when first asked for."""
 
     def get(self, name: str) -> Metadata:  # type: ignore[override]
-        """The metadata of a dataset, empty where nothing was set yet.
+        """Returns the metadata of a dataset, empty where nothing was set yet.
 
         Args:
             name: the dataset's name.

@@ -16,7 +16,7 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
     """fvcore's PeriodicCheckpointer as a hook: ``model_0004999.pth``, ..., ``model_final.pth``."""
 
     def before_train(self) -> None:
-        """Learn when the training ends."""
+        """Learns when the training ends."""
         self.max_iter = self.trainer.max_iter
 
     def after_step(self) -> None:
@@ -93,7 +93,7 @@ class BestCheckpointer(HookBase):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The best so far, so that a resumed run does not overwrite a better model."""
+        """Returns the best so far, so that a resumed run does not overwrite a better model."""
         if self.best_metric is None:
             return {}
         return {"best_metric": self.best_metric, "best_iter": self.best_iter, "metric": self._val_metric}

@@ -22,7 +22,7 @@ def _distributed() -> bool:
 
 
 def get_world_size() -> int:
-    """Number of processes in the job; 1 without a process group."""
+    """Returns the number of processes in the job; 1 without a process group."""
     return dist.get_world_size() if _distributed() else 1
 
 
@@ -32,7 +32,7 @@ def get_rank() -> int:
 
 
 def is_main_process() -> bool:
-    """Whether this process has rank 0."""
+    """Returns whether this process has rank 0."""
     return get_rank() == 0
 
 
@@ -69,7 +69,7 @@ def _local() -> dist.ProcessGroup | None:
 
 
 def get_local_process_group() -> dist.ProcessGroup:
-    """The group of the processes on this machine.
+    """Returns the group of the processes on this machine.
 
     Raises:
         AssertionError: it was not created.
@@ -89,7 +89,7 @@ def get_local_rank() -> int:
 
 
 def get_local_size() -> int:
-    """Number of processes on this machine; 1 without a process group."""
+    """Returns the number of processes on this machine; 1 without a process group."""
     return dist.get_world_size(group=get_local_process_group()) if _distributed() else 1
 
 
@@ -163,7 +163,7 @@ def gather(data: Any, dst: int = 0, group: dist.ProcessGroup | None = None) -> l
 
 
 def shared_random_seed() -> int:
-    """A random number that is the same in every process; all must call it."""
+    """Returns a random number that is the same in every process; all must call it."""
     seed: int = all_gather(int(np.random.randint(2**31)))[0]
     return seed
 

@@ -82,7 +82,7 @@ class DatasetEvaluators(DatasetEvaluator):
 
 @contextmanager
 def inference_context(model: nn.Module) -> Iterator[None]:
-    """Context manager that sets eval mode and restores the previous mode on exit.
+    """Sets eval mode, and restores the previous mode on exit; a context manager.
 
     Args:
         model: the model.

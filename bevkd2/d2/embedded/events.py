@@ -13,7 +13,7 @@ _KEPT = 1000  # numbers of a name: as many as any writer looks back, so that a l
 
 
 def get_event_storage() -> "EventStorage":
-    """The storage of the innermost ``with EventStorage(...)``.
+    """Returns the storage of the innermost ``with EventStorage(...)``.
 
     Raises:
         AssertionError: there is none.
@@ -26,7 +26,7 @@ def get_event_storage() -> "EventStorage":
 
 
 def has_event_storage() -> bool:
-    """Whether the caller runs inside a ``with EventStorage(...)``."""
+    """Returns whether the caller runs inside a ``with EventStorage(...)``."""
     return bool(_storages)
 
 
@@ -113,7 +113,7 @@ class EventStorage:
         )
 
     def history(self, name: str) -> HistoryBuffer:
-        """The last 1000 numbers of a name.
+        """Returns the last 1000 numbers of a name.
 
         Raises:
             KeyError: nothing was put under it.
@@ -123,15 +123,15 @@ class EventStorage:
         return self._history[name]
 
     def histories(self) -> dict[str, HistoryBuffer]:
-        """The last 1000 numbers of each name."""
+        """Returns the last 1000 numbers of each name."""
         return self._history
 
     def latest(self) -> dict[str, tuple[float, int]]:
-        """The last number of each name, with its iteration."""
+        """Returns the last number of each name, with its iteration."""
         return self._latest_scalars
 
     def latest_with_smoothing_hint(self, window_size: int = 20) -> dict[str, tuple[float, int]]:
-        """Like :meth:`latest`, with a median for the names that want smoothing.
+        """Returns what :meth:`latest` does, with a median for the names that want smoothing.
 
         Args:
             window_size: iterations that the median is taken over.
@@ -148,7 +148,7 @@ class EventStorage:
         return float(self._history[name].median(self.count_samples(name, window_size)))
 
     def count_samples(self, name: str, window_size: int = 20) -> int:
-        """How many numbers a name got in its last iterations.
+        """Returns how many numbers a name got in its last iterations.
 
         Args:
             name: the name.
@@ -167,11 +167,11 @@ class EventStorage:
         return count
 
     def smoothing_hints(self) -> dict[str, bool]:
-        """Whether each name wants smoothing."""
+        """Returns whether each name wants smoothing."""
         return self._smoothing_hints
 
     def step(self) -> None:
-        """Go to the next iteration."""
+        """Goes to the next iteration."""
         self._iter += 1
 
     @property

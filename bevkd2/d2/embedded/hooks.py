@@ -229,7 +229,7 @@ class LRScheduler(HookBase):
         self.scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """The schedule's position."""
+        """Returns the schedule's position."""
         return self.scheduler.state_dict() if isinstance(self.scheduler, _LRScheduler) else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from fvcore.common.registry import Registry as _Registry
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:
-    """Say which known names an unknown one may have meant.
+    """Says which known names an unknown one may have meant.
 
     Args:
         name: the name that was not found.

@@ -81,10 +81,10 @@ class LRMultiplier(LRScheduler):
         super().__init__(optimizer, last_epoch=last_iter)
 
     def state_dict(self) -> dict[str, Any]:
-        """Initial learning rates and position; the schedule itself has no state."""
+        """Returns initial learning rates and position; the schedule itself has no state."""
         return {"base_lrs": self.base_lrs, "last_epoch": self.last_epoch}
 
     def get_lr(self) -> list[float | torch.Tensor]:
-        """Learning rate of each parameter group at the current position."""
+        """Returns the learning rate of each parameter group at the current position."""
         factor = self._multiplier(self.last_epoch / self._max_iter)
         return [base_lr * factor for base_lr in self.base_lrs]

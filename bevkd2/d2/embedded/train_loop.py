@@ -38,22 +38,25 @@ class HookBase:
     """The trainer, as a weak proxy; set when the hook is registered."""
 
     def before_train(self) -> None:
-        """Called before the first iteration."""
+        """Runs before the first iteration."""
 
     def after_train(self) -> None:
-        """Called after the last iteration, or after a failure."""
+        """Runs after the last iteration, or after a failure."""
 
     def before_step(self) -> None:
-        """Called before each iteration."""
+        """Runs before each iteration."""
 
     def after_backward(self) -> None:
-        """Called when an iteration's gradients are there."""
+        """Runs when an iteration's gradients are there."""
 
     def after_step(self) -> None:
-        """Called after each iteration."""
+        """Runs after each iteration."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint should keep; a hook that returns something also has ``load_state_dict``."""
+        """Returns what a checkpoint should keep.
+
+        A hook that returns something also has ``load_state_dict``.
+        """
         return {}
 
 
@@ -151,7 +154,7 @@ class TrainerBase:
             seen[name] += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """The iteration, and the states of the hooks that have one.
+        """Returns the iteration, and the states of the hooks that have one.
 
         Returns:
             ``{"iteration": int, "hooks": {hook name: state}}``, without "hooks" where no hook has a state.
@@ -313,7 +316,7 @@ class SimpleTrainer(TrainerBase):
                 storage.put_scalar(name, mean, cur_iter=cur_iter)
 
     def state_dict(self) -> dict[str, Any]:
-        """The loop's state and the optimizer's."""
+        """Returns the loop's state and the optimizer's."""
         return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -330,16 +333,28 @@ class SimpleTrainer(TrainerBase):
 
 
 def due(trainer: TrainerBase, period: int) -> bool:
-    """Whether the step just done is a period's last or the training's last."""
+    """Returns whether the step just done is a period's last or the training's last.
+
+    Args:
+        trainer: in ``after_step``.
+        period: in steps, above 0.
+    """
     return (trainer.iter + 1) % period == 0 or trainer.iter == trainer.max_iter - 1
 
 
 def due_before_end(trainer: TrainerBase, period: int) -> bool:
-    """Whether the step just done is a period's last, and not the training's: that is left to after_train."""
+    """Returns whether the step just done is a period's last, and not the training's.
+
+    What is due at the training's end is left to ``after_train``.
+
+    Args:
+        trainer: in ``after_step``.
+        period: steps; 0 or less is never due.
+    """
     done = trainer.iter + 1
     return period > 0 and done % period == 0 and done != trainer.max_iter
 
 
 def succeeded(trainer: TrainerBase) -> bool:
-    """Whether, in after_train, the training came to its end; its last step may have failed too."""
+    """Returns whether, in after_train, the training came to its end; its last step may have failed too."""
     return trainer.iter >= trainer.max_iter

@@ -23,7 +23,7 @@ class EventWriter:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Release what :meth:`write` opened."""
+        """Releases what :meth:`write` opened."""
 
 
 class JSONWriter(EventWriter):

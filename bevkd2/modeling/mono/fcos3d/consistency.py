@@ -62,7 +62,7 @@ def _area(low: Tensor, high: Tensor) -> Tensor:
 
 
 def decoded_boxes2d(found: PositiveOutputs, wanted: DenseTargets) -> Tensor:
-    """(P, 4) predicted x1, y1, x2, y2 in pixels."""
+    """Returns (P, 4) predicted x1, y1, x2, y2 in pixels."""
     if found.boxes2d is None:
         raise ValueError("consistency_loss: the head predicts no 2D boxes")
     distances = found.boxes2d * wanted.strides[:, None]
