@@ -247,7 +247,7 @@ def deform_conv_flops(inputs: list[Any], outputs: list[Any]) -> int:
 
 @torch.no_grad()
 def count_flops(model: MonoDetector, sample: Mapping[str, Any]) -> dict[str, Any]:
-    """Multiply-adds of one image.
+    """Counts the multiply-adds of one image.
 
     Args:
         model: on the CPU, in eval mode; its random weights run once.
