@@ -54,12 +54,20 @@ class ImageCache:
 
         Returns:
             A copy of the images, uint8.
+
+        Raises:
+            ValueError: what was read has another shape or dtype than was announced.
         """
         shape, end = self._shapes[i], int(self._ends[i])
         images = self._memory[end - math.prod(shape) : end].view(shape)
         if not self._filled[i]:
             new = read()
-            assert new.shape == images.shape, (i, new.shape, images.shape)
+            if new.shape != images.shape or new.dtype != images.dtype:
+                raise ValueError(
+                    f"the images of frame {i} are {new.dtype} {tuple(new.shape)}, expected uint8 "
+                    f"{tuple(images.shape)}, which the mapper's cached_shape announced; mend cached_shape, "
+                    "or set DATALOADER.CACHE_IMAGES to False"
+                )
             images.copy_(new)
             self._filled[i] = 1
         return images.clone()

@@ -84,7 +84,12 @@ def merge_cameras(
 
     Returns:
         The detections by falling score; their frame's axes are the global ones.
+
+    Raises:
+        ValueError: no camera, or only some have attributes.
     """
+    if not cameras:
+        raise ValueError("merge_cameras: cameras is empty, expected the detections of one camera or more")
     ego2global = cameras[0].ego2global
     frame2global = np.eye(4)
     frame2global[:3, 3] = ego2global[:3, 3]
@@ -118,5 +123,9 @@ def _attributes(
     columns = [camera.attributes for camera in cameras if camera.attributes is not None]
     if not columns:
         return None
-    assert len(columns) == len(cameras), "one model predicts attributes for all cameras or for none"
+    if len(columns) != len(cameras):
+        raise ValueError(
+            f"merge_cameras: {len(columns)} of {len(cameras)} cameras have attributes, expected all or none; "
+            "merge detections of one model"
+        )
     return np.concatenate(columns)[chosen]

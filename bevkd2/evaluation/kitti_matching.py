@@ -81,8 +81,15 @@ def match_image(
 
     Returns:
         The matches. Of types that KITTI does not score, all are ignored.
+
+    Raises:
+        ValueError: the detections have no scores.
     """
-    assert found.scores is not None
+    if found.scores is None:
+        raise ValueError(
+            f"match_image: found, {len(found)} objects, has no scores; expected "
+            "detections; labels are given as truths"
+        )
     boxes, other = upright_boxes(truths), upright_boxes(found)
     overlaps = box3d_iou(other.tensor, boxes.tensor).numpy()
     high_enough = detection_counts_at(found, rule.difficulty)

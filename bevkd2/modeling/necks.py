@@ -182,9 +182,16 @@ class IDAUp(nn.Module):
             in_channels: of the levels, finest first; the finest has ``out_channels``.
             out_channels: of every result.
             factors: of the levels' strides to the finest one's, the first 1.
+
+        Raises:
+            ValueError: the finest level has other channels.
         """
         super().__init__()
-        assert in_channels[0] == out_channels, (in_channels, out_channels)
+        if in_channels[0] != out_channels:
+            raise ValueError(
+                f"IDAUp: the finest level has {in_channels[0]} channels, expected out_channels, "
+                f"{out_channels}: nothing projects it; pass its channels as out_channels"
+            )
         self.projections = nn.ModuleList(DeformNode(c, out_channels) for c in in_channels[1:])
         self.upsamplings = nn.ModuleList(Upsample(out_channels, factor) for factor in factors[1:])
         self.nodes = nn.ModuleList(DeformNode(out_channels, out_channels) for _ in in_channels[1:])

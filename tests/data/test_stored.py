@@ -184,6 +184,15 @@ def test_a_format_of_ones_own_adds_only_the_reading(kitti_world, tmp_path):
     assert found["found"] == 3 and found["missed"] == found["objects"] - 3 > 0
 
 
+def test_a_format_that_reads_what_cannot_be_matched_is_an_error(kitti_world):
+    classes = ("Pedestrian", "Cyclist", "Car")
+    frames = Lists(load_kitti(kitti_world, "val", classes), classes)
+    with pytest.raises(TypeError, match=r"Lists\.read returned a list for a frame.* override Lists\.drawn"):
+        frames.match(0, [1.0], **SETTINGS)
+    with pytest.raises(ValueError, match=rf"frame {frames.names[0]} have no scores.* in Lists\.read"):
+        frames.match(0, frames.truth(0), **SETTINGS)
+
+
 def test_a_format_without_them_says_what_to_implement(monkeypatch):
     from bevkd2.data.format import DataFormat
 

@@ -112,3 +112,9 @@ def test_a_car_beyond_the_overlap_is_far(images):
 def test_an_overlap_that_cannot_be_is_an_error(overlap):
     with pytest.raises(ValueError, match="expected an IoU from 0 to below 1"):
         KittiRule.official(overlap)
+
+
+def test_labels_in_the_place_of_detections_are_an_error(images):
+    truths, _ = images
+    with pytest.raises(ValueError, match=r"found, \d+ objects, has no scores; expected detections"):
+        match_image(truths[0], truths[0], CLASSES, KittiRule.official(), score_threshold=0.3, far=4.0)

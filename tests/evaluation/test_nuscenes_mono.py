@@ -319,6 +319,15 @@ def test_overlap_is_that_of_turned_boxes():
     assert len(merged.boxes) == 2 and merged.attributes is None
 
 
+def test_cameras_of_which_some_have_attributes_are_an_error():
+    row = [20, 20, 0, 0, 0]
+    cameras = [seen(AHEAD, [row], [0.5], [CAR], [NO_ATTRIBUTE]), seen(LEFT, [row], [0.4], [CAR])]
+    with pytest.raises(ValueError, match=r"1 of 2 cameras have attributes, expected all or none"):
+        merge_cameras(cameras, RULE, RANGE)
+    with pytest.raises(ValueError, match="expected the detections of one camera or more"):
+        merge_cameras([], RULE, RANGE)
+
+
 def test_range_is_cut_before_suppression():
     """A box beyond the range of its class does not count, and so takes no other away."""
     beyond, within = [30.2, 0, 0, 0, 0], [29.8, 0, 0, 0, 0]

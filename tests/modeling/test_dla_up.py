@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from bevkd2.d2 import ShapeSpec
-from bevkd2.modeling.necks import DLAUp, Upsample
+from bevkd2.modeling.necks import DLAUp, IDAUp, Upsample
 from tests.tolerance import assert_same_sum
 
 SHAPE = {f"res{i}": ShapeSpec(channels=4 * 2**i, stride=2**i) for i in range(2, 6)}
@@ -56,3 +56,8 @@ def test_bad_features_are_errors():
         DLAUp(SHAPE, in_features=["res2", "res9"])
     with pytest.raises(ValueError, match="strides \\[4, 16\\]"):
         DLAUp(SHAPE, in_features=["res2", "res4"])
+
+
+def test_a_finest_level_of_other_channels_is_an_error():
+    with pytest.raises(ValueError, match="the finest level has 16 channels, expected out_channels, 32"):
+        IDAUp([16, 32], 32, [1, 2])

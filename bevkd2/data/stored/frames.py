@@ -75,8 +75,16 @@ class StoredFrames(ABC):
 
         Args:
             found: what :meth:`read` returned of the frame.
+
+        Raises:
+            TypeError: it cannot be drawn, and the format does not convert it.
         """
-        assert isinstance(found, DrawnObjects)
+        if not isinstance(found, DrawnObjects):
+            name = type(self).__name__
+            raise TypeError(
+                f"{name}.read returned a {type(found).__name__} for a frame, expected DrawnObjects; override "
+                f"{name}.drawn to convert it"
+            )
         return found
 
     @abstractmethod
@@ -116,9 +124,16 @@ class StoredFrames(ABC):
             score_threshold: least score of a detection that counts.
             limit: what a match must meet, in the evaluation's own measure; None: as the evaluation.
             far: metres, see :func:`bevkd2.structures.matches.classify`.
+
+        Raises:
+            ValueError: the detections have no scores.
         """
         truth, detections = self.truth(i), self.drawn(found)
-        assert detections.scores is not None
+        if detections.scores is None:
+            raise ValueError(
+                f"the detections of frame {self.names[i]} have no scores, as annotations; give every "
+                f"detection a score in {type(self).__name__}.read or .drawn"
+            )
         places = [objects.boxes.center.double().numpy() for objects in (detections, truth)]
         return match_by_distance(
             ground_distances(*places),

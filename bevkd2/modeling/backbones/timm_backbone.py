@@ -63,7 +63,8 @@ class TimmBackbone(Backbone):
             weights: MODEL.BACKBONE.WEIGHTS, see :func:`load_backbone_weights`; "": random weights.
 
         Raises:
-            ValueError: no such model, an unknown norm, or features that share a stride.
+            ValueError: no such model, one without default settings, an unknown norm, or features that
+                share a stride.
         """
         super().__init__()
         if name not in timm.list_models():
@@ -82,7 +83,11 @@ class TimmBackbone(Backbone):
             load_backbone_weights(full, weights, unused=_unused_projections(full))
             _copy_features(full, self.body)
         pretrained = timm.get_pretrained_cfg(name)
-        assert pretrained is not None, name
+        if pretrained is None:
+            raise ValueError(
+                f"MODEL.TIMM.NAME: timm's model {name!r} has no default settings, expected its input_size, "
+                "by which unused layers are found; register it with default_cfgs"
+            )
         _freeze_unused(self.body, pretrained.input_size[1:], in_channels)
         if checkpointing:
             self.body.set_grad_checkpointing()

@@ -170,3 +170,16 @@ def test_cache_holds_frames_of_any_size():
 def test_cache_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match=r"CACHE_IMAGES: 1 frames take .* GiB"):
         ImageCache([(10**9, 3, 450, 800)])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        (torch.zeros(3, 4, 5, dtype=torch.uint8), r"torch\.uint8 \(3, 4, 5\)"),
+        (torch.zeros(3, 2, 5), r"torch\.float32 \(3, 2, 5\)"),
+    ],
+)
+def test_cache_refuses_other_images_than_announced(wrong, what):
+    cache = ImageCache([(3, 2, 5)])
+    with pytest.raises(ValueError, match=rf"frame 0 are {what}, expected uint8 \(3, 2, 5\).* cached_shape"):
+        cache.get(0, lambda: wrong)

@@ -51,6 +51,12 @@ def test_detector_with_a_timm_backbone_trains(tiny_cfg: CfgNode, make_sample):
     assert any(not p.requires_grad for p in backbone.parameters())  # what lies beyond the last feature
 
 
+def test_a_model_of_ones_own_without_default_settings_is_an_error(monkeypatch):
+    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: None)  # as of one that was registered so
+    with pytest.raises(ValueError, match=r"'mobilenetv3_small_050' has no default settings.* default_cfgs"):
+        TimmBackbone("mobilenetv3_small_050", out_indices=(3,))
+
+
 def test_bad_names_and_freezing_are_errors(tiny_cfg: CfgNode):
     with pytest.raises(ValueError, match="no model 'resnet_of_mine'"):
         TimmBackbone("resnet_of_mine", out_indices=(3,))
