@@ -43,7 +43,7 @@ class Ignored:
         return f"<{self.name}, not read>"
 
 
-def ignored_names(content: Any) -> list[str]:
+def ignored_names(content: object) -> list[str]:
     """Returns the names of what was ignored anywhere in a content, sorted, each once.
 
     Args:
@@ -52,7 +52,7 @@ def ignored_names(content: Any) -> list[str]:
     return sorted({item.name for item in _walk(content) if isinstance(item, Ignored)})
 
 
-def holds_tensors(content: Any) -> bool:
+def holds_tensors(content: object) -> bool:
     """Returns whether there is a tensor anywhere in a content.
 
     Args:
@@ -86,7 +86,7 @@ def read_tensors(path: Path) -> Any:
         return _Unpickler(data, lambda key: archive.read(f"{folder}data/{key}")).load()
 
 
-def _walk(content: Any) -> Iterator[Any]:
+def _walk(content: object) -> Iterator[object]:
     """Yields a content and all that it contains, each object once, however deep or entangled it is."""
     seen: set[int] = set()
     left = [content]

@@ -207,7 +207,7 @@ class Extraction(nn.Module):
         return tuple(tensors_of(dataclasses.replace(knowledge, image_sizes=None, grid=None)))
 
 
-def tensors_of(value: Any) -> Iterator[Tensor]:
+def tensors_of(value: object) -> Iterator[Tensor]:
     """Yields every tensor inside nested data classes, mappings, lists and tuples.
 
     Args:

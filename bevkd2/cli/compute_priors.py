@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from bevkd2.config import class_names
+from bevkd2.config import CfgNode, class_names
 from bevkd2.data.format import load_dataset
 from bevkd2.data.mono.index import JoinedIndex, MonoIndex, annotated_objects, depths_of
 from bevkd2.engine.defaults import add_import_option, load_args
@@ -96,7 +95,7 @@ def to_yaml(priors: BoxPriors, names: Sequence[str], architecture: str, shared_d
     return "\n".join(lines)
 
 
-def priors_of(cfg: Any) -> BoxPriors:
+def priors_of(cfg: CfgNode) -> BoxPriors:
     """Returns the priors of a config's training splits.
 
     Args:

@@ -30,6 +30,7 @@ from bevkd2.report.failures import render_failures
 from bevkd2.structures.matches import FOUND, FrameMatches
 from bevkd2.visualization import save_image
 from bevkd2.visualization.comparison_view import comparison_figure, match_panel
+from bevkd2.visualization.objects import Image
 
 _EPILOG = """
 Examples:
@@ -82,20 +83,28 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def match_models(
-    frames: StoredFrames, found: Mapping[str, Sequence[Any]], **settings: Any
+    frames: StoredFrames,
+    found: Mapping[str, Sequence[Any]],
+    *,
+    score_threshold: float,
+    limit: float | None,
+    far: float,
 ) -> dict[str, list[FrameMatches]]:
     """Matches every frame of every model with the annotations.
 
     Args:
         frames: the split.
         found: model -> the detections of each frame, as ``frames.read`` returns them.
-        settings: those of ``StoredFrames.match``.
+        score_threshold, limit, far: see ``StoredFrames.match``.
 
     Returns:
         Model -> the matches of each frame.
     """
     return {
-        name: [frames.match(i, there, **settings) for i, there in enumerate(tqdm(detections, desc=name))]
+        name: [
+            frames.match(i, there, score_threshold=score_threshold, limit=limit, far=far)
+            for i, there in enumerate(tqdm(detections, desc=name))
+        ]
         for name, detections in found.items()
     }
 
@@ -108,7 +117,7 @@ def draw_frame(
     *,
     title: str,
     width: int,
-) -> Any:
+) -> Image:
     """Draws a frame of all models.
 
     Rings are around objects that the reference finds and a model does not.
@@ -155,8 +164,7 @@ def run(args: argparse.Namespace) -> list[Path]:
     compared = args.compare or others[0]
     if compared not in others:
         raise ValueError(f"--compare {compared!r}: expected one of {', '.join(others)}")
-    settings = {"score_threshold": args.score_thresh, "limit": args.match, "far": args.far}
-    matches = match_models(frames, found, **settings)
+    matches = match_models(frames, found, score_threshold=args.score_thresh, limit=args.match, far=args.far)
     order = rank_frames(matches, compared, args.sort)
     table = failure_table(matches, frames.names, frames.class_names, order)
     head = {

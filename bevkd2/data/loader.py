@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader, Dataset
 
 from bevkd2.d2 import DatasetCatalog, MetadataCatalog, comm
@@ -78,7 +79,7 @@ class MappedDataset(Dataset[dict[str, Any]]):
         return {**sample, **samples}
 
 
-def build_train_loader(cfg: Any, start_iter: int = 0) -> DataLoader[dict[str, Any]]:
+def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> DataLoader[dict[str, Any]]:
     """Builds the endless training loader of this rank.
 
     Args:
@@ -115,7 +116,7 @@ def build_train_loader(cfg: Any, start_iter: int = 0) -> DataLoader[dict[str, An
     return _loader(dataset, sampler, total // world_size, settings.NUM_WORKERS, settings.PIN_MEMORY)
 
 
-def build_test_loader(cfg: Any, split: str) -> DataLoader[dict[str, Any]]:
+def build_test_loader(cfg: CfgNode, split: str) -> DataLoader[dict[str, Any]]:
     """Builds the test loader of this rank: its frames in order, none of the format's groups divided.
 
     Args:
@@ -139,7 +140,7 @@ def build_test_loader(cfg: Any, split: str) -> DataLoader[dict[str, Any]]:
     return _loader(dataset, sampler, 1, cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.PIN_MEMORY)
 
 
-def _teacher_mappers(cfg: Any) -> dict[str, Mapper]:
+def _teacher_mappers(cfg: CfgNode) -> dict[str, Mapper]:
     """Returns mappers of the samples of those teachers whose OWN_INPUT asks for them, by the sample's key."""
     if not is_distillation(cfg):
         return {}
@@ -252,7 +253,7 @@ def _end_with_parent(parent: int) -> None:
     os._exit(0)
 
 
-def first_test_split(cfg: Any) -> str:
+def first_test_split(cfg: CfgNode) -> str:
     """Returns the first split of DATASETS.TEST.
 
     Args:
@@ -266,7 +267,7 @@ def first_test_split(cfg: Any) -> str:
     return str(cfg.DATASETS.TEST[0])
 
 
-def first_test_dataset(cfg: Any) -> MappedDataset:
+def first_test_dataset(cfg: CfgNode) -> MappedDataset:
     """Returns the samples of the first split of DATASETS.TEST, as its evaluation maps them.
 
     Args:

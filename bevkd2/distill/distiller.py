@@ -220,14 +220,15 @@ class Distiller(nn.Module):
         """Returns the device of the student."""
         return next(self.student.parameters()).device
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Returns weighted losses by name in training, the student's detections in eval mode.
 
         Args:
             batched_inputs: samples as the mapper emits them.
         """
         if not self.training:
-            return self.student(batched_inputs)
+            found: list[dict[str, Any]] = self.student(batched_inputs)
+            return found
         samples = self.student.augment(batched_inputs)
         taught = {
             name: self._run_teacher(name, teaching, batched_inputs, samples)

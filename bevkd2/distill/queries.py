@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from fvcore.common.config import CfgNode as FvcoreNode
 from torch import Tensor
 
 from bevkd2.distill.layers import Check, map_layers
 from bevkd2.modeling.bev.criterion import HungarianMatcher
 from bevkd2.modeling.bev.decoder import CODE_SIZE, DecoderOutput
 from bevkd2.modeling.bev.detector import MultiViewDetector
-from bevkd2.modeling.detector import DecoderShape, FeatureShapes
+from bevkd2.modeling.detector import DecoderShape, Detector, FeatureShapes
 from bevkd2.modeling.knowledge import BEVKnowledge
 
 # BEVFormer's weights of the L1 terms of its box codes.
@@ -75,7 +76,9 @@ def decoder_layers(
     return [i for i, _ in pairs], [j for _, j in pairs]
 
 
-def both_decoders(student: Any, teacher: Any, check: Check) -> tuple[MultiViewDetector, MultiViewDetector]:
+def both_decoders(
+    student: Detector[Any, Any, Any], teacher: Detector[Any, Any, Any], check: Check
+) -> tuple[MultiViewDetector, MultiViewDetector]:
     """Returns the detectors, whose decoders a method runs.
 
     Args:
@@ -93,6 +96,7 @@ def both_decoders(student: Any, teacher: Any, check: Check) -> tuple[MultiViewDe
             f"the {role}, a {type(detector).__name__}, is no MultiViewDetector, whose decode() runs its "
             "decoder on given queries; leave the method out",
         )
+    assert isinstance(student, MultiViewDetector) and isinstance(teacher, MultiViewDetector)
     check(
         student.num_classes == teacher.num_classes,
         "",
@@ -117,7 +121,7 @@ def decode_teacher_queries(
     return detector.decode(knowledge, queries.detach(), points[0].detach())
 
 
-def code_weights(cfg: Any, check: Check) -> Tensor:
+def code_weights(cfg: FvcoreNode, check: Check) -> Tensor:
     """Returns the (10,) float32 weights of CODE_WEIGHTS, in the order of the box code.
 
     Args:

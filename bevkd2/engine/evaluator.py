@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def evaluate(
     model: nn.Module,
     *,
     folder: str = "inference",
-    build_loader: Callable[[CfgNode, str], Any] = build_test_loader,
+    build_loader: Callable[[CfgNode, str], Iterable[list[dict[str, Any]]]] = build_test_loader,
     build_evaluator: Callable[[CfgNode, str, Path], DatasetEvaluator] = build_evaluator,
 ) -> OrderedDict[str, Any]:
     """Scores a model on every split of DATASETS.TEST; all processes take part.

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,7 @@ from bevkd2.d2 import comm
 from bevkd2.engine.stop import STOP_SIGNALS, StopSignals
 from bevkd2.errors import USER_ERRORS, UserError, log_traceback, message_of, traceback_of
 
+T = TypeVar("T")
 DEFAULT_TIMEOUT = timedelta(minutes=30)
 
 
@@ -34,7 +35,7 @@ def usable_cores() -> int:
 
 
 def launch(
-    main_func: Callable[..., Any],
+    main_func: Callable[..., T],
     num_gpus_per_machine: int,
     num_machines: int = 1,
     machine_rank: int = 0,
@@ -42,7 +43,7 @@ def launch(
     args: tuple[Any, ...] = (),
     timeout: timedelta = DEFAULT_TIMEOUT,
     device: str = "auto",
-) -> Any:
+) -> T | None:
     """Calls ``main_func(*args)`` in every process of the job.
 
     Under torchrun the processes exist already; the process group is joined and the numbers here must not ask
@@ -159,8 +160,8 @@ def _spawned(
 
 
 def _join_torchrun(
-    main_func: Callable[..., Any], args: tuple[Any, ...], asked: int, timeout: timedelta, on_cpu: bool
-) -> Any:
+    main_func: Callable[..., T], args: tuple[Any, ...], asked: int, timeout: timedelta, on_cpu: bool
+) -> T:
     per_machine = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
     if asked not in (1, per_machine):
         raise ValueError(
@@ -175,13 +176,13 @@ def _join_torchrun(
 
 
 def _run(
-    main_func: Callable[..., Any],
+    main_func: Callable[..., T],
     args: tuple[Any, ...],
     group: dict[str, Any],
     local_rank: int,
     per_machine: int,
     on_cpu: bool,
-) -> Any:
+) -> T:
     """Joins the process group, calls the function, and leaves the group if it succeeded.
 
     After a failure the group is left to the exit of the process: taking it down would wait for ranks that may

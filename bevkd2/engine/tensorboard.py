@@ -81,7 +81,9 @@ def pictures_hook(cfg: CfgNode, model: nn.Module) -> EvaluationPictures | None:
     return EvaluationPictures(cfg.TEST.EVAL_PERIOD, draw)
 
 
-def draw_samples(cfg: CfgNode, detector: Detector[Any, Any, Any], num: int) -> list[tuple[str, Any]]:
+def draw_samples(
+    cfg: CfgNode, detector: Detector[Any, Any, Any], num: int
+) -> list[tuple[str, dict[str, Image]]]:
     """Draws samples of the first test split, as ``bevkd2 visualize`` does; the model's mode stays.
 
     Args:

@@ -259,7 +259,7 @@ def changed_keys(cfg: FvcoreNode) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key not in _WITHOUT_EFFECT}
 
 
-def digest(settings: Any) -> str:
+def digest(settings: object) -> str:
     """Returns 16 hexadecimal digits of plain data that do not depend on the order of keys.
 
     Args:

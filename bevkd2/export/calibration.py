@@ -10,7 +10,7 @@ import numpy as np
 
 from bevkd2.config import CfgNode
 from bevkd2.data.format import data_format, load_dataset
-from bevkd2.runtime import Detections, Graph, MonoRuntime
+from bevkd2.runtime import Detections, Graph, MonoRuntime, MultiViewRuntime
 from bevkd2.runtime.graph import Array, runtime_of
 
 
@@ -29,7 +29,7 @@ class RecordingGraph(Graph):
         return super().run(feeds)
 
 
-def run_sample(runner: Any, sample: Mapping[str, Any]) -> Detections:
+def run_sample(runner: MonoRuntime | MultiViewRuntime, sample: Mapping[str, Any]) -> Detections:
     """Runs a sample of a mapper by the runtime.
 
     Args:
@@ -41,14 +41,13 @@ def run_sample(runner: Any, sample: Mapping[str, Any]) -> Detections:
     """
     if isinstance(runner, MonoRuntime):
         return runner.detect(sample["image"].numpy(), sample["cam2img"].numpy())
-    found: Detections = runner.detect(
+    return runner.detect(
         sample["images"].numpy(),
         sample["lidar2img"].numpy(),
         timestamp=sample["timestamp"],
         scene=sample["scene_token"],
         can_bus=sample["can_bus"].numpy(),
     )
-    return found
 
 
 def calibration_samples(cfg: CfgNode, frames: int) -> Iterator[dict[str, Any]]:

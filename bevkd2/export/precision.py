@@ -15,11 +15,14 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bevkd2.ops.onnx_export import MODULE_KEY
 from bevkd2.runtime.checksum import CHECKSUM_KEY, seal
 from bevkd2.runtime.graph import METADATA_KEY, Array
+
+if TYPE_CHECKING:
+    import onnx
 
 CONVERTED_MODULES = (r"^detector\.(image_backbone|neck)\b",)
 """Modules whose nodes are converted, as regular expressions."""
@@ -27,11 +30,11 @@ INT8_OPERATORS = ("Conv", "Gemm", "MatMul", "Add", "Relu", "MaxPool")
 """Operators that are quantised in these modules: those with weights, and those between two of them."""
 
 
-def module_of(node: Any) -> str:
+def module_of(node: onnx.NodeProto) -> str:
     """Returns the module that a node of a ``bevkd2 export`` file computes, such as ``detector.neck.convs.0``.
 
     Args:
-        node: ``onnx.NodeProto``.
+        node: of the file.
 
     Returns:
         The module's name in the deployable form; empty for what is in none.
@@ -43,11 +46,11 @@ def module_of(node: Any) -> str:
     return ""
 
 
-def nodes_in(model: Any, modules: Sequence[str]) -> list[Any]:
+def nodes_in(model: onnx.ModelProto, modules: Sequence[str]) -> list[onnx.NodeProto]:
     """Returns the nodes that lie in modules.
 
     Args:
-        model: ``onnx.ModelProto``.
+        model: the file.
         modules: regular expressions, searched for in the module's name.
 
     Raises:
@@ -173,7 +176,7 @@ def check_tools(precision: str) -> None:
         ) from error
 
 
-def _remove_roundings(graph: Any, original: set[str]) -> None:
+def _remove_roundings(graph: onnx.GraphProto, original: set[str]) -> None:
     """Removes pairs of casts, to float16 and back, which the converter puts between nodes of float32.
 
     Args:
@@ -202,7 +205,7 @@ def _remove_roundings(graph: Any, original: set[str]) -> None:
     del graph.value_info[:]
 
 
-def _remove_unread_casts(graph: Any, casts: set[str]) -> None:
+def _remove_unread_casts(graph: onnx.GraphProto, casts: set[str]) -> None:
     """Removes the nodes of ``casts``, outputs of casts, that no node reads any more."""
     while True:
         read = {name for node in graph.node for name in node.input}
@@ -237,7 +240,7 @@ def _quiet() -> Iterator[None]:
         logging.root.setLevel(level)
 
 
-def _save(model: Any, path: Path, more: dict[str, Any]) -> None:
+def _save(model: onnx.ModelProto, path: Path, more: dict[str, Any]) -> None:
     """Writes a model whose description has more entries, with a checksum of its own."""
     import onnx
 

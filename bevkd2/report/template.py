@@ -6,7 +6,6 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -16,7 +15,7 @@ import bevkd2
 _HERE = Path(__file__).parent
 
 
-def fill(template: str, script: str, styles: Sequence[str] = (), **values: Any) -> str:
+def fill(template: str, script: str, styles: Sequence[str] = (), **values: object) -> str:
     """Returns a page.
 
     Args:

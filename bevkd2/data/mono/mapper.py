@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fvcore.common.config import CfgNode as FvcoreNode
 from torch import Tensor
 
 from bevkd2.config import CfgNode, add_config_extension
@@ -96,7 +97,7 @@ class MonoMapper:
         self.boxes2d, self.reduced_decoding = boxes2d, reduced_decoding
 
     @classmethod
-    def from_config(cls, cfg: Any, *, is_train: bool) -> dict[str, Any]:
+    def from_config(cls, cfg: FvcoreNode, *, is_train: bool) -> dict[str, Any]:
         """Returns the constructor's arguments.
 
         Args:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fvcore.common.config import CfgNode as FvcoreNode
 from torch import Tensor
 
 from bevkd2.d2 import configurable
@@ -65,7 +66,7 @@ class NuScenesMapper:
         self.distort = PhotometricDistortion() if is_train and photometric else None
 
     @classmethod
-    def from_config(cls, cfg: Any, *, is_train: bool) -> dict[str, Any]:
+    def from_config(cls, cfg: FvcoreNode, *, is_train: bool) -> dict[str, Any]:
         """Returns the constructor's arguments.
 
         Args:

@@ -20,6 +20,7 @@ from bevkd2.modeling.knowledge import Knowledge
 DISTILL_REGISTRY = Registry("DISTILL")
 DISTILL_REGISTRY.__doc__ = "Distillation methods by class name, as DISTILL.METHODS lists them."
 
+OptionT = TypeVar("OptionT", bound=str)
 KnowledgeT = TypeVar("KnowledgeT", bound=Knowledge)
 
 
@@ -90,15 +91,20 @@ class DistillMethod(nn.Module, ABC, Generic[KnowledgeT]):
                 )
 
     @classmethod
-    def one_of(cls, cfg: FvcoreNode, key: str, legal: Iterable[str]) -> Any:
-        """Returns ``cfg[key]``.
+    def one_of(cls, cfg: FvcoreNode, key: str, legal: Iterable[OptionT]) -> OptionT:
+        """Returns a setting that names one of several options.
+
+        Args:
+            cfg: the method's node.
+            key: the setting.
+            legal: the options.
 
         Raises:
             ValueError: it is not one of ``legal``.
         """
-        value, legal = str(cfg[key]), tuple(legal)
-        cls.check(value in legal, key, f"{value!r}; expected one of {', '.join(legal)}")
-        return value
+        value, options = str(cfg[key]), {str(option): option for option in legal}
+        cls.check(value in options, key, f"{value!r}; expected one of {', '.join(options)}")
+        return options[value]
 
     @classmethod
     def check(cls, condition: bool, key: str, found: str) -> None:

@@ -11,7 +11,7 @@ from fvcore.common.config import CfgNode as FvcoreNode
 from torch import Tensor, nn
 
 from bevkd2.distill.methods.base import DistillMethod, register_method
-from bevkd2.modeling.detector import FeatureShapes, HeadTowers
+from bevkd2.modeling.detector import Detector, FeatureShapes, HeadTowers
 from bevkd2.modeling.knowledge import MonoKnowledge
 from bevkd2.modeling.losses import average_over_ranks
 from bevkd2.modeling.mono.detector import MonoDetector
@@ -91,7 +91,7 @@ class CrossKD(DistillMethod[MonoKnowledge]):
         node.BETA = 1.0  # exponent of the distance that weighs the cross-entropy
         node.BOX_WEIGHT = 0.75  # weight of the boxes; 0: classes alone
 
-    def attach(self, student: Any, teacher: Any) -> None:
+    def attach(self, student: Detector[Any, Any, Any], teacher: Detector[Any, Any, Any]) -> None:
         """Keeps the teacher, whose head runs.
 
         Raises:
@@ -105,6 +105,7 @@ class CrossKD(DistillMethod[MonoKnowledge]):
                 f"the {role}, a {type(detector).__name__}, is no MonoDetector, whose continue_head() runs "
                 "its head on given features; leave the method out",
             )
+        assert isinstance(student, MonoDetector) and isinstance(teacher, MonoDetector)
         self.check(
             type(student).continue_head is type(teacher).continue_head,
             "",
@@ -135,14 +136,14 @@ class CrossKD(DistillMethod[MonoKnowledge]):
         expert = self._detectors[1]
         theirs = teacher.filled("towers").after(self.layer)
         with torch.no_grad():
-            target = expert.continue_head(*theirs, self.layer)
+            target = expert.continue_head(theirs[0], theirs[1], self.layer)
         ours = [
             _aligned([adapter(level) for level in levels], aims)
             for adapter, levels, aims in zip(
                 self.adapters, student.filled("towers").after(self.layer), theirs, strict=True
             )
         ]
-        cross = expert.continue_head(*ours, self.layer)
+        cross = expert.continue_head(ours[0], ours[1], self.layer)
         positives = (targets.assignment() >= 0).sum()
         count = average_over_ranks(positives, positives.device)
         logits, probabilities = cross.logits, target.logits.sigmoid()

@@ -23,7 +23,7 @@ from bevkd2.distill.queries import (
     take_queries,
 )
 from bevkd2.modeling.bev.criterion import HungarianMatcher, SetWeights
-from bevkd2.modeling.detector import FeatureShapes
+from bevkd2.modeling.detector import Detector, FeatureShapes
 from bevkd2.modeling.knowledge import BEVKnowledge
 from bevkd2.modeling.losses import average_over_ranks
 
@@ -96,7 +96,7 @@ class D3ETR(DistillMethod[BEVKnowledge]):
         node.FOCAL_ALPHA = 0.25  # of the focal cost of the matching
         node.FOCAL_GAMMA = 2.0  # of the cost and of the loss
 
-    def attach(self, student: Any, teacher: Any) -> None:
+    def attach(self, student: Detector[Any, Any, Any], teacher: Detector[Any, Any, Any]) -> None:
         """Keeps the student, whose decoder runs.
 
         Raises:

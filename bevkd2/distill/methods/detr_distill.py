@@ -27,7 +27,7 @@ from bevkd2.distill.queries import (
 from bevkd2.modeling.bev.box_coder import decode_codes
 from bevkd2.modeling.bev.criterion import SetCriterion, SetWeights
 from bevkd2.modeling.bev.inputs import BEVTargets
-from bevkd2.modeling.detector import FeatureShapes
+from bevkd2.modeling.detector import Detector, FeatureShapes
 from bevkd2.modeling.knowledge import BEVKnowledge, Knowledge
 from bevkd2.modeling.losses import average_over_ranks
 from bevkd2.ops import class_distance, rotated_iou, weighted_l2
@@ -123,7 +123,7 @@ class DETRDistill(FeatureMethod):
         node.FOCAL_ALPHA = 0.25  # of both
         node.FOCAL_GAMMA = 2.0  # of both
 
-    def attach(self, student: Any, teacher: Any) -> None:
+    def attach(self, student: Detector[Any, Any, Any], teacher: Detector[Any, Any, Any]) -> None:
         """Keeps the student, whose decoder runs.
 
         Raises:

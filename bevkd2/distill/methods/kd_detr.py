@@ -19,7 +19,7 @@ from bevkd2.distill.queries import (
     foreground_scores,
 )
 from bevkd2.modeling.bev.decoder import DecoderOutput
-from bevkd2.modeling.detector import FeatureShapes
+from bevkd2.modeling.detector import Detector, FeatureShapes
 from bevkd2.modeling.knowledge import BEVKnowledge
 from bevkd2.modeling.losses import average_over_ranks
 from bevkd2.ops import class_distance
@@ -102,7 +102,7 @@ class KDDETR(DistillMethod[BEVKnowledge]):
         node.BOX_WEIGHT = 0.25  # weight of the L1 of the box codes
         node.CODE_WEIGHTS = list(CODE_WEIGHTS)  # ten factors of the L1 terms
 
-    def attach(self, student: Any, teacher: Any) -> None:
+    def attach(self, student: Detector[Any, Any, Any], teacher: Detector[Any, Any, Any]) -> None:
         """Keeps the detectors, whose decoders run.
 
         Raises:
