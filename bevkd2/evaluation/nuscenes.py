@@ -222,7 +222,12 @@ def filtered_boxes(
 
 
 def annotated_boxes(tables: NuScenesTables, tokens: Sequence[str]) -> EvalBoxes:
-    """Returns the annotations of samples that the devkit's evaluation counts."""
+    """Returns the annotations of samples that the devkit's evaluation counts.
+
+    Args:
+        tables: of the data set.
+        tokens: of the samples; all of them must be in the tables.
+    """
     with contextlib.redirect_stderr(io.StringIO()):  # as above
         boxes = load_gt_of_sample_tokens(tables, list(tokens), DetectionBox, verbose=False)
     return boxes_that_count(tables, boxes)
@@ -242,7 +247,13 @@ def boxes_that_count(tables: NuScenesTables, boxes: EvalBoxes) -> EvalBoxes:
 
 
 def read_tables(root: str, version: str, split: str) -> NuScenesTables:
-    """Returns the tables of a split, read once in a process as long as the files do not change."""
+    """Returns the tables of a split, read once in a process as long as the files do not change.
+
+    Args:
+        root: the data set's root.
+        version: name of the tables.
+        split: an official split or one of the version's ``splits.json``.
+    """
     return _tables(root, version, split, str(file_states(Path(root) / version, "*.json")))
 
 
@@ -253,7 +264,14 @@ def _tables(root: str, version: str, split: str, _states: str) -> NuScenesTables
 
 
 def no_match(config: DetectionConfig) -> DetectionMetrics:
-    """Returns what the devkit gives for a class without matches, for all classes."""
+    """Returns what the devkit gives for a class without matches, for all classes.
+
+    Args:
+        config: names the classes and the distances of a match.
+
+    Returns:
+        AP 0, and errors of 1, or NaN where the class has no such error.
+    """
     metrics = DetectionMetrics(config)
     for name in config.class_names:
         for threshold in config.dist_ths:

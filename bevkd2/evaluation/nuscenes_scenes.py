@@ -69,13 +69,32 @@ class NuScenesScenes:
         self._config: DetectionConfig = config_factory("detection_cvpr_2019")
 
     def check(self, metrics: Sequence[str]) -> None:
-        """Raises ValueError where a metric is unknown."""
+        """Checks names of metrics.
+
+        Args:
+            metrics: the names.
+
+        Raises:
+            ValueError: one is unknown.
+        """
         known = named_scores(no_match(self._config), set())
         if unknown := [name for name in metrics if name not in known]:
             raise ValueError(f"metric {unknown[0]!r} is unknown; nuScenes' are {', '.join(known)}")
 
     def score(self, folder: Path, metrics: Sequence[str], plain: Sequence[str] = ()) -> LeftOut:
-        """Scores the split, and without each scene."""
+        """Scores the split, and without each scene.
+
+        Args:
+            folder: where the evaluation has written ``results_nusc.json``.
+            metrics: those that are also wanted without each scene.
+            plain: those that are not.
+
+        Returns:
+            The scores; ``units`` are the names of the scenes, in the order of the results.
+
+        Raises:
+            ValueError: an unknown metric.
+        """
         self.check([*metrics, *plain])
         tables = read_tables(self._root, self._version, self._split)
         path = folder / "results_nusc.json"
@@ -183,7 +202,16 @@ def _errors(name: str, truth: DetectionBox, found: DetectionBox) -> dict[str, fl
 def scores_without(
     matches: Mapping[str, ClassMatches], scene: int | None, config: DetectionConfig
 ) -> dict[str, float]:
-    """Returns the scores, by name, without the scene of an index; None: of all scenes."""
+    """Computes the scores of all scenes but one.
+
+    Args:
+        matches: by class, of all scenes.
+        scene: index of the scene that is left out; None: none is.
+        config: the devkit's settings.
+
+    Returns:
+        Scores by name.
+    """
     metrics, present = DetectionMetrics(config), set()
     for name, found in matches.items():
         kept = np.ones(len(found.scores), dtype=np.bool_) if scene is None else found.scenes != scene
