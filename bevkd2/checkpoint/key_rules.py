@@ -108,6 +108,9 @@ class KeyRules:
         Args:
             state: tensors by our names.
 
+        Returns:
+            The same tensors by their published names.
+
         Raises:
             KeyError: keys that the published layout lacks; the message names them.
         """

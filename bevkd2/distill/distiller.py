@@ -142,7 +142,18 @@ class Distiller(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Builds student, teacher (loaded, every key matched) and methods from a config."""
+        """Builds student, teacher (loaded, every key matched) and methods from a config.
+
+        Args:
+            cfg: of the distillation.
+
+        Returns:
+            The constructor's arguments.
+
+        Raises:
+            ValueError: MODEL.WEIGHTS together with an inheritance that would fill the same
+                parameters.
+        """
         node = cfg.DISTILL
         for key, used in (
             ("MODE init", node.INHERIT.MODE == "init"),

@@ -273,6 +273,9 @@ def create_ddp_model(model: nn.Module) -> nn.Module:
     """Wraps a model in DistributedDataParallel where there are several processes.
 
     Every trainable parameter must take part in every step's losses, also on samples without boxes.
+
+    Args:
+        model: on the device where it is trained; with one process it is returned itself.
     """
     if comm.get_world_size() == 1:
         return model

@@ -102,6 +102,9 @@ def rank_frames(matches: Mapping[str, Sequence[FrameMatches]], compared: str, so
         matches: model -> frames; the first model is the reference.
         compared: the model whose losses sort the frames.
         sort: one of SORT_KEYS.
+
+    Returns:
+        The places of all frames.
     """
     reference = next(iter(matches.values()))
     losses = [loss_of(*pair) for pair in zip(reference, matches[compared], strict=True)]

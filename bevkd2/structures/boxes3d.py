@@ -122,13 +122,21 @@ class Boxes3D(BoxTensor):
         return Boxes3D(out)
 
     def translate(self, offset: Tensor) -> Boxes3D:
-        """Moves every box by ``offset``, (3,) in metres."""
+        """Returns the boxes moved.
+
+        Args:
+            offset: (3,) metres, added to every centre.
+        """
         out = self.tensor.clone()
         out[:, :3] += offset.to(out)
         return Boxes3D(out)
 
     def rotate(self, angle: float) -> Boxes3D:
-        """Turns centres, headings and velocities about the z axis of the frame by ``angle`` in radians."""
+        """Returns the boxes turned about the z axis of the frame: centres, headings and velocities.
+
+        Args:
+            angle: radians, counter-clockwise.
+        """
         matrix = torch.eye(4, dtype=self.tensor.dtype, device=self.device)
         cos, sin = math.cos(angle), math.sin(angle)
         matrix[:2, :2] = matrix.new_tensor([[cos, -sin], [sin, cos]])

@@ -94,7 +94,10 @@ class CameraBoxes3D(BoxTensor):
         return torch.stack([t[:, 0], t[:, 2], t[:, 3], t[:, 4], -t[:, 6]], dim=1)
 
     def flip(self) -> CameraBoxes3D:
-        """Mirrors at the plane x = 0: x -> -x, rotation_y -> pi - rotation_y (not wrapped), vx -> -vx."""
+        """Returns the boxes mirrored at the plane x = 0.
+
+        That is x -> -x, rotation_y -> pi - rotation_y (not wrapped), vx -> -vx.
+        """
         out = self.tensor.clone()
         out[:, 0] = -out[:, 0]
         out[:, 6] = math.pi - out[:, 6]

@@ -177,5 +177,6 @@ def test_sections_name_no_argument_that_is_not_there():
 
 
 def test_summaries_begin_with_a_verb_in_the_third_person():
-    wrong = [str(public) for public in public_functions() if not re.match(r"[A-Z]\w*s\b", public.doc)]
+    verb = re.compile(r"(?!This\b)[A-Z]\w*s\b")
+    wrong = [str(public) for public in public_functions() if not verb.match(public.doc)]
     assert not wrong, "\n".join(wrong)

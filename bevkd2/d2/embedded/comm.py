@@ -27,7 +27,7 @@ def get_world_size() -> int:
 
 
 def get_rank() -> int:
-    """This process's number in the job; 0 without a process group."""
+    """Returns this process's number in the job; 0 without a process group."""
     return dist.get_rank() if _distributed() else 0
 
 
@@ -84,7 +84,7 @@ def get_local_process_group() -> dist.ProcessGroup:
 
 
 def get_local_rank() -> int:
-    """This process's number on its machine; 0 without a process group."""
+    """Returns this process's number on its machine; 0 without a process group."""
     return dist.get_rank(group=get_local_process_group()) if _distributed() else 0
 
 

@@ -89,8 +89,11 @@ def view_of(record: MonoRecord, image: Tensor) -> TransformedImage:
 def flip(view: TransformedImage) -> TransformedImage:
     """Mirrors left and right: the image, and the world in the camera's frame (x -> -x).
 
-    With F the mirror x -> W - x of pixels, cam2img becomes F @ cam2img @ diag(-1, 1, 1, 1): the principal
-    point moves to the other side, and the translation's part along x changes its sign.
+    With F the mirror x -> W - x of pixels, cam2img becomes F @ cam2img @ diag(-1, 1, 1, 1): the
+    principal point moves to the other side, and the translation's part along x changes its sign.
+
+    Args:
+        view: what to mirror; not changed.
     """
     mirror = torch.eye(3, dtype=torch.float64)
     mirror[0, 0], mirror[0, 2] = -1.0, view.image.shape[2]

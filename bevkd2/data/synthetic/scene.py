@@ -213,12 +213,15 @@ def draw_light(rng: np.random.Generator) -> Light:
 
 
 def draw_color(rng: np.random.Generator, hue: float, hue_sigma: float) -> Array:
-    """Draws the colour of an object: (3,) RGB in 0..1.
+    """Draws the colour of an object.
 
     Args:
         rng: generator of the scene.
         hue: mean hue of its class, on a circle of length 1.
         hue_sigma: standard deviation of the hue.
+
+    Returns:
+        (3,) RGB in 0..1.
     """
     hue = (hue + hue_sigma * rng.standard_normal()) % 1.0
     return np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.75, 0.95), rng.uniform(0.7, 0.95)))

@@ -120,6 +120,9 @@ class ClassPredictionMethod(DistillMethod[Knowledge]):
             teacher: (B, Q, K).
             weights: (B, Q) float32.
             targets: the student's.
+
+        Returns:
+            A scalar, or scalars by name.
         """
 
 

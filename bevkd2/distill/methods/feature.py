@@ -131,6 +131,12 @@ class FeatureMethod(DistillMethod[Knowledge]):
             pairs: in the order of ``self.sources``.
             student: the student's knowledge, for masks.
             targets: the student's, for masks.
+
+        Returns:
+            A scalar, or scalars by name.
+
+        Raises:
+            NotImplementedError: the subclass has neither.
         """
         raise NotImplementedError(f"{type(self).__name__} implements neither compare nor forward")
 

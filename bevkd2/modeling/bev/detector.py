@@ -120,13 +120,17 @@ class MultiViewDetector(Detector[BEVInputs, BEVTargets, BEVKnowledge]):
     ) -> DecoderOutput:
         """Runs the decoder on queries that are given, such as another model's.
 
-        A detector without object queries does not implement it; ``feature_shapes().decoder`` is None there.
+        A detector without object queries does not implement it; ``feature_shapes().decoder`` is
+        None there.
 
         Args:
             knowledge: of :meth:`extract`; its ``bev_embed`` is read.
             object_queries: (Q, 2C), or one set per sample (B, Q, 2C): position first, then content.
-            reference_points: (B, Q, 3) where the queries begin, as fractions of the range; None: where this
-                detector's own layer puts them.
+            reference_points: (B, Q, 3) where the queries begin, as fractions of the range; None:
+                where this detector's own layer puts them.
+
+        Raises:
+            NotImplementedError: the detector has no such decoder.
         """
         raise NotImplementedError(f"{type(self).__name__} has no decoder of object queries")
 

@@ -79,6 +79,9 @@ class MonoDetector(Detector[MonoInputs, MonoTargets, MonoKnowledge]):
                 convolutions, before the ReLU (:class:`bevkd2.modeling.mono.head.TowerFeatures`).
             box_features: of the box tower.
             layer: 1 at least.
+
+        Raises:
+            NotImplementedError: the head has no towers.
         """
         raise NotImplementedError(f"{type(self).__name__} has no head with towers")
 

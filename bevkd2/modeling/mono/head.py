@@ -85,6 +85,9 @@ def run_towers(
         box_tower: the same.
         x: (B, C, h, w).
         kept: gets the features of all layers.
+
+    Returns:
+        (B, C', h, w) of the tower of classes, and of that of boxes.
     """
     if kept is None:
         return class_tower(x), box_tower(x)

@@ -62,7 +62,18 @@ def _area(low: Tensor, high: Tensor) -> Tensor:
 
 
 def decoded_boxes2d(found: PositiveOutputs, wanted: DenseTargets) -> Tensor:
-    """Returns (P, 4) predicted x1, y1, x2, y2 in pixels."""
+    """Decodes the predicted 2D boxes of P locations that have an object.
+
+    Args:
+        found: what the head predicts there.
+        wanted: their points and strides in pixels.
+
+    Returns:
+        (P, 4) x1, y1, x2, y2 in pixels.
+
+    Raises:
+        ValueError: the head predicts no 2D boxes.
+    """
     if found.boxes2d is None:
         raise ValueError("consistency_loss: the head predicts no 2D boxes")
     distances = found.boxes2d * wanted.strides[:, None]

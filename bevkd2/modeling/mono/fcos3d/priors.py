@@ -64,6 +64,10 @@ class BoxPrior(nn.Module):
         Args:
             depth: (B, 1, h, w).
             classes: (B, h, w) int64: the most likely class.
+
+        Returns:
+            (B, 1, h, w): by the mean and deviation of the class; without priors of the depth, the
+            exponential.
         """
         if self.depth is None:
             return depth.exp()
