@@ -56,8 +56,33 @@ def read_config(path: str | Path, options: Sequence[Any] = ()) -> CN:
     cfg = get_cfg()
     if path:
         cfg.merge_from_file(str(path))
+        _check_expected_results(cfg, str(path))
     cfg.merge_from_list(list(options))
+    _check_expected_results(cfg, "command line option")
     return cfg
+
+
+def _check_expected_results(cfg: CN, source: str) -> None:
+    """Raises ValueError where TEST.EXPECTED_RESULTS cannot be compared; ``source`` names where it is from."""
+    for row in cfg.TEST.EXPECTED_RESULTS:
+        if not _is_expected_result(row):
+            raise ValueError(
+                f"{source}: TEST.EXPECTED_RESULTS has {row!r}, expected [task, metric, score, tolerance]: "
+                "two texts and two numbers (YAML reads 1e-1 as text in a list: write 0.1)"
+            )
+
+
+def _is_expected_result(row: Any) -> bool:
+    """Returns whether a row of TEST.EXPECTED_RESULTS can be compared with results."""
+    kinds = [str, str, float, float]
+    return (
+        isinstance(row, (list, tuple))
+        and len(row) == len(kinds)
+        and all(
+            type(value) is kind or (kind is float and type(value) is int)
+            for value, kind in zip(row, kinds, strict=True)
+        )
+    )
 
 
 def add_bevkd2_config(cfg: fvcore_config.CfgNode) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ _OF_A_TAG = (ValueError, LookupError, AttributeError, TypeError)
 _WITHIN = -1  # marks a node whose values are being counted
 # Keys whose value is a path relative to the YAML file that names it, as _BASE_ is; or of a shipped file.
 _RELATIVE_TO_FILE = (("DISTILL", "TEACHER", "CONFIG"),)
+# Numbers that YAML 1.1 reads otherwise than they look: 010 as 8, 1:30 as 90.
+_OCTAL, _BASE_60 = re.compile(r"[-+]?0[0-7_]+"), re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_OTHER_THAN_TEXT = (bool, int, float, type(None))
 _REMOVED: dict[str, str] = {}
 
 
@@ -102,7 +107,8 @@ class CfgNode(fvcore_config.CfgNode):
                     f"command line option {key} has no value: {value}, which follows it, is a key (an unset "
                     "shell variable leaves no word)"
                 )
-            coerced = _coerce(node[leaf], _decode(node[leaf], value), f"command line option {key}")
+            name = f"command line option {key}"
+            coerced = _coerce(node[leaf], _decode(node[leaf], value, name), name)
             if key == "MODEL.META_ARCHITECTURE":
                 self._keep_student({"MODEL": {"META_ARCHITECTURE": coerced}})
             setattr(node, leaf, coerced)  # item assignment would change a frozen config
@@ -130,11 +136,38 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
         Raises:
             yaml.composer.ComposerError: an alias within what it stands for, or too many values.
+            MisleadingNumberError: a number that YAML reads otherwise than it looks.
         """
         node: yaml.Node | None = super().get_single_node()
         if node is not None:
             _count_values(node, {})
+            self._refuse_misleading_numbers(node, "", set())
         return node
+
+    def _refuse_misleading_numbers(self, node: yaml.Node, key: str, seen: set[int]) -> None:
+        if id(node) in seen:  # an alias
+            return
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            for name, value in node.value:
+                self._refuse_misleading_numbers(name, f"a key of {key}" if key else "a key", seen)
+                inner = name.value if isinstance(name, yaml.ScalarNode) else "?"
+                self._refuse_misleading_numbers(value, f"{key}.{inner}" if key else inner, seen)
+        elif isinstance(node, yaml.SequenceNode):
+            for i, item in enumerate(node.value):
+                self._refuse_misleading_numbers(item, f"{key}[{i}]", seen)
+        elif isinstance(node, yaml.ScalarNode) and not node.style and _misleads(node):
+            text, value = node.value, self.construct_object(node)
+            octal = ":" not in text
+            raise MisleadingNumberError(
+                None,
+                None,
+                f"{key} is written {text}, which YAML reads as {value} "
+                f"({'octal, by the 0 in front' if octal else 'of base 60, by the colon'}): write "
+                f"{f'{_decimal(text)} or {value}' if octal else value}, or {text!r} with the quotes if it is "
+                "text",
+                node.start_mark,
+            )
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Constructs a mapping.
@@ -161,6 +194,22 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 )
             lines[key.value] = line
         return super().construct_mapping(node, deep)
+
+
+class MisleadingNumberError(yaml.constructor.ConstructorError):
+    """A number in a YAML file that YAML 1.1 reads otherwise than it looks."""
+
+
+def _misleads(node: yaml.ScalarNode) -> bool:
+    """Returns whether a number is of base 60, or of base 8 and another one than in base 10."""
+    text = str(node.value)
+    octal = _OCTAL.fullmatch(text) and abs(int(_decimal(text))) > 7
+    return node.tag in _NUMBERS and bool(octal or _BASE_60.fullmatch(text))
+
+
+def _decimal(text: str) -> str:
+    """Returns an octal number's digits as a number of base 10."""
+    return str(int(text.replace("_", "")))
 
 
 def _refuse_value(loader: yaml.SafeLoader, node: yaml.Node) -> None:
@@ -206,6 +255,9 @@ def load_plain_yaml(path: Path, what: str = "config file") -> dict[str, Any]:
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # noqa: S506  (it is safe)
+    except MisleadingNumberError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        raise ValueError(f"{what} {path}, line {line}: {error.problem}") from error
     except (yaml.YAMLError, RecursionError, *_OF_A_TAG) as error:
         raise ValueError(
             f"{what} {path} is not plain YAML ({error}); Python tags and other objects are refused"
@@ -297,7 +349,8 @@ def _checked(
                 raise ValueError(f"{source}: {prefix}{key} is a node of keys, found the value {value!r}")
             result[key] = _checked(value, known[key], source, f"{prefix}{key}.")
         else:
-            result[key] = _coerce(known[key], _decode(known[key], value), f"{source}: {prefix}{key}")
+            name = f"{source}: {prefix}{key}"
+            result[key] = _coerce(known[key], _decode(known[key], value, name), name)
     return result
 
 
@@ -309,10 +362,13 @@ def _assign(source: fvcore_config.CfgNode, target: fvcore_config.CfgNode) -> Non
             setattr(target, key, value)
 
 
-def _decode(old: Any, new: Any) -> Any:
+def _decode(old: Any, new: Any, name: str) -> Any:
     """Returns the value that a string is of, such as "(1, 2)", unless a string is expected.
 
     Where a list is expected, a list of words need not have quotes: "[PKD, FGD]".
+
+    Raises:
+        ValueError: a list has a number that YAML reads otherwise than it looks; ``name`` is the value's.
     """
     if isinstance(old, str) and isinstance(new, str):
         return new
@@ -320,6 +376,8 @@ def _decode(old: Any, new: Any) -> Any:
     if isinstance(old, (list, tuple)) and isinstance(value, str) and value.lstrip().startswith("["):
         try:
             return yaml.load(value, _UniqueKeyLoader)  # noqa: S506  (it is safe)
+        except MisleadingNumberError as error:
+            raise ValueError(f"{name}{error.problem}") from error
         except yaml.YAMLError:
             return value  # the caller says what is expected
     return value
@@ -333,8 +391,13 @@ def _coerce(old: Any, new: Any, name: str) -> Any:
         return float(new)
     if isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)):
         return type(old)(_coerce_items(old, new, name))
+    remedy = ""
+    if isinstance(old, str) and isinstance(new, _OTHER_THAN_TEXT):
+        remedy = "; YAML reads yes, no, on, off, null and numbers as text only between quotes"
+    elif isinstance(old, bool) and isinstance(new, str):
+        remedy = "; write True or False"
     raise ValueError(
-        f"{name}: expected {type(old).__name__} as in {old!r}, found {type(new).__name__} {new!r}"
+        f"{name}: expected {type(old).__name__} as in {old!r}, found {type(new).__name__} {new!r}{remedy}"
     )
 
 
@@ -342,7 +405,10 @@ def _coerce_items(old: Sequence[Any], new: Sequence[Any], name: str) -> list[Any
     """Returns the items of ``new`` as the one type that those of ``old`` have; any, where they have none."""
     if len({type(item) for item in old}) != 1 or not isinstance(old[0], (bool, int, float, str)):
         return list(new)
-    return [_coerce(old[0], _decode(old[0], item), f"{name}[{i}]") for i, item in enumerate(new)]
+    names = [f"{name}[{i}]" for i in range(len(new))]
+    return [
+        _coerce(old[0], _decode(old[0], item, place), place) for item, place in zip(new, names, strict=True)
+    ]
 
 
 def _find(cfg: fvcore_config.CfgNode, dotted: str) -> tuple[fvcore_config.CfgNode, str]:

@@ -104,10 +104,12 @@ def test_whole_number_is_a_float_and_list_a_tuple(tmp_path: Path) -> None:
 
 def test_items_of_a_list_are_as_those_of_the_default(tmp_path: Path) -> None:
     # YAML 1.1 reads 1e-1 as a string
-    path = write(tmp_path, "c.yaml", "MODEL: {PIXEL_STD: [1, 2.5, 1e-1]}\nTEST: {EXPECTED_RESULTS: [[a, 1]]}")
+    path = write(
+        tmp_path, "c.yaml", "MODEL: {PIXEL_STD: [1, 2.5, 1e-1]}\nTEST: {EXPECTED_RESULTS: [[a, b, 1, 0.1]]}"
+    )
     cfg = load_config(path, ["MODEL.FPN.IN_FEATURES", "('res4', 'res5')"])
     assert cfg.MODEL.PIXEL_STD == [1.0, 2.5, 0.1] and {type(v) for v in cfg.MODEL.PIXEL_STD} == {float}
-    assert cfg.TEST.EXPECTED_RESULTS == [["a", 1]] and cfg.MODEL.FPN.IN_FEATURES == ["res4", "res5"]
+    assert cfg.TEST.EXPECTED_RESULTS == [["a", "b", 1, 0.1]] and cfg.MODEL.FPN.IN_FEATURES == ["res4", "res5"]
 
 
 def test_file_that_is_not_text_is_named(tmp_path: Path) -> None:
@@ -360,3 +362,74 @@ def test_aliases_are_read(tmp_path: Path) -> None:
     cfg = get_cfg()
     cfg.merge_from_file(str(path))
     assert cfg.MODEL.FPN.OUT_CHANNELS == 64
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "SOLVER:\n  MAX_ITER: 010",
+            r"line 2: SOLVER\.MAX_ITER is written 010, .* as 8 .*write 10 or 8, or '010'",
+        ),
+        (
+            "SOLVER: {BASE_LR: -0_20}",
+            r"line 1: SOLVER\.BASE_LR is written -0_20, .* as -16 .*write -20 or -16",
+        ),
+        ("SOLVER: {MAX_ITER: 1:30}", r"line 1: SOLVER\.MAX_ITER is written 1:30, .* as 90 \(of base 60"),
+        ("SOLVER: {BASE_LR: 1:30.5}", r"SOLVER\.BASE_LR is written 1:30\.5, .* as 90\.5"),
+        ("SOLVER: {STEPS: [8, 010]}", r"SOLVER\.STEPS\[1\] is written 010"),
+        ("OUTPUT_DIR: 12:30", "OUTPUT_DIR is written 12:30, .*or '12:30' with the quotes if it is text"),
+        ("SOLVER: {STEPS: '[010, 20]'}", r"SOLVER\.STEPS\[0\] is written 010"),
+        ("OUTPUT_DIR: no", "OUTPUT_DIR: expected str .*, found bool False; .*only between quotes"),
+        ("SOLVER: {AMP: {ENABLED: 'yes'}}", "expected bool .*, found str 'yes'; write True or False"),
+        ("SOLVER: {MAX_ITER: 1e3}", r"SOLVER\.MAX_ITER: expected int as in 0, found float 1000\.0"),
+    ],
+)
+def test_numbers_and_words_that_yaml_reads_otherwise_are_named(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"run\.yaml.*{message}"):
+        read_config(write(tmp_path, "run.yaml", text))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1_000", 1000), ("0x10", 16), ("0o17", 15), ("07", 7), ("+5", 5), ("00", 0)],
+)
+def test_numbers_that_mean_what_they_say_are_read(tmp_path: Path, text: str, value: int) -> None:
+    found = read_config(write(tmp_path, "run.yaml", f"SOLVER: {{MAX_ITER: {text}}}")).SOLVER.MAX_ITER
+    assert found == value
+
+
+def test_texts_between_quotes_and_switches_are_read(tmp_path: Path) -> None:
+    text = "OUTPUT_DIR: '010'\nDATASETS: {VERSION: '1:30'}\nSOLVER: {AMP: {ENABLED: on}}"
+    cfg = read_config(write(tmp_path, "run.yaml", text))
+    assert (cfg.OUTPUT_DIR, cfg.DATASETS.VERSION, cfg.SOLVER.AMP.ENABLED) == ("010", "1:30", True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("SOLVER.MAX_ITER", "010", "expected int as in 0, found str '010'"),
+        ("SOLVER.STEPS", "[010, 20]", r"STEPS\[0\] is written 010, which YAML reads as 8"),
+        ("SOLVER.STEPS", "[1:30]", "is written 1:30, which YAML reads as 90"),
+        ("SOLVER.AMP.ENABLED", "yes", "found str 'yes'; write True or False"),
+    ],
+)
+def test_misleading_numbers_of_the_command_line_are_named(key: str, value: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"command line option .*{message}"):
+        read_config("", [key, value])
+    found = read_config("", ["OUTPUT_DIR", value]).OUTPUT_DIR
+    assert found == value
+
+
+@pytest.mark.parametrize(
+    "row", ["[bbox, mAP, 1e-1, 0.01]", "[bbox, mAP, 0.1]", "bbox", "[1, mAP, 0.1, 0.01]"]
+)
+def test_expected_results_that_cannot_be_compared_are_named(tmp_path: Path, row: str) -> None:
+    path = write(tmp_path, "run.yaml", f"TEST: {{EXPECTED_RESULTS: [{row}]}}")
+    message = "TEST.EXPECTED_RESULTS has .*expected .task, metric, score, tolerance"
+    with pytest.raises(ValueError, match=rf"run\.yaml: {message}"):
+        read_config(path)
+    with pytest.raises(ValueError, match=f"command line option: {message}"):
+        read_config("", ["TEST.EXPECTED_RESULTS", f"[{row}]"])
