@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import logging
+import math
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +31,8 @@ _SUFFIX = ".safetensors.z"
 _UNSEEN = frozenset({"boxes", "labels", "boxes2d", "attributes", "file_name"})
 _LARGE, _STRIDE = 2**16, 8  # of larger images, every 8th pixel of every 8th row tells two of them apart
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+_LARGEST = 2**30  # bytes of a sample's file, uncompressed; more where the wanted fields are large themselves
+_LONGEST_HEADER = 10**8  # bytes, of the safetensors format
 _logger = logging.getLogger(__name__)
 
 
@@ -144,8 +148,6 @@ class TeacherCache:
         """Returns the knowledge of a batch from the files of its samples."""
         joined = {}
         for path, layout in self._layout.items():
-            for row in stored:
-                self._check_shape(path, row[path], layout)
             whole = torch.cat([row[path] for row in stored], layout.axis)
             joined[path] = whole.to(device, layout.dtype, non_blocking=True)
         knowledge: Knowledge = _replaced(template, joined)
@@ -156,7 +158,8 @@ class TeacherCache:
             raise ValueError(
                 f"DISTILL.TEACHER.CACHE: {path} of one sample is {tuple(part.shape)}, of another one "
                 f"{layout.shape}; images differ in size, so that the teacher's outputs depend on the batch: "
-                "bring them to one size, or leave DISTILL.TEACHER.CACHE empty"
+                "bring them to one size, or leave DISTILL.TEACHER.CACHE empty; if they do not, a file is "
+                "damaged: remove it"
             )
 
     def _compare(self, path: Path, stored: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> None:
@@ -211,14 +214,25 @@ class TeacherCache:
     def _read(self, name: str) -> dict[str, Tensor]:
         """Returns the stored tensors of a sample by path; none where there is no file."""
         path = self._path(name)
+        wanted = sum(math.prod(layout.shape) * layout.dtype.itemsize for layout in self._layout.values())
         try:
-            return tensors_of_bytes(zlib.decompress(path.read_bytes()))
+            found = tensors_of_bytes(_uncompressed(path.read_bytes(), max(_LARGEST, 8 * wanted)))
         except FileNotFoundError:
             return {}
-        except (zlib.error, SafetensorError) as error:
+        except (zlib.error, SafetensorError, _DamagedError) as error:
             raise ValueError(
                 f"DISTILL.TEACHER.CACHE: {path} is damaged ({error}); remove it, and it is made anew"
             ) from error
+        for field in self._layout.keys() & found.keys():
+            layout, tensor = self._layout[field], found[field]
+            dtype = self._dtype if layout.dtype.is_floating_point else layout.dtype
+            if tensor.dtype != dtype:
+                raise ValueError(
+                    f"DISTILL.TEACHER.CACHE: {path}: {field} is {tensor.dtype}, expected {dtype}; the "
+                    "file is damaged: remove it, and it is made anew"
+                )
+            self._check_shape(f"{path}: {field}", tensor, layout)
+        return found
 
     def _write(self, name: str, row: Mapping[str, Tensor]) -> None:
         replace_atomically(self._path(name), lambda file: file.write(_compressed(row)))
@@ -317,3 +331,40 @@ def _items(value: Any) -> list[tuple[Any, Any]]:
 
 def _compressed(row: Mapping[str, Tensor]) -> bytes:
     return zlib.compress(bytes_of_tensors(dict(row)), level=1)
+
+
+class _DamagedError(Exception):
+    """What is wrong with the content of a file."""
+
+
+def _uncompressed(data: bytes, largest: int) -> bytes:
+    """Returns the safetensors file in a compressed one, which may claim any size.
+
+    Args:
+        data: what :func:`_compressed` returned.
+        largest: bytes that the file may have.
+
+    Raises:
+        _DamagedError: its header cannot be read, its size is another one than the header says, or is larger.
+        zlib.error: it was not written by zlib.
+    """
+    stream = zlib.decompressobj()
+
+    begin = stream.decompress(data, 8)
+    length = int.from_bytes(begin, "little")
+    if not 0 < length <= min(_LONGEST_HEADER, largest):
+        raise _DamagedError(f"its header has {length} bytes")
+    header = stream.decompress(stream.unconsumed_tail, length)
+    try:
+        entries = [entry for name, entry in json.loads(header).items() if name != "__metadata__"]
+        size = max((entry["data_offsets"][1] for entry in entries), default=0)
+        fits = 0 <= size <= largest
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise _DamagedError(f"its header is no JSON of a safetensors file: {error!s:.100}") from error
+    if not fits:
+        raise _DamagedError(f"its header says that it holds {size!r:.40} bytes, expected {largest} at most")
+    content = stream.decompress(stream.unconsumed_tail, size + 1)
+    rest = stream.unconsumed_tail or not stream.eof
+    if len(content) != size or rest or stream.unused_data:
+        raise _DamagedError(f"it does not hold the {size} bytes that its header says")
+    return begin + header + content

@@ -1,6 +1,8 @@
 """What a teacher says of a sample, kept on disk: equal losses without its forward pass; what is refused."""
 
+import json
 import logging
+import zlib
 
 import pytest
 import torch
@@ -110,6 +112,37 @@ def test_damaged_and_foreign_files_are_named(tmp_path):
     file = next(tmp_path.glob("teacher/*"))
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ValueError, match=f"{file.name} is damaged"):
+        losses_of(build_pair("PGD", "PKD", cache=TeacherCache(tmp_path, "teacher")), batch)
+
+
+def packed(header, numbers):
+    text = json.dumps(header).encode()
+    return zlib.compress(len(text).to_bytes(8, "little") + text + numbers)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (zlib.compress(bytes(2**24), 9), "is damaged .*its header has 0 bytes"),
+        (packed({"a": {"dtype": "U8", "shape": [2**40], "data_offsets": [0, 2**40]}}, b""), "1099511627776"),
+        (
+            packed({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}, bytes(9)),
+            "does not hold the 1",
+        ),
+        (packed({"a": {"dtype": "U8", "shape": [1]}}, b"0"), "its header is no JSON of a safetensors file"),
+        (packed([], b""), "its header is no JSON of a safetensors file"),
+        (
+            packed({"fpn.0": {"dtype": "I32", "shape": [1], "data_offsets": [0, 4]}}, b"0000"),
+            "expected .*float32",
+        ),
+    ],
+)
+def test_a_file_that_claims_anything_is_named_and_not_unpacked(tmp_path, content, message):
+    batch = make_batch("PGD", 1)
+    losses_of(build_pair("PGD", "PKD", cache=TeacherCache(tmp_path, "teacher")), batch)
+    (file,) = tmp_path.glob("teacher/*")
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{file.name}.*{message}.*remove it"):
         losses_of(build_pair("PGD", "PKD", cache=TeacherCache(tmp_path, "teacher")), batch)
 
 
