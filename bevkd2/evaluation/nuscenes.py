@@ -112,9 +112,7 @@ class NuScenesScorer:
             )
 
     def _check_samples(self, tables: NuScenesTables, tokens: set[str]) -> None:
-        scenes = set(scenes_of_split(tables, self._split))
-        names = {scene["token"]: scene["name"] for scene in tables.scene}
-        expected = {s["token"] for s in tables.sample if names[s["scene_token"]] in scenes}
+        expected = tokens_of_split(tables, self._split)
         if tokens != expected:
             example = next(iter(expected - tokens or tokens - expected))
             raise ValueError(
@@ -219,6 +217,13 @@ def filtered_boxes(
     """
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that `verbose` does not silence
         return DetectionEval(tables, config, str(results), split, str(results.parent), verbose=False)
+
+
+def tokens_of_split(tables: NuScenesTables, split: str) -> set[str]:
+    """Returns the tokens of the samples of a split."""
+    scenes = set(scenes_of_split(tables, split))
+    names = {scene["token"]: scene["name"] for scene in tables.scene}
+    return {sample["token"] for sample in tables.sample if names[sample["scene_token"]] in scenes}
 
 
 def annotated_boxes(tables: NuScenesTables, tokens: Sequence[str]) -> EvalBoxes:

@@ -107,8 +107,8 @@ def read_results(path: Path) -> dict[str, list[dict[str, Any]]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no JSON, has no results, or a field of a detection is wrong; names sample, field and
-            value.
+        ValueError: it is no JSON, has no results or no meta, or a field of a detection is wrong; names
+            sample, field and value.
     """
     content = read_json(path, _REMEDY)
     results = content.get("results") if isinstance(content, dict) else None
@@ -125,6 +125,11 @@ def read_results(path: Path) -> dict[str, list[dict[str, Any]]]:
             )
         for place, row in enumerate(rows):
             _check_row(row, token, f"{path}, sample {shortened(token)}, detection {place}")
+    if not isinstance(content.get("meta"), dict):
+        raise ValueError(
+            f"{path}: meta is {shortened(content.get('meta'))}, expected an object such as "
+            f"{json.dumps(_META)}, without which the official evaluation refuses the file; add it"
+        )
     return results
 
 

@@ -6,6 +6,7 @@ scene leaves out its detections and objects. The devkit would match everything a
 
 from __future__ import annotations
 
+import codecs
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from bevkd2.evaluation.left_out import LeftOut
-from bevkd2.evaluation.nuscenes import UNDEFINED, filtered_boxes, named_scores, no_match, read_tables
-from bevkd2.evaluation.nuscenes_results import read_results
+from bevkd2.evaluation.nuscenes import (
+    UNDEFINED,
+    filtered_boxes,
+    named_scores,
+    no_match,
+    read_tables,
+    tokens_of_split,
+)
+from bevkd2.evaluation.nuscenes_results import MAX_BOXES, read_results
 from bevkd2.nuscenes.devkit import (
     TP_METRICS,
     DetectionBox,
@@ -35,6 +43,8 @@ from bevkd2.nuscenes.devkit import (
     velocity_l2,
     yaw_diff,
 )
+from bevkd2.nuscenes.json_files import shortened
+from bevkd2.nuscenes.tables import NuScenesTables
 from bevkd2.structures.matches import ground_distances, match_in_order
 
 Floats = npt.NDArray[np.float64]
@@ -99,6 +109,7 @@ class NuScenesScenes:
         tables = read_tables(self._root, self._version, self._split)
         path = folder / "results_nusc.json"
         samples = read_results(path)
+        self._check(tables, samples, path)
         scene_of = {token: tables.get("sample", token)["scene_token"] for token in samples}
         scenes = {token: tables.get("scene", token)["name"] for token in dict.fromkeys(scene_of.values())}
         if not any(samples.values()):  # the devkit fails
@@ -116,6 +127,33 @@ class NuScenesScenes:
             tuple(scenes.values()),
             {name: [found[name] for found in lacking] for name in metrics},
         )
+
+    def _check(self, tables: NuScenesTables, samples: Mapping[str, list[Any]], path: Path) -> None:
+        """Checks what the devkit asserts of a results file.
+
+        Raises:
+            ValueError: samples are missing or of another split, there are too many boxes in one, or the file
+                begins with a byte-order mark, which the devkit does not read.
+        """
+        with path.open("rb") as file:
+            if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+                raise ValueError(
+                    f"{path} begins with a byte-order mark, which the official evaluation does not read; "
+                    "save it as UTF-8 without one"
+                )
+        expected = tokens_of_split(tables, self._split)
+        if different := expected ^ samples.keys():
+            raise ValueError(
+                f"{path} has {len(samples)} samples, the split {self._split!r} {len(expected)}; they differ, "
+                f"for example in {shortened(min(different))}. Evaluate the model on this split, or name the "
+                "other one in DATASETS.TEST"
+            )
+        for token, rows in samples.items():
+            if len(rows) > MAX_BOXES:
+                raise ValueError(
+                    f"{path}, sample {shortened(token)}: {len(rows)} detections, expected {MAX_BOXES} at "
+                    "most, as in the official evaluation; leave out those of lowest score"
+                )
 
 
 def match(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -171,3 +172,31 @@ def test_a_format_without_a_scorer_says_so() -> None:
 
     with pytest.raises(ValueError, match=r"'mine' cannot score a part of a split.*Mine\.left_out_scorer"):
         DataFormat.left_out_scorer(Mine(), None, "val")  # type: ignore[arg-type]
+
+
+def test_a_results_file_that_the_devkit_refuses_is_named(tmp_path: Path) -> None:
+    world = FixtureWorld(tmp_path, scenes=1, frames=2)
+    scorer = NuScenesScenes(root=str(world.root), version=VERSION, split="both")
+    tokens = [row["token"] for row in world.tables["sample"]]
+    box = {
+        **{"translation": [0.0, 0.0, 0.0], "size": [1.0, 1.0, 1.0], "rotation": [1.0, 0.0, 0.0, 0.0]},
+        **{"velocity": [0.0, 0.0], "detection_name": "car", "detection_score": 0.5, "attribute_name": ""},
+    }
+    rows = {token: [{**box, "sample_token": token}] for token in tokens}
+    path = tmp_path / "results_nusc.json"
+    whole = json.dumps({"meta": {}, "results": rows})
+    path.write_text(whole)
+    assert scorer.score(tmp_path, ["mAP"]).scores["mAP"] == 0
+    for text, message in (
+        ("\ufeff" + whole, "begins with a byte-order mark"),
+        (json.dumps({"results": rows}), "meta is None, expected an object"),
+        (json.dumps({"meta": {}, "results": {tokens[0]: []}}), "has 1 samples, the split 'both' 2"),
+        (json.dumps({"meta": {}, "results": {**rows, "other": []}}), "example in 'other'"),
+        (
+            json.dumps({"meta": {}, "results": {**rows, tokens[0]: rows[tokens[0]] * 501}}),
+            f"sample '{tokens[0]}': 501 detections, expected 500",
+        ),
+    ):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=rf"results_nusc\.json.*{message}"):
+            scorer.score(tmp_path, ["mAP"])
