@@ -74,15 +74,26 @@ def load_strict(
     expected = module.state_dict()
     state = completed(state, expected)
     allowed = check_keys(expected, state, source, type(module).__name__, allow_missing)
-    numbers = ((name, value) for name, value in state.items() if value.element_size() > 1)  # not of 8 bits
-    if undefined := [name for name, value in numbers if value.isnan().any()]:
-        text = _listing("with NaN, so that all losses and detections will be NaN", undefined)
-        logging.getLogger(__name__).warning("%s: %s; use an earlier checkpoint", source, text)
+    warn_of_nan(state, source, "use an earlier checkpoint")
     with torch.no_grad():
         module.load_state_dict(dict(state), strict=False)
     if allowed:
         text = _listing("missing from it, as MODEL.ALLOW_MISSING permits", allowed)
         logging.getLogger(__name__).warning("%s: %s", source, text)
+
+
+def warn_of_nan(state: Mapping[str, Tensor], source: str, remedy: str) -> None:
+    """Logs a warning where weights have NaN.
+
+    Args:
+        state: tensors by name.
+        source: where they come from, for the warning.
+        remedy: what to do, for the warning.
+    """
+    numbers = ((name, value) for name, value in state.items() if value.element_size() > 1)  # not of 8 bits
+    if undefined := [name for name, value in numbers if value.isnan().any()]:
+        text = _listing("with NaN, so that all losses and detections will be NaN", undefined)
+        logging.getLogger(__name__).warning("%s: %s; %s", source, text, remedy)
 
 
 def unwrapped(key: str) -> str:

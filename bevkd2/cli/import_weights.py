@@ -9,6 +9,7 @@ from pathlib import Path
 import bevkd2.modeling  # noqa: F401  (registers the meta-architectures)
 from bevkd2.checkpoint import IMPORTER_REGISTRY, check_stated_classes, load_file, save_file
 from bevkd2.checkpoint.published import published_state
+from bevkd2.checkpoint.strict import warn_of_nan
 from bevkd2.cli.paths import path_to_write
 from bevkd2.config import class_names, stored_classes
 from bevkd2.d2 import META_ARCH_REGISTRY
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_stated_classes(file, class_names(cfg), args.input, fixed=not classes)
     published = published_state(file, args.input)
     report = known[args.arch](published).check(model.state_dict(), args.input)
+    warn_of_nan(report.state, args.input, "use another file")
     named = {"classes": classes} if classes else {}
     plain = Path(args.output).suffix == ".safetensors"
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)

@@ -67,6 +67,18 @@ def test_another_model_is_an_error(
     assert not out.exists()
 
 
+def test_weights_with_nan_are_named(
+    import_weights: ModuleType, published: tuple, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    model, argv = published
+    with torch.no_grad():
+        model.bev_queries[0, 0] = float("nan")
+    state = to_published(model.state_dict(), torch.ones(10))
+    torch.save({"state_dict": state}, tmp_path / "published.pth")
+    assert import_weights.main([*argv, str(tmp_path / "ours.pth")]) == 0
+    assert "published.pth: 1 key with NaN" in caplog.text and "bev_queries; use another file" in caplog.text
+
+
 def test_pickles_are_refused(
     import_weights: ModuleType, published: tuple, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
