@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ METADATA_KEY = "bevkd2"
 """Entry of the file's metadata whose value is the description, in JSON."""
 FORMAT = 1
 """Version of the description; a file of another one is refused."""
+
+_LARGEST = 1e38  # about the largest number of 32 bits
 
 Array = npt.NDArray[Any]
 
@@ -82,6 +84,11 @@ class Graph:
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"{path} does not exist; `bevkd2 export` writes such a file")
+        if self.path.suffix == ".pt2":
+            raise ValueError(
+                f"{path} is a package of torch.export, expected an .onnx file: read it with "
+                "torch.export.load, or write the detector with `bevkd2 export --output NAME.onnx`"
+            )
         check(self.path)
         self._session = _open(self.path, providers, threads, spinning)
         text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
@@ -170,14 +177,44 @@ def check_fields(description: Mapping[str, Any], fields: Mapping[str, Fields], p
         path: of the graph, for the message.
 
     Raises:
-        ValueError: a key is missing, or its value is of another type.
+        ValueError: a key is missing, or its value is of another type or no finite number.
     """
     for key, kind in fields.items():
-        if not isinstance(description.get(key), kind):
-            kinds = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
+        value, kinds = description.get(key), kind if isinstance(kind, tuple) else (kind,)
+        mistaken = isinstance(value, bool) and bool not in kinds  # which is an int, too
+        if mistaken or not isinstance(value, kind) or (type(value) in (int, float) and not is_finite(value)):
             raise ValueError(
-                f"{path}: {key} of the metadata {METADATA_KEY!r} is {description.get(key)!r:.100}, expected "
-                f"{kinds}; export the file again"
+                f"{path}: {key} of the metadata {METADATA_KEY!r} is {value!r:.100}, expected "
+                f"{' or '.join(each.__name__ for each in kinds)}"
+                f"{', a finite number' if {int, float} & set(kinds) else ''}; export the file again"
+            )
+
+
+def is_finite(value: Any) -> bool:
+    """Returns whether a value is a finite number that 32 bits can hold."""
+    return type(value) in (int, float) and -_LARGEST < value < _LARGEST
+
+
+def check_ports(
+    description: Mapping[str, Any], inputs: Collection[str], outputs: Collection[str], path: str | Path
+) -> None:
+    """Checks that a graph has what a runtime feeds and reads.
+
+    Args:
+        description: of the graph.
+        inputs: names of what is fed, all of them.
+        outputs: names of what is read; the graph may have more.
+        path: of the graph, for the message.
+
+    Raises:
+        ValueError: an input is missing or unknown, or an output is missing.
+    """
+    for end, names in (("inputs", inputs), ("outputs", outputs)):
+        found = {port["name"] for port in description[end]}
+        if not found >= set(names) or (end == "inputs" and found != set(names)):
+            raise ValueError(
+                f"{path}: kind of the metadata {METADATA_KEY!r} is {description['kind']!r}, whose {end} are "
+                f"{sorted(names)}, but the graph has {sorted(found)}; export the file again"
             )
 
 

@@ -7,12 +7,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bevkd2.runtime.graph import RUNTIMES, Detections, Fields, Graph, check_fields, check_scores
+from bevkd2.runtime.graph import (
+    RUNTIMES,
+    Detections,
+    Fields,
+    Graph,
+    check_fields,
+    check_ports,
+    check_scores,
+)
 from bevkd2.runtime.nms import rotated_nms
 
 Array = npt.NDArray[Any]
 
 _FIELDS: dict[str, Fields] = {"score_threshold": (int, float)}
+_INPUTS, _OUTPUTS = ("images", "image_sizes", "cam2img"), ("boxes", "scores")
 _NMS_FIELDS: dict[str, Fields] = {"nms_threshold": (int, float), "nms_inclusive": bool, "max_detections": int}
 
 
@@ -23,6 +32,7 @@ class MonoRuntime:
         """Wraps a graph of the kind ``mono``; :func:`bevkd2.runtime.load` calls it."""
         self.graph, self.description = graph, graph.description
         check_fields(self.description, _FIELDS, graph.path)
+        check_ports(self.description, _INPUTS, _OUTPUTS, graph.path)
         (scores,) = (port for port in self.description["outputs"] if port["name"] == "scores")
         self._suppresses = len(scores["shape"]) == 2  # objects by classes: one location may have several
         if self._suppresses:

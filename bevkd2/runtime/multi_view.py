@@ -8,11 +8,23 @@ import numpy as np
 import numpy.typing as npt
 
 from bevkd2.runtime.ego import EgoMotion
-from bevkd2.runtime.graph import RUNTIMES, Detections, Fields, Graph, check_fields, check_scores
+from bevkd2.runtime.graph import (
+    METADATA_KEY,
+    RUNTIMES,
+    Detections,
+    Fields,
+    Graph,
+    check_fields,
+    check_ports,
+    check_scores,
+    is_finite,
+)
 
 Array = npt.NDArray[Any]
 
 _FIELDS: dict[str, Fields] = {"post_center_range": list, "score_threshold": (int, float), "cameras": list}
+_INPUTS = ("images", "lidar2img", "can_bus", "previous_can_bus", "previous_bev", "has_previous")
+_OUTPUTS = ("boxes", "scores", "labels", "bev")
 _LEAST_THRESHOLD = 0.01
 
 
@@ -27,6 +39,13 @@ class MultiViewRuntime:
         """Wraps a graph of the kind ``multi_view``; :func:`bevkd2.runtime.load` calls it."""
         self.graph, self.description = graph, graph.description
         check_fields(self.description, _FIELDS, graph.path)
+        check_ports(self.description, _INPUTS, _OUTPUTS, graph.path)
+        limits = self.description["post_center_range"]
+        if len(limits) != 6 or not all(map(is_finite, limits)):
+            raise ValueError(
+                f"{graph.path}: post_center_range of the metadata {METADATA_KEY!r} is {limits!r:.100}, "
+                "expected six finite numbers: least and largest x, y, z in metres; export the file again"
+            )
         self._ego = EgoMotion()
         self.reset()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 from bevkd2.config import CfgNode, load_config
 from bevkd2.d2 import build_model
 from bevkd2.modeling import Detector
-from bevkd2.runtime import Detections, MonoRuntime, MultiViewRuntime, load
+from bevkd2.runtime import Detections, MonoRuntime, MultiViewRuntime, load, seal
+from bevkd2.runtime.graph import METADATA_KEY
 from tests.fuzz.exported import write_exported
 from tests.modeling.conftest import HEIGHT, WIDTH, make_frame, tiny_cfg
 from tests.runtime.graphs import TorchGraph
@@ -131,7 +133,7 @@ def test_pose_or_vector(tiny_cfg: CfgNode, make_frame: MakeFrame) -> None:
 def test_threads_wait_as_asked(spinning: bool, tmp_path: Path) -> None:
     for package in ("onnx", "onnxruntime"):
         pytest.importorskip(package, reason=f"{package} is not installed: pip install bevkd2[export]")
-    write_exported(tmp_path)
+    write_exported("mono")(tmp_path)
     graph = load(tmp_path / "student.onnx", threads=2, spinning=spinning).graph
     options = graph._session.get_session_options()
     assert options.intra_op_num_threads == 2
@@ -141,3 +143,42 @@ def test_threads_wait_as_asked(spinning: bool, tmp_path: Path) -> None:
 def test_a_file_that_is_not_there() -> None:
     with pytest.raises(FileNotFoundError, match="bevkd2 export"):
         load("nowhere.onnx")
+
+
+def test_a_package_of_torch_export_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "student.pt2").write_bytes(b"PK\x03\x04")
+    with pytest.raises(
+        ValueError, match=r"student\.pt2 is a package of torch\.export, .*torch\.export\.load"
+    ):
+        load(tmp_path / "student.pt2")
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value", "message"),
+    [
+        ("multi_view", "score_threshold", float("nan"), "score_threshold .* is nan, expected .* finite"),
+        ("multi_view", "score_threshold", float("inf"), "score_threshold .* is inf, expected .* finite"),
+        ("multi_view", "score_threshold", True, "score_threshold .* is True, expected int or float"),
+        ("multi_view", "post_center_range", [-1.0, 1.0], "post_center_range .*, expected six finite"),
+        ("multi_view", "post_center_range", ["a"] * 6, "post_center_range .*, expected six finite"),
+        ("multi_view", "kind", "mono", "kind .* is 'mono', whose inputs are .*cam2img"),
+        ("mono", "kind", "multi_view", "post_center_range .* is None, expected list"),
+        ("mono", "max_detections", True, "max_detections .* is True, expected int"),
+    ],
+)
+def test_a_description_that_cannot_be_is_named(
+    tmp_path: Path, kind: str, key: str, value: Any, message: str
+) -> None:
+    """A threshold of NaN or infinity was lowered for ever."""
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install bevkd2[export]")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install bevkd2[export]")
+    write_exported(kind)(tmp_path)
+    path = tmp_path / "student.onnx"
+    model = onnx.load(path)
+    texts = {entry.key: entry.value for entry in model.metadata_props}
+    changed = {**json.loads(texts[METADATA_KEY]), key: value}
+    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(changed)})
+    onnx.save(model, path)
+    seal(path)
+    with pytest.raises(ValueError, match=rf"student\.onnx: {message}"):
+        load(path)
