@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from bevkd2.checkpoint import Checkpointer, save_file
 from bevkd2.config import CfgNode
 from bevkd2.engine import train
 from tests.engine.toys import ToyDetector, build_toy_loader, toy_cfg
-from tests.fuzz import mutate
+from tests.fuzz import mutate, reference
 from tests.fuzz.mutate import Mutation
 from tests.fuzz.validity import Result, same_shape, strict_json
 
@@ -42,7 +43,22 @@ def read_weights(suffix: str) -> Callable[[Path], Result]:
         torch.manual_seed(1)
         net = _Net()
         Checkpointer(net, classes=["Car", "Van"]).load(str(folder / f"weights.{suffix}"), checkpointables=[])
-        return dict(net.state_dict())
+        state = dict(net.state_dict())
+        return {**state, "content": state}
+
+    return read
+
+
+def expected_weights(suffix: str) -> Callable[[Path], Result]:
+    """The tensors of the file in the model's types, by the model's names."""
+
+    def read(folder: Path) -> Result:
+        found = reference.tensors(folder / f"weights.{suffix}")
+        found = {name.replace("module.", ""): value for name, value in found.items()}
+        return {
+            name: torch.tensor(np.asarray(found[name]) if name in found else 0).to(value.dtype)
+            for name, value in _Net().state_dict().items()
+        }
 
     return read
 

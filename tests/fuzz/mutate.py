@@ -201,6 +201,7 @@ def mutate_yaml(rng: random.Random, data: bytes) -> Mutation:
                 f"{key}: yes",
                 f"{key}: (1,)",
             ),
+            *(f"{key}: {text}" for text in ("010", "0x10", "1_000", "1e3", "off", "[010, 1:30]", "'010'")),
             *("---", "<<: {A: 1}", "%YAML 9.9", f"{key}: !!binary aGk=", f"{key}: !!set {{a}}", lines[at]),
         )
         lines[at : at + rng.choice((0, 1))] = [rng.choice(odd)]
@@ -355,6 +356,26 @@ def mutate_safetensors(rng: random.Random, data: bytes) -> Mutation:
         name, _, header = mutate_tree(rng, header)
     text = _nested(json.dumps(header)).encode()
     return Mutation(name, struct.pack("<Q", len(text)) + text + numbers)
+
+
+def mutate_cache(rng: random.Random, data: bytes) -> Mutation:
+    """Changes a file of a teacher's cache, or the safetensors file that is compressed in it."""
+    if rng.random() < 0.3:
+        return mutate_bytes(rng, data)
+    if rng.random() < 0.1:
+        return Mutation("4 GiB of zeros", _zeros(256))
+    mutation = mutate_safetensors(rng, zlib.decompress(data))
+    return Mutation(f"compressed: {mutation.name}", zlib.compress(mutation.data, 1))
+
+
+def _zeros(blocks: int) -> bytes:
+    """So many times 16 MiB of zeros, compressed by zlib."""
+    length = 2**24
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    block = packer.compress(bytes(length)) + packer.flush(zlib.Z_FULL_FLUSH)
+    end = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS).flush()
+    adler = blocks * length % 65_521 << 16 | 1
+    return b"\x78\xda" + block * blocks + end + struct.pack(">I", adler)
 
 
 def mutate_exported(rng: random.Random, data: bytes) -> Mutation:

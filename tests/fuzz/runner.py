@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,6 +29,7 @@ import torch
 
 from bevkd2.errors import USER_ERRORS, message_of, traceback_of
 from tests.fuzz.mutate import Mutation
+from tests.fuzz.reference import agree
 from tests.fuzz.targets import TARGETS, Result, Target
 
 SEED = 11
@@ -58,6 +59,8 @@ def run(target: Target, cases: Sequence[int], folder: Path) -> Tally:
     folder.mkdir(parents=True)
     target.prepare(folder)
     before = target.read(folder)
+    if wrong := _silent_change(target, folder, before, warned=False):
+        raise AssertionError(f"{target.name}: the reference differs without a mutation: {wrong}")
     tally, left = Tally(target.name), list(cases)
     while left:
         ours, theirs = multiprocessing.Pipe()
@@ -150,6 +153,8 @@ def _outcome(
     target: Target, data: bytes, original: bytes, folder: Path, before: Result, heard: _Warnings
 ) -> tuple[str, str]:
     after = target.read(folder)
+    if changed := _silent_change(target, folder, after, warned=bool(heard.messages)):
+        return "finding", changed
     if different := list(differences(before, after)):
         if heard.messages:
             return "warned", ""
@@ -161,6 +166,25 @@ def _outcome(
             return "finding", f"accepted, and {odd[0]} is not finite"
         return "other data", ""
     return "same", ""
+
+
+def _silent_change(target: Target, folder: Path, after: Result, warned: bool) -> str:
+    """Returns where what was accepted is not what the files say; "" where it is, or is not compared."""
+    if target.reference is None:
+        return ""
+    try:
+        expected = target.reference(folder)
+    except Exception as error:  # noqa: BLE001  (of any reader)
+        # A warning may say what was left out, such as the objects of a foreign checkpoint.
+        return (
+            "" if warned else f"accepted, but the reference cannot read it: {type(error).__name__}: {error}"
+        )
+    different = list(differences(expected, after["content"], same=agree))
+    shown = ", ".join(
+        f"{place[1:]} ({_at(after['content'], place)!s:.60} instead of {_at(expected, place)!s:.60})"
+        for place in different[:3]
+    )
+    return f"accepted, but the values are not those of the file: {shown}" if different else ""
 
 
 def _judged(error: BaseException, path: Path, field: str) -> tuple[str, str]:
@@ -185,18 +209,20 @@ def _judged(error: BaseException, path: Path, field: str) -> tuple[str, str]:
     return "finding", f"{', '.join(problems)}: {last} ({where[-1] if where else ''})"
 
 
-def differences(old: Any, new: Any, place: str = "") -> Iterator[str]:
-    """Yields the places where two results differ."""
+def differences(
+    old: Any, new: Any, place: str = "", same: Callable[[Any, Any], bool] | None = None
+) -> Iterator[str]:
+    """Yields the places where two results differ; ``same`` compares two values, bit by bit by default."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in {**old, **new}:
             if key in old and key in new:
-                yield from differences(old[key], new[key], f"{place}/{key}")
+                yield from differences(old[key], new[key], f"{place}/{key}", same)
             else:
                 yield f"{place}/{key}"
     elif isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)) and len(old) == len(new):
         for i, (a, b) in enumerate(zip(old, new, strict=True)):
-            yield from differences(a, b, f"{place}/{i}")
-    elif not _equal(old, new):
+            yield from differences(a, b, f"{place}/{i}", same)
+    elif not (same or _equal)(old, new):
         yield place
 
 

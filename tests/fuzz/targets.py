@@ -19,20 +19,23 @@ from PIL import Image
 
 from bevkd2.cli import kitti_eval
 from bevkd2.config import load_config
+from bevkd2.data.image_files import read_image
 from bevkd2.data.kitti import load_kitti
 from bevkd2.data.mono.mapper import MonoMapper
 from bevkd2.data.nuscenes.dataset import load_nuscenes
+from bevkd2.data.nuscenes.index import NuScenesIndex
 from bevkd2.data.nuscenes.mapper import NuScenesMapper
 from bevkd2.data.nuscenes_mono import NuScenesMonoIndex
 from bevkd2.data.synthetic import KittiWorldConfig, generate
 from bevkd2.evaluation.nuscenes import NuScenesScorer
 from bevkd2.evaluation.nuscenes_results import SampleDetections
 from bevkd2.experiments.spec import read_experiment
-from bevkd2.kitti.labels import TYPES
+from bevkd2.kitti.labels import TYPES, KittiObjects, read_detections, read_labels
 from bevkd2.nuscenes.layout import MONO_CLASS_NAMES
 from tests.data.nuscenes_fixture import VERSION, FixtureWorld, write_can_bus
-from tests.fuzz import mutate
+from tests.fuzz import mutate, reference
 from tests.fuzz.checkpoints import (
+    expected_weights,
     mutate_run,
     read_weights,
     resume,
@@ -42,10 +45,14 @@ from tests.fuzz.checkpoints import (
     write_weights,
 )
 from tests.fuzz.exported import is_sealed, read_exported, write_exported
+from tests.fuzz.imports import expected_import, import_published, same_published, write_published
 from tests.fuzz.mutate import Mutation
+from tests.fuzz.results import are_results, expected_results, read_results_file, write_results_file
+from tests.fuzz.teacher_caches import expected_cache, read_cache, same_cache, write_cache
 from tests.fuzz.validity import Result, same_shape, strict_json
 
 CLASSES = ("Pedestrian", "Cyclist", "Car")
+_SPLITS = ("train", "val")
 
 
 @dataclass(frozen=True)
@@ -54,13 +61,15 @@ class Target:
 
     Attributes:
         name: of the kind.
-        cases: how many of the 2,000.
+        cases: how many of all.
         files: patterns of the files that are mutated, below the folder.
         prepare: writes valid files into a folder.
         mutate: makes a mutated content.
         read: reads the folder as a run does, and returns all that it gets of it.
         valid: whether a content is one that a user may well have meant, so that another result is right;
             it gets the original and the mutated content.
+        reference: another reading of the folder, see :mod:`tests.fuzz.reference`; what it returns is what an
+            accepted folder's "content" must be. None: the values of the files are not compared.
     """
 
     name: str
@@ -70,6 +79,7 @@ class Target:
     mutate: Callable[[random.Random, bytes], Mutation]
     read: Callable[[Path], Result]
     valid: Callable[[bytes, bytes], bool]
+    reference: Callable[[Path], Result] | None = None
 
 
 # nuScenes
@@ -112,7 +122,50 @@ def _read_nuscenes(folder: Path) -> Result:
         "samples": [mapper(index, scene[-1], np.random.default_rng(0)) for scene in index.scenes()],
         "records": [vars(mono.record(i)) for i in index.scenes()[0]],
         "scores": scorer.score(found),
+        "content": _nuscenes_content(index),
     }
+
+
+def _nuscenes_content(index: NuScenesIndex) -> Result:
+    """The index in the layout of :func:`reference.nuscenes_folder`."""
+    order = sorted(range(len(index.cameras)), key=index.cameras.__getitem__)
+    frames = []
+    for i, frame in enumerate(index):
+        where, boxes = index.annotations(i), index.boxes3d(i).tensor.double().numpy()
+        files = [Path(frame["file_names"][c]) for c in order]
+        sizes = [(int(height), int(width)) for height, width in index.image_sizes[i, order]]
+        frames.append(
+            {
+                "tokens": (frame["sample_token"], frame["scene_token"]),
+                "timestamp": frame["timestamp"],
+                "files": [str(file.relative_to(index.root)) for file in files],
+                "image_sizes": np.array(sizes),
+                "intrinsics": index.intrinsics[i, order],
+                "cameras": index.cam2lidar[i, order],
+                "ego2global": index.ego2global[i],
+                "lidar2global": index.lidar2global[i],
+                "labels": index.labels[where].tolist(),
+                "points": list(
+                    zip(index.num_lidar_pts[where].tolist(), index.num_radar_pts[where].tolist(), strict=True)
+                ),
+                "visibility": index.visibility[where].tolist(),
+                "centres": boxes[:, :3],
+                "sizes": boxes[:, [4, 3, 5]],
+                "velocities": boxes[:, 7:],
+                "pixels": [
+                    read_image(file, "a sample", size, "sample_data").numpy()
+                    for file, size in zip(files, sizes, strict=True)
+                ],
+            }
+        )
+    motion = [
+        row[7:16] if known else None for row, known in zip(index.can_bus, index.from_can_bus, strict=True)
+    ]
+    return {**{name: [frame[name] for frame in frames] for name in frames[0]}, "motion": motion}
+
+
+def _nuscenes_reference(folder: Path) -> Result:
+    return reference.nuscenes_folder(folder, VERSION, "both")
 
 
 def _scorer(folder: Path) -> NuScenesScorer:
@@ -184,7 +237,7 @@ def _kitti_world(folder: Path) -> None:
 def _read_kitti(folder: Path) -> Result:
     """The index and the samples of both splits, and the score of the detections."""
     result: Result = {}
-    for split in ("train", "val"):
+    for split in _SPLITS:
         index = load_kitti(folder, split, CLASSES)
         mappers = [MonoMapper(is_train=True, flip_prob=1.0, boxes2d=rule) for rule in ("projected", "label")]
         result[split] = {
@@ -195,7 +248,37 @@ def _read_kitti(folder: Path) -> Result:
     words = ["--gt", folder / "training", "--det", folder / "detections", "--json", scores]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         kitti_eval.main([*map(str, words), "--split", str(folder / "ImageSets" / "val.txt")])
-    return {**result, "scores": json.loads(scores.read_text())}
+    return {**result, "scores": json.loads(scores.read_text()), "content": _kitti_content(folder)}
+
+
+def _kitti_content(folder: Path) -> Result:
+    """Both splits and the detections in the layout of :func:`reference.kitti_folder`."""
+    content: Result = {}
+    for split in _SPLITS:
+        index = load_kitti(folder, split, CLASSES)
+        records = [index.record(i) for i in range(len(index))]
+        labels = [folder / "training" / "label_2" / f"{record.image_id}.txt" for record in records]
+        content[split] = {
+            "frames": [record.image_id for record in records],
+            "cam2img": np.array([record.cam2img for record in records]),
+            "labels": [_columns(read_labels(path)) for path in labels],
+            "pixels": [
+                read_image(record.file_name, "a frame", (record.height, record.width), "its header").numpy()
+                for record in records
+            ],
+        }
+    files = sorted((folder / "detections").glob("*.txt"))
+    content["detections"] = {path.stem: _columns(read_detections(path)) for path in files}
+    return content
+
+
+def _columns(objects: KittiObjects) -> Result:
+    columns = {name: value for name, value in vars(objects).items() if value is not None}
+    return {**columns, "types": [name.lower() for name in objects.types.tolist()]}
+
+
+def _kitti_reference(folder: Path) -> Result:
+    return reference.kitti_folder(folder, _SPLITS)
 
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -331,38 +414,24 @@ def _read_experiment(folder: Path) -> Result:
 
 _TABLE_FILES = (f"{VERSION}/[!msv]*.json", f"{VERSION}/s[!p]*.json", f"{VERSION}/visibility.json")
 TARGETS = (
-    Target(
-        "nuScenes tables",
-        360,
-        _TABLE_FILES,
-        _nuscenes_world,
-        mutate.mutate_json,
-        _read_nuscenes,
-        _same_records,
+    *(
+        Target(name, cases, files, _nuscenes_world, change, _read_nuscenes, valid, _nuscenes_reference)
+        for name, cases, files, change, valid in (
+            ("nuScenes tables", 360, _TABLE_FILES, mutate.mutate_json, _same_records),
+            ("splits.json", 100, (f"{VERSION}/splits.json",), mutate.mutate_json, _is_splits),
+            ("CAN bus", 120, ("can_bus/*",), mutate.mutate_json, _is_can_bus),
+            ("JPEG", 140, ("samples/CAM_*/*",), mutate.mutate_image, _decodes),
+        )
     ),
-    Target(
-        "splits.json",
-        100,
-        (f"{VERSION}/splits.json",),
-        _nuscenes_world,
-        mutate.mutate_json,
-        _read_nuscenes,
-        _is_splits,
-    ),
-    Target("CAN bus", 120, ("can_bus/*",), _nuscenes_world, mutate.mutate_json, _read_nuscenes, _is_can_bus),
-    Target("JPEG", 140, ("samples/CAM_*/*",), _nuscenes_world, mutate.mutate_image, _read_nuscenes, _decodes),
-    Target(
-        "PNG", 160, ("training/image_2/*",), _kitti_world, mutate.mutate_image, _read_kitti, _is_whole_png
-    ),
-    Target(
-        "calib", 120, ("training/calib/*",), _kitti_world, mutate.mutate_rows, _read_kitti, _is_calibration
-    ),
-    Target(
-        "labels", 140, ("training/label_2/*",), _kitti_world, mutate.mutate_rows, _read_kitti, _are_rows(15)
-    ),
-    Target("ImageSets", 100, ("ImageSets/*",), _kitti_world, mutate.mutate_rows, _read_kitti, _is_frame_list),
-    Target(
-        "detections", 160, ("detections/*",), _kitti_world, mutate.mutate_rows, _read_kitti, _are_rows(16)
+    *(
+        Target(name, cases, files, _kitti_world, change, _read_kitti, valid, _kitti_reference)
+        for name, cases, files, change, valid in (
+            ("PNG", 160, ("training/image_2/*",), mutate.mutate_image, _is_whole_png),
+            ("calib", 120, ("training/calib/*",), mutate.mutate_rows, _is_calibration),
+            ("labels", 140, ("training/label_2/*",), mutate.mutate_rows, _are_rows(15)),
+            ("ImageSets", 100, ("ImageSets/*",), mutate.mutate_rows, _is_frame_list),
+            ("detections", 160, ("detections/*",), mutate.mutate_rows, _are_rows(16)),
+        )
     ),
     Target("config", 140, ("*.yaml",), _configs, mutate.mutate_yaml, _read_config, _is_mapping),
     Target(
@@ -382,6 +451,7 @@ TARGETS = (
         mutate.mutate_checkpoint,
         read_weights("pth"),
         same_tensors,
+        expected_weights("pth"),
     ),
     Target(
         "weights.safetensors",
@@ -391,6 +461,7 @@ TARGETS = (
         mutate.mutate_safetensors,
         read_weights("safetensors"),
         same_safetensors,
+        expected_weights("safetensors"),
     ),
     Target(
         "resumed run",
@@ -401,7 +472,43 @@ TARGETS = (
         resume,
         same_tensors,
     ),
+    *(
+        Target(
+            name, cases, ("*.onnx",), write_exported(kind), mutate.mutate_exported, read_exported, is_sealed
+        )
+        for name, cases, kind in (
+            ("exported model", 100, "mono"),
+            ("exported multi-view model", 60, "multi_view"),
+        )
+    ),
     Target(
-        "exported model", 100, ("*.onnx",), write_exported, mutate.mutate_exported, read_exported, is_sealed
+        "results_nusc.json",
+        100,
+        ("results_nusc.json",),
+        write_results_file,
+        mutate.mutate_json,
+        read_results_file,
+        are_results,
+        expected_results,
+    ),
+    Target(
+        "published weights",
+        80,
+        ("published.pth",),
+        write_published,
+        mutate.mutate_checkpoint,
+        import_published,
+        same_published,
+        expected_import,
+    ),
+    Target(
+        "teacher cache",
+        100,
+        ("cache/teacher/*",),
+        write_cache,
+        mutate.mutate_cache,
+        read_cache,
+        same_cache,
+        expected_cache,
     ),
 )

@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.fuzz.runner import run
-from tests.fuzz.targets import TARGETS, Target
+from tests.fuzz.targets import TARGETS, Result, Target
+from tests.reliability.fuzz import GROUPS
 
 
-def test_there_are_2000_cases() -> None:
-    assert sum(target.cases for target in TARGETS) == 2000
+def test_there_are_2340_cases_all_in_a_row_of_the_table() -> None:
+    assert sum(target.cases for target in TARGETS) == 2340
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(t.name for t in TARGETS)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("labels", lambda content: content["train"]["labels"][0]["alpha"].__iadd__(1)),
+        ("results_nusc.json", lambda content: content["drawn"].popitem()),
+        ("weights.safetensors", lambda content: content["0.weight"].mul_(2)),
+        ("teacher cache", lambda content: content[0].pop("logits")),
+    ],
+)
+def test_values_that_are_not_those_of_the_file_are_found(
+    tmp_path: Path, name: str, spoil: Callable[[Any], object]
+) -> None:
+    target = next(target for target in TARGETS if target.name == name)
+
+    def read(folder: Path) -> Result:
+        result = target.read(folder)
+        spoil(result["content"])
+        return result
+
+    wrong = dataclasses.replace(target, read=read)
+    with pytest.raises(AssertionError, match="the reference differs without a mutation"):
+        run(wrong, [0], tmp_path / "files")
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)

@@ -1,4 +1,4 @@
-"""2,000 mutated files of every kind that a user may hand over, see :mod:`tests.fuzz`."""
+"""2,340 mutated files of every kind that a user may hand over, see :mod:`tests.fuzz`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ GROUPS = {
         "weights.safetensors",
         "resumed run",
     ),
-    "exported models (.onnx)": ("exported model",),
+    "exported models (.onnx)": ("exported model", "exported multi-view model"),
+    "results files of nuScenes": ("results_nusc.json",),
+    "published weights for import-weights and files of a teacher's cache": (
+        "published weights",
+        "teacher cache",
+    ),
 }
 
 
