@@ -39,13 +39,12 @@ class Result:
     content: Mapping[str, Any]
 
 
-def result_path(folder: Path, experiment: Experiment, row: Row, seed: int) -> Path:
+def result_path(folder: Path, row: Row, seed: int) -> Path:
     """Returns where the result of a run is: ``FOLDER/EXPERIMENT/ROW_SEED.json``.
 
     Args:
         folder: of the results of all experiments.
-        experiment: not read: EXPERIMENT is the row's ``runs_of``, whose runs may be shared.
-        row: the row.
+        row: the row; EXPERIMENT is its ``runs_of``.
         seed: one of the row's.
     """
     return folder / row.runs_of / f"{row.name}_{seed}.json"
@@ -106,9 +105,7 @@ def finished(folder: Path, experiment: Experiment) -> dict[tuple[str, int], Path
     Raises:
         ValueError: a file there is the result of no run.
     """
-    expected = {
-        result_path(folder, experiment, row, seed): (row.name, seed) for row, seed in experiment.runs()
-    }
+    expected = {result_path(folder, row, seed): (row.name, seed) for row, seed in experiment.runs()}
     own = sorted((folder / experiment.name).glob("*.json"))
     if foreign := [path for path in own if path not in expected]:
         raise ValueError(

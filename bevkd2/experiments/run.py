@@ -44,13 +44,12 @@ _SETTINGS = "settings.json"
 _LAST_LOSSES = 0.1  # share of the training over which losses are averaged
 
 
-def run_folder(output: Path, experiment: Experiment, row: Row, seed: int) -> Path:
+def run_folder(output: Path, row: Row, seed: int) -> Path:
     """Returns where a run trains: ``OUTPUT/EXPERIMENT/ROW_SEED``.
 
     Args:
         output: of all experiments.
-        experiment: not read: EXPERIMENT is the row's ``runs_of``, whose runs may be shared.
-        row: the row.
+        row: the row; EXPERIMENT is its ``runs_of``.
         seed: one of the row's.
     """
     return output / row.runs_of / f"{row.name}_{seed}"
@@ -99,7 +98,7 @@ def discard(experiment: Experiment, row: Row, seed: int, *, output: Path, result
     Returns:
         Whether there was something.
     """
-    path, folder = result_path(results, experiment, row, seed), run_folder(output, experiment, row, seed)
+    path, folder = result_path(results, row, seed), run_folder(output, row, seed)
     new, found = run_settings(experiment, row, seed), False
     if path.is_file() and changed(path, read_settings(path), new, experiment):
         path.unlink()
@@ -126,7 +125,7 @@ def run_one(experiment: Experiment, row: Row, seed: int, *, output: Path, result
         ValueError: what is in its folder was made with other settings, or another process runs it.
     """
     started = time.monotonic()
-    folder, settings = run_folder(output, experiment, row, seed), run_settings(experiment, row, seed)
+    folder, settings = run_folder(output, row, seed), run_settings(experiment, row, seed)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         training = {key: settings[key] for key in ("training", "training_files")}
@@ -162,7 +161,7 @@ def run_one(experiment: Experiment, row: Row, seed: int, *, output: Path, result
             "losses": _last_losses(rows, length),
             "gradients": gradients,
         }
-        path = result_path(results, experiment, row, seed)
+        path = result_path(results, row, seed)
         write_result(path, content)
     return path
 

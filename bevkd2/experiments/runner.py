@@ -65,7 +65,7 @@ def run_all(
     turn = threading.Lock()
 
     def one(row: Row, seed: int, stop: threading.Event) -> None:
-        log = run_folder(output, experiment, row, seed) / "console.txt"
+        log = run_folder(output, row, seed) / "console.txt"
         say(f"start   {row.name} seed {seed}")
         begin = time.monotonic()
         code = run_logged(command(row, seed), log, stop)
@@ -85,7 +85,7 @@ def _event(run: Ended, experiment: Experiment, results: Path, eta: str) -> str:
     head = f"{run.row.name} seed {run.seed}, {_duration(run.seconds)}"
     if run.code:
         return f"FAILED  {head}, exit status {run.code}; {eta}\n{log_tail(run.log)}"
-    metrics = json.loads(result_path(results, experiment, run.row, run.seed).read_text())["metrics"]
+    metrics = json.loads(result_path(results, run.row, run.seed).read_text())["metrics"]
     scores = ", ".join(f"{name} {number(metrics[name])}" for name in experiment.primary)
     return f"done    {head}, {scores}; {eta}"
 

@@ -141,7 +141,7 @@ def test_the_world_that_ended_the_training_is_not_scored_again(path: Path, whole
     found = json.loads(
         run_one(experiment, experiment.rows["plain"], 0, output=output, results=results).read_text()
     )
-    assert not (run_folder(output, experiment, experiment.rows["plain"], 0) / "evaluation").exists()
+    assert not (run_folder(output, experiment.rows["plain"], 0) / "evaluation").exists()
     assert len(found["units"]) == 2 and set(found["metrics"]) == {*experiment.primary, *experiment.secondary}
 
 
@@ -209,20 +209,20 @@ def test_other_settings_are_refused_until_rerun(
     other = read_experiment(changed)
     with pytest.raises(ValueError, match=r"plain_0 was made with settings \(training\).*--rerun"):
         run_one(other, other.rows["plain"], 0, output=output, results=tmp_path / "results")
-    kept = result_path(results, other, row, 0).read_text()
+    kept = result_path(results, row, 0).read_text()
     run: list[tuple[str, int]] = []
     monkeypatch.setattr(run_experiment, "run_all", lambda _, runs, *__, **___: run.extend(runs) or [])
     assert run_experiment.main([*words, "--rerun"]) == 0
     assert [(row.name, seed) for row, seed in run] == [("plain", 0)]
-    assert not result_path(results, other, row, 0).exists()
-    assert not run_folder(output, other, row, 0).exists()
-    result_path(results, other, row, 0).write_text(kept)
+    assert not result_path(results, row, 0).exists()
+    assert not run_folder(output, row, 0).exists()
+    result_path(results, row, 0).write_text(kept)
 
 
 def test_two_processes_do_not_run_one_run(path: Path, whole: tuple[int, str], tmp_path: Path) -> None:
     experiment = read_experiment(path)
     row = experiment.rows["plain"]
-    folder = run_folder(tmp_path, experiment, row, 0)
+    folder = run_folder(tmp_path, row, 0)
     folder.mkdir(parents=True)
     with (
         run_module._locked(folder),

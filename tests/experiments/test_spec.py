@@ -224,7 +224,7 @@ def test_a_row_may_have_the_runs_of_another_experiment(tmp_path: Path) -> None:
     path = tiny.write(tmp_path, rows=[{"name": "plain", "runs_of": "other"}, {"name": "slow"}])
     experiment, results = read_experiment(path), tmp_path / "results"
     row = experiment.rows["plain"]
-    assert result_path(results, experiment, row, 0) == results / "other" / "plain_0.json"
+    assert result_path(results, row, 0) == results / "other" / "plain_0.json"
     assert experiment.settings(row, 0) == other.settings(other.rows["plain"], 0)
     assert finished(results, experiment) == {}
     for name in ("other/plain_0", "other/other_0", "tiny/slow_0"):

@@ -89,7 +89,7 @@ def invent(
             curve = [{"iteration": 2, "Car_3D_moderate_R40": score / 2}]
             curve.append({"iteration": 4, "Car_3D_moderate_R40": score})
             write_result(
-                result_path(results, experiment, row, seed),
+                result_path(results, row, seed),
                 {
                     "experiment": experiment.name,
                     "row": name,
