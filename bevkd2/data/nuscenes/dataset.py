@@ -272,9 +272,19 @@ def _annotation_arrays(
 
 
 def _visibility(tables: Any, annotation: dict[str, Any]) -> int:
-    """Returns the nuScenes level 1 to 4, by the order of visibility.json; 0 where not annotated."""
+    """Returns the nuScenes level 1 to 4, by the order of visibility.json; 0 where not annotated.
+
+    Raises:
+        ValueError: nuScenes' own token, which is the level, has another place there.
+    """
     token = annotation["visibility_token"]
-    return tables.getind("visibility", token) + 1 if token else 0
+    level: int = tables.getind("visibility", token) + 1 if token else 0
+    if token in ("1", "2", "3", "4") and int(token) != level:
+        raise ValueError(
+            f"{tables.table_root}/visibility.json: the record with the token {token!r} is number {level}, "
+            f"expected number {token}: records are missing, or in another order; unpack the metadata again"
+        )
+    return level
 
 
 def _attribute(tables: Any, annotation: dict[str, Any]) -> int:

@@ -37,7 +37,7 @@ _DAMAGE = (
     RuntimeError,  # of which zipfile's NotImplementedError is one
     ValueError,
 )
-_FORMAT = 4  # raise it when the arrays, their meaning or their checks change: older files are then rebuilt
+_FORMAT = 5  # raise it when the arrays, their meaning or their checks change: older files are then rebuilt
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -306,6 +306,16 @@ def test_unknown_attribute_is_named(tmp_path):
         load_nuscenes(world.root, VERSION, "first")
 
 
+@pytest.mark.parametrize("change", [lambda rows: rows.pop(0), lambda rows: rows.reverse()])
+def test_visibility_levels_that_lack_a_record_or_their_order_are_refused(tmp_path, change):
+    """They are counted, so that all levels would shift."""
+    world = FixtureWorld(tmp_path, scenes=1, frames=2)
+    change(world.tables["visibility"])
+    world.write()
+    with pytest.raises(ValueError, match=r"visibility\.json: .* token '4' is number \d, expected number 4"):
+        load_nuscenes(world.root, VERSION, "first")
+
+
 def test_truncated_scene_is_named(tmp_path):
     world = FixtureWorld(tmp_path, scenes=1, frames=3)
     world.record("sample", "s0f1")["next"] = ""
